@@ -1,0 +1,367 @@
+"""Stack file -> validated StackConfig -> JobSpec. Every error is one line: the key, what was found, what to do.
+
+Pure but for reading: nothing here needs the Pulumi CLI, so that scripts read a stack file as Pulumi does.
+"""
+
+import json
+import os
+import platform as host
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError
+
+from trainer import spec
+
+from .explain import explain, unknown
+
+PROJECT = "gpt2-training"
+ROOT = Path(__file__).resolve().parent.parent
+# AI Platform's presets: workers and parameter servers, beside one master.
+TIERS: dict[str, tuple[int, int]] = {
+    "BASIC": (0, 0),
+    "BASIC_GPU": (0, 0),
+    "STANDARD_1": (4, 3),
+    "PREMIUM_1": (19, 11),
+}
+DEFAULT_TEXT = Path("data/default.txt")
+BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two moments
+EXAMPLES = {
+    "trainingInput": "trainingInput: {workerCount: 1, hyperparameters: {learningRate: 0.003}}",
+    "trainingInput.hyperparameters": "hyperparameters: {learningRate: 0.003, batchSize: 16}",
+    "model": "model: {size: gpt2}",
+    "data": f"data: {{path: {DEFAULT_TEXT}, tokenizer: train}}",
+    "data.path": f"path: {DEFAULT_TEXT}",
+    "evaluation": "evaluation: {every: 100}",
+    "checkpoints": "checkpoints: {every: 250, keep: 2}",
+}
+MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
+
+
+class ConfigError(Exception):
+    """What a stack file asks for cannot be done: one line a problem."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _digits(value: Any) -> Any:
+    """AI Platform's files quote their 64-bit numbers: workerCount: "10"."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,6}", value) else value
+
+
+Count = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_digits)]
+
+
+class TrainingInput(spec.Strict):
+    """AI Platform's words. Machine types mean nothing to `platform: local`, where a machine is a process."""
+
+    scale_tier: Literal["CUSTOM", "BASIC", "BASIC_GPU", "STANDARD_1", "PREMIUM_1"] = "CUSTOM"
+    master_type: str | None = None
+    worker_type: str | None = None
+    worker_count: Count = 0
+    parameter_server_type: str | None = None
+    parameter_server_count: Count = 0
+    hyperparameters: spec.Hyperparameters = spec.Hyperparameters()
+
+    def counts(self) -> tuple[int, int]:
+        """Workers and parameter servers, of the preset or as counted."""
+        return TIERS.get(self.scale_tier, (self.worker_count, self.parameter_server_count))
+
+
+class StackFile(spec.Strict):
+    """All keys of this project that a stack file may have."""
+
+    platform: Literal["local", "google"] = "local"
+    training_input: TrainingInput
+    model: spec.Model
+    data: spec.Data
+    evaluation: spec.Evaluation = spec.Evaluation()
+    checkpoints: spec.Checkpoints = spec.Checkpoints()
+    launch: int = Field(1, ge=1)
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """A stack file that is consistent in itself. Whether this machine can run it, job_spec() finds out."""
+
+    stack: str
+    root: Path  # relative paths of the stack file start here
+    file: StackFile
+
+    @property
+    def bucket(self) -> str:
+        return bucket_url(self.stack, self.root)
+
+    @property
+    def text(self) -> Path:
+        """The source text on this machine."""
+        return self.root / Path(self.file.data.path).expanduser()
+
+    @property
+    def workers(self) -> int:
+        return self.file.training_input.counts()[0]
+
+    def words(self) -> dict[str, Any]:
+        """The stack file's own keys and values, without defaults."""
+        return self.file.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def bucket_url(stack: str, root: Path = ROOT) -> str:
+    """Where a local stack keeps its files: a folder of the checkout, as file://."""
+    return (root.resolve() / "artifacts" / stack).as_uri()
+
+
+def load(values: Mapping[str, Any], stack: str, root: Path = ROOT) -> StackConfig:
+    """Validates a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
+    try:
+        file = StackFile.model_validate(dict(values), strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ConfigError(explain(error, StackFile, PROJECT, EXAMPLES)) from None
+    if problems := _combinations(file):
+        raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
+    return StackConfig(stack, root, file)
+
+
+def _combinations(file: StackFile) -> list[str]:
+    """Values that are fine alone and not together."""
+    problems = []
+    training, parameters = file.training_input, file.training_input.hyperparameters
+    workers, servers = training.counts()
+    if training.scale_tier in TIERS:
+        given = {"worker_count": "workerCount", "parameter_server_count": "parameterServerCount"}
+        for name in given.keys() & training.model_fields_set:
+            problems.append(
+                f"trainingInput.{given[name]}: scaleTier {training.scale_tier} sets it; remove one, or use CUSTOM"
+            )
+        if servers:
+            problems.append(
+                f"trainingInput.scaleTier: {training.scale_tier} has {servers} parameter servers, which are not there"
+                f" yet; use scaleTier: CUSTOM with workerCount: {workers}"
+            )
+    elif servers:
+        problems.append(
+            f"trainingInput.parameterServerCount: found {servers}, but parameter servers are not there yet;"
+            " use 0: the workers then exchange gradients directly"
+        )
+    if parameters.batch_size < 1 + workers:
+        problems.append(
+            f"trainingInput.hyperparameters.batchSize: found {parameters.batch_size}, less than the {1 + workers}"
+            f" trainers (master and {workers} workers); use at least {1 + workers}, or fewer workers"
+        )
+    if parameters.sequence_length > file.model.positions:
+        problems.append(
+            f"trainingInput.hyperparameters.sequenceLength: found {parameters.sequence_length}, longer than"
+            f" model.positions, {file.model.positions}; shorten it or raise model.positions"
+        )
+    if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
+        problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
+    if file.platform == "google":
+        problems.append("platform: google is not there yet; use local")
+    return problems
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts."""
+
+
+_PLAIN = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "merge": (r"<<", "<"),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _PLAIN.items():
+    _letters: list[Any] = ["" if c == "\0" else c for c in _first]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _letters)
+
+
+def from_file(stack: str, root: Path = ROOT) -> StackConfig:
+    """Reads Pulumi.<stack>.yaml. Raises ConfigError."""
+    path = root / f"Pulumi.{stack}.yaml"
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
+    except FileNotFoundError:
+        there = sorted(p.name.split(".")[1] for p in root.glob("Pulumi.*.yaml"))
+        raise ConfigError([f"stack {stack}: there is no {path.name}; {unknown(stack, there)}"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path.name}: not YAML: {' '.join(str(error).split())}"]) from None
+    content = content if isinstance(content, dict) else {}
+    values = {}
+    for name, value in (content.get("config") or {}).items():
+        namespace, _, short = str(name).rpartition(":")
+        if namespace in ("", PROJECT):  # Pulumi lets the project's own name be left out
+            values[short] = value
+    return load(values, stack, root)
+
+
+def from_pulumi() -> StackConfig:
+    """The configuration of the stack whose program is running. Raises ConfigError."""
+    import pulumi
+    from pulumi.runtime.config import CONFIG
+
+    texts: dict[str, Any] = CONFIG.get()
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        namespace, _, short = name.partition(":")
+        if namespace == PROJECT:  # Pulumi hands over all values as texts, and objects as JSON
+            values[short] = _parsed(text)
+    return load(values, pulumi.get_stack(), ROOT)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
+    """The run that a stack declares. Raises ConfigError if this machine or the text cannot carry it out."""
+    problems = [f"{PROJECT}:{problem}" for problem in [*_text_problems(config), *_host_problems(config)]]
+    if problems:
+        raise ConfigError(problems)
+    file, training = config.file, config.file.training_input
+    fingerprint = spec.fingerprint(config.text)
+    placed: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}"}
+    if file.data.tokenizer == "checkpoint":
+        placed["vocabulary_path"] = file.model.initialize
+    data = file.data.model_copy(update=placed)
+    code = spec.code_hash(config.root / "trainer")
+    run = spec.run_id(file.model, data, fingerprint, training.hyperparameters, code)
+    if problem := _disk_problem(config, run):
+        raise ConfigError([f"{PROJECT}:{problem}"])
+    trainers = 1 + config.workers
+    return spec.JobSpec(
+        run=run,
+        launch=file.launch,
+        model=file.model,
+        data=data,
+        fingerprint=fingerprint,
+        code=code,
+        hyperparameters=training.hyperparameters,
+        evaluation=file.evaluation,
+        checkpoints=file.checkpoints,
+        # With more threads than cores, trainers are 20 times slower.
+        cluster=spec.Cluster(workers=config.workers, threads=max(1, (cores or _cores()) // trainers)),
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def division(config: StackConfig) -> str | None:
+    """How the batch falls on the trainers, if it does not divide evenly: no error, but good to know."""
+    batch, trainers = config.file.training_input.hyperparameters.batch_size, 1 + config.workers
+    least, rest = divmod(batch, trainers)
+    if not rest:
+        return None
+    busy = batch / trainers / (least + 1)
+    return f"batch {batch} over {trainers} trainers: {least} or {least + 1} each, {busy:.0%} busy"
+
+
+def _text_problems(config: StackConfig) -> list[str]:
+    """What is wrong with the source text, as far as its ends show; the trainer reads all of it."""
+    path, named = config.text, config.file.data.path
+    parameters = config.file.training_input.hyperparameters
+    if "://" in named:
+        return [f"data.path: {named} is an address; platform local wants a file of this machine"]
+    if path.is_dir():
+        return [f"data.path: {named} is a folder; name one text file"]
+    if not path.exists():
+        fix = "python -m scripts.default_corpus makes it" if Path(named) == DEFAULT_TEXT else "check the path"
+        return [f"data.path: there is no file {named}; {fix}"]
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+            file.seek(max(0, size - (1 << 12)))
+            tail = file.read()
+    except OSError as error:
+        return [f"data.path: {named} cannot be read: {error.strerror}; check its permissions"]
+    if size == 0:
+        return [f"data.path: {named} is empty; put the text to train on into it"]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return [f"data.path: {named} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"]
+    if (at := head.find(0)) >= 0:
+        return [f"data.path: {named} is binary, it has a zero at byte {at:,}; give plain text in UTF-8"]
+    broken = _not_utf8(head, 0, whole=len(head) == size)
+    if broken is None:
+        broken = _not_utf8(tail, size - len(tail), whole=True)
+    if broken is not None:
+        return [f"data.path: {named} is not UTF-8 at byte {broken:,}; convert it, such as iconv -f LATIN1 -t UTF-8"]
+    # A token is a byte or more, so that with less than this there cannot be two batches and one held-out sequence.
+    sequence = parameters.sequence_length + 1
+    least = max(2 * parameters.batch_size * sequence, int(sequence / config.file.data.validation_fraction) + 1)
+    if size < least:
+        need = f"batchSize {parameters.batch_size} and sequenceLength {parameters.sequence_length} need {least:,}"
+        return [f"data.path: {named} is too small, {size:,} bytes; {need}: give more text, or lower these"]
+    return []
+
+
+def _not_utf8(part: bytes, offset: int, whole: bool) -> int | None:
+    """Where a part of a file stops being UTF-8; characters cut by its own ends are none of its errors."""
+    start = 0
+    if offset:
+        while start < min(3, len(part)) and part[start] & 0xC0 == 0x80:
+            start += 1
+    try:
+        part[start:].decode()
+    except UnicodeDecodeError as error:
+        cut = not whole and error.end == len(part) - start and error.reason == "unexpected end of data"
+        return None if cut else offset + start + error.start
+    return None
+
+
+def _host_problems(config: StackConfig) -> list[str]:
+    """What this machine cannot do."""
+    problems = []
+    system, processor, version = host.system(), host.machine(), sys.version_info[:2]
+    if config.workers and not (
+        system == "Linux" and processor in ("x86_64", "AMD64") and (3, 11) <= version <= (3, 13)
+    ):
+        problems.append(
+            f"trainingInput.workerCount: found {config.workers}, but torchft, by which trainers work together, exists"
+            f" for Linux on x86-64 with Python 3.11 to 3.13, and this is {system} on {processor} with Python"
+            f" {version[0]}.{version[1]}; use 0"
+        )
+    file = config.file
+    for key, value in (("model.initialize", file.model.initialize), ("data.vocabularyPath", file.data.vocabulary_path)):
+        if (
+            value
+            and value.startswith(("/", "./", "../", "~"))
+            and not (config.root / Path(value).expanduser()).exists()
+        ):
+            problems.append(f"{key}: there is no folder {value}; check the path")
+    return problems
+
+
+def _disk_problem(config: StackConfig, run: str) -> str | None:
+    folder = config.root.resolve() / "artifacts" / config.stack
+    if (folder / "runs" / run).exists():  # it was let in before, and may be finished
+        return None
+    file = config.file
+    need = MARGIN + 3 * config.text.stat().st_size  # the copy, and tokens of two bytes
+    if file.model.initialize is None:
+        layers, _, width = file.model.dimensions()
+        words = {"train": file.data.vocabulary_size, "byte": 257}.get(file.data.tokenizer, 50304)
+        parameters = 12 * layers * width**2 + (words + file.model.positions) * width
+        need += parameters * BYTES_PER_PARAMETER * (file.checkpoints.keep + 2)
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    if free >= need:
+        return None
+    return (
+        f"checkpoints.keep: {file.checkpoints.keep} checkpoints, one being written, the model and the data need"
+        f" {need / 1e9:.1f} GB in artifacts/{config.stack}, and {free / 1e9:.1f} GB are free; make room, or lower it"
+    )

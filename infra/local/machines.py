@@ -1,0 +1,71 @@
+"""A machine of `platform: local`: a process that runs `python -m trainer`, and goes on when `pulumi up` is over."""
+
+import sys
+from pathlib import Path
+
+import pulumi
+from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
+
+from trainer.spec import JobSpec, Role
+from trainer.status import is_over
+from trainer.storage import open_storage
+
+from . import processes
+from .storage import Properties, Provider, changed, folder, plain
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class MachineProvider(Provider):
+    """Its inputs name the machine; `start` counts its processes, so that a dead one is a difference to be seen."""
+
+    def check(self, olds: Properties, news: Properties) -> CheckResult:
+        inputs = plain(news)
+        start = str(olds.get("start") or "1")
+        same = not changed(olds, {key: news[key] for key in ("bucket", "run", "launch", "name")})
+        if not same:
+            start = "1"
+        elif not _as_it_should(inputs):
+            start = f"{int(start.split(',')[0]) + 1}, because the process was gone"
+        return CheckResult({**inputs, "start": start}, [])
+
+    def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
+        names = changed(olds, news)
+        return DiffResult(changes=bool(names), replaces=sorted(names - {"start"}), delete_before_replace=True)
+
+    def create(self, props: Properties) -> CreateResult:
+        props = plain(props)
+        machine = _machine(props)
+        if not _is_over(props):
+            command = [sys.executable, "-m", "trainer", "--bucket", props["bucket"], "--run", props["run"]]
+            command += ["--name", props["name"], "--role", props["role"]]
+            processes.start(machine, props["launch"], command, ROOT)
+        return CreateResult(f"{props['run']}/{props['launch']}/{props['name']}", {**props, "log": str(machine.log)})
+
+    def update(self, _id: str, _olds: Properties, news: Properties) -> UpdateResult:
+        return UpdateResult(self.create(news).outs)
+
+    def read(self, id_: str, props: Properties) -> ReadResult:
+        return ReadResult(id_ if _as_it_should(plain(props)) else "", props)
+
+    def delete(self, _id: str, props: Properties) -> None:
+        processes.stop(_machine(props).mark)
+
+
+class Machine(Resource, module="local", name="Machine"):
+    def __init__(self, name: str, role: Role, bucket: str, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
+        props = {"bucket": bucket, "run": job.run, "launch": job.launch, "name": name, "role": role}
+        super().__init__(MachineProvider(), name, {**props, "log": None}, opts)
+
+
+def _machine(props: Properties) -> processes.Machine:
+    return processes.Machine(folder(props["bucket"]), props["run"], props["name"])
+
+
+def _is_over(props: Properties) -> bool:
+    return is_over(open_storage(props["bucket"]), props["run"], props["launch"]) is not None
+
+
+def _as_it_should(props: Properties) -> bool:
+    """It lives, or has left because the run is over."""
+    return processes.alive(_machine(props)) or _is_over(props)

@@ -1,0 +1,225 @@
+"""A bucket of `platform: local`, a folder, and what Pulumi declares in it: the text, and the run itself.
+
+Destroying these deletes no file: text, checkpoints and models stay. It ends processes, and says so in status.json.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, ResourceProvider, UpdateResult
+
+from trainer.spec import FINAL_STATES, JobSpec, Status, fingerprint
+from trainer.status import read_status
+from trainer.storage import Conflict, Storage, StorageError, open_storage
+
+from . import processes
+
+Properties = dict[str, Any]
+CURRENT = "current.json"
+# Reasons of STOPPED that the same declaration takes back; any other needs a raised `launch`.
+DESTROYED, REPLACED = "destroyed; ", "replaced by "
+
+
+class Provider(ResourceProvider):
+    """What all providers here share. They have no fields: a change of code must not be a change of the stack."""
+
+    serialize_as_secret_always = False  # nothing here is secret, and diffs stay readable
+
+
+def plain(value: Any) -> Any:
+    """Pulumi hands over all numbers as floats: whole ones as ints again, at any depth."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if not key.startswith("__")}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def changed(olds: Properties, news: Properties) -> set[str]:
+    """Names of the inputs that differ."""
+    return {key for key in news if not key.startswith("__") and plain(olds.get(key)) != plain(news[key])}
+
+
+def folder(url: str) -> Path:
+    """The folder of a file:// bucket."""
+    path = open_storage(url).local_path(CURRENT)
+    if path is None:
+        raise StorageError(f"{url} is not on this machine; platform local wants file://")
+    return path.parent
+
+
+class BucketProvider(Provider):
+    def create(self, props: Properties) -> CreateResult:
+        folder(props["url"]).mkdir(parents=True, exist_ok=True)
+        return CreateResult(props["url"], {"url": props["url"]})
+
+    def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
+        names = changed(olds, news)  # the checkout was moved
+        return DiffResult(changes=bool(names), replaces=sorted(names))
+
+    def read(self, id_: str, props: Properties) -> ReadResult:
+        return ReadResult(id_ if folder(props["url"]).is_dir() else "", props)
+
+    def delete(self, _id: str, props: Properties) -> None:
+        # Also those that no state knows: an `up` that was killed may have started some.
+        processes.sweep(folder(props["url"]))
+
+
+class Bucket(Resource, module="local", name="Bucket"):
+    url: pulumi.Output[str]
+
+    def __init__(self, name: str, url: str, opts: pulumi.ResourceOptions | None = None):
+        super().__init__(BucketProvider(), name, {"url": url}, opts)
+
+
+class TextProvider(Provider):
+    """The source text in the bucket, addressed by its content: written once, never over anything."""
+
+    def create(self, props: Properties) -> CreateResult:
+        storage, source = open_storage(props["bucket"]), Path(props["source"])
+        if not storage.matches(source, props["path"]):
+            storage.upload(source, props["path"])
+        copy = storage.local_path(props["path"])
+        if copy is not None and fingerprint(copy) != props["fingerprint"]:
+            storage.delete(props["path"])
+            raise StorageError(f"{source} was changed while it was being copied; run `pulumi up` again")
+        return CreateResult(props["path"], plain(props))
+
+    def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
+        # The same text from another place is the same.
+        names = changed(olds, news) - {"source"}
+        return DiffResult(changes=bool(names) or not _there(olds, "path"), replaces=sorted(names))
+
+    def update(self, _id: str, _olds: Properties, news: Properties) -> UpdateResult:
+        return UpdateResult(self.create(news).outs)
+
+    def read(self, id_: str, props: Properties) -> ReadResult:
+        return ReadResult(id_ if _there(props, "path") else "", props)
+
+
+class Text(Resource, module="local", name="Text"):
+    def __init__(self, name: str, bucket: str, source: Path, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
+        props = {"bucket": bucket, "source": str(source), "path": job.data.path, "fingerprint": job.fingerprint}
+        super().__init__(TextProvider(), name, props, opts)
+
+
+class JobProvider(Provider):
+    """runs/<run>/job.json, current.json, and where the run stands as far as Pulumi decides that."""
+
+    def create(self, props: Properties) -> CreateResult:
+        props = plain(props)
+        job = JobSpec.model_validate(props["spec"])
+        storage = open_storage(props["bucket"])
+        storage.write(props["path"], _json(job.to_json()))
+        revise_status(storage, job.run, lambda old: _begun(old, job.launch))
+        storage.write(CURRENT, _json({"run": job.run, "launch": job.launch}))
+        return CreateResult(job.run, props)
+
+    def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
+        replaces = changed(olds, news) & {"bucket", "path"}
+        return DiffResult(
+            changes=bool(changed(olds, news)) or not _there(olds, "path"),
+            replaces=sorted(replaces),
+        )
+
+    def update(self, _id: str, _olds: Properties, news: Properties) -> UpdateResult:
+        return UpdateResult(self.create(news).outs)
+
+    def read(self, id_: str, props: Properties) -> ReadResult:
+        return ReadResult(id_ if _there(props, "path") else "", props)
+
+    def delete(self, id_: str, props: Properties) -> None:
+        processes.stop(processes.run_mark(folder(props["bucket"]), id_))
+        storage = open_storage(props["bucket"])
+        revise_status(storage, id_, lambda old: _ended(old, storage, id_))
+
+
+class Job(Resource, module="local", name="Job"):
+    def __init__(self, name: str, bucket: str, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
+        # Without defaults, which job.json has: a preview lists all of a changed object, and this is enough to read.
+        given = job.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+        props = {"bucket": bucket, "path": f"runs/{job.run}/job.json", "spec": given}
+        super().__init__(JobProvider(), name, props, opts)
+
+
+def _begun(old: Status | None, launch: int) -> Status | None:
+    """The status that a declaration brings about; None: it stays as it is."""
+    if old is None:
+        return Status(state="PROVISIONING", launch=launch, updated=time.time())
+    taken_back = old.state == "STOPPED" and old.reason.startswith((DESTROYED, REPLACED))
+    again = old.state in ("FAILED", "STOPPED") and launch > old.launch
+    if not (taken_back or again):
+        return None
+    begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "started": None, "finished": None}
+    return old.model_copy(update={**begun, "updated": time.time()})
+
+
+def _ended(old: Status | None, storage: Storage, run: str) -> Status | None:
+    """The status of a run that is not declared any more."""
+    if old is None or old.state in FINAL_STATES:
+        return None
+    step = newest_checkpoint(storage, run)
+    onward = f"goes on from step {step}" if step else "starts at step 0, as there is no checkpoint yet"
+    try:
+        other = json.loads(storage.read(CURRENT))["run"]
+    except FileNotFoundError:
+        other = run
+    reason = f"{DESTROYED}`pulumi up` {onward}"
+    if other != run:
+        reason = f"{REPLACED}{other}; the former stack file {onward}"
+    now = time.time()
+    return old.model_copy(update={"state": "STOPPED", "reason": reason, "updated": now, "finished": now})
+
+
+def newest_checkpoint(storage: Storage, run: str) -> int:
+    """The step of the newest whole checkpoint, 0 if there is none."""
+    paths = (entry.path for entry in storage.list(f"runs/{run}/checkpoints"))
+    found = (re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", path) for path in paths)
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def revise_status(storage: Storage, run: str, change: Callable[[Status | None], Status | None]) -> None:
+    """Changes status.json, however many others do so at the same time."""
+    path = f"runs/{run}/status.json"
+    while True:
+        try:
+            body, generation = storage.read_generation(path)
+            new = change(Status.model_validate_json(body))
+        except FileNotFoundError:
+            new, generation = change(None), 0
+        if new is None:
+            return
+        try:
+            storage.write(path, _json(new.to_json()), if_generation=generation)
+            return
+        except Conflict:
+            continue
+
+
+def standing(url: str, job: JobSpec) -> tuple[bool, str] | None:
+    """Where a declared run stands already, as (needs attention, a line for a person); None if it is new."""
+    status = read_status(open_storage(url), job.run)
+    if status is None or status.reason.startswith((DESTROYED, REPLACED)):
+        return None
+    if status.state == "SUCCEEDED":
+        return False, f"run {job.run} has SUCCEEDED: nothing is left to do, its model is in {url}/runs/{job.run}/model"
+    if status.state in FINAL_STATES and job.launch <= status.launch:
+        return True, (
+            f"run {job.run} has {status.state} at step {status.step} ({status.reason}); set gpt2-training:launch to"
+            f" {status.launch + 1} to go on from its newest checkpoint"
+        )
+    return False, f"run {job.run} is {status.state} at step {status.step}"
+
+
+def _there(props: Properties, name: str) -> bool:
+    path = open_storage(props["bucket"]).local_path(props[name])
+    return path is not None and path.is_file()
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

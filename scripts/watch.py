@@ -1,0 +1,257 @@
+"""Follow a training run: state, progress, losses, speed, machines and last log lines, live.
+
+Exit code: 0 the run succeeded, 1 it failed, 3 it was stopped, 4 no machine is alive, 130 Ctrl-C (the run goes on),
+2 for a mistake in the command. With --once, 0 also means that the run goes on.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from scripts import render
+from scripts.common import UserError, add_run_arguments, bucket_url, find_run, run_main
+from scripts.run_files import RunFiles, Snapshot, UnreadableRun
+from trainer.storage import Storage, StorageError, open_storage
+
+SUCCEEDED, FAILED, STOPPED, NOT_ALIVE, INTERRUPTED = 0, 1, 3, 4, 130
+WAIT_FOR_RUN = 20.0  # seconds until there must be a run to follow
+TROUBLE = 120.0  # seconds for which a bucket may be out of reach
+LINE_EVERY = 10.0  # seconds between lines, where there is no terminal
+LAST_WORDS = 20  # lines of log after a failure
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], None]
+
+
+class PlainLines:
+    """The run as lines for a log: every change of state, evaluation and event of a machine, and a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = ""
+        self._evaluated: int | None = None
+        self._machines: dict[str, tuple[str, int, bool]] = {}  # state, restarts, late
+        self._said = -math.inf
+        self._note = ""
+
+    def show(self, snapshot: Snapshot, note: str = "") -> None:
+        lines = []
+        state = snapshot.state + (f": {snapshot.status.reason}" if snapshot.status and snapshot.status.reason else "")
+        if state != self._state:
+            lines.append(f"{snapshot.run} {state}")
+            self._state = state
+        if note and note != self._note:
+            lines.append(note)
+        self._note = note
+        for machine in snapshot.machines:
+            late = machine.at_work and machine.age > render.LATE
+            now = machine.status.state, machine.status.restarts, late
+            before = self._machines.get(machine.status.name)
+            if now == before or snapshot.final:
+                continue
+            silent = f", not heard for {render.ago(machine.age)}" if late else ""
+            lines.append(render.machine_line(machine) + silent)
+            self._machines[machine.status.name] = now
+        if snapshot.evaluations and (last := snapshot.evaluations[-1]).step != self._evaluated:
+            self._evaluated, self._said = last.step, snapshot.now
+            lines.append(render.progress_line(snapshot))
+        elif snapshot.now - self._said >= LINE_EVERY and not snapshot.final:
+            self._said = snapshot.now
+            lines.append(render.progress_line(snapshot))
+        for line in lines:
+            at = time.strftime("%H:%M:%S", time.localtime(snapshot.now))
+            self._console.print(f"{at} {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+class LivePicture:
+    """The run as one picture that is drawn again in place."""
+
+    def __init__(self, console: Console, live: Live) -> None:
+        self._console, self._live = console, live
+
+    def show(self, snapshot: Snapshot, note: str = "") -> None:
+        drawn = render.picture(snapshot, self._console.width, self._console.height - 1, note)
+        self._live.update(Group(drawn, Text()), refresh=True)  # an empty line, for the ^C that a terminal writes
+
+
+def follow(files: RunFiles, view: PlainLines | LivePicture, *, clock: Clock, sleep: Sleep) -> Snapshot:
+    """Show the run until it ends or no machine is alive. Raises what reading raises once that lasts too long."""
+    pause = 3.0 if files.storage.url.startswith("gs://") else 1.0
+    began = clock()
+    read: Snapshot | None = None
+    while True:
+        try:
+            snapshot, note = files.read(), ""
+            read, read_at = snapshot, clock()
+        except (StorageError, OSError) as error:
+            if read is None or clock() - read_at > TROUBLE:
+                raise
+            snapshot, note = read, f"the bucket cannot be read ({error}); trying again"
+        if snapshot.unreadable:
+            note = note or f"{snapshot.unreadable} lines of metrics are not understood: written by another version?"
+        if not snapshot.final and not snapshot.heard and not note:
+            note = _silence(snapshot)
+        view.show(snapshot, note)
+        if snapshot.final or (not snapshot.alive and clock() - began > files.patience.watched):
+            return snapshot
+        sleep(pause)
+
+
+def _silence(snapshot: Snapshot) -> str:
+    if not snapshot.machines:
+        return "no machine has been heard yet"
+    last = min(snapshot.machines, key=lambda m: m.age)
+    return f"no machine is at work; last was {last.status.name}, {render.ago(last.age)} ago"
+
+
+def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: bool) -> int:
+    """Print how the run stands and return the exit code."""
+
+    def say(line: str | Text) -> None:
+        console.print(line, soft_wrap=not console.is_terminal, highlight=False, markup=False)
+
+    status, steps = snapshot.status, snapshot.spec.hyperparameters.steps
+    at = f"at step {snapshot.step:,} of {steps:,}"
+    if snapshot.elapsed is not None:
+        at += f" after {render.duration(snapshot.elapsed)}"
+    if curve:
+        console.print(Group(*render.final_curve(snapshot, console.width, unigram_entropy(snapshot, storage))))
+    code = SUCCEEDED
+    if status and snapshot.state == "SUCCEEDED":
+        for line in render.summary(snapshot):
+            say(line)
+        model = _place(storage, f"runs/{snapshot.run}/model")
+        console.print(f"model: {model}", soft_wrap=True, highlight=False, markup=False)  # in one piece, to be copied
+    elif status and snapshot.state == "FAILED":
+        say(Text(f"{snapshot.run} FAILED {at}: {status.reason or 'no reason was given'}", "red"))
+        _last_words(snapshot, say)
+        code = FAILED
+    elif status and snapshot.state == "STOPPED":
+        say(Text(f"{snapshot.run} STOPPED {at}: {status.reason or 'no reason was given'}", "yellow"))
+        say(
+            f"raise `launch` to {status.launch + 1} in the stack file and run `pulumi up`: it goes on from a checkpoint"
+        )
+        code = STOPPED
+    elif not snapshot.alive:
+        say(
+            Text(
+                f"{snapshot.run} {snapshot.state} {at}: {_silence(snapshot)}; `pulumi up` starts machines again", "red"
+            )
+        )
+        _last_words(snapshot, say)
+        code = NOT_ALIVE
+    return code
+
+
+def _last_words(snapshot: Snapshot, say: Callable[[str | Text], None]) -> None:
+    machine = render.speaker(snapshot)
+    if machine is None:
+        return
+    ended = machine.status.last_exit
+    say(f"last words of {machine.status.name}" + (f" (exit {ended.code}: {ended.reason})" if ended else "") + ":")
+    for line in machine.status.log[-LAST_WORDS:]:
+        if line := render.clean(line):
+            say(f"  {line}")
+
+
+def _place(storage: Storage, path: str) -> str:
+    """Where a person finds something of the bucket: a path, from here if it is below, or a gs:// address."""
+    local = storage.local_path(path)
+    if local is None:
+        return f"{storage.url}/{path}"
+    here = Path.cwd()
+    return str(local.relative_to(here) if local.is_relative_to(here) else local)
+
+
+def unigram_entropy(snapshot: Snapshot, storage: Storage) -> float | None:
+    """Nats a token of a model that knows only how frequent each token is; None where the data does not say."""
+    folder = f"data/{snapshot.spec.fingerprint}/{snapshot.spec.data.tokens_key()}"
+    try:
+        return float(json.loads(storage.read(f"{folder}/manifest.json"))["unigramEntropy"])
+    except (FileNotFoundError, StorageError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def wait_for_run(
+    storage: Storage, wanted: str | None, console: Console, *, wait: float, clock: Clock, sleep: Sleep
+) -> str:
+    """The run to follow, as find_run says; one that is not there yet is waited for. Raises UserError in the end."""
+    began, said = clock(), ""
+    while True:
+        try:
+            run = find_run(storage, wanted)
+            if any(entry.path == f"runs/{run}/job.json" for entry in storage.list(f"runs/{run}")):
+                return run
+            missing = f"there is no job.json of {run} in {storage.url}; `pulumi up` (or `make train`) writes it"
+        except UserError as error:
+            missing = str(error)
+        if clock() - began >= wait:
+            raise UserError(missing)
+        if missing != said:
+            console.print(
+                f"{missing}; waiting up to {wait:.0f} s for it", soft_wrap=True, highlight=False, markup=False
+            )
+            said = missing
+        sleep(1.0)
+
+
+def watch(
+    storage: Storage,
+    wanted: str | None,
+    console: Console,
+    *,
+    once: bool = False,
+    curve: bool = False,
+    clock: Clock = time.time,
+    sleep: Sleep = time.sleep,
+) -> int:
+    """Follow a run to its end, or show it once; returns the exit code. See the module for its meaning."""
+    run = ""
+    try:
+        run = wait_for_run(storage, wanted, console, wait=0 if once else WAIT_FOR_RUN, clock=clock, sleep=sleep)
+        files = RunFiles(storage, run, clock)
+        snapshot = files.read()
+        if once:
+            if not snapshot.final:
+                console.print(render.picture(snapshot, console.width, max(console.height, 40)))
+        elif snapshot.final:
+            console.print(f"{run} has ended already:", highlight=False)
+        elif console.is_terminal:
+            with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
+                try:
+                    snapshot = follow(files, LivePicture(console, live), clock=clock, sleep=sleep)
+                except KeyboardInterrupt:
+                    live.transient = False  # the last picture stays
+                    raise
+        else:
+            snapshot = follow(files, PlainLines(console), clock=clock, sleep=sleep)
+        return conclude(snapshot, storage, console, curve=curve)
+    except KeyboardInterrupt:
+        goes_on = f"{run} goes on without this watch; `pulumi destroy` would end it" if run else "nothing was started"
+        console.print(goes_on, soft_wrap=True, highlight=False)
+        return INTERRUPTED
+    except (UnreadableRun, StorageError) as error:
+        raise UserError(str(error)) from None
+    except FileNotFoundError:
+        raise UserError(f"the files of {run} are gone from {storage.url}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.watch", description=__doc__)
+    add_run_arguments(parser)
+    parser.add_argument("--once", action="store_true", help="show the run once and leave")
+    parser.add_argument("--curve", action="store_true", help="draw the losses over the steps at the end")
+    options = parser.parse_args(arguments)
+    storage = open_storage(bucket_url(options))
+    return watch(storage, options.run, Console(), once=options.once, curve=options.curve)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,367 @@
+"""upload_data and download_model as people call them, on a folder and on a bucket."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scripts import common, download_model, upload_data
+from scripts.common import UserError, find_run, progress_bar, stack_bucket
+from tests.gcs import Answer, Faults
+from trainer import manifest, storage
+from trainer.spec import Status, fingerprint
+from trainer.storage import Storage, open_storage
+
+MODEL = {"model.safetensors": b"weights" * 1000, "config.json": b"{}", "empty.txt": b"", "sub/tokenizer.json": b"[]"}
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["file", "gs"])
+def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    url = (tmp_path / "the bucket").as_uri() if request.param == "file" else request.getfixturevalue("gcs_bucket")
+    return open_storage(url)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "my-data.txt"
+    path.write_text("Once upon a time, ünï 😀\n" * 200)
+    return path
+
+
+def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command as it is typed, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", f"scripts.{module}", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def put_model(bucket: Storage, run: str = "gpt2-1", files: dict[str, bytes] = MODEL) -> None:
+    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    for name, data in files.items():
+        bucket.write(f"runs/{run}/model/{name}", data)
+    bucket.write(f"runs/{run}/model/manifest.json", json.dumps({"files": entries}).encode())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# upload_data
+
+
+def test_upload_says_where_it_lies_and_what_to_write(bucket: Storage, text: Path) -> None:
+    target = f"data/{fingerprint(text)}/my-data.txt"
+    first = run("upload_data", str(text), "--bucket", bucket.url)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(f"uploaded: {bucket.url}/{target} ")
+    assert f"gpt2-training:data: {{path: {text}}}" in first.stdout
+    data, generation = bucket.read_generation(target)
+    assert data == text.read_bytes()
+    second = run("upload_data", str(text), "--bucket", bucket.url)
+    assert second.stdout.startswith(f"already there: {bucket.url}/{target} ")
+    assert bucket.read_generation(target)[1] == generation  # nothing was written
+
+
+def test_upload_mends_a_damaged_copy(bucket: Storage, text: Path) -> None:
+    target, _ = upload_data.upload(bucket, text)
+    bucket.write(target, b"x" * text.stat().st_size)
+    assert upload_data.upload(bucket, text) == (target, False)
+    assert bucket.read(target) == text.read_bytes()
+
+
+NOT_TEXT: list[tuple[bytes, str]] = [
+    (b"", r"the file is empty; give a file with text"),
+    (b"abc\xff", r"not valid UTF-8 at byte 3 \(0xff\); convert it, such as with: iconv -f LATIN1"),
+    (b"caf\xe9 ", r"not valid UTF-8 at byte 3 \(0xe9\)"),
+    (b"cut short \xf0\x9f\x98", r"not valid UTF-8 at byte 10 \(0xf0\)"),
+    (b"a\0b", r"not text, there is a NUL byte at byte 1; give a text file"),
+    ("text".encode("utf-16"), r"not valid UTF-8 at byte 0 .* iconv -f UTF-16"),
+    (b"\x1f\x8b\x08", r"not valid UTF-8 at byte 1 .* gunzip it"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), NOT_TEXT)
+def test_what_is_not_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "data.txt"
+    path.write_bytes(content)
+    bucket = open_storage(str(tmp_path / "bucket"))
+    with pytest.raises(UserError, match=rf"data\.txt: {words}"):
+        upload_data.upload(bucket, path)
+    assert bucket.list("") == []
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 64])
+def test_the_offset_is_right_wherever_blocks_end(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_data, "BLOCK", block)
+    path = tmp_path / "data.txt"
+    path.write_bytes("aé😀€".encode() * 3 + b"\xf0\x9fX")
+    seen: list[int] = []
+    with pytest.raises(UserError, match="at byte 30 "):
+        upload_data.check_text(path, seen.append)
+    path.write_bytes("aé😀€".encode() * 3)
+    seen.clear()
+    upload_data.check_text(path, seen.append)
+    assert sum(seen) == 30
+
+
+def test_upload_of_what_is_no_file(tmp_path: Path) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+    with pytest.raises(UserError, match="no such file"):
+        upload_data.upload(bucket, tmp_path / "nothing")
+    with pytest.raises(UserError, match="not a file"):
+        upload_data.upload(bucket, tmp_path)
+
+
+def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+
+    def appending(path: Path) -> str:
+        digest = fingerprint(path)
+        with path.open("a") as file:
+            file.write("more")
+        return digest
+
+    monkeypatch.setattr(upload_data, "fingerprint", appending)
+    with pytest.raises(UserError, match="changed while it was uploaded"):
+        upload_data.upload(bucket, text)
+    assert bucket.list("") == []
+
+
+# download_model
+
+
+def test_download_fetches_verifies_and_says_how_to_load(bucket: Storage, tmp_path: Path) -> None:
+    put_model(bucket)
+    bucket.write("current.json", b'{"run": "gpt2-1", "launch": 1}')
+    to = tmp_path / "new" / "model"
+    first = run("download_model", "--bucket", bucket.url, "--to", str(to))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(f"downloaded and verified: {to} (")
+    assert f"pipeline(\"text-generation\", '{to}')" in first.stdout
+    assert manifest.verify_manifest(to) == []
+    assert {name: data for name, data in contents(to).items() if name != "manifest.json"} == MODEL
+    assert [p.name for p in to.parent.iterdir()] == ["model"]
+    (to / "notes.txt").write_text("mine")
+    second = run("download_model", "--run", f"{bucket.url}/runs/gpt2-1/", "--to", str(to))
+    assert second.stdout.startswith(f"already there: {to} (")
+
+
+def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+    put_model(bucket)
+    monkeypatch.chdir(tmp_path)
+    assert download_model.main(["--bucket", str(tmp_path / "bucket"), "--run", "gpt2-1"]) == 0
+    assert manifest.verify_manifest(tmp_path / "models" / "gpt2-1") == []
+    assert download_model.fetched(bucket, "gpt2-1") == Path("models/gpt2-1")
+
+
+def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+    put_model(bucket)
+    to = tmp_path / "to"
+    to.mkdir()
+    download_model.download(bucket, "gpt2-1", to)  # an empty folder is no obstacle
+    (to / "config.json").write_bytes(b"{ }")
+    before = contents(to)
+    with pytest.raises(UserError, match="something else in this folder; remove it or give another"):
+        download_model.download(bucket, "gpt2-1", to)
+    assert contents(to) == before
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="file or link of this name"):
+        download_model.download(bucket, "gpt2-1", tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (None, "it has not started"),
+        (Status(state="RUNNING", step=1500, updated=0), r"it is RUNNING at step 1,500; .*scripts\.watch"),
+        (
+            Status(state="FAILED", step=3, reason="the disk is full", updated=0),
+            r"FAILED at step 3 \(the disk is full\)",
+        ),
+    ],
+)
+def test_a_run_without_a_model_says_where_it_is(tmp_path: Path, status: Status | None, words: str) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+    if status is not None:
+        bucket.write("runs/gpt2-1/status.json", json.dumps(status.to_json()).encode())
+    with pytest.raises(UserError, match=f"gpt2-1 has no model yet: .*{words}"):
+        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def _lose(bucket: Storage) -> None:
+    bucket.delete("runs/gpt2-1/model/config.json")
+
+
+def _shorten(bucket: Storage) -> None:
+    bucket.write("runs/gpt2-1/model/model.safetensors", b"weights")
+
+
+def _tamper(bucket: Storage) -> None:
+    bucket.write("runs/gpt2-1/model/config.json", b"[]")
+
+
+def _escape(bucket: Storage) -> None:
+    bucket.write("runs/gpt2-1/model/manifest.json", b'{"files": {"../../x": {"size": 1, "sha256": "0"}}}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_lose, "is incomplete: config.json is missing"),
+        (_shorten, "is incomplete: model.safetensors has 7 bytes instead of 7,000"),
+        (_tamper, r"config\.json is not what its manifest says \(its sha256 differs\)"),
+        (_escape, r"names '\.\./\.\./x', which is not a file inside of the folder"),
+    ],
+)
+def test_a_damaged_model_is_refused(
+    bucket: Storage, tmp_path: Path, damage: Callable[[Storage], None], words: str
+) -> None:
+    put_model(bucket)
+    damage(bucket)
+    with pytest.raises(UserError, match=words):
+        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_an_interrupted_download_fetches_only_the_rest(gcs_bucket: str, gcs_faults: Faults, tmp_path: Path) -> None:
+    bucket = open_storage(gcs_bucket)
+    put_model(bucket)
+
+    def refuse(method: str, path: str) -> int | None:
+        return 403 if "config.json" in path and "alt=media" in path else None
+
+    gcs_faults.before = refuse
+    with pytest.raises(storage.StorageError, match="no permission"):
+        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+    put_model(bucket, files={"config.json": b"{}", "model.safetensors": MODEL["model.safetensors"]})
+    gcs_faults.before = lambda method, path: None
+    gcs_faults.requests.clear()
+    download_model.download(bucket, "gpt2-1", tmp_path / "to")
+    fetched = [r for r in gcs_faults.requests if "alt=media" in r]
+    assert len(fetched) == 2  # the manifest and config.json
+    assert sorted(contents(tmp_path / "to")) == ["config.json", "manifest.json", "model.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["to"]
+
+
+def test_two_downloads_at_once_do_not_mix(tmp_path: Path) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+    put_model(bucket)
+    with (
+        download_model._partial_folder(tmp_path / "to"),
+        pytest.raises(UserError, match="another download into this folder is going on"),
+    ):
+        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+
+
+# What they share
+
+
+def test_errors_are_one_line_and_exit_with_2(tmp_path: Path) -> None:
+    for answer in (
+        run("upload_data", str(tmp_path / "nothing"), "--bucket", str(tmp_path)),
+        run("download_model", "--bucket", str(tmp_path)),
+        run("download_model", "--bucket", "s3://bucket"),
+        run("download_model", "--stack", "no-such-stack"),
+    ):
+        assert answer.returncode == 2
+        assert answer.stdout == ""
+        assert answer.stderr.startswith("error: ")
+        assert answer.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_130(gcs_bucket: str, gcs_faults: Faults, text: Path) -> None:
+    code = (
+        "import sys; from scripts import upload_data; from scripts.common import run_main;"
+        "run_main(lambda: upload_data.main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(text), "--bucket", gcs_bucket], stderr=subprocess.PIPE, text=True, cwd=CHECKOUT
+    )
+
+    def interrupt(method: str, path: str, answer: Answer) -> None:
+        process.send_signal(signal.SIGINT)
+        answer.status = 503  # it would go on asking
+
+    gcs_faults.after = interrupt
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("module", ["upload_data", "download_model"])
+def test_help_needs_no_torch(module: str) -> None:
+    answer = run(module, "--help")
+    assert answer.returncode == 0
+    assert "--bucket" in answer.stdout
+    code = f"import sys, scripts.{module}; sys.exit('torch' in sys.modules or 'google.cloud.storage' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
+
+
+def test_the_bucket_of_a_stack(tmp_path: Path) -> None:
+    (tmp_path / "Pulumi.local.yaml").write_text("config:\n  gpt2-training:platform: local\n")
+    (tmp_path / "Pulumi.bare.yaml").write_text("")
+    (tmp_path / "Pulumi.dev.yaml").write_text("config:\n  gpt2-training:platform: google\n")
+    (tmp_path / "Pulumi.broken.yaml").write_text("config: {\n")
+    assert stack_bucket("local", tmp_path) == (tmp_path / "artifacts" / "local").as_uri()
+    assert stack_bucket("bare", tmp_path) == (tmp_path / "artifacts" / "bare").as_uri()
+    with pytest.raises(UserError, match="runs on google: pass its bucket, --bucket gs://"):
+        stack_bucket("dev", tmp_path)
+    with pytest.raises(UserError, match=r"Pulumi\.broken\.yaml cannot be read"):
+        stack_bucket("broken", tmp_path)
+    with pytest.raises(UserError, match=r"no Pulumi\.\.\./x\.yaml; stacks here: bare, broken, dev, local"):
+        stack_bucket("../x", tmp_path)
+
+
+def test_the_run_that_is_meant(tmp_path: Path) -> None:
+    bucket = open_storage(str(tmp_path))
+    with pytest.raises(UserError, match="no run in .* yet; `pulumi up`"):
+        find_run(bucket, None)
+    bucket.write("runs/old/job.json", b"{}")
+    bucket.write("runs/new/job.json", b"{}")
+    assert find_run(bucket, None) == "new"
+    bucket.write("runs/old/status.json", b"{}")
+    assert find_run(bucket, None) == "old"
+    bucket.write("current.json", b'{"run": "new", "launch": 1}')
+    assert find_run(bucket, None) == "new"
+    assert find_run(bucket, "old") == "old"
+    with pytest.raises(UserError, match="no run x in .*; runs there: old, new"):
+        find_run(bucket, "x")
+    bucket.write("current.json", b"{")
+    with pytest.raises(UserError, match=r"current\.json"):
+        find_run(bucket, None)
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    log = io.StringIO()
+    with progress_bar("uploading", 3_000_000, Console(file=log)) as progress:
+        for _ in range(30):
+            now[0] += 1
+            progress(100_000)
+    assert log.getvalue().splitlines() == [f"uploading: {n}.0 MB of 3.0 MB" for n in (1, 2, 3)]
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    out = io.StringIO()
+    with progress_bar("uploading", 100, Console(file=out, force_terminal=True, width=100)) as progress:
+        progress(100)
+    assert "uploading" in out.getvalue()
+    assert "100/100 bytes" in out.getvalue()

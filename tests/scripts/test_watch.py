@@ -1,0 +1,515 @@
+"""scripts.watch against runs made of files: what it shows, how it ends, what it does not wait for.
+
+Time is ours: a run moves on when the watch sleeps.
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from scripts import watch as module
+from scripts.common import UserError
+from scripts.run_files import RunFiles
+from scripts.watch import watch
+from trainer.spec import Cluster, Data, Exit, Hyperparameters, JobSpec, MachineStatus, Model, Record, Status
+from trainer.storage import StorageError, open_storage
+
+RUN = "gpt2-4x128-01234567"
+START = 1_800_000_000.0
+STEPS = 1000
+
+
+class FakeRun:
+    """A run's folder, a clock, and what happens while the watch sleeps."""
+
+    def __init__(self, root: Path) -> None:
+        self.storage = open_storage(str(root))
+        self.root = root
+        self.now = START
+        self.terminal = False
+        self.width, self.height = 80, 30
+        self.script: Iterator[None] = iter(())
+        self.out = io.StringIO()
+        self.records: list[Record] = []
+
+    def declare(self, launch: int = 1, workers: int = 1) -> None:
+        spec = JobSpec(
+            run=RUN,
+            launch=launch,
+            model=Model(layers=4, heads=4, width=128, positions=128),
+            data=Data(path="data/0/text.txt", tokenizer="train"),
+            fingerprint="0" * 16,
+            code="0" * 16,
+            hyperparameters=Hyperparameters(steps=STEPS, sequence_length=128),
+            cluster=Cluster(workers=workers),
+        )
+        self.put("job.json", spec.to_json())
+        self.storage.write("current.json", json.dumps({"run": RUN, "launch": launch}).encode())
+        # The file says when the run was declared; our clock is not the machine's.
+        os.utime(self.root / "runs" / RUN / "job.json", (self.now, self.now))
+
+    def put(self, path: str, content: dict[str, Any]) -> None:
+        self.storage.write(f"runs/{RUN}/{path}", json.dumps(content).encode())
+
+    def status(self, state: str, **further: Any) -> None:
+        self.put("status.json", Status(state=state, updated=self.now, **further).to_json())  # type: ignore[arg-type]
+
+    def machine(self, name: str, state: str = "running", *, ago: float = 0, **further: Any) -> None:
+        role = "master" if name.startswith("master") else "worker"
+        status = MachineStatus(
+            name=name,
+            role=role,
+            state=state,
+            heartbeat=self.now - ago,
+            started=START,
+            pid=1,
+            **further,  # type: ignore[arg-type]
+        )
+        self.put(f"machines/{name}.json", status.to_json())
+
+    def metrics(self, records: list[Record], name: str = "attempt-1-master-0-00000") -> None:
+        lines = "".join(json.dumps(record.to_json()) + "\n" for record in records)
+        self.storage.write(f"runs/{RUN}/metrics/{name}.jsonl", lines.encode())
+
+    def train(self, first: int, last: int, attempt: int = 1, loss: float = 4.0, seconds: float = 0.5) -> list[Record]:
+        """Records of steps, half a second each, the last of them now."""
+        return [
+            Record(
+                step=step,
+                time=self.now - (last - step) * seconds,
+                attempt=attempt,
+                loss=loss,
+                learning_rate=1e-3,
+                tokens_per_second=14_200,
+                trainers=2,
+            )
+            for step in range(first, last + 1)
+        ]
+
+    def evaluation(self, step: int, loss: float, attempt: int = 1) -> Record:
+        return Record(step=step, time=self.now, attempt=attempt, validation_loss=loss)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now > START + 5000:
+            raise AssertionError("the watch does not end")
+        next(self.script, None)
+
+    def watch(self, **options: Any) -> int:
+        console = Console(
+            file=self.out, force_terminal=self.terminal, width=self.width, height=self.height, color_system=None
+        )
+        return watch(
+            self.storage, options.pop("run", None), console, clock=lambda: self.now, sleep=self.sleep, **options
+        )
+
+    @property
+    def text(self) -> str:
+        return self.out.getvalue()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FakeRun:
+    return FakeRun(tmp_path)
+
+
+def running(run: FakeRun, step: int = 400) -> None:
+    run.declare()
+    run.status("RUNNING", step=step, attempt=1, started=START - 200)
+    run.machine("master-0", step=step, memory_mb=612, log=["tokens are ready", f"step {step}"])
+    run.machine("worker-0", step=step, memory_mb=500)
+    run.metrics([*run.train(1, step, loss=4.25), run.evaluation(step, 4.0)])
+
+
+def test_one_picture_says_how_the_run_stands(run: FakeRun) -> None:
+    running(run)
+    assert run.watch(once=True) == 0
+    text = run.text
+    assert re.search(rf"{RUN}\s+RUNNING\s+2 trainers", text)
+    assert re.search(r"400/1,000\s+40%\s+ETA 5:00", text)  # 600 steps of half a second
+    assert "train loss 4.250  validation loss 4.000 (perplexity 54.6)" in text
+    assert "14.2k tokens/s  MFU n/a  elapsed 3:20" in text
+    assert re.search(r"master-0\s+running\s+400\s+0 s ago\s+612 MB", text)
+    assert re.search(r"worker-0\s+running\s+400\s+0 s ago\s+500 MB", text)
+    assert "log of master-0\n  tokens are ready\n  step 400\n" in text
+    assert re.search("[\u2801-\u28ff]", text), "no curve"
+
+
+def test_mfu_is_shown_where_it_is_known(run: FakeRun) -> None:
+    running(run)
+    run.metrics([r.model_copy(update={"mfu": 0.4321}) for r in run.train(1, 400)])
+    run.watch(once=True)
+    assert "MFU 43.2%" in run.text
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 24), (60, 12), (80, 24), (80, 16), (120, 50)])
+def test_the_picture_keeps_within_the_terminal(run: FakeRun, width: int, height: int) -> None:
+    run.declare(workers=30)
+    reason = "waiting for worker-7, which was lost with a very long story that nobody will want to read to its end"
+    run.status("RECOVERING", step=400, attempt=2, started=START - 200, reason=reason)
+    for name in ["master-0", *(f"worker-{i}" for i in range(30))]:
+        run.machine(name, step=400, restarts=2, memory_mb=12_345, message="m" * 200, log=["l" * 200] * 30)
+    run.machine("worker-29", "restarting", step=400, last_exit=Exit(code=1, reason="disk full", time=START))
+    run.metrics([*run.train(1, 400, loss=11.25), run.evaluation(300, 10.0)])
+    snapshot = RunFiles(run.storage, RUN, lambda: run.now).read()
+    console = Console(file=run.out, width=width, height=height, force_terminal=True, color_system=None)
+    console.print(module.render.picture(snapshot, width, height))
+    lines = run.text.splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    assert "waiting for worker-7" in run.text
+    assert re.search(r"worker-29\s+restarting", run.text), "the one in trouble must be seen"
+    assert "worker-28" in run.text or re.search(r"and \d+ more", run.text)
+
+
+def test_lines_for_a_log_follow_the_run_to_its_end(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        run.machine("master-0", "starting", message="tokenizing: 40%")
+        yield
+        run.status("STARTING", reason="waiting for worker-0")
+        run.machine("worker-0", "starting")
+        yield
+        for step in range(10, STEPS + 1, 10):
+            started = START + 3
+            run.status("RUNNING", step=step, attempt=1, started=started)
+            run.machine("master-0", step=step)
+            lost = 300 <= step < 330
+            run.machine(
+                "worker-0",
+                "restarting" if lost else "running",
+                step=step,
+                restarts=int(step >= 300),
+                last_exit=Exit(code=-9, reason="killed (SIGKILL)", time=run.now) if lost else None,
+            )
+            run.records += run.train(step - 9, step, loss=7 - step / 250, seconds=0.1)
+            if step % 250 == 0:
+                run.records.append(run.evaluation(step, 7.5 - step / 250))
+            run.metrics(run.records)
+            yield
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=started, finished=run.now)
+        yield
+
+    run.declare()
+    run.script = life()
+    assert run.watch() == 0
+    lines = [line.partition(" ")[2] for line in run.text.splitlines()]
+    assert f"{RUN} PROVISIONING" in lines
+    assert f"{RUN} STARTING: waiting for worker-0" in lines
+    assert f"{RUN} RUNNING" in lines
+    assert "master-0 starting: tokenizing: 40%" in lines
+    assert lines.count("worker-0 restarting: killed (SIGKILL)") == 1
+    evaluations = [line for line in lines if re.search(r"validation loss \d\.\d{3} \(perplexity [\d.]+\)  ", line)]
+    assert [e.split()[2] for e in evaluations] == ["250/1,000", "500/1,000", "750/1,000", "1,000/1,000"]
+    assert 12 <= sum("tokens/s" in line for line in lines) <= 18  # 100 seconds: one every ten, and the evaluations
+    end = run.text.split(f"{RUN} SUCCEEDED: ")[1].splitlines()
+    assert end[0] == "1,000 steps in 1:40"
+    assert end[1] == "final train loss 3.000  validation loss 3.500 (perplexity 33.1)"
+    assert end[2] == f"model: {run.root}/runs/{RUN}/model"
+    assert "\x1b" not in run.text
+
+
+def test_a_live_picture_ends_in_a_summary(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        yield
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START - 200, finished=run.now)
+        run.metrics(run.train(1, STEPS, loss=3.5))
+        yield
+
+    running(run)
+    run.terminal = True
+    run.script = life()
+    assert run.watch() == 0
+    assert "400/1,000" in run.text
+    assert f"{RUN} SUCCEEDED: 1,000 steps in 3:22" in run.text
+    assert run.text.endswith(f"model: {run.root}/runs/{RUN}/model\n")
+
+
+def test_a_run_that_has_ended_is_said_to_have(run: FakeRun) -> None:
+    running(run, STEPS)
+    run.status("SUCCEEDED", step=STEPS, attempt=1, started=START - 200, finished=START - 100)
+    run.now += 1e4
+    assert run.watch() == 0
+    assert run.text.startswith(f"{RUN} has ended already:\n{RUN} SUCCEEDED: 1,000 steps in 1:40\n")
+    assert run.now == START + 1e4, "it waited"
+
+
+def test_a_failure_comes_with_its_reason_and_the_last_words(run: FakeRun) -> None:
+    running(run)
+    run.status("FAILED", step=400, attempt=1, started=START - 200, finished=START, reason="the loss is not finite")
+    exit = Exit(code=1, reason="RuntimeError: loss", time=START)
+    run.machine("worker-0", "failed", last_exit=exit, log=["\x1b[31mTraceback\x1b[0m", "10%\r20%\rRuntimeError: loss"])
+    assert run.watch() == 1
+    assert f"{RUN} FAILED at step 400 of 1,000 after 3:20: the loss is not finite\n" in run.text
+    assert run.text.endswith(
+        "last words of worker-0 (exit 1: RuntimeError: loss):\n  Traceback\n  RuntimeError: loss\n"
+    )
+
+
+def test_a_stopped_run_says_why_and_how_to_go_on(run: FakeRun) -> None:
+    running(run)
+    run.status("STOPPED", step=400, attempt=1, started=START - 200, finished=START, reason="maxHours 2 is over")
+    assert run.watch() == 3
+    assert "STOPPED at step 400 of 1,000 after 3:20: maxHours 2 is over\n" in run.text
+    assert "raise `launch` to 2 in the stack file" in run.text
+
+
+def test_how_an_earlier_launch_ended_is_not_the_end_of_this_one(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        run.machine("master-0")
+        yield
+        run.status("SUCCEEDED", step=STEPS, attempt=2, launch=2, started=START, finished=run.now)
+        yield
+
+    run.declare(launch=2)
+    run.status("FAILED", step=400, attempt=1, launch=1, reason="disk full")
+    run.script = life()
+    assert run.watch() == 0
+    assert "FAILED" not in run.text
+
+
+def test_a_watch_does_not_hang_when_no_machine_is_alive(run: FakeRun) -> None:
+    running(run)
+    assert run.watch() == 4
+    assert 60 < run.now - START < 70
+    assert re.search(r"RUNNING at step 400 .*: no machine is at work; last was \S+, 61 s ago; `pulumi up`", run.text)
+    assert run.text.endswith("last words of master-0:\n  tokens are ready\n  step 400\n")
+
+
+def test_machines_that_gave_up_are_not_waited_for(run: FakeRun) -> None:
+    running(run)
+    run.now += 100
+    run.machine("master-0", "failed")
+    run.machine("worker-0", "stopped")
+    assert run.watch() == 4
+    assert run.now < START + 120
+
+
+def test_a_new_run_has_time_to_start_its_machines(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        for _ in range(20):
+            yield
+        running(run, STEPS)
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+        yield
+
+    run.declare()
+    run.script = life()
+    assert run.watch() == 0
+
+
+def test_a_run_whose_machines_never_come_is_given_up(run: FakeRun) -> None:
+    run.declare()
+    assert run.watch() == 4
+    assert "no machine has been heard yet; `pulumi up` starts machines again" in run.text
+
+
+@pytest.mark.parametrize("skew", [-500.0, 500.0])
+def test_heartbeats_are_told_by_their_coming_not_by_the_machines_clock(run: FakeRun, skew: float) -> None:
+    """A machine whose clock is wrong is heard while it changes its file, and no longer."""
+
+    def life() -> Iterator[None]:
+        for _ in range(100):
+            run.machine("master-0", ago=skew)
+            yield
+
+    run.declare()
+    run.status("RUNNING", step=5, attempt=1, started=START)
+    run.machine("master-0", ago=skew)
+    run.script = life()
+    assert run.watch() == 4
+    assert 100 + 55 < run.now - START < 100 + 70
+
+
+def test_once_tells_a_dead_run_at_once(run: FakeRun) -> None:
+    running(run)
+    run.now += 100
+    assert run.watch(once=True) == 4
+    assert run.now == START + 100
+
+
+def test_ctrl_c_leaves_the_run_going_and_says_so(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    running(run)
+    run.script = life()
+    assert run.watch() == 130
+    assert run.text.endswith(f"{RUN} goes on without this watch; `pulumi destroy` would end it\n")
+    assert RunFiles(run.storage, RUN, lambda: run.now).read().state == "RUNNING"
+
+
+def test_waits_for_a_run_and_then_says_that_there_is_none(run: FakeRun) -> None:
+    with pytest.raises(UserError, match="`pulumi up`"):
+        run.watch()
+    assert run.now - START >= 20
+    assert run.text.count("waiting up to 20 s") == 1
+
+
+def test_a_run_that_is_declared_meanwhile_is_followed(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        yield
+        running(run, STEPS)
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+        yield
+
+    run.script = life()
+    assert run.watch() == 0
+
+
+def read(run: FakeRun) -> Callable[[], tuple[list[tuple[int, int, float | None]], list[tuple[int, float | None]]]]:
+    files = RunFiles(run.storage, RUN, lambda: run.now)
+
+    def losses() -> tuple[list[tuple[int, int, float | None]], list[tuple[int, float | None]]]:
+        snapshot = files.read()
+        steps = [(r.step, r.attempt, r.loss) for r in snapshot.steps]
+        return steps, [(r.step, r.validation_loss) for r in snapshot.evaluations]
+
+    return losses
+
+
+def test_steps_that_a_resume_undid_give_way_to_the_newest(run: FakeRun) -> None:
+    run.declare()
+    losses = read(run)
+    run.metrics([*run.train(1, 6, attempt=1, loss=5.0), run.evaluation(2, 5.5), run.evaluation(6, 5.6)])
+    assert losses()[0] == [(step, 1, 5.0) for step in range(1, 7)]
+    run.metrics(run.train(4, 4, attempt=2, loss=4.0), "attempt-2-worker-0-00000")
+    assert losses() == ([(1, 1, 5.0), (2, 1, 5.0), (3, 1, 5.0), (4, 2, 4.0)], [(2, 5.5)])
+    run.now += 5
+    again = run.train(4, 5, attempt=2, loss=3.0)
+    run.metrics(again, "attempt-2-worker-1-00000")  # a new leader fills in what the old one may not have written
+    assert losses()[0][3:] == [(4, 2, 3.0), (5, 2, 3.0)]
+
+
+def test_only_what_changed_is_read_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    running(run)
+    losses = read(run)
+    losses()
+    paths: list[str] = []
+    real = run.storage.read_generation
+    monkeypatch.setattr(run.storage, "read_generation", lambda path: (paths.append(path), real(path))[1])
+    losses()
+    assert paths == []
+    run.metrics(run.train(401, 402), "attempt-1-master-0-00001")
+    assert len(losses()[0]) == 402
+    assert paths == [f"runs/{RUN}/metrics/attempt-1-master-0-00001.jsonl"]
+
+
+def test_a_file_that_grows_or_is_written_anew_is_read_right(run: FakeRun) -> None:
+    run.declare()
+    losses = read(run)
+    whole = "".join(json.dumps(r.to_json()) + "\n" for r in run.train(1, 3)).encode()
+    path = f"runs/{RUN}/metrics/a.jsonl"
+    run.storage.write(path, whole[: len(whole) // 2])  # in the middle of a line
+    assert [step for step, *_ in losses()[0]] == [1]
+    run.storage.write(path, whole)
+    assert [step for step, *_ in losses()[0]] == [1, 2, 3]
+    run.now += 1
+    run.metrics(run.train(1, 4, loss=2.0), "a")
+    assert losses()[0] == [(step, 1, 2.0) for step in range(1, 5)]
+
+
+def test_lines_of_another_version_are_counted_not_fatal(run: FakeRun) -> None:
+    running(run)
+    run.storage.write(f"runs/{RUN}/metrics/b.jsonl", b'{"step": 3, "someNewKey": 1}\nnot json\n')
+    run.machine("master-0", "running")
+    run.script = iter(())
+    run.watch()
+    assert "2 lines of metrics are not understood" in run.text
+
+
+def test_a_status_of_another_version_is_one_line(run: FakeRun) -> None:
+    running(run)
+    run.put("status.json", {"state": "DANCING", "updated": 1.0})
+    with pytest.raises(UserError, match=rf"runs/{RUN}/status\.json: state: "):
+        run.watch()
+
+
+def test_a_bucket_out_of_reach_is_tried_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run.storage.list
+
+    def away(prefix: str) -> Any:
+        raise StorageError("no network")
+
+    def life() -> Iterator[None]:
+        yield
+        monkeypatch.setattr(run.storage, "list", away)
+        yield
+        yield
+        monkeypatch.setattr(run.storage, "list", real)
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+        yield
+
+    running(run)
+    run.script = life()
+    assert run.watch() == 0
+    assert run.text.count("the bucket cannot be read (no network); trying again") == 1
+
+
+def test_a_bucket_that_stays_out_of_reach_is_an_error(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(prefix: str) -> Any:
+        raise StorageError("no network")
+
+    def life() -> Iterator[None]:
+        monkeypatch.setattr(run.storage, "list", away)
+        yield
+
+    running(run)
+    run.script = life()
+    with pytest.raises(UserError, match="no network"):
+        run.watch()
+    assert 120 < run.now - START < 130
+
+
+def test_the_curve_has_axes_and_the_unigram_entropy(run: FakeRun) -> None:
+    running(run, STEPS)
+    run.metrics([*run.train(1, 500, loss=7.0), *run.train(501, STEPS, loss=4.0), run.evaluation(500, 4.5)])
+    run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=START)
+    folder = f"data/{'0' * 16}/{Data(path='x', tokenizer='train').tokens_key()}"
+    run.storage.write(f"{folder}/manifest.json", b'{"unigramEntropy": 5.97}')
+    run.watch(curve=True)
+    curve = run.text.splitlines()
+    assert any(line.startswith("  7.00 ┤⠉") for line in curve)  # the first half, at the top
+    assert next(line for line in curve if line.startswith("  4.00 ┤")).endswith("⣀")
+    assert sum("●" in line for line in curve) == 2  # the point and the legend
+    assert "unigram entropy 5.97" in run.text
+    assert "1,000 steps" in run.text
+    assert max(map(len, curve[1:-2])) <= 80
+
+
+def test_the_curve_goes_without_the_entropy(run: FakeRun) -> None:
+    running(run, STEPS)
+    run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=START)
+    assert run.watch(curve=True) == 0
+    assert "┤" in run.text
+    assert "unigram" not in run.text
+
+
+def test_the_command_exits_with_the_code_and_loads_no_torch(run: FakeRun) -> None:
+    running(run)
+    run.status("FAILED", step=400, attempt=1, started=START - 200, finished=START, reason="disk full")
+    code = (
+        "import sys; from scripts.watch import main; code = main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "--bucket", run.root.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "disk full" in done.stdout
+
+
+def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.watch", "--once", "--bucket", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no run in ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,32 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.runs import Run
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Makes runs, each in a folder of its own, and ends what they leave behind."""
+    made: list[Run] = []
+
+    def make(**overrides: Any) -> Run:
+        made.append(Run(tmp_path / f"bucket-{len(made)}", **overrides))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """One trainer, no faults: what the others are compared with."""
+    run = Run(tmp_path_factory.mktemp("undisturbed"))
+    try:
+        assert run.start().wait().state == "SUCCEEDED"
+        yield run
+    finally:
+        run.end()

@@ -1,0 +1,150 @@
+"""Whole runs through `python -m trainer`: they end, they resume exactly, they survive a lost worker."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from tests.trainer.runs import Run
+from trainer import manifest
+from trainer.spec import Status
+
+pytestmark = pytest.mark.slow
+NewRun = Callable[..., Run]
+
+
+def test_a_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> None:
+    status = undisturbed.status()
+    assert status is not None
+    assert (status.state, status.step, status.attempt) == ("SUCCEEDED", 600, 1)
+    assert status.started is not None
+    assert status.finished is not None
+    assert len(undisturbed.losses()) == 600
+    first, last = undisturbed.validation()
+    assert last < first < 4.0  # 257 tokens: 5.5 nats before training
+
+    folder = undisturbed.storage.local_path("runs/test-run/model")
+    assert folder is not None
+    listed = json.loads((folder / "manifest.json").read_text())["files"]
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(listed)
+    assert all(manifest.verify(folder / name, entry) for name, entry in listed.items())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (model.config.vocab_size, model.config.activation_function) == (257, "gelu_new")
+    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    assert tokenizer.decode(tokenizer("one plus two")["input_ids"]) == "one plus two"
+    text = pipeline("text-generation", model=str(folder))("one plus", max_new_tokens=8, do_sample=False)
+    assert text[0]["generated_text"].startswith("one plus")
+    # It has learnt what the loss says: its loss on the same kind of text is near the last validation loss.
+    ids = torch.tensor(tokenizer("two plus two is four\none plus")["input_ids"])[None, :32]
+    assert float(model(ids, labels=ids).loss) < last + 1.0
+
+
+def test_a_finished_run_stays_finished(undisturbed: Run) -> None:
+    before = undisturbed.storage.list("runs/test-run/checkpoints"), undisturbed.status()
+    undisturbed.start().wait()
+    assert (undisturbed.storage.list("runs/test-run/checkpoints"), undisturbed.status()) == before
+    assert undisturbed.machine("master-0").state == "finished"
+
+
+def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRun) -> None:
+    """Bit for bit: two micro-batches a step, so both sum the same two gradients."""
+    run = new_run(cluster={"workers": 1})
+    assert run.start().wait().state == "SUCCEEDED"
+    assert {r.trainers for r in run.records() if r.loss is not None} == {2}
+    assert run.losses() == undisturbed.losses()
+    assert run.validation() == pytest.approx(undisturbed.validation(), abs=1e-6)
+
+
+def test_a_stopped_run_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> None:
+    run = new_run()
+    run.start().until_step(150)
+    run.machines["master-0"].send_signal(signal.SIGTERM)
+    stopped = run.wait()
+    assert stopped.state == "RUNNING"  # nobody ended it: it only has no machine
+    assert stopped.step < 600
+    assert run.machine("master-0").state == "stopped"
+    final = run.start().wait()
+    assert (final.state, final.attempt) == ("SUCCEEDED", 2)
+    assert run.losses() == undisturbed.losses()
+    assert run.validation() == undisturbed.validation()
+
+
+def test_a_killed_process_is_started_again_and_repeats_the_steps_since_the_checkpoint(
+    undisturbed: Run, new_run: NewRun
+) -> None:
+    run = new_run()
+    run.start().until_step(150)
+    killed = run.machine("master-0").trainer_pid
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    assert run.wait().state == "SUCCEEDED"
+    machine = run.machine("master-0")
+    assert machine.restarts == 1
+    assert run.losses() == undisturbed.losses()
+
+
+def test_a_killed_worker_costs_no_step(undisturbed: Run, new_run: NewRun) -> None:
+    steps = {"steps": 4000}
+    calm = new_run(hyperparameters=steps)
+    assert calm.start().wait().state == "SUCCEEDED"
+    run = new_run(hyperparameters=steps, cluster={"workers": 1}, checkpoints={"every": 10000})
+    run.start().until_step(20)
+    worker = run.until(lambda: run.machine("worker-0").trainer_pid, "the worker's process")
+    os.kill(worker, signal.SIGKILL)
+    assert run.wait().state == "SUCCEEDED"
+    assert run.machine("worker-0").restarts == 1
+    assert run.machine("master-0").restarts == 0
+    assert len(run.losses()) == 4000
+    assert run.validation()[-1] == pytest.approx(calm.validation()[-1], abs=1e-4)
+
+
+def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
+    run = new_run()
+    run.start().until_step(250)
+    run.machines["master-0"].send_signal(signal.SIGTERM)
+    run.wait()
+    folders = sorted({e.path.rsplit("/", 1)[0] for e in run.storage.list("runs/test-run/checkpoints")})
+    assert len(folders) == 2  # the newest two are kept
+    newest = run.storage.local_path(f"{folders[-1]}/parameters.safetensors")
+    assert newest is not None
+    body = bytearray(newest.read_bytes())
+    body[-1] ^= 1
+    newest.write_bytes(bytes(body))
+    run.start()
+    assert run.wait().state == "SUCCEEDED"
+    assert run.losses() == undisturbed.losses()
+
+
+def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
+    settings = {"optimizer": "sgd", "dropout": 0.1, "steps": 300}
+    calm, run = new_run(hyperparameters=settings), new_run(hyperparameters=settings, checkpoints={"every": 50})
+    assert calm.start().wait().state == "SUCCEEDED"
+    run.start().until_step(60)
+    run.machines["master-0"].send_signal(signal.SIGTERM)
+    run.wait()
+    assert run.start().wait().state == "SUCCEEDED"
+    assert run.losses() == calm.losses()
+
+
+def test_a_run_that_cannot_work_fails_at_once_with_the_reason(new_run: NewRun) -> None:
+    run = new_run(hyperparameters={"learningRate": 10.0, "optimizer": "sgd", "gradientClip": 0.0, "warmupSteps": 0})
+    status = run.start().wait()
+    assert status.state == "FAILED"
+    assert "learningRate" in status.reason
+    assert run.machine("master-0").restarts == 0
+    failed_at = status.step
+    run.spec = run.spec.model_copy(
+        update={"hyperparameters": run.spec.hyperparameters.model_copy(update={"learning_rate": 0.001})}
+    )
+    run.write_spec()
+    assert isinstance(run.start().wait(), Status)
+    assert run.status() == status  # the same launch does not start again
+    run.relaunch()
+    again = run.start().wait()
+    assert (again.state, again.launch) == ("SUCCEEDED", 2)
+    assert failed_at <= again.step

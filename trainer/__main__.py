@@ -1,0 +1,231 @@
+"""Start here on a machine: `python -m trainer --bucket URL --run ID --name worker-0`.
+
+This is the machine's supervisor, the same on every platform. It starts the process that computes, starts it again
+when it is lost, says in machines/<name>.json who is there, and keeps the last words of whatever ends. It imports no
+torch, so that it starts at once and stays small. The machine is done when the run is.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from trainer.spec import Exit, JobSpec, MachineStatus, Role
+from trainer.status import Fenced, is_over, read_spec, update_status
+from trainer.storage import Storage, StorageError, open_storage
+
+HEARTBEAT = 2.0  # seconds
+CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
+KILLS = 10  # the same for ends by a signal: usually a preemption or somebody's kill, but perhaps always out of memory
+PAUSE = 0.5  # seconds before a restart
+GRACE = 25.0  # seconds from SIGTERM to SIGKILL: a Spot VM has 30
+LAST_LINES = 40
+INPUT, LEFT = 2, 75  # as compute.py exits
+
+
+class Supervisor:
+    def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
+        self._storage, self._spec, self._address = storage, spec, address
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._terminated = threading.Event()
+        self._child: subprocess.Popen[str] | None = None
+        now = time.time()
+        self._status = MachineStatus(
+            name=name,
+            role=role,
+            state="starting",
+            heartbeat=now,
+            started=now,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        self._lock = threading.Lock()
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self._terminated.set()
+        if self._child is not None:
+            self._child.terminate()
+
+    # -- what is said about this machine ---------------------------------------------------------------------------
+
+    def _say(self, **changes: Any) -> None:
+        """Write machines/<name>.json. A bucket that does not answer is no reason to stop computing."""
+        with self._lock:
+            update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
+            self._status = self._status.model_copy(update=update)
+            body = json.dumps(self._status.to_json()).encode()
+            try:
+                self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
+            except (StorageError, OSError) as error:
+                print(f"the heartbeat could not be written ({error}); trying again", flush=True)
+
+    def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
+        over_since: float | None = None
+        while child.poll() is None:
+            self._say(memory_mb=_memory_mb(child.pid))
+            if over_since is None and self._is_over():
+                over_since = time.monotonic()
+            if over_since is not None and time.monotonic() - over_since > GRACE:
+                child.terminate()  # it leaves by itself when the run ends; this one does not notice
+            ended.wait(HEARTBEAT)
+
+    def _is_over(self) -> bool:
+        try:
+            return is_over(self._storage, self._spec.run, self._spec.launch) is not None
+        except (StorageError, OSError):
+            return False
+
+    def _read_output(self, child: subprocess.Popen[str]) -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            self._lines.append(line.rstrip("\n")[:500])
+
+    def _read_reports(self, descriptor: int) -> None:
+        with os.fdopen(descriptor) as reports:
+            for line in reports:
+                told = {key: value for key, value in json.loads(line).items() if value is not None}
+                with self._lock:
+                    self._status = self._status.model_copy(update=told)
+
+    # -- the process that computes ---------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""
+        crashes = kills = 0
+        while not self._terminated.is_set():
+            before = self._status.step
+            code = self._compute_once()
+            if self._terminated.is_set() or code == LEFT:
+                break
+            if code == 0:
+                self._say(state="finished", message="the run is over", trainer_pid=None)
+                return 0
+            if self._status.step > before:
+                crashes = kills = 0
+            crashes, kills = (crashes, kills + 1) if code < 0 else (crashes + 1, kills)
+            if code == INPUT or crashes >= CRASHES or kills >= KILLS:
+                return self._fail(code)
+            self._say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
+            self._terminated.wait(PAUSE)
+        self._say(state="stopped", message="told to leave", trainer_pid=None)
+        return 0
+
+    def _compute_once(self) -> int:
+        reading, writing = os.pipe()
+        # fmt: off
+        command = [
+            sys.executable, "-m", "trainer.compute", "--bucket", self._storage.url, "--run", self._spec.run,
+            "--name", self._status.name, "--address", self._address,
+        ]
+        # fmt: on
+        environment = {
+            **os.environ,
+            "GPT2_TRAINING_REPORT_FD": str(writing),
+            "OMP_NUM_THREADS": str(self._spec.cluster.threads),
+            "PYTHONUNBUFFERED": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
+        if self._address == "127.0.0.1":
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
+        os.set_inheritable(writing, True)
+        # close_fds=False: the child also inherits the lock that says that this machine lives (infra/local/processes.py)
+        child = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            close_fds=False,
+        )  # fmt: skip
+        os.close(writing)
+        self._child = child
+        if self._terminated.is_set():  # the signal came before there was a child to pass it on to
+            child.terminate()
+        ended = threading.Event()
+        readers = [
+            threading.Thread(target=self._read_output, args=(child,), daemon=True),
+            threading.Thread(target=self._read_reports, args=(reading,), daemon=True),
+            threading.Thread(target=self._beat, args=(child, ended), daemon=True),
+        ]
+        for reader in readers:
+            reader.start()
+        self._say(state="running", trainer_pid=child.pid)
+        code = self._wait(child)
+        ended.set()
+        for reader in readers:
+            reader.join(timeout=5)
+        reason = self._last_words(code)
+        self._say(last_exit=Exit(code=code, reason=reason, time=time.time()), trainer_pid=None)
+        return code
+
+    def _wait(self, child: subprocess.Popen[str]) -> int:
+        """The child's exit code. Once this machine was told to leave, the child has GRACE seconds."""
+        deadline = None
+        while True:
+            try:
+                return child.wait(1.0)
+            except subprocess.TimeoutExpired:
+                if deadline is None and self._terminated.is_set():
+                    deadline = time.monotonic() + GRACE
+                if deadline is not None and time.monotonic() > deadline:
+                    child.kill()
+
+    def _last_words(self, code: int) -> str:
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        lines = [line for line in self._lines if line.strip()]
+        return lines[-1] if code and lines else f"exit code {code}"
+
+    def _fail(self, code: int) -> int:
+        """Nobody can mend this by trying again: the whole run fails, and its other machines leave."""
+        reason = f"{self._status.name}: {self._last_words(code)}"
+        self._say(state="failed", message=reason, trainer_pid=None)
+        try:
+            update_status(
+                self._storage, self._spec.run, self._spec.launch, state="FAILED", reason=reason, finished=time.time()
+            )
+        except Fenced:
+            pass
+        print(f"the run has failed: {reason}", flush=True)
+        return 1
+
+
+def _memory_mb(pid: int) -> int | None:
+    """Resident memory of a process, where the system tells (Linux)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024**2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="One machine of a training run.")
+    parser.add_argument("--bucket", required=True, help="gs://bucket, file:///folder or a folder")
+    parser.add_argument("--run", required=True, help="the run's id: its folder below runs/")
+    parser.add_argument("--name", required=True, help="this machine's name, such as worker-0")
+    parser.add_argument("--role", choices=["master", "worker"], required=True)
+    parser.add_argument("--address", default="127.0.0.1", help="this machine, as the others reach it")
+    arguments = parser.parse_args()
+    try:
+        storage = open_storage(arguments.bucket)
+        spec = read_spec(storage, arguments.run)
+        return Supervisor(storage, spec, arguments.name, arguments.role, arguments.address).run()
+    except FileNotFoundError:
+        print(f"no run {arguments.run} in {arguments.bucket}: `pulumi up` declares it", file=sys.stderr)
+    except StorageError as error:
+        print(error, file=sys.stderr)
+    return INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

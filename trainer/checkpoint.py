@@ -1,0 +1,130 @@
+"""Checkpoints: flat vectors as safetensors, then a manifest with sizes and hashes, which is the commit point.
+
+A checkpoint is whole when its manifest is there and every file in it has the size and hash that it says. It does
+not depend on how many machines wrote it: the vectors are laid out as model.Flat says, and the layout is in it.
+"""
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer import manifest
+from trainer.storage import Conflict, Storage
+
+
+@dataclass
+class Progress:
+    """All of a run's state that is not in the flat vectors. Small, and the same on every member after a step."""
+
+    step: int = 0
+    updates: int = 0  # steps that were not skipped
+    evaluations: int = 0  # step of the newest evaluation
+    lineage: int = 0  # hash of the groups that took the steps: equal means equal parameters
+    scale: float = 1.0  # of the loss, with fp16
+    good_steps: int = 0  # since the scale last changed
+    skipped: int = 0  # steps in a row whose gradient was not finite
+
+
+def name(step: int, attempt: int) -> str:
+    return f"step-{step:08d}-attempt-{attempt}"
+
+
+class Checkpoints:
+    """Writes one checkpoint at a time in the background; restores the newest whole one."""
+
+    def __init__(self, storage: Storage, run: str, keep: int, log: Callable[[str], None]) -> None:
+        self._storage, self._prefix, self._keep, self._log = storage, f"runs/{run}/checkpoints", keep, log
+        self._writing: threading.Thread | None = None
+
+    def save(
+        self, vectors: dict[str, Tensor], progress: Progress, attempt: int, layout: list[tuple[str, int, int]]
+    ) -> None:
+        """Copy now, write in the background. One that is still being written is waited for first.
+
+        A failure to write is said and forgotten: the run goes on, and the next interval tries again.
+        """
+        self.wait()
+        copies = {key: vector.detach().to("cpu", copy=True) for key, vector in vectors.items()}
+        state = {"progress": asdict(progress), "layout": layout}
+        target = name(progress.step, attempt)
+        self._writing = threading.Thread(target=self._write, args=(copies, state, target), name="checkpoint")
+        self._writing.start()
+
+    def wait(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _write(self, vectors: dict[str, Tensor], state: dict[str, Any], target: str) -> None:
+        folder = f"{self._prefix}/{target}"
+        try:
+            files: dict[str, Any] = {}
+            with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+                for key, vector in vectors.items():
+                    file = Path(scratch) / f"{key}.safetensors"
+                    save_file({key: vector}, file)
+                    files[file.name] = manifest.describe(file)
+                    self._storage.upload(file, f"{folder}/{file.name}")
+                    file.unlink()
+            body = json.dumps({"files": files, **state}).encode()
+            self._storage.write(f"{folder}/manifest.json", body, if_generation=0)
+            self._prune()
+        except Conflict:
+            self._log(f"checkpoint {target} is there already")
+        except Exception as error:
+            self._log(f"checkpoint {target} could not be written ({error}); training goes on, the next one is tried")
+
+    def _prune(self) -> None:
+        whole, files = self._newest_first()
+        for old in whole[self._keep :]:
+            paths = sorted(p for p in files if p.startswith(f"{self._prefix}/{old}/"))
+            for path in sorted(paths, key=lambda p: not p.endswith("manifest.json")):  # first what makes it whole
+                self._storage.delete(path)
+
+    def _newest_first(self) -> tuple[list[str], list[str]]:
+        """Names of the checkpoints that have a manifest, and all files."""
+        files = [entry.path for entry in self._storage.list(self._prefix)]
+        names = [p.split("/")[-2] for p in files if p.endswith("/manifest.json")]
+
+        def order(checkpoint: str) -> tuple[int, int]:
+            parts = checkpoint.split("-")
+            return int(parts[1]), int(parts[3])
+
+        return sorted(names, key=order, reverse=True), files
+
+    def restore(self, vectors: dict[str, Tensor], layout: list[tuple[str, int, int]]) -> Progress | None:
+        """Fill `vectors` from the newest checkpoint that verifies; None if there is none. Damaged ones are named."""
+        for candidate in self._newest_first()[0]:
+            try:
+                return self._load(candidate, vectors, layout)
+            except (ValueError, KeyError, FileNotFoundError) as error:
+                self._log(f"checkpoint {candidate} is skipped: {error}")
+        return None
+
+    def _load(self, candidate: str, vectors: dict[str, Tensor], layout: list[tuple[str, int, int]]) -> Progress:
+        folder = f"{self._prefix}/{candidate}"
+        body = json.loads(self._storage.read(f"{folder}/manifest.json"))
+        if [tuple(entry) for entry in body["layout"]] != layout:
+            raise ValueError("it holds another model")
+        loaded: dict[str, Tensor] = {}
+        with tempfile.TemporaryDirectory(prefix="restore-") as scratch:
+            for key in vectors:
+                file = self._storage.local_path(f"{folder}/{key}.safetensors")
+                if file is None:
+                    file = Path(scratch) / f"{key}.safetensors"
+                    self._storage.download(f"{folder}/{file.name}", file)
+                if not manifest.verify(file, body["files"][file.name]):
+                    raise ValueError(f"{file.name} is not what its manifest says (size or sha256)")
+                loaded[key] = load_file(file)[key]
+        with torch.no_grad():
+            for key, vector in vectors.items():
+                vector.copy_(loaded[key])
+        return Progress(**body["progress"])

@@ -1,0 +1,290 @@
+"""Text -> tokenizer and token shards in the bucket (trainer/prepared.py), made once for each text and vocabulary.
+
+By streaming: memory does not grow with the text. Nothing here imports torch.
+"""
+
+import errno
+import hashlib
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from trainer import tokenizer as vocabularies
+from trainer.batches import TOKEN
+from trainer.prepared import (
+    Manifest,
+    Name,
+    Prepared,
+    Progress,
+    Shard,
+    Split,
+    cache_folder,
+    damaged,
+    fetch,
+    find,
+    sha256_of,
+)
+from trainer.spec import Data, InputError
+from trainer.spec import fingerprint as fingerprint_of
+from trainer.storage import Conflict, Storage
+from trainer.text import MIB, chunks, decode, held_out_start, read, size_of
+
+TOKENS_PER_SHARD = 100_000_000  # 200 MB: a few seconds to fetch, and one can be fetched again
+SAMPLE = 64 * MIB  # bytes that a vocabulary is trained on at most, spread evenly: more changes hardly a merge
+ALONE = 32 * MIB  # bytes below which starting processes takes longer than it saves
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    storage: Storage,
+    data: Data,
+    fingerprint: str,
+    progress: Progress | None = None,
+    *,
+    cache: Path | None = None,
+    processes: int | None = None,
+) -> Prepared:
+    """Tokenizes the text at `data.path` in the bucket; at once if that was done before.
+
+    Memory does not grow with the text. May run in several places at once: all make the same files, and the first
+    manifest counts. `cache`: where the text of a gs:// bucket goes. `processes`: default all cores.
+    Raises InputError, one line, for whatever is wrong with the text, the vocabulary or the disk.
+    """
+    prepared = find(storage, data, fingerprint)
+    if prepared:
+        return prepared
+    name = f"data.path {data.path}"
+    report = progress or (lambda done, total: None)
+    try:
+        text = _local_text(storage, data.path, fingerprint, cache or cache_folder(), name)
+        size = size_of(text, name)
+        border = held_out_start(text, size, data.validation_fraction)
+        if not 0 < border < size:
+            raise InputError(f"{name}: {size} bytes are too small to train on: give a longer text")
+        folder = f"data/{fingerprint}/{data.tokens_key()}"
+        _check_disk(storage.local_path(folder), 2 * size if data.tokenizer == "byte" else size, name)
+        tokenizer, content = _claim_tokenizer(storage, folder, data, _sample(text, border, name))
+        with tempfile.TemporaryDirectory(prefix="gpt2-tokens-") as work:
+            run = _Encoding(storage, folder, text, name, tokenizer, content, Path(work), processes)
+            train = run.split("train", 0, border, lambda done: report(done, size))
+            validation = run.split("validation", border, size, lambda done: report(border + done, size))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{name}: the disk became full while its tokens were written: free some space") from None
+    manifest = Manifest(
+        fingerprint=fingerprint,
+        tokenizer=data.tokenizer,
+        tokenizer_sha256=hashlib.sha256(content).hexdigest(),
+        vocabulary_size=tokenizer.get_vocab_size(),
+        train=train.summary(border, train.counts),
+        validation=validation.summary(size - border, train.counts),
+    )
+    return _commit(storage, folder, manifest, lambda: find(storage, data, fingerprint))
+
+
+def check_enough(prepared: Prepared, sequence_length: int, batch_size: int) -> None:
+    """Raises InputError if a batch would have to hold a sequence twice, or nothing could be validated."""
+    for name, split, sequences, cure in (
+        ("training", prepared.manifest.train, batch_size, "lower batchSize or sequenceLength"),
+        ("held-out", prepared.manifest.validation, 1, "raise data.validationFraction, lower sequenceLength"),
+    ):
+        needed = sequences * sequence_length + 1
+        if split.tokens < needed:
+            raise InputError(
+                f"data.path: the {name} part of the text has {split.tokens:,} tokens, and {needed:,} are needed"
+                f" ({sequences} x sequenceLength {sequence_length} + 1): give a longer text, or {cure}"
+            )
+
+
+@dataclass
+class _Shards:
+    """A stream of tokens on its way into shards."""
+
+    storage: Storage
+    folder: str
+    name: Name
+    work: Path
+    counts: NDArray[np.int64]  # how often each token occurs
+    shards: list[Shard] = field(default_factory=list)
+    written: int = 0  # tokens in the open shard
+
+    def add(self, tokens: NDArray[np.uint16]) -> None:
+        self.counts += np.bincount(tokens, minlength=len(self.counts))
+        while len(tokens):
+            part = tokens[: TOKENS_PER_SHARD - self.written]
+            with self._file.open("ab") as file:
+                file.write(part.astype(TOKEN).data)
+            self.written += len(part)
+            tokens = tokens[len(part) :]
+            if self.written == TOKENS_PER_SHARD:
+                self.close()
+
+    def close(self) -> None:
+        if not self.written:
+            return
+        shard = Shard(name=self._file.name, tokens=self.written, sha256=sha256_of(self._file))
+        self.storage.upload(self._file, f"{self.folder}/{shard.name}")
+        self._file.unlink()
+        self.shards.append(shard)
+        self.written = 0
+
+    @property
+    def _file(self) -> Path:
+        return self.work / f"{self.name}-{len(self.shards):05d}.bin"
+
+    def summary(self, size: int, training: NDArray[np.int64]) -> Split:
+        tokens = int(self.counts.sum())
+        logs = np.log((training + 1) / (training.sum() + len(training)))
+        entropy = -float(self.counts @ logs) / max(tokens, 1)
+        return Split(bytes=size, tokens=tokens, unigram_entropy=entropy, shards=self.shards)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    storage: Storage
+    folder: str
+    text: Path
+    name: str
+    tokenizer: Tokenizer
+    content: bytes  # of tokenizer.json
+    work: Path
+    processes: int | None
+
+    def split(self, name: Name, start: int, end: int, report: Callable[[int], None]) -> _Shards:
+        """Encodes bytes start to end of the text. Cuts depend on the text alone, so its tokens do too."""
+        counts = np.zeros(self.tokenizer.get_vocab_size(), np.int64)
+        shards = _Shards(self.storage, self.folder, name, self.work, counts)
+        for done, tokens in self._encoded(start, end):
+            shards.add(tokens)
+            report(done - start)
+        shards.close()
+        return shards
+
+    def _encoded(self, start: int, end: int) -> Iterator[tuple[int, NDArray[np.uint16]]]:
+        processes = self.processes or (1 if end - start <= ALONE else len(os.sched_getaffinity(0)))
+        parts = chunks(self.text, start, end)
+        if processes == 1:  # the library itself has a thread a core
+            for part in parts:
+                yield part[1], _encode(self.text, self.name, self.tokenizer, part)
+            return
+        # Threads do not get far: each token passes the interpreter's lock. Spawned, because forking breaks threads.
+        context = multiprocessing.get_context("spawn")
+        arguments = (self.text, self.name, self.content)
+        with ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool:
+            waiting: deque[tuple[int, Future[NDArray[np.uint16]]]] = deque()
+            try:
+                for part in parts:
+                    waiting.append((part[1], pool.submit(_work, part)))
+                    if len(waiting) > 3 * processes:  # bounds what waits in memory
+                        done, future = waiting.popleft()
+                        yield done, future.result()
+                while waiting:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            except BrokenProcessPool:
+                raise InputError(f"{self.name}: a process that tokenizes was killed: is there enough memory?") from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+_worker: tuple[Path, str, Tokenizer] | None = None  # of a spawned process
+
+
+def _start_worker(text: Path, name: str, content: bytes) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each: there is a process a core
+    _worker = (text, name, Tokenizer.from_str(content.decode()))
+
+
+def _work(part: tuple[int, int]) -> NDArray[np.uint16]:
+    assert _worker is not None
+    return _encode(*_worker, part)
+
+
+def _encode(text: Path, name: str, tokenizer: Tokenizer, part: tuple[int, int]) -> NDArray[np.uint16]:
+    content = read(text, *part)
+    decode(content, part[0], name)
+    return vocabularies.encode(tokenizer, content)
+
+
+def _sample(text: Path, end: int, name: str) -> Iterator[str]:
+    parts = list(chunks(text, 0, end))
+    stride = math.ceil(len(parts) * MIB / SAMPLE)
+    for start, stop in parts[::stride]:
+        yield decode(read(text, start, stop), start, name)
+
+
+def _claim_tokenizer(storage: Storage, folder: str, data: Data, sample: Iterator[str]) -> tuple[Tokenizer, bytes]:
+    """The tokenizer and its file. Whoever writes it first decides: all who prepare at once then make equal shards."""
+    path = f"{folder}/tokenizer.json"
+    try:
+        content = storage.read(path)
+    except FileNotFoundError:
+        log.info("%s: making the vocabulary (%s)", data.path, data.tokenizer)
+        content = vocabularies.build(data, sample).to_str().encode()
+        try:
+            storage.write(path, content, if_generation=0)
+        except Conflict:
+            content = storage.read(path)
+    return vocabularies.parse(content.decode(), f"{storage.url}/{path}"), content
+
+
+def _commit(storage: Storage, folder: str, manifest: Manifest, winner: Callable[[], Prepared | None]) -> Prepared:
+    path = f"{folder}/manifest.json"
+    content = manifest.model_dump_json(by_alias=True, indent=2).encode()
+    try:
+        generation = storage.read_generation(path)[1]  # of one that did not hold: it is replaced
+    except FileNotFoundError:
+        generation = 0
+    try:
+        storage.write(path, content, if_generation=generation)
+    except Conflict:
+        prepared = winner()
+        if prepared is None:
+            raise InputError(damaged(storage, path, folder)) from None
+        return prepared
+    return Prepared(storage, folder, manifest)
+
+
+def _local_text(storage: Storage, path: str, fingerprint: str, cache: Path, name: str) -> Path:
+    local = storage.local_path(path)
+    if local is not None:
+        size_of(local, name)
+        if fingerprint_of(local) != fingerprint:
+            raise InputError(f"{name}: not the text that the run was declared with: run `pulumi up` again")
+        return local
+    size = next((entry.size for entry in storage.list(path.rpartition("/")[0]) if entry.path == path), None)
+    if size is None:
+        raise InputError(f"{name}: not in {storage.url}: upload it with `python -m scripts.upload_data`")
+    target = cache / fingerprint / path.rpartition("/")[2]
+    _check_disk(target, 2 * size, name)
+    fetch(storage, path, target, size, fingerprint)
+    return target
+
+
+def _check_disk(folder: Path | None, needed: int, name: str) -> None:
+    if folder is None:
+        return
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{name}: its tokens need about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free at {folder}:"
+            " free some space"
+        )

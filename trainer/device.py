@@ -1,0 +1,41 @@
+"""Which device and precision this machine trains with, and what the device can do at best."""
+
+import torch
+
+from trainer.spec import InputError
+
+# Dense TFLOP/s by a part of the device's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan.
+# Order matters: the first match counts. Columns: bf16 or fp16, fp32.
+PEAKS = [
+    ("H200", 989, 67),
+    ("H100 PCIe", 756, 51),
+    ("H100", 989, 67),
+    ("A100", 312, 19.5),
+    ("L4", 121, 30.3),
+    ("V100", 125, 15.7),
+    ("T4", 65, 8.1),
+]
+
+
+def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
+    """(device, autocast dtype or None for fp32). `auto`: bf16 from compute capability 8.0, fp16 on 7.x, else fp32."""
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if precision == "auto":
+        precision = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("hyperparameters.precision: fp16 needs a GPU; use fp32, bf16 or auto")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def peak_flops(device: torch.device, precision: torch.dtype | None) -> float | None:
+    """FLOP/s of the device at its best; None where it is not known, and then no MFU is shown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for part, half, single in PEAKS:
+        if part in name:
+            return (half if precision else single) * 1e12
+    return None

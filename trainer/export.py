@@ -1,0 +1,95 @@
+"""The trained model as a folder that `transformers` loads anywhere: safetensors, tokenizer, model card, manifest."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, GPT2LMHeadModel
+from transformers.utils.logging import disable_progress_bar
+
+from trainer import manifest
+from trainer.model import EXPORTED_ACTIVATION
+from trainer.spec import JobSpec
+from trainer.storage import Storage
+from trainer.tokenizer import save as save_tokenizer
+from trainer.tokenizer import size as size_of
+
+
+def export(
+    storage: Storage,
+    spec: JobSpec,
+    model: GPT2LMHeadModel,
+    tokenizer: Tokenizer,
+    facts: dict[str, float],
+) -> None:
+    """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss and unigram_entropy, in nats, for the card."""
+    disable_progress_bar()  # of one file
+    prefix = f"runs/{spec.run}/model"
+    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+        folder = Path(scratch)
+        _exportable(model, size_of(tokenizer)).save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, model.config.n_positions)
+        (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
+        files = {}
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            relative = file.relative_to(folder).as_posix()
+            files[relative] = manifest.describe(file)
+            storage.upload(file, f"{prefix}/{relative}")
+        storage.write(f"{prefix}/manifest.json", json.dumps({"run": spec.run, "files": files}, indent=1).encode())
+
+
+def _exportable(model: GPT2LMHeadModel, vocabulary: int) -> GPT2LMHeadModel:
+    """A copy on the CPU with GPT-2's own activation name and without the rows that pad the vocabulary."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.activation_function = EXPORTED_ACTIVATION
+    config.use_cache = True
+    config.vocab_size = vocabulary if model.config.vocab_size - vocabulary < 64 else model.config.vocab_size
+    config.architectures = ["GPT2LMHeadModel"]
+    with torch.device("meta"):
+        copy = GPT2LMHeadModel(config)
+    copy.to_empty(device="cpu")
+    copy.tie_weights()
+    target = copy.state_dict()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            target[name].copy_(value[: target[name].shape[0]])
+    copy.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
+    )
+    return copy.eval()
+
+
+def card(spec: JobSpec, model: GPT2LMHeadModel, facts: dict[str, float]) -> str:
+    """The model card: what it is, what it was trained on, how good it is, how to load it."""
+    hyper, config = spec.hyperparameters, model.config
+    loss = facts.get("validation_loss", math.nan)
+    tokens = hyper.steps * hyper.batch_size * hyper.sequence_length
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {spec.run}
+
+GPT-2 with {config.n_layer} layers, {config.n_head} heads, width {config.n_embd} and {config.n_positions} positions,
+trained by gpt2-training on `{Path(spec.data.path).name}` ({tokens:,} tokens in {hyper.steps:,} steps of
+{hyper.batch_size} × {hyper.sequence_length}).
+
+| | |
+|---|---|
+| validation loss | {loss:.4f} nats a token (perplexity {math.exp(min(loss, 50)):.1f}) |
+| unigram entropy of the same text | {facts.get("unigram_entropy", math.nan):.4f} nats a token |
+| optimizer | {hyper.optimizer}, learning rate {hyper.learning_rate:g}, {hyper.schedule} schedule |
+| tokenizer | {spec.data.tokenizer} |
+| started from | {spec.model.initialize or f"random weights, seed {hyper.seed}"} |
+
+```python
+from transformers import pipeline
+
+print(pipeline("text-generation", model="path/to/this/folder")("def ", max_new_tokens=50)[0]["generated_text"])
+```
+
+It continues text in the manner of what it was trained on. It knows nothing else, and its statements are not facts.
+"""

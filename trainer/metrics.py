@@ -1,0 +1,106 @@
+"""Metrics as JSON lines and TensorBoard events below runs/<run>/metrics/.
+
+Objects in a bucket cannot be appended to, so the newest segment is written again, whole, every few seconds, and a
+new segment begins when it is large. Every trainer collects records; only the leader writes, so that a new leader can
+fill in what its predecessor had not written yet. Readers take the last record of a step.
+"""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.spec import Record
+from trainer.storage import Storage
+
+FLUSH = 2.0  # seconds
+SEGMENT = 256 * 1024  # bytes
+
+
+class Metrics:
+    def __init__(self, storage: Storage, run: str, name: str, log: Callable[[str], None]) -> None:
+        self._storage, self._prefix, self._name, self._log = storage, f"runs/{run}/metrics", name, log
+        self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
+        self._segment: list[str] = []
+        self._size = self._count = 0
+        self._leads = False
+        self._board: Any = None
+        self._wake, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
+        self._thread.start()
+
+    def add(self, record: Record, *, leads: bool) -> None:
+        self._leads = leads
+        self._pending.append(record)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._closed:
+            self._wake.wait(FLUSH)
+            if self._leads and self._pending:
+                try:
+                    self._flush()
+                except Exception as error:  # storage away, disk full: keep the records, try again
+                    self._log(f"metrics could not be written ({error}); trying again")
+        if self._board is not None:
+            self._board.close()
+
+    def _flush(self) -> None:
+        fresh = [self._pending.popleft() for _ in range(len(self._pending))]
+        lines = [json.dumps(r.to_json()) + "\n" for r in fresh]
+        if self._size > SEGMENT:
+            self._segment, self._size, self._count = [], 0, self._count + 1
+        self._segment += lines
+        self._size += sum(map(len, lines))
+        attempt = fresh[0].attempt
+        path = f"{self._prefix}/attempt-{attempt}-{self._name}-{self._count:05d}.jsonl"
+        try:
+            self._storage.write(path, "".join(self._segment).encode())
+        except Exception:
+            del self._segment[len(self._segment) - len(lines) :]
+            self._size -= sum(map(len, lines))
+            self._pending.extendleft(reversed(fresh))
+            raise
+        self._tensorboard(fresh)
+
+    def _tensorboard(self, records: list[Record]) -> None:
+        if self._board is None:  # imported late: it costs seconds that the first step should not wait for
+            folder = self._storage.local_path(self._prefix)
+            if folder is None:
+                return
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        names = {
+            "loss/train": "loss",
+            "loss/validation": "validation_loss",
+            "optimizer/learning_rate": "learning_rate",
+            "optimizer/gradient_norm": "gradient_norm",
+            "speed/tokens_per_second": "tokens_per_second",
+            "speed/mfu": "mfu",
+        }
+        for record in records:
+            for tag, field in names.items():
+                value = getattr(record, field)
+                if value is not None:
+                    self._board.add_scalar(tag, value, record.step, walltime=record.time)
+
+
+def read_records(storage: Storage, run: str) -> list[Record]:
+    """All records in order of step; of a step that was taken twice, the newest. For commands, not for the loop."""
+    records: dict[tuple[int, bool], Record] = {}
+    for entry in storage.list(f"runs/{run}/metrics"):
+        if Path(entry.path).suffix == ".jsonl":
+            for line in storage.read(entry.path).splitlines():
+                record = Record.model_validate_json(line)
+                key = (record.step, record.validation_loss is not None)
+                if key not in records or (record.attempt, record.time) >= (records[key].attempt, records[key].time):
+                    records[key] = record
+    return [records[key] for key in sorted(records)]

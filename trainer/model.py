@@ -1,0 +1,183 @@
+"""GPT-2 as transformers' GPT2LMHeadModel, its parameters as one flat vector, and its loss.
+
+The model is the library's, so that every GPT-2 checkpoint loads here and every export loads anywhere. What is
+ours is how it is called: no cache, no dropout modules in the way, no full fp32 logit tensor.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trainer import tokenizer as vocabularies
+from trainer.data import cache_folder
+from trainer.spec import InputError, Model
+from trainer.storage import open_storage
+
+# GPT-2's activation is the tanh approximation of GELU. transformers computes "gelu_new" in five operations and
+# "gelu_pytorch_tanh", the same function, in one: 20 to 40 % faster on CPU. We train with one and export the other.
+TRAINED_ACTIVATION, EXPORTED_ACTIVATION = "gelu_pytorch_tanh", "gelu_new"
+ALIGNMENT = 64  # elements: vocabulary rows, and where each tensor starts in the flat vector
+CHUNK = 4096  # tokens whose logits exist at one time
+
+
+def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2LMHeadModel:
+    """A model on the CPU in fp32: from its dimensions and the seed, or from a checkpoint.
+
+    A new model's table of tokens is padded to a multiple of 64 for speed, and export cuts the padding off.
+    Raises InputError if a checkpoint cannot be had or does not fit.
+    """
+    vocabulary, end = vocabularies.size(tokenizer), vocabularies.end_of_text(tokenizer)
+    if spec.initialize is not None:
+        return _from_checkpoint(spec.initialize, vocabulary, dropout)
+    layers, heads, width = spec.dimensions()
+    config = GPT2Config(
+        vocab_size=-(-vocabulary // ALIGNMENT) * ALIGNMENT,
+        n_positions=spec.positions,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    _train_settings(config, dropout)
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(config)
+
+
+def _train_settings(config: GPT2Config, dropout: float) -> None:
+    config.activation_function = TRAINED_ACTIVATION
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
+    config._attn_implementation = "sdpa"
+    config.use_cache = False
+
+
+def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHeadModel:
+    """A folder, a gs:// folder or a hub id; weights from safetensors alone, so that loading runs no code."""
+    folder = fetch_folder(source)
+    try:
+        config = GPT2Config.from_pretrained(folder)
+        if config.model_type != "gpt2":
+            raise InputError(f"model.initialize: {source} is a {config.model_type} model; only GPT-2 can be trained")
+        if config.activation_function not in (TRAINED_ACTIVATION, EXPORTED_ACTIVATION):
+            raise InputError(
+                f"model.initialize: {source} has activation {config.activation_function}; GPT-2 has {EXPORTED_ACTIVATION}"
+            )
+        if config.vocab_size < vocabulary:
+            raise InputError(
+                f"model.initialize: {source} knows {config.vocab_size} tokens, the tokenizer has {vocabulary};"
+                " set data.tokenizer to checkpoint"
+            )
+        _train_settings(config, dropout)
+        return GPT2LMHeadModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.initialize: cannot load {source} ({first}); give a folder, a hub id or gs://…"
+        ) from error
+
+
+def fetch_folder(source: str) -> str:
+    """`source` itself if it is a folder or a hub id; a gs:// folder is downloaded to the cache first."""
+    if not source.startswith("gs://"):
+        return source
+    bucket, _, prefix = source.removeprefix("gs://").partition("/")
+    storage, target = open_storage(f"gs://{bucket}"), cache_folder() / "models" / bucket / prefix
+    entries = storage.list(prefix)
+    if not entries:
+        raise InputError(f"model.initialize: nothing lies at {source}")
+    for entry in entries:
+        storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
+    return str(target)
+
+
+class Flat:
+    """All parameters as views of one vector, and their gradients as views of another.
+
+    Order: reverse of the forward pass, so that gradients get ready from the front. Each tensor starts at a multiple
+    of 64 elements. One vector is what members send each other, what a checkpoint holds, and what parameter servers
+    will cut into shards.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:
+        named = list(reversed(list(model.named_parameters())))  # tied weights appear once
+        self.layout: list[tuple[str, int, int]] = []  # name, start, elements
+        end = 0
+        for name, parameter in named:
+            self.layout.append((name, end, parameter.numel()))
+            end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        self.parameters = torch.zeros(end, device=device)
+        self.gradients = torch.zeros(end, device=device)
+        self.decayed: list[torch.nn.Parameter] = []  # matrices and embeddings
+        self.undecayed: list[torch.nn.Parameter] = []  # biases and LayerNorm gains
+        for (_, parameter), (_, start, size) in zip(named, self.layout, strict=True):
+            shape = parameter.shape
+            view = self.parameters[start : start + size].view(shape)
+            view.copy_(parameter.data)
+            parameter.data = view
+            parameter.grad = self.gradients[start : start + size].view(shape)
+            (self.decayed if parameter.dim() >= 2 else self.undecayed).append(parameter)
+
+    def views(self, vector: Tensor) -> Iterator[Tensor]:
+        """`vector`, laid out like the parameters, as tensors of flat shape, in the order of `layout`."""
+        for _, start, size in self.layout:
+            yield vector[start : start + size]
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+
+
+def make_loss(model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torch.device) -> Loss:
+    """(inputs, targets), both int64 [rows, T], -> the summed cross-entropy in nats, a scalar.
+
+    A sum, not a mean: sums of micro-batches add up, whoever computed them. Logits exist for CHUNK tokens at a time;
+    when there is more than one chunk they are computed again in the backward pass instead of being kept.
+    """
+    transformer, weight = model.transformer, model.lm_head.weight
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
+        with precision:
+            hidden = transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            flat = targets.flatten()
+            if len(flat) <= CHUNK:
+                return _chunk_loss(hidden, weight, flat)
+            total = torch.zeros((), device=device)
+            for part, wanted in zip(hidden.split(CHUNK), flat.split(CHUNK), strict=True):
+                if torch.is_grad_enabled():
+                    total = total + checkpoint(_chunk_loss, part, weight, wanted, use_reentrant=False)
+                else:
+                    total = total + _chunk_loss(part, weight, wanted)
+            return total
+
+    return loss
+
+
+def compiled(loss: Loss, log: Callable[[str], None]) -> Loss:
+    """`loss` through torch.compile; if compiling fails, it says so once and goes on eagerly."""
+    fast = torch.compile(loss, dynamic=False)
+    chosen: Loss | None = None
+
+    def call(inputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal chosen
+        if chosen is None:
+            try:
+                result = fast(inputs, targets)
+                chosen = fast
+                return result
+            except Exception as error:  # any compiler failure: a missing g++, an unsupported GPU, a bug
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                log(f"torch.compile failed ({first[:200]}); going on without it")
+                chosen = loss
+        return chosen(inputs, targets)
+
+    return call

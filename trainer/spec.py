@@ -1,0 +1,283 @@
+"""JobSpec: the one contract between infra/ (which declares a run) and trainer/ (which carries it out).
+
+`infra/` validates a stack file into these models and stores a JobSpec as `runs/<run>/job.json`; every machine
+reads it back. Keys are camelCase in both files and snake_case in Python. Nothing here imports torch.
+
+Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
+
+    current.json                              {"run", "launch"}: what the stack declares now
+    data/<fingerprint>/<file>                 source text, addressed by content
+    data/<fingerprint>/<tokens key>/...       tokenizer and uint16 token shards (trainer/data.py)
+    runs/<run>/job.json                       this spec
+    runs/<run>/status.json                    Status
+    runs/<run>/cluster.json                   the Lighthouse's lease (trainer/cluster.py)
+    runs/<run>/machines/<name>.json           MachineStatus: heartbeat and last words
+    runs/<run>/metrics/*.jsonl, events.*      Record lines; TensorBoard events
+    runs/<run>/checkpoints/step-00000500-attempt-1/...
+    runs/<run>/model/...                      Hugging Face format, manifest.json last
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+Role = Literal["master", "worker", "ps"]
+State = Literal["PROVISIONING", "STARTING", "RUNNING", "RECOVERING", "SUCCEEDED", "FAILED", "STOPPED"]
+FINAL_STATES: frozenset[State] = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+# layers, heads, width of the published GPT-2 models (Radford et al. 2019), and one for a laptop.
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (4, 4, 128),
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}
+END_OF_TEXT = "<|endoftext|>"
+
+
+class InputError(Exception):
+    """What the user gave cannot be trained, and trying again is no use. One line: what was found, what to do."""
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and does not change after it was read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values under camelCase keys; keys that hold their default of None are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class Model(Strict):
+    """Which network: a size by name, or explicit dimensions, or a checkpoint to start from."""
+
+    size: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None
+    layers: int | None = Field(None, ge=1, le=200)
+    heads: int | None = Field(None, ge=1, le=200)
+    width: int | None = Field(None, ge=8, le=16384)
+    positions: int = Field(1024, ge=8, le=65536)
+    initialize: str | None = None  # a folder, a hub id or gs://…; its own dimensions are used
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        explicit = [self.layers, self.heads, self.width]
+        ways = [self.size is not None, any(explicit), self.initialize is not None]
+        if sum(ways) != 1:
+            raise ValueError("give exactly one of: size, or layers + heads + width, or initialize")
+        if any(explicit):
+            if self.layers is None or self.heads is None or self.width is None:
+                raise ValueError("layers, heads and width go together")
+            if self.width % self.heads:
+                raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        return self
+
+    def dimensions(self) -> tuple[int, int, int]:
+        """(layers, heads, width). Raises ValueError for `initialize`: only the checkpoint knows."""
+        if self.size is not None:
+            return SIZES[self.size]
+        if self.layers is None or self.heads is None or self.width is None:
+            raise ValueError("the dimensions of a model that starts from a checkpoint stand in the checkpoint")
+        return self.layers, self.heads, self.width
+
+    @property
+    def name(self) -> str:
+        """Short and legal in file names and cloud labels, e.g. `gpt2-4x128`."""
+        if self.size is not None:
+            return "gpt2-tiny" if self.size == "tiny" else self.size
+        if self.initialize is not None:
+            tail = self.initialize.rstrip("/").rsplit("/", 1)[-1].lower()
+            return "from-" + ("".join(c if c.isalnum() else "-" for c in tail).strip("-")[:20] or "checkpoint")
+        return f"gpt2-{self.layers}x{self.width}"
+
+
+class Data(Strict):
+    """The text and how it becomes tokens."""
+
+    path: str  # in a stack file: a file here; in job.json: the same text inside the bucket
+    tokenizer: Literal["train", "gpt2", "byte", "checkpoint"] = "gpt2"
+    vocabulary_size: int = Field(1024, ge=257, le=65536)  # of `tokenizer: train`, end-of-text included
+    # of `gpt2`: a folder with its two files, instead of the hub; of `checkpoint`: where model.initialize points
+    vocabulary_path: str | None = None
+    validation_fraction: float = Field(0.05, gt=0, lt=0.5)  # the end of the text is held out
+
+    def tokens_key(self) -> str:
+        """Names the folder of token shards beside the text: what the tokens depend on, besides the text."""
+        detail = ""
+        if self.tokenizer == "train":
+            detail = f"{self.vocabulary_size}-"
+        elif self.tokenizer == "checkpoint":
+            detail = hashlib.sha256((self.vocabulary_path or "").encode()).hexdigest()[:8] + "-"
+        return f"{self.tokenizer}-{detail}held-out-{self.validation_fraction:g}"
+
+
+class Hyperparameters(Strict):
+    """What is optimized and how. Defaults are nanoGPT's for GPT-2 unless said."""
+
+    learning_rate: float = Field(6e-4, gt=0, le=10)
+    batch_size: int = Field(32, ge=1)  # global, in sequences: the same whatever the number of trainers
+    sequence_length: int = Field(1024, ge=8)
+    steps: int = Field(1000, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = Field(0.1, ge=0)  # on matrices only; AdamW only
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    final_fraction: float = Field(0.1, ge=0, le=1)  # cosine ends at this fraction of learningRate
+    gradient_clip: float = Field(1.0, ge=0)  # global norm; 0 is off
+    dropout: float = Field(0.0, ge=0, lt=1)
+    seed: int = Field(1337, ge=0, lt=2**32)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 where a GPU has it, fp32 on CPU
+    compile: bool = False
+    micro_batch_size: int | None = Field(None, ge=1)  # most sequences in one forward pass; default: chosen to fit
+
+
+class Evaluation(Strict):
+    every: int = Field(100, ge=1)  # steps
+    sequences: int = Field(256, ge=1)  # at most, from the start of the held-out part
+
+
+class Checkpoints(Strict):
+    every: int = Field(250, ge=1)  # steps
+    keep: int = Field(2, ge=1)
+
+
+class Cluster(Strict):
+    """Who takes part. The master trains too: trainers = 1 + workers."""
+
+    workers: int = Field(0, ge=0)
+    min_workers: int = Field(0, ge=0)
+    parameter_servers: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1)  # of each trainer process
+
+    @property
+    def trainers(self) -> int:
+        return 1 + self.workers
+
+    def machines(self) -> list[tuple[str, Role]]:
+        """(name, role) of every machine, master first."""
+        names: list[tuple[str, Role]] = [("master-0", "master")]
+        names += [(f"worker-{i}", "worker") for i in range(self.workers)]
+        names += [(f"ps-{i}", "ps") for i in range(self.parameter_servers)]
+        return names
+
+
+class JobSpec(Strict):
+    """A whole run. `run` names it; see run_id for what the name depends on."""
+
+    run: str
+    launch: int = Field(1, ge=1)
+    model: Model
+    data: Data
+    fingerprint: str  # of the source text: fingerprint()
+    code: str  # code_hash(), or the digest of a pinned image
+    hyperparameters: Hyperparameters
+    evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hyperparameters.sequence_length > self.model.positions:
+            raise ValueError(
+                f"sequenceLength {self.hyperparameters.sequence_length} is longer than the model's"
+                f" {self.model.positions} positions"
+            )
+        return self
+
+
+def run_id(model: Model, data: Data, fingerprint: str, hyperparameters: Hyperparameters, code: str) -> str:
+    """The run's name: the model's name and a hash of all that changes the result.
+
+    Not in it: where the text lies, how many machines take part, how often is evaluated, launch.
+    """
+    parameters = hyperparameters.to_json()
+    parameters.pop("microBatchSize", None)  # changes the order of a sum, not what is computed
+    identity = {
+        "model": model.to_json(),
+        "data": [fingerprint, data.tokens_key()],
+        "hyperparameters": parameters,
+        "code": code,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{model.name}-{digest[:8]}"
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hex digits of the SHA-256 of a file's bytes: the name of its folder under data/."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def code_hash(folder: Path = Path(__file__).parent) -> str:
+    """A hash of the trainer's own files: names and contents, never modes or times, so it is the same everywhere."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        if path.name.startswith("."):
+            continue
+        for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
+
+
+class Status(Strict):
+    """runs/<run>/status.json: where the run is. Written with generation preconditions."""
+
+    state: State
+    step: int = 0
+    attempt: int = 0  # counts the clusters that formed: fences off writers that were believed dead
+    launch: int = 1
+    reason: str = ""  # why FAILED or STOPPED; what RECOVERING or STARTING waits for
+    updated: float  # seconds since the epoch
+    started: float | None = None  # when the first step began
+    finished: float | None = None
+
+
+class Exit(Strict):
+    code: int  # as subprocess gives it: negative is a signal
+    reason: str  # one line
+    time: float
+
+
+class MachineStatus(Strict):
+    """runs/<run>/machines/<name>.json: written by the machine's supervisor every few seconds and at its end."""
+
+    name: str
+    role: Role
+    state: Literal["starting", "running", "restarting", "finished", "failed", "stopped"]
+    message: str = ""  # what it is doing or waiting for, in words
+    step: int = 0
+    heartbeat: float  # seconds since the epoch
+    started: float
+    pid: int  # of the supervisor, on its own machine
+    trainer_pid: int | None = None  # of the process that computes
+    host: str = ""
+    restarts: int = 0
+    memory_mb: int | None = None
+    last_exit: Exit | None = None
+    log: list[str] = []  # the last lines that it printed
+
+
+class Record(Strict):
+    """One line of runs/<run>/metrics/*.jsonl: a training step, or an evaluation (validation_loss set)."""
+
+    step: int  # steps done, so the first record has step 1
+    time: float
+    attempt: int
+    loss: float | None = None  # mean over the step's tokens, nats
+    learning_rate: float | None = None
+    gradient_norm: float | None = None  # before clipping
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None  # fraction of the device's peak; None where the peak is not known
+    trainers: int | None = None
+    skipped: bool | None = None  # a gradient was not finite: the step was not taken
+    validation_loss: float | None = None
