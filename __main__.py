@@ -15,5 +15,5 @@ training = TrainingRun(stack, job)
 
 pulumi.export("run", training.run)
 pulumi.export("bucket", training.bucket)
-pulumi.export("model", training.model)
+pulumi.export("model", training.trained_model)
 pulumi.export("watch", f"python -m scripts.watch --stack {stack.stack}")

@@ -2,21 +2,20 @@
 
 import pulumi
 
+from infra.config import StackConfig, division
+from infra.local.stack import stand_up
 from trainer.spec import JobSpec
-
-from .config import StackConfig, division
-from .local.stack import stand_up
 
 
 class TrainingRun(pulumi.ComponentResource):
     """Its own inputs are the stack file's words, so that a preview shows which of them changed.
 
-    What stands up the run, and what each change replaces, is the platform's.
+    Its outputs have other names than these. What stands up the run, and what each change replaces, is the platform's.
     """
 
     run: pulumi.Output[str]
     bucket: pulumi.Output[str]
-    model: pulumi.Output[str]
+    trained_model: pulumi.Output[str]
 
     def __init__(self, config: StackConfig, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
         super().__init__("gpt2-training:run:TrainingRun", "training", config.words(), opts)
@@ -25,5 +24,5 @@ class TrainingRun(pulumi.ComponentResource):
         bucket = stand_up(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket
-        self.model = bucket.apply(lambda url: f"{url}/runs/{job.run}/model")
-        self.register_outputs({"run": self.run, "bucket": self.bucket, "model": self.model})
+        self.trained_model = bucket.apply(lambda url: f"{url}/runs/{job.run}/model")
+        self.register_outputs({"run": self.run, "bucket": self.bucket, "model": self.trained_model})

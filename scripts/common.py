@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback from the exit itself
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader, such as head, has seen enough

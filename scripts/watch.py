@@ -171,10 +171,10 @@ def _place(storage: Storage, path: str) -> str:
 
 
 def unigram_entropy(snapshot: Snapshot, storage: Storage) -> float | None:
-    """Nats a token of a model that knows only how frequent each token is; None where the data does not say."""
+    """Nats a held-out token, of a model that knows only how frequent each is; None where the data does not say."""
     folder = f"data/{snapshot.spec.fingerprint}/{snapshot.spec.data.tokens_key()}"
     try:
-        return float(json.loads(storage.read(f"{folder}/manifest.json"))["unigramEntropy"])
+        return float(json.loads(storage.read(f"{folder}/manifest.json"))["validation"]["unigramEntropy"])
     except (FileNotFoundError, StorageError, OSError, ValueError, KeyError, TypeError):
         return None
 

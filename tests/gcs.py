@@ -1,5 +1,6 @@
 """A real storage server for tests (fake-gcs-server), and a proxy before it that makes the network fail on demand."""
 
+import contextlib
 import http.client
 import socket
 import subprocess
@@ -117,6 +118,10 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             answer = Answer(refused, [], b"") if refused is not None else self._ask(body)
             if refused is None:
                 faults.after(self.command, self.path, answer)
+            with contextlib.suppress(ConnectionError):  # the client may have left
+                self._send(answer)
+
+        def _send(self, answer: Answer) -> None:
             self.send_response(answer.status)
             for name, value in answer.headers:
                 self.send_header(name, value)

@@ -85,7 +85,7 @@ def install(folder: Path) -> bool:
         "--max-time",
         "30",
         "-o",
-        script,
+        str(script),
         INSTALLER,
     ]
     run = ["sh", str(script), "--version", VERSION, "--install-root", str(folder), "--no-edit-path", "--silent"]
@@ -149,9 +149,9 @@ def get() -> Path:
         folder = cached(f"pulumi-{VERSION}-{fingerprint(*inputs)}", "bin/pulumi", fill) / "bin"
     environment = TOOLS.parent / ".venv"
     if environment.is_dir():
-        answer = environment / "pulumi-path"
-        answer.with_suffix(".part").write_text(f"{folder}\n")
-        answer.with_suffix(".part").replace(answer)
+        part = environment / f"pulumi-path.{os.getpid()}"
+        part.write_text(f"{folder}\n")
+        part.replace(environment / "pulumi-path")
     return folder
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +190,10 @@ class Supervisor:
         """Nobody can mend this by trying again: the whole run fails, and its other machines leave."""
         reason = f"{self._status.name}: {self._last_words(code)}"
         self._say(state="failed", message=reason, trainer_pid=None)
-        try:
+        with suppress(Fenced):
             update_status(
                 self._storage, self._spec.run, self._spec.launch, state="FAILED", reason=reason, finished=time.time()
             )
-        except Fenced:
-            pass
         print(f"the run has failed: {reason}", flush=True)
         return 1
 

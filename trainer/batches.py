@@ -3,12 +3,14 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 TOKEN = np.dtype("<u2")  # how a token lies in a file
+PIECE_TOKENS = 16384  # most tokens of a micro-batch, unless microBatchSize says otherwise
 
 Indices = NDArray[np.int64]
 
@@ -92,3 +94,14 @@ class Batches(Windows):
         # machines of a run, and a run resumed years later, must agree.
         numbers = np.random.PCG64(np.random.SeedSequence([self._seed, epoch])).random_raw(len(self))
         return np.argsort(np.asarray(numbers), kind="stable").astype(np.int64)
+
+
+def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> list[slice]:
+    """How a batch's rows are cut into micro-batches: a function of what is declared, never of who is there.
+
+    At least one a trainer where there are rows enough, sizes differing by at most one row.
+    """
+    rows = most or max(1, PIECE_TOKENS // sequence_length)
+    count = min(batch_size, trainers * -(-batch_size // (rows * trainers)))
+    bounds = [batch_size * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]

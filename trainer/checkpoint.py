@@ -19,6 +19,8 @@ from torch import Tensor
 from trainer import manifest
 from trainer.storage import Conflict, Storage
 
+SCALE_GROWTH = 2000  # good steps after which the loss scale doubles
+
 
 @dataclass
 class Progress:
@@ -31,6 +33,18 @@ class Progress:
     scale: float = 1.0  # of the loss, with fp16
     good_steps: int = 0  # since the scale last changed
     skipped: int = 0  # steps in a row whose gradient was not finite
+
+    def count(self, finite: bool, scaled: bool) -> None:
+        """A step was taken, or skipped because its gradient was not finite; moves the scale of fp16."""
+        self.step += 1
+        self.updates += finite
+        self.skipped = 0 if finite else self.skipped + 1
+        if scaled:
+            self.good_steps = self.good_steps + 1 if finite else 0
+            if not finite:
+                self.scale /= 2
+            elif self.good_steps % SCALE_GROWTH == 0:
+                self.scale *= 2
 
 
 def name(step: int, attempt: int) -> str:

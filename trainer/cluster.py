@@ -26,7 +26,7 @@ os.environ.setdefault("RUST_LOG", "error")  # before torchft is imported
 
 import torch
 from torch import Tensor
-from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp, TCPStore
+from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp, TCPStore  # type: ignore[attr-defined]
 
 from trainer.storage import Conflict, Storage
 
@@ -57,6 +57,7 @@ class Stopping(Exception):
 class Member:
     name: str
     progress: tuple[int, int, int]  # (steps done, evaluations done, lineage): equal means equal state
+    declared: int  # trainers, as this member read it when it started
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Quorum:
     @property
     def size(self) -> int:
         return len(self.members)
+
+    @property
+    def declared(self) -> int:
+        """Trainers, as the first member read it: all cut the batch alike while workerCount changes under a run."""
+        return self.members[0].declared
 
 
 class Cluster:
@@ -127,7 +133,7 @@ class Cluster:
     def quorum(self, progress: tuple[int, int, int]) -> Quorum:
         """The members of the next step; returns when there are enough. Raises Stopping, or GroupFailed."""
         if self._alone:
-            return Quorum((Member(self._name, progress),), 0, f"{self.attempt}-alone")
+            return Quorum((Member(self._name, progress, self._trainers),), 0, f"{self.attempt}-alone")
         while True:
             if self._stopping():
                 raise Stopping
@@ -138,7 +144,12 @@ class Cluster:
                     address="",
                     store_address=f"{self._address}:{self._store.port}",
                     step=progress[0],
-                    data={"name": self._name, "progress": list(progress), "failures": self._failures},
+                    data={
+                        "name": self._name,
+                        "progress": list(progress),
+                        "declared": self._trainers,
+                        "failures": self._failures,
+                    },
                 )
             except Exception as error:
                 self._log(f"the Lighthouse at {self._lighthouse} does not answer ({_first_line(error)})")
@@ -150,7 +161,7 @@ class Cluster:
             if not self._enough([p.data["name"] for p in people]):
                 self._closed.wait(0.1)
                 continue
-            members = tuple(Member(p.data["name"], tuple(p.data["progress"])) for p in people)
+            members = tuple(Member(p.data["name"], tuple(p.data["progress"]), p.data["declared"]) for p in people)
             parts = [self.attempt, answer.quorum_id, sum(p.data["failures"] for p in people)]
             key = hashlib.sha256(json.dumps([parts, [p.replica_id for p in people]]).encode()).hexdigest()[:16]
             quorum = Quorum(members, [p.replica_id for p in people].index(self._identity), key)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import GPT2LMHeadModel
 
-    from trainer.data import Prepared
+    from trainer.prepared import Prepared
     from trainer.train import Training
 
 INPUT, LEFT = 2, 75
@@ -83,6 +83,10 @@ def train(process: Process, storage: Storage, run: str, address: str) -> int:
     spec = status_file.read_spec(storage, run)
     if status_file.is_over(storage, run, spec.launch):
         return 0
+    if process.name == "master-0":
+        now = status_file.read_status(storage, run)
+        if now is None or now.state == "PROVISIONING":
+            status_file.update_status(storage, run, spec.launch, state="STARTING", reason="the trainers are starting")
     process.report("importing")
     prepared = _prepare(process, storage, spec)
     process.report("loading torch and the model")
@@ -92,11 +96,12 @@ def train(process: Process, storage: Storage, run: str, address: str) -> int:
 def _prepare(process: Process, storage: Storage, spec: JobSpec) -> "Prepared":
     """Tokens and tokenizer. The master makes them where they are missing; the others wait and say so."""
     from trainer import data  # numpy and tokenizers: a finished run is known without them
+    from trainer import prepared as tokens
 
     def progress(done: int, total: int) -> None:
         process.report(f"tokenizing {spec.data.path}: {done / max(total, 1):.0%}")
 
-    while process.name != "master-0" and data.find(storage, spec.data, spec.fingerprint) is None:
+    while process.name != "master-0" and tokens.find(storage, spec.data, spec.fingerprint) is None:
         process.report("waiting for master-0 to prepare the data")
         if process.stopping():
             raise SystemExit(LEFT)
@@ -113,7 +118,7 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
     from trainer.batches import Batches, Windows
     from trainer.checkpoint import Checkpoints
     from trainer.cluster import Cluster, Stopping
-    from trainer.device import peak_flops, pick
+    from trainer.device import peak_speed, pick
     from trainer.metrics import Metrics
     from trainer.model import Flat
     from trainer.optimizer import Optimizer
@@ -161,7 +166,7 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
         status=status,
         device=device,
         scaled=precision == torch.float16,
-        peak_flops=peak_flops(device, precision),
+        peak_speed=peak_speed(device, precision, model, hyper.sequence_length),
         log=process.log,
         report=process.report,
         stopping=stopping,
@@ -169,7 +174,7 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
     training.restore()
     warm_up = time.monotonic()
     process.report("warming up")
-    training.gradient(training.progress.step, 0, spec.cluster.trainers)
+    training.gradient(training.progress.step, 0, spec.cluster.trainers, spec.cluster.trainers)
     process.report("joining the cluster")
     code = 0
     try:

@@ -176,7 +176,7 @@ class _Encoding:
         return shards
 
     def _encoded(self, start: int, end: int) -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        processes = self.processes or (1 if end - start <= ALONE else len(os.sched_getaffinity(0)))
+        processes = self.processes or (1 if end - start <= ALONE else os.cpu_count() or 1)
         parts = chunks(self.text, start, end)
         if processes == 1:  # the library itself has a thread a core
             for part in parts:

@@ -1,6 +1,7 @@
 """Which device and precision this machine trains with, and what the device can do at best."""
 
 import torch
+from transformers import GPT2LMHeadModel
 
 from trainer.spec import InputError
 
@@ -30,12 +31,20 @@ def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
     return device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
-def peak_flops(device: torch.device, precision: torch.dtype | None) -> float | None:
-    """FLOP/s of the device at its best; None where it is not known, and then no MFU is shown."""
+def peak_speed(
+    device: torch.device, precision: torch.dtype | None, model: GPT2LMHeadModel, sequence_length: int
+) -> float | None:
+    """Tokens/s that the device could train at its peak; None where the peak is not known: then no MFU is shown.
+
+    A token takes 6N + 12·L·T·E FLOPs (Chowdhery et al. 2022), N without the table of positions, as nanoGPT counts.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    for part, half, single in PEAKS:
-        if part in name:
-            return (half if precision else single) * 1e12
-    return None
+    peaks = (half if precision else single for part, half, single in PEAKS if part in name)
+    peak = next(peaks, None)
+    if peak is None:
+        return None
+    parameters = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
+    flops = 6 * parameters + 12 * model.config.n_layer * sequence_length * model.config.n_embd
+    return float(peak * 1e12 / flops)

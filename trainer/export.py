@@ -15,7 +15,6 @@ from trainer.model import EXPORTED_ACTIVATION
 from trainer.spec import JobSpec
 from trainer.storage import Storage
 from trainer.tokenizer import save as save_tokenizer
-from trainer.tokenizer import size as size_of
 
 
 def export(
@@ -25,12 +24,12 @@ def export(
     tokenizer: Tokenizer,
     facts: dict[str, float],
 ) -> None:
-    """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss and unigram_entropy, in nats, for the card."""
+    """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss, unigram_entropy (nats)."""
     disable_progress_bar()  # of one file
     prefix = f"runs/{spec.run}/model"
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         folder = Path(scratch)
-        _exportable(model, size_of(tokenizer)).save_pretrained(folder)
+        _exportable(model, tokenizer.get_vocab_size()).save_pretrained(folder)
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
         files = {}

@@ -42,8 +42,10 @@ class Metrics:
         self._thread.join()
 
     def _loop(self) -> None:
-        while not self._closed:
+        closing = False
+        while not closing:
             self._wake.wait(FLUSH)
+            closing = self._closed  # read before the last flush, which then has everything
             if self._leads and self._pending:
                 try:
                     self._flush()

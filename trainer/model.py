@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainer import tokenizer as vocabularies
-from trainer.data import cache_folder
+from trainer.prepared import cache_folder
 from trainer.spec import InputError, Model
 from trainer.storage import open_storage
 
@@ -32,7 +32,7 @@ def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2L
     A new model's table of tokens is padded to a multiple of 64 for speed, and export cuts the padding off.
     Raises InputError if a checkpoint cannot be had or does not fit.
     """
-    vocabulary, end = vocabularies.size(tokenizer), vocabularies.end_of_text(tokenizer)
+    vocabulary, end = tokenizer.get_vocab_size(), vocabularies.end_of_text(tokenizer)
     if spec.initialize is not None:
         return _from_checkpoint(spec.initialize, vocabulary, dropout)
     layers, heads, width = spec.dimensions()
@@ -66,7 +66,8 @@ def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHead
             raise InputError(f"model.initialize: {source} is a {config.model_type} model; only GPT-2 can be trained")
         if config.activation_function not in (TRAINED_ACTIVATION, EXPORTED_ACTIVATION):
             raise InputError(
-                f"model.initialize: {source} has activation {config.activation_function}; GPT-2 has {EXPORTED_ACTIVATION}"
+                f"model.initialize: {source} has the activation {config.activation_function};"
+                f" only GPT-2's, {EXPORTED_ACTIVATION}, can be trained"
             )
         if config.vocab_size < vocabulary:
             raise InputError(
@@ -152,7 +153,7 @@ def make_loss(model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torc
             if len(flat) <= CHUNK:
                 return _chunk_loss(hidden, weight, flat)
             total = torch.zeros((), device=device)
-            for part, wanted in zip(hidden.split(CHUNK), flat.split(CHUNK), strict=True):
+            for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(flat, CHUNK), strict=True):
                 if torch.is_grad_enabled():
                     total = total + checkpoint(_chunk_loss, part, weight, wanted, use_reentrant=False)
                 else:

@@ -42,7 +42,7 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
             raise Fenced(f"the run has {old.state.lower()}")
         if launch < old.launch or changes.get("attempt", old.attempt) < old.attempt:
             raise Fenced(f"launch {old.launch}, attempt {old.attempt} is newer")
-        fresh = {"reason": ""} if "state" in changes else {}
+        fresh: dict[str, Any] = {"reason": ""} if "state" in changes else {}
         if again:
             fresh |= {"finished": None, "started": None}
         elif old.started is not None:
@@ -56,7 +56,7 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
 
 
 def is_over(storage: Storage, run: str, launch: int) -> Status | None:
-    """The status if nothing is left to do for this launch: the run succeeded, or ended in this launch or a later one."""
+    """The status if this launch has nothing left to do: the run succeeded, or ended in this launch or a later one."""
     status = read_status(storage, run)
     if status is None or status.state not in FINAL_STATES:
         return None
@@ -92,6 +92,7 @@ class StatusWriter:
     def _loop(self) -> None:
         while True:
             self._wake.wait(self.EVERY)
+            closing = self._closed  # read before the last write, which then has everything
             with self._lock:
                 changes, self._changes = (self._changes, {}) if self._leads else ({}, self._changes)
             if changes:
@@ -103,5 +104,5 @@ class StatusWriter:
                     self._log(f"the status could not be written ({error}); trying again")
                     with self._lock:
                         self._changes = changes | self._changes
-            if self._closed:
+            if closing:
                 return

@@ -25,7 +25,7 @@ COPY_BYTES = 4 * 1024 * 1024
 LOCK = ".lock"
 
 
-class Conflict(Exception):  # noqa: N818
+class Conflict(Exception):
     """A conditional write found another generation than the one it was told to replace."""
 
 

@@ -106,13 +106,14 @@ def held_out_start(path: Path, size: int, fraction: float) -> int:
     start = size - int(size * fraction)
     with path.open("rb") as file:
         window = _window(file, start, min(start + (size - start) // 2, start + 4 * MIB))
+        first = _character(_window(file, start, start + 4), 0)
     separator = window.find(END_OF_TEXT.encode())
     line = window.find(b"\n", max(separator, 0))
     if line >= 0:
         return start + line + 1
     if separator >= 0:
         return start + separator + len(END_OF_TEXT)
-    return start + _character(window, 0)
+    return start + first
 
 
 def _character(data: bytes, position: int) -> int:

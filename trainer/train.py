@@ -11,12 +11,12 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from trainer.batches import Batches, Indices, Windows
+from trainer.batches import PIECE_TOKENS, Batches, Indices, Windows, pieces
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.cluster import Cluster, GroupFailed, Quorum, Stopping
 from trainer.metrics import Metrics
@@ -25,63 +25,40 @@ from trainer.optimizer import Optimizer, learning_rate, norm
 from trainer.spec import InputError, JobSpec, Record
 from trainer.status import StatusWriter
 
-PIECE_TOKENS = 16384  # most tokens of a micro-batch, unless microBatchSize says otherwise
-NOT_FINITE = 10  # steps in a row without a finite gradient that end a run
-FP16_SCALE, FP16_GROWTH = 2.0**14, 2000  # the loss scale at first; it doubles after so many good steps
+NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: while fp16 scales
+FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
 LOG_EVERY = 10.0  # seconds
 
 
-def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> list[slice]:
-    """How a batch's rows are cut into micro-batches: a function of the spec, never of who is there.
-
-    At least one a trainer where there are rows enough, sizes differing by at most one row.
-    """
-    rows = most or max(1, PIECE_TOKENS // sequence_length)
-    count = min(batch_size, trainers * -(-batch_size // (rows * trainers)))
-    bounds = [batch_size * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-
-
+@dataclass
 class Training:
     """One member's part of a run. All state that a step changes is in `flat`, `optimizer` and `progress`."""
 
-    def __init__(
-        self,
-        spec: JobSpec,
-        *,
-        flat: Flat,
-        loss: Loss,
-        optimizer: Optimizer,
-        batches: Batches,
-        validation: Windows,
-        cluster: Cluster,
-        checkpoints: Checkpoints,
-        metrics: Metrics,
-        status: StatusWriter,
-        device: torch.device,
-        scaled: bool,
-        peak_flops: float | None,
-        log: Callable[[str], None],
-        report: Callable[..., None],
-        stopping: Callable[[], bool],
-    ) -> None:
-        """scaled: fp16, whose loss is scaled; peak_flops: of the device at this precision, None if unknown."""
-        self.spec, self.flat, self.loss, self.optimizer = spec, flat, loss, optimizer
-        self.batches, self.validation, self.cluster = batches, validation, cluster
-        self.checkpoints, self.metrics, self.status = checkpoints, metrics, status
-        self.device, self.scaled, self.peak_flops = device, scaled, peak_flops
-        self.log, self.report, self.stopping = log, report, stopping
-        hyper = spec.hyperparameters
-        self.pieces = pieces(hyper.batch_size, hyper.sequence_length, spec.cluster.trainers, hyper.micro_batch_size)
-        self.progress = Progress(scale=FP16_SCALE if scaled else 1.0)
-        self.vectors: dict[str, Tensor] = {"parameters": flat.parameters}
-        self.vectors |= {f"moment{i + 1}": vector for i, vector in enumerate(optimizer.vectors)}
-        self.last_step = time.monotonic()
-        self.started = time.time()
+    spec: JobSpec
+    flat: Flat
+    loss: Loss
+    optimizer: Optimizer
+    batches: Batches
+    validation: Windows
+    cluster: Cluster
+    checkpoints: Checkpoints
+    metrics: Metrics
+    status: StatusWriter
+    device: torch.device
+    scaled: bool  # fp16, whose loss is scaled
+    peak_speed: float | None  # tokens/s at the device's peak, None if unknown
+    log: Callable[[str], None]
+    report: Callable[..., None]
+    stopping: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(scale=FP16_SCALE if self.scaled else 1.0)
+        self.vectors: dict[str, Tensor] = {"parameters": self.flat.parameters}
+        self.vectors |= {f"moment{i + 1}": vector for i, vector in enumerate(self.optimizer.vectors)}
         self.saved = (0, 0)  # step and attempt of the newest checkpoint
-        self.last_line = 0.0
-        self.last_validation = math.nan
         self.leads = False
+        self.last_step, self.started, self.last_line = time.monotonic(), time.time(), 0.0
+        self.last_validation = math.nan
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -101,7 +78,7 @@ class Training:
                 elif self.progress.step >= steps:
                     return quorum
                 else:
-                    self._step(quorum)
+                    self.step(quorum)
             except GroupFailed as error:
                 self.log(f"step {self.progress.step}: a member was lost ({error}); going on with those that are left")
                 self.report(message="a member was lost: forming a new group")
@@ -130,21 +107,23 @@ class Training:
         if quorum.rank != root:
             self.log(f"took over the state of {quorum.members[root].name} at step {self.progress.step}")
 
-    def _step(self, quorum: Quorum) -> None:
+    def step(self, quorum: Quorum) -> None:
+        """Take one step with these members, or raise GroupFailed and have taken none."""
         step = self.progress.step
-        vote = self.gradient(step, quorum.rank, quorum.size)
+        vote = self.gradient(step, quorum.rank, quorum.size, quorum.declared)
         self.cluster.sum(self.flat.gradients)
         self.cluster.sum(vote)
         self._commit(quorum, loss=float(vote[0]), tokens=int(vote[1]))
 
-    def gradient(self, step: int, rank: int, size: int) -> Tensor:
+    def gradient(self, step: int, rank: int, size: int, declared: int) -> Tensor:
         """flat.gradients = the summed gradient of my micro-batches. Returns float64 [summed loss, tokens]."""
         hyper = self.spec.hyperparameters
+        parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
         self.flat.gradients.zero_()
         indices = self.batches.batch(step)
         vote = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for i in range(rank, len(self.pieces), size):
-            inputs, targets = self._rows(self.batches, indices[self.pieces[i]])
+        for i in range(rank, len(parts), size):
+            inputs, targets = self._rows(self.batches, indices[parts[i]])
             if hyper.dropout:  # a function of seed, step and index too, so that it does not depend on who computes it
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets)
@@ -170,27 +149,14 @@ class Training:
             clip = min(1.0, hyper.gradient_clip / (gradient_norm + 1e-6)) if hyper.gradient_clip else 1.0
             self.flat.gradients.mul_(clip / divisor)
             self.optimizer.update(rate)
-            progress.updates += 1
-        self._judge(finite)
-        progress.step += 1
-        progress.lineage = zlib.crc32(f"{progress.lineage}/{quorum.key}/{progress.step}".encode())
-        self._after_step(quorum, loss / tokens, rate, gradient_norm, tokens, finite)
-
-    def _judge(self, finite: bool) -> None:
-        """Count steps without a finite gradient, and move the fp16 loss scale."""
-        progress = self.progress
-        progress.skipped = 0 if finite else progress.skipped + 1
-        if self.scaled:
-            progress.good_steps = progress.good_steps + 1 if finite else 0
-            if not finite:
-                progress.scale /= 2
-            elif progress.good_steps % FP16_GROWTH == 0:
-                progress.scale *= 2
-        if progress.skipped >= NOT_FINITE and (not self.scaled or progress.scale < 1):
+        progress.count(finite, self.scaled)
+        if progress.skipped >= NOT_FINITE[self.scaled]:
             raise InputError(
-                f"the gradient was not finite for {progress.skipped} steps in a row up to step {progress.step + 1};"
+                f"the gradient was not finite for {progress.skipped} steps in a row up to step {progress.step};"
                 " lower hyperparameters.learningRate or raise warmupSteps"
             )
+        progress.lineage = zlib.crc32(f"{progress.lineage}/{quorum.key}/{progress.step}".encode())
+        self._after_step(quorum, loss / tokens, rate, gradient_norm, tokens, finite)
 
     def _after_step(
         self, quorum: Quorum, loss: float, rate: float, gradient_norm: float, tokens: int, finite: bool
@@ -222,7 +188,7 @@ class Training:
                 gradient_norm=gradient_norm if finite else None,
                 step_seconds=seconds,
                 tokens_per_second=speed,
-                mfu=self._mfu(speed, quorum.size),
+                mfu=speed / (self.peak_speed * quorum.size) if self.peak_speed else None,
                 trainers=quorum.size,
                 skipped=None if finite else True,
             ),
@@ -234,15 +200,6 @@ class Training:
         if leads and progress.step % self.spec.checkpoints.every == 0:
             self.save(wait=False)
 
-    def _mfu(self, speed: float, members: int) -> float | None:
-        """Model FLOPs utilization: 6N + 12·L·T·E FLOPs a token (Chowdhery et al. 2022), over the members' peak."""
-        if self.peak_flops is None:
-            return None
-        layers, _, width = self.spec.model.dimensions() if self.spec.model.initialize is None else (0, 0, 0)
-        parameters = sum(size for name, _, size in self.flat.layout if not name.endswith("wpe.weight"))
-        flops = 6 * parameters + 12 * layers * self.spec.hyperparameters.sequence_length * width
-        return speed * flops / (self.peak_flops * members)
-
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _evaluation_due(self) -> bool:
@@ -253,7 +210,7 @@ class Training:
     def _evaluate(self, quorum: Quorum) -> None:
         """Mean loss of the held-out windows, in nats, computed by all members together."""
         windows = self.validation.first(self.spec.evaluation.sequences)
-        rows = self.pieces[0].stop
+        rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
         vote = torch.zeros(2, dtype=torch.float64, device=self.device)
         with torch.no_grad():
@@ -290,4 +247,4 @@ class Training:
             self.optimizer.updates = progress.updates
             self.log(f"restored the checkpoint of step {progress.step}")
         elif self.progress.step < 0:
-            raise Stopping  # a broken copy and no checkpoint: leave, and start again from the seed
+            raise RuntimeError("no whole copy of the parameters is left and no checkpoint: start again from the seed")

@@ -6,12 +6,11 @@ from pathlib import Path
 import pulumi
 from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from infra.local import processes
+from infra.local.storage import Properties, Provider, changed, folder, plain
 from trainer.spec import JobSpec, Role
 from trainer.status import is_over
 from trainer.storage import open_storage
-
-from . import processes
-from .storage import Properties, Provider, changed, folder, plain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL: enough to leave the cluster and write the last words
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL: as a Spot VM has, enough for a checkpoint and the last words
 PATIENCE = 15.0  # seconds to wait for a lock
 STUBBORN = 30.0  # seconds after SIGKILL before giving up: the process hangs in the kernel
 MARK = "GPT2_TRAINING_MACHINE"
@@ -117,7 +117,7 @@ def stop(mark: str, grace: float = GRACE) -> list[int]:
     seen: set[psutil.Process] = set()
     asked: set[psutil.Process] = set()
     begun = time.monotonic()
-    while members := _marked(mark):
+    while members := marked(mark):
         waited = time.monotonic() - begun
         if waited > grace + STUBBORN:
             raise ProcessError(f"process {members[0].pid} does not end, even by kill -9; try again in a while")
@@ -150,7 +150,8 @@ def _is(pid: int, mark: str) -> bool:
     return False
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def marked(mark: str) -> list[psutil.Process]:
+    """All living processes whose mark starts with `mark`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):

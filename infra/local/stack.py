@@ -2,11 +2,10 @@
 
 import pulumi
 
+from infra.config import StackConfig
+from infra.local.machines import Machine
+from infra.local.storage import Bucket, Job, Text, standing
 from trainer.spec import JobSpec
-
-from ..config import StackConfig
-from .machines import Machine
-from .storage import Bucket, Job, Text, standing
 
 
 def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:

@@ -13,11 +13,10 @@ from typing import Any
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, ResourceProvider, UpdateResult
 
+from infra.local import processes
 from trainer.spec import FINAL_STATES, JobSpec, Status, fingerprint
 from trainer.status import read_status
 from trainer.storage import Conflict, Storage, StorageError, open_storage
-
-from . import processes
 
 Properties = dict[str, Any]
 CURRENT = "current.json"

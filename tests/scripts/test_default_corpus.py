@@ -67,7 +67,7 @@ def test_a_stripped_library_is_an_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = library(tmp_path / "lib", {"a.py": b"a = 1\n"})
-    monkeypatch.setattr(default_corpus.sysconfig, "get_path", lambda name: str(root))
+    monkeypatch.setattr("scripts.default_corpus.sysconfig.get_path", lambda name: str(root))
     target = tmp_path / "data" / "default.txt"
     assert default_corpus.main(["--output", str(target)]) == 1
     error = capsys.readouterr().err

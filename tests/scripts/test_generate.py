@@ -205,9 +205,9 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_make_no_sense(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as ended:
         main(["ab", *arguments])
-    assert exit.value.code == 2
+    assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
 

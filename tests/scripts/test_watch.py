@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scripts import watch as module
 from scripts.common import UserError
+from scripts.render import picture
 from scripts.run_files import RunFiles
 from scripts.watch import watch
 from trainer.spec import Cluster, Data, Exit, Hyperparameters, JobSpec, MachineStatus, Model, Record, Status
@@ -61,7 +61,7 @@ class FakeRun:
         self.storage.write(f"runs/{RUN}/{path}", json.dumps(content).encode())
 
     def status(self, state: str, **further: Any) -> None:
-        self.put("status.json", Status(state=state, updated=self.now, **further).to_json())  # type: ignore[arg-type]
+        self.put("status.json", Status(state=state, updated=self.now, **further).to_json())
 
     def machine(self, name: str, state: str = "running", *, ago: float = 0, **further: Any) -> None:
         role = "master" if name.startswith("master") else "worker"
@@ -72,7 +72,7 @@ class FakeRun:
             heartbeat=self.now - ago,
             started=START,
             pid=1,
-            **further,  # type: ignore[arg-type]
+            **further,
         )
         self.put(f"machines/{name}.json", status.to_json())
 
@@ -162,7 +162,7 @@ def test_the_picture_keeps_within_the_terminal(run: FakeRun, width: int, height:
     run.metrics([*run.train(1, 400, loss=11.25), run.evaluation(300, 10.0)])
     snapshot = RunFiles(run.storage, RUN, lambda: run.now).read()
     console = Console(file=run.out, width=width, height=height, force_terminal=True, color_system=None)
-    console.print(module.render.picture(snapshot, width, height))
+    console.print(picture(snapshot, width, height))
     lines = run.text.splitlines()
     assert len(lines) < height
     assert max(map(len, lines)) <= width
@@ -245,8 +245,8 @@ def test_a_run_that_has_ended_is_said_to_have(run: FakeRun) -> None:
 def test_a_failure_comes_with_its_reason_and_the_last_words(run: FakeRun) -> None:
     running(run)
     run.status("FAILED", step=400, attempt=1, started=START - 200, finished=START, reason="the loss is not finite")
-    exit = Exit(code=1, reason="RuntimeError: loss", time=START)
-    run.machine("worker-0", "failed", last_exit=exit, log=["\x1b[31mTraceback\x1b[0m", "10%\r20%\rRuntimeError: loss"])
+    ended = Exit(code=1, reason="RuntimeError: loss", time=START)
+    run.machine("worker-0", "failed", last_exit=ended, log=["\x1b[31mTraceback\x1b[0m", "10%\r20%\rRuntimeError: loss"])
     assert run.watch() == 1
     assert f"{RUN} FAILED at step 400 of 1,000 after 3:20: the loss is not finite\n" in run.text
     assert run.text.endswith(
@@ -302,6 +302,22 @@ def test_a_new_run_has_time_to_start_its_machines(run: FakeRun) -> None:
         yield
 
     run.declare()
+    run.script = life()
+    assert run.watch() == 0
+
+
+def test_machines_that_an_up_has_just_replaced_are_waited_for(run: FakeRun) -> None:
+    """`pulumi up` after all were killed changes no file of the run, and its machines need a moment to be heard."""
+
+    def life() -> Iterator[None]:
+        for _ in range(5):
+            yield
+        run.machine("master-0", step=400)
+        run.status("SUCCEEDED", step=STEPS, attempt=2, started=START, finished=run.now)
+        yield
+
+    running(run)
+    run.now += 1000
     run.script = life()
     assert run.watch() == 0
 
@@ -396,7 +412,12 @@ def test_only_what_changed_is_read_again(run: FakeRun, monkeypatch: pytest.Monke
     losses()
     paths: list[str] = []
     real = run.storage.read_generation
-    monkeypatch.setattr(run.storage, "read_generation", lambda path: (paths.append(path), real(path))[1])
+
+    def noted(path: str) -> tuple[bytes, int]:
+        paths.append(path)
+        return real(path)
+
+    monkeypatch.setattr(run.storage, "read_generation", noted)
     losses()
     assert paths == []
     run.metrics(run.train(401, 402), "attempt-1-master-0-00001")
@@ -475,7 +496,7 @@ def test_the_curve_has_axes_and_the_unigram_entropy(run: FakeRun) -> None:
     run.metrics([*run.train(1, 500, loss=7.0), *run.train(501, STEPS, loss=4.0), run.evaluation(500, 4.5)])
     run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=START)
     folder = f"data/{'0' * 16}/{Data(path='x', tokenizer='train').tokens_key()}"
-    run.storage.write(f"{folder}/manifest.json", b'{"unigramEntropy": 5.97}')
+    run.storage.write(f"{folder}/manifest.json", b'{"validation": {"unigramEntropy": 5.97}}')
     run.watch(curve=True)
     curve = run.text.splitlines()
     assert any(line.startswith("  7.00 ┤⠉") for line in curve)  # the first half, at the top

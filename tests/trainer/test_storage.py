@@ -562,6 +562,20 @@ def test_parts_of_another_file_are_not_used(gcs_bucket: str, tmp_path: Path, mon
     assert [e.path for e in storage.list("")] == ["x"]
 
 
+def test_a_bucket_name_that_cannot_be(gcs_bucket: str) -> None:
+    with pytest.raises(StorageError, match=r"gs://-x: Bucket names must"):
+        open_storage("gs://-x")
+
+
+def test_only_objects_are_asked_for(gcs_bucket: str, gcs_faults: Faults) -> None:
+    """The accounts of a run may use objects, not look at buckets."""
+    storage = open_storage(gcs_bucket)
+    storage.write("x", b"1")
+    storage.list("")
+    assert len(gcs_faults.requests) == 2
+    assert all("/o" in request.split("?")[0] for request in gcs_faults.requests)
+
+
 def test_no_such_bucket(gcs_bucket: str, tmp_path: Path) -> None:
     storage = open_storage("gs://no-such-bucket")
     (tmp_path / "x").write_bytes(b"")

@@ -147,7 +147,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, content: str, message: 
 
 @pytest.mark.parametrize("where", [None, "/no/such/folder", "./none", "file:///no/such/bucket"])
 def test_checkpoints_that_are_not_there(where: str | None) -> None:
-    with pytest.raises(InputError, match="data.vocabularyPath"):
+    with pytest.raises(InputError, match=r"data\.vocabularyPath"):
         vocabularies.build(checkpoint(where), [])
 
 

@@ -1,0 +1,114 @@
+"""What must be so on this machine before anything starts: the text, the host, the disk. One line a problem."""
+
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import StackConfig
+
+DEFAULT_TEXT = Path("data/default.txt")
+BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two moments
+MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
+
+
+def text_problems(config: "StackConfig") -> list[str]:
+    """What is wrong with the source text, as far as its ends show; the trainer reads all of it."""
+    path, named = config.text, config.file.data.path
+    parameters = config.file.training_input.hyperparameters
+    if "://" in named:
+        return [f"data.path: {named} is an address; platform local wants a file of this machine"]
+    if path.is_dir():
+        return [f"data.path: {named} is a folder; name one text file"]
+    if not path.exists():
+        fix = "python -m scripts.default_corpus makes it" if Path(named) == DEFAULT_TEXT else "check the path"
+        return [f"data.path: there is no file {named}; {fix}"]
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+            file.seek(max(0, size - (1 << 12)))
+            tail = file.read()
+    except OSError as error:
+        return [f"data.path: {named} cannot be read: {error.strerror}; check its permissions"]
+    if size == 0:
+        return [f"data.path: {named} is empty; put the text to train on into it"]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return [f"data.path: {named} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"]
+    if (at := head.find(0)) >= 0:
+        return [f"data.path: {named} is binary, it has a zero at byte {at:,}; give plain text in UTF-8"]
+    broken = _not_utf8(head, 0, whole=len(head) == size)
+    if broken is None:
+        broken = _not_utf8(tail, size - len(tail), whole=True)
+    if broken is not None:
+        return [f"data.path: {named} is not UTF-8 at byte {broken:,}; convert it, such as iconv -f LATIN1 -t UTF-8"]
+    # A token is a byte or more, so that with less than this there cannot be two batches and one held-out sequence.
+    sequence = parameters.sequence_length + 1
+    least = max(2 * parameters.batch_size * sequence, int(sequence / config.file.data.validation_fraction) + 1)
+    if size < least:
+        need = (
+            f"batchSize {parameters.batch_size} and sequenceLength {parameters.sequence_length} need at least {least:,}"
+        )
+        return [f"data.path: {named} is too small, {size:,} bytes; {need}: give more text, or lower these"]
+    return []
+
+
+def _not_utf8(part: bytes, offset: int, whole: bool) -> int | None:
+    """Where a part of a file stops being UTF-8; characters cut by its own ends are none of its errors."""
+    start = 0
+    if offset:
+        while start < min(3, len(part)) and part[start] & 0xC0 == 0x80:
+            start += 1
+    try:
+        part[start:].decode()
+    except UnicodeDecodeError as error:
+        cut = not whole and error.end == len(part) - start and error.reason == "unexpected end of data"
+        return None if cut else offset + start + error.start
+    return None
+
+
+def host_problems(config: "StackConfig") -> list[str]:
+    """What this machine cannot do."""
+    problems = []
+    system, processor, version = platform.system(), platform.machine(), sys.version_info[:2]
+    if config.workers and not (
+        system == "Linux" and processor in ("x86_64", "AMD64") and (3, 11) <= version <= (3, 13)
+    ):
+        problems.append(
+            f"trainingInput.workerCount: found {config.workers}, but torchft, by which trainers work together, exists"
+            f" for Linux on x86-64 with Python 3.11 to 3.13, and this is {system} on {processor} with Python"
+            f" {version[0]}.{version[1]}; use 0"
+        )
+    file = config.file
+    for key, value in (("model.initialize", file.model.initialize), ("data.vocabularyPath", file.data.vocabulary_path)):
+        if (
+            value
+            and value.startswith(("/", "./", "../", "~"))
+            and not (config.root / Path(value).expanduser()).exists()
+        ):
+            problems.append(f"{key}: there is no folder {value}; check the path")
+    return problems
+
+
+def disk_problem(config: "StackConfig", run: str) -> str | None:
+    """Whether a new run's files will fit on the disk."""
+    folder = config.root.resolve() / "artifacts" / config.stack
+    if (folder / "runs" / run).exists():  # it was let in before, and may be finished
+        return None
+    file = config.file
+    need = MARGIN + 3 * config.text.stat().st_size  # the copy, and tokens of two bytes
+    if file.model.initialize is None:
+        layers, _, width = file.model.dimensions()
+        words = {"train": file.data.vocabulary_size, "byte": 257}.get(file.data.tokenizer, 50304)
+        parameters = 12 * layers * width**2 + (words + file.model.positions) * width
+        need += parameters * BYTES_PER_PARAMETER * (file.checkpoints.keep + 2)
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    if free >= need:
+        return None
+    return (
+        f"checkpoints.keep: {file.checkpoints.keep} checkpoints, one being written, the model and the data need"
+        f" {need / 1e9:.1f} GB in artifacts/{config.stack}, and {free / 1e9:.1f} GB are free; make room, or lower it"
+    )

@@ -1,0 +1,44 @@
+"""Make a stack's text and tokens ahead of `pulumi up`, so that its first step does not wait for them.
+
+Without it the master does the same when the run starts. `make train` calls it.
+"""
+
+import argparse
+
+from infra import config
+from scripts import default_corpus
+from scripts.common import UserError, run_main
+from trainer.data import prepare
+from trainer.prepared import find
+from trainer.progress import show
+from trainer.spec import InputError
+from trainer.storage import open_storage
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
+    parser.add_argument("--stack", default="local", help="the stack whose data to prepare (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        stack = config.from_file(options.stack)
+        if stack.text == config.ROOT / default_corpus.DEFAULT and not stack.text.exists():
+            default_corpus.main([])
+        job = config.job_spec(stack)
+        storage = open_storage(stack.bucket)
+        prepared = find(storage, job.data, job.fingerprint)
+        if prepared is None:
+            storage.upload(stack.text, job.data.path)
+            with show(f"tokenizing {stack.text.name}") as progress:
+                prepared = prepare(storage, job.data, job.fingerprint, progress)
+    except (config.ConfigError, InputError) as error:
+        raise UserError(str(error)) from None
+    train, held_out = prepared.manifest.train, prepared.manifest.validation
+    print(
+        f"data: {stack.text.name}, {train.tokens:,} tokens to train on and {held_out.tokens:,} held out, vocabulary"
+        f" {prepared.manifest.vocabulary_size:,}, unigram entropy {held_out.unigram_entropy:.2f} nats a token"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,126 @@
+"""A copy of the project with a trainer that only lives, and the real Pulumi CLI on it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import config
+from infra.local import processes
+from trainer.spec import JobSpec, Status
+from trainer.status import read_status
+from trainer.storage import open_storage
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+# It does what a supervisor may do at its worst: it has a child in a session of its own, and both ignore SIGTERM if
+# the file `stubborn` is there. It ends by itself after a while, so that no test leaves anything for long.
+TRAINER = """
+import pathlib, signal, subprocess, sys, time
+CHILD = "import signal, time; {}; time.sleep(120)"
+ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+stubborn = pathlib.Path("stubborn").exists()
+if stubborn:
+    exec(ignore)
+subprocess.Popen([sys.executable, "-c", CHILD.format(ignore if stubborn else "0")], start_new_session=stubborn)
+print("up", sys.argv[1:], flush=True)
+time.sleep(120)
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    root: Path
+    environment: dict[str, str]
+
+    def run(self, *arguments: str, ok: bool = True) -> str:
+        """A pulumi command; its whole output. With ok, it must succeed."""
+        command = ["pulumi", *arguments, "--non-interactive", "--stack", "local"]
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert not ok or done.returncode == 0, done.stdout
+        return done.stdout
+
+    def up(self, *arguments: str, ok: bool = True) -> str:
+        return self.run("up", "--skip-preview", *arguments, ok=ok)
+
+    def destroy(self) -> str:
+        return self.run("destroy", "--skip-preview")
+
+    def steps(self) -> dict[str, str]:
+        """What a preview would do: {resource name: operation}, but for what stays the same."""
+        preview = json.loads(self.run("preview", "--json"))
+        return {s["urn"].rsplit("::", 1)[1]: s["op"] for s in preview["steps"] if s["op"] != "same"}
+
+    def edit(self, old: str, new: str) -> None:
+        path = self.root / "Pulumi.local.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    @property
+    def bucket(self) -> Path:
+        return self.root / "artifacts" / "local"
+
+    def job(self) -> JobSpec:
+        return config.job_spec(config.from_file("local", self.root))
+
+    def machine(self, name: str) -> processes.Machine:
+        return processes.Machine(self.bucket, self.job().run, name)
+
+    def pid(self, name: str) -> int:
+        return int(json.loads(self.machine(name).lock.read_text())["pid"])
+
+    def living(self) -> set[str]:
+        """Names of the machines of the declared run that live."""
+        names = [name for name, _ in self.job().cluster.machines()]
+        return {name for name in names if processes.alive(self.machine(name))}
+
+    def status(self) -> Status:
+        found = read_status(open_storage(self.bucket.as_uri()), self.job().run)
+        assert found is not None
+        return found
+
+    def set_status(self, **changes: Any) -> None:
+        new = self.status().model_copy(update=changes)
+        path = f"runs/{self.job().run}/status.json"
+        open_storage(self.bucket.as_uri()).write(path, json.dumps(new.to_json()).encode())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    answer = CHECKOUT / ".venv" / "pulumi-path"
+    if not answer.exists():
+        pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
+    root = tmp_path / "project"
+    shutil.copytree(CHECKOUT / "infra", root / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("__main__.py", "Pulumi.yaml", "Pulumi.local.yaml"):
+        shutil.copy(CHECKOUT / name, root)
+    (root / "trainer").mkdir()
+    for path in (CHECKOUT / "trainer").glob("*.py"):
+        shutil.copy(path, root / "trainer")
+    (root / "trainer" / "__main__.py").write_text(TRAINER)
+    (root / "data").mkdir()
+    (root / "data" / "default.txt").write_text("To be, or not to be, that is the question.\n" * 500)
+    (root / ".venv").symlink_to(sys.prefix)
+    for name in ("state", "home"):
+        (tmp_path / name).mkdir()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("PULUMI_")},
+        "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
+        "PULUMI_HOME": str(tmp_path / "home"),
+        "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
+        "PULUMI_CONFIG_PASSPHRASE": "",
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
+    }
+    made = Project(root, environment)
+    subprocess.run(["pulumi", "stack", "init", "local"], cwd=root, env=environment, check=True, capture_output=True)
+    yield made
+    processes.sweep(made.bucket, grace=0)

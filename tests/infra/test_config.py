@@ -1,0 +1,253 @@
+"""Stack files: what is read, and one line for everything that a person can get wrong."""
+
+import copy
+import json
+import platform
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pulumi
+import pytest
+import yaml
+
+from infra import config
+from infra.config import ConfigError
+from trainer import spec
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TEXT = "It was the best of times, it was the worst of times.\n" * 400
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout as far as stack files need one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "default.txt").write_text(TEXT)
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "code.py").write_text("pass\n")
+    shutil.copy(CHECKOUT / "Pulumi.local.yaml", tmp_path)
+    return tmp_path
+
+
+def values() -> dict[str, Any]:
+    """The committed stack file's values."""
+    content = yaml.safe_load((CHECKOUT / "Pulumi.local.yaml").read_text())["config"]
+    return {name.removeprefix("gpt2-training:"): value for name, value in content.items()}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The committed values with one set at a path, or removed with ...; missing parts are made."""
+    everything = copy.deepcopy(values())
+    *parents, last = path.split(".")
+    node = everything
+    for part in parents:
+        node = node.setdefault(part, {})
+    if value is ...:
+        node.pop(last)
+    else:
+        node[last] = value
+    return everything
+
+
+def problems(everything: dict[str, Any], root: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.job_spec(config.load(everything, "local", root))
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+HYPER = "trainingInput.hyperparameters"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("trainingInput", ..., "missing; give trainingInput: {workerCount: 1"),
+        ("trainingInput", None, "found nothing, must be keys and values; for example trainingInput"),
+        ("model", ..., "missing; give model: {size: gpt2}"),
+        ("model", "gpt2", "found 'gpt2', must be keys and values; for example model: {size: gpt2}"),
+        ("data", ..., "missing; give data: {path: data/default.txt"),
+        ("modle", {}, "unknown key; did you mean model?"),
+        ("model.hed", 4, "unknown key; did you mean heads?"),
+        (f"{HYPER}.learning_rate", 0.1, "unknown key; did you mean learningRate?"),
+        (f"{HYPER}.foo", 1, "unknown key; there are: batchSize, beta1,"),
+        ("trainingInput.region", "us-central1", "this key of AI Platform has no meaning here; remove it"),
+        ("platform", "gogle", "found 'gogle', must be one of local, google; did you mean google?"),
+        ("platform", "google", "google is not there yet; use local"),
+        (f"{HYPER}.learningRate", "fast", "found 'fast', must be a number, above 0 and at most 10"),
+        (f"{HYPER}.learningRate", "0.01", "write 0.01 without quotes (pulumi config set: add --type float)"),
+        (f"{HYPER}.learningRate", -1, "found -1, must be a number, above 0 and at most 10"),
+        (f"{HYPER}.learningRate", float("nan"), "found NaN, must be a number"),
+        (f"{HYPER}.steps", 1.5, "found 1.5, must be a whole number, at least 1"),
+        (f"{HYPER}.steps", True, "found true, must be a whole number"),
+        (f"{HYPER}.optimizer", "adam", "found 'adam', must be one of adamw, sgd"),
+        (f"{HYPER}.compile", "true", "write true without quotes"),
+        ("trainingInput.workerCount", -1, "found -1, must be a whole number, at least 0"),
+        ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
+        ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
+        ("trainingInput.parameterServerCount", 1, "found 1, but parameter servers are not there yet; use 0"),
+        ("trainingInput.scaleTier", "BASIC", None),
+        ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
+        ("trainingInput.workerCount", 16, None),
+        (f"{HYPER}.batchSize", 1, "found 1, less than the 2 trainers (master and 1 workers); use at least 2"),
+        (f"{HYPER}.sequenceLength", 129, "found 129, longer than model.positions, 128"),
+        ("model.heads", 5, "width 128 is not divisible by heads 5"),
+        ("model.size", "gpt2", "give exactly one of: size, or layers + heads + width, or initialize"),
+        ("data.tokenizer", "checkpoint", "checkpoint needs model.initialize"),
+        ("launch", 0, "found 0, must be a whole number, at least 1"),
+        ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
+        ("data.path", "data", "data is a folder; name one text file"),
+        ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
+        ("data.vocabularyPath", "./none", "there is no folder ./none"),
+    ],
+)
+def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value: Any, said: str | None) -> None:
+    found = problems(changed(path, value), root)
+    assert len(found) == 1
+    if said is None:  # the line is about another key
+        assert re.match(r"gpt2-training:trainingInput\.\S+: .*; (remove one|use )|.*use at least", found[0])
+    else:
+        assert found[0].startswith(f"gpt2-training:{path}: ") or said.startswith(("give exactly", "width"))
+        assert said in found[0]
+    assert "\n" not in found[0]
+
+
+def test_all_mistakes_are_told_at_once(root: Path) -> None:
+    everything = changed(f"{HYPER}.learningRate", "fast") | {"launch": "x", "lunch": 1}
+    assert [line.split(": ")[0] for line in problems(everything, root)] == [
+        f"gpt2-training:{HYPER}.learningRate",
+        "gpt2-training:launch",
+        "gpt2-training:lunch",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty; put the text to train on into it"),
+        (
+            b"To be, or not to be.\n",
+            "is too small, 21 bytes; batchSize 16 and sequenceLength 128 need at least 4,128: give more",
+        ),
+        (TEXT.encode() + b"\0" + TEXT.encode(), "is binary, it has a zero at byte 21,200"),
+        (TEXT.encode() + "café".encode("latin-1") + TEXT.encode(), "is not UTF-8 at byte 21,203; convert it"),
+        (TEXT.encode("utf-16"), "is UTF-16; convert it: iconv -f UTF-16"),
+        (TEXT.encode() * 60 + b"\xe9t\xe9", "is not UTF-8 at byte 1,272,000"),  # only its end shows it
+    ],
+)
+def test_texts_that_cannot_be_trained_on(root: Path, content: bytes, said: str) -> None:
+    (root / "data" / "default.txt").write_bytes(content)
+    (line,) = problems(values(), root)
+    assert line.startswith("gpt2-training:data.path: data/default.txt ")
+    assert said in line
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_character_on_the_border_of_what_is_looked_at_is_no_error(root: Path, shift: int) -> None:
+    (root / "data" / "default.txt").write_bytes(b"x" * shift + "🙂".encode() * 300_000)
+    assert config.job_spec(config.load(values(), "local", root))
+
+
+def test_a_missing_default_text_says_what_makes_it(root: Path) -> None:
+    (root / "data" / "default.txt").unlink()
+    (line,) = problems(values(), root)
+    assert line.endswith("there is no file data/default.txt; python -m scripts.default_corpus makes it")
+
+
+def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
+    everything = values() | {"model": {"size": "gpt2"}}
+    (line,) = problems(everything, root)
+    assert re.search(r"checkpoints\.keep: .* need 4\.4 GB in artifacts/local, and 0\.0 GB are free; make room", line)
+    (root / "artifacts/local/runs").mkdir(parents=True)
+    monkeypatch.undo()
+    run = config.job_spec(config.load(everything, "local", root)).run
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
+    (root / "artifacts/local/runs" / run).mkdir()
+    assert config.job_spec(config.load(everything, "local", root)).run == run  # it was let in before
+
+
+def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    (line,) = problems(values(), root)
+    assert line.startswith("gpt2-training:trainingInput.workerCount: found 1, but torchft")
+    assert "arm64" in line
+    assert line.endswith("use 0")
+    config.job_spec(config.load(changed("trainingInput.workerCount", 0), "local", root))
+
+
+def test_stacks_that_are_not_there(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stack locl: there is no Pulumi\.locl\.yaml; did you mean local\?"):
+        config.from_file("locl", root)
+    (root / "Pulumi.odd.yaml").write_text("config: [")
+    with pytest.raises(ConfigError, match=r"Pulumi\.odd\.yaml: not YAML"):
+        config.from_file("odd", root)
+    (root / "Pulumi.empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match="trainingInput: missing"):
+        config.from_file("empty", root)
+
+
+def test_the_committed_stack_file(root: Path) -> None:
+    read = config.from_file("local", root)
+    job = config.job_spec(read, cores=8)
+    assert job.run.startswith("gpt2-4x128-")
+    assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker")]
+    assert job.cluster.threads == 4
+    assert job.data.path == f"data/{spec.fingerprint(root / 'data/default.txt')}/default.txt"
+    assert read.words() == values()
+    assert config.division(read) is None
+    assert spec.JobSpec.model_validate(job.to_json()) == job
+
+
+def test_what_changes_the_run_and_what_does_not(root: Path) -> None:
+    def run(path: str, value: Any) -> str:
+        return config.job_spec(config.load(changed(path, value), "local", root)).run
+
+    same = run("launch", 1)
+    assert {run("launch", 2), run("trainingInput.workerCount", "3"), run("checkpoints.every", 10)} == {same}
+    assert run(f"{HYPER}.learningRate", 0.004) != same
+    assert run("data.vocabularySize", 512) != same
+    (root / "trainer" / "code.py").write_text("raise\n")
+    assert run("launch", 1) != same
+
+
+def test_presets_and_quoted_counts(root: Path) -> None:
+    parameters = {"sequenceLength": 8}
+    # As AI Platform's files have it: 64-bit numbers in quotes, machine types that mean nothing here.
+    training = {"scaleTier": "CUSTOM", "masterType": "n1-highmem-16", "workerCount": "10", "parameterServerCount": "0"}
+    training_input = training | {"hyperparameters": parameters}
+    assert config.load(values() | {"trainingInput": training_input}, "local", root).workers == 10
+    for tier in ("BASIC", "BASIC_GPU"):
+        training_input = {"scaleTier": tier, "hyperparameters": parameters}
+        assert config.load(values() | {"trainingInput": training_input}, "local", root).workers == 0
+    training_input = {"scaleTier": "STANDARD_1", "hyperparameters": parameters}
+    (line,) = problems(values() | {"trainingInput": training_input}, root)
+    assert line.endswith("use scaleTier: CUSTOM with workerCount: 4")
+
+
+def test_an_uneven_batch_is_told(root: Path) -> None:
+    everything = changed(f"{HYPER}.batchSize", 32)
+    everything["trainingInput"]["workerCount"] = 10
+    read = config.load(everything, "local", root)
+    assert config.division(read) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
+
+
+def test_a_stack_file_reads_as_pulumi_reads_it(root: Path) -> None:
+    text = (root / "Pulumi.local.yaml").read_text()
+    text = text.replace("learningRate: 0.003", "learningRate: 3e-3").replace("gpt2-training:platform", "platform")
+    (root / "Pulumi.local.yaml").write_text(text.replace("path: data/default.txt", "path: 2026-01-01"))
+    read = config.from_file("local", root).file  # Pulumi's YAML: no dates, and an exponent makes a number
+    assert read.training_input.hyperparameters.learning_rate == 0.003
+    assert read.data.path == "2026-01-01"
+
+
+def test_pulumi_hands_over_texts_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = {f"gpt2-training:{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values().items()}
+    pulumi.runtime.set_all_config({**everything, "gcp:project": "other"})
+    monkeypatch.setattr(pulumi, "get_stack", lambda: "local")
+    assert config.from_pulumi() == config.from_file("local")

@@ -1,0 +1,191 @@
+"""The whole life of a local stack through the real CLI, with a trainer that only lives."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.local import processes
+
+from .conftest import CHECKOUT, Project
+
+pytestmark = pytest.mark.slow
+BOTH = {"master-0", "worker-0"}
+
+
+def marked(project: Project) -> list[psutil.Process]:
+    return processes.marked(f"{project.bucket}::")
+
+
+def leave(project: Project) -> None:
+    """All processes end, as they do by themselves when the run is over."""
+    processes.sweep(project.bucket, grace=0)
+
+
+def test_up_again_destroy_and_up_again(project: Project) -> None:
+    project.up()
+    assert (project.root / "Pulumi.local.yaml").read_text() == (CHECKOUT / "Pulumi.local.yaml").read_text()
+    assert project.living() == BOTH
+    assert project.status().state == "PROVISIONING"
+    pids = {name: project.pid(name) for name in BOTH}
+    environment = psutil.Process(pids["worker-0"]).environ()
+    assert not [name for name in environment if name.startswith("PULUMI_")]
+
+    project.up("--expect-no-changes")
+    assert {name: project.pid(name) for name in BOTH} == pids
+
+    project.set_status(state="RUNNING", step=7)
+    project.destroy()
+    assert marked(project) == []
+    assert project.status().state == "STOPPED"
+    assert project.status().reason.startswith("destroyed; `pulumi up`")
+    assert (project.bucket / project.job().data.path).exists()
+    project.destroy()
+
+    project.up()
+    assert project.living() == BOTH
+    assert (project.status().state, project.status().step) == ("PROVISIONING", 7)
+
+
+def test_a_dead_machine_is_seen_and_started_again(project: Project) -> None:
+    project.up()
+    os.kill(project.pid("worker-0"), signal.SIGKILL)  # its child lives on
+    assert project.steps() == {"worker-0": "update"}
+    assert '"1" => "2, because the process was gone"' in project.run("preview", "--diff")
+    assert "1 to delete" in project.run("refresh", "--preview-only", "--diff")
+    master = project.pid("master-0")
+
+    project.up()
+    assert project.living() == BOTH
+    assert project.pid("master-0") == master
+    assert project.steps() == {}
+    assert len(marked(project)) == 4  # no orphan is left of the dead one
+
+    os.kill(project.pid("worker-0"), signal.SIGKILL)
+    project.run("refresh", "--yes", "--skip-preview")
+    assert project.steps() == {"worker-0": "create"}
+
+
+def test_a_machine_that_left_a_finished_run_is_no_difference(project: Project) -> None:
+    project.up()
+    project.set_status(state="SUCCEEDED")
+    leave(project)
+    assert project.steps() == {}
+    assert "nothing is left to do" in project.up("--refresh", "--expect-no-changes")
+
+    project.destroy()
+    assert project.status().state == "SUCCEEDED"
+    project.up()
+    assert project.status().state == "SUCCEEDED"
+    assert project.living() == set()  # nothing to do: nothing is started
+
+
+def test_previews_show_what_a_change_does(project: Project) -> None:
+    project.up()
+    project.edit("workerCount: 1", "workerCount: 2")
+    assert project.steps() == {"training": "update", "job": "update", "worker-1": "create"}
+    changes = [line.strip() for line in project.run("preview", "--diff").splitlines() if "=>" in line]
+    assert [" ".join(line.split()) for line in changes] == ["~ workerCount : 1 => 2", "~ workers: 1 => 2"]
+    pids = {name: project.pid(name) for name in BOTH}
+    project.up()
+    assert project.living() == {*BOTH, "worker-1"}
+    assert {name: project.pid(name) for name in BOTH} == pids
+
+    project.edit("workerCount: 2", "workerCount: 1")
+    project.up()
+    assert project.living() == BOTH
+    old = project.job().run
+
+    project.edit("learningRate: 0.003", "learningRate: 0.004")
+    new = project.job().run
+    steps = project.steps()
+    assert steps["training"] == "update"
+    assert {steps[name] for name in ("job", *BOTH)} <= {"replace", "create-replacement", "delete-replaced"}
+    changes = [" ".join(line.split()) for line in project.run("preview", "--diff").splitlines() if "=>" in line]
+    assert "~ learningRate : 0.003 => 0.004" in changes
+    assert {line.split(" ")[1] for line in changes} == {"learningRate", "path", "run", "model"}
+    project.up()
+    assert project.living() == BOTH
+    assert len(marked(project)) == 4
+    assert f"replaced by {new}" in (project.bucket / "runs" / old / "status.json").read_text()
+
+
+def test_a_failed_run_waits_for_a_raised_launch(project: Project) -> None:
+    project.up()
+    project.set_status(state="FAILED", reason="worker-0: out of memory", step=30)
+    leave(project)
+    said = project.up("--expect-no-changes")
+    assert "FAILED at step 30 (worker-0: out of memory); set gpt2-training:launch to 2" in said
+
+    project.edit("launch: 1", "launch: 2")
+    project.up()
+    assert (project.status().state, project.status().launch, project.status().step) == ("PROVISIONING", 2, 30)
+    assert project.living() == BOTH
+
+
+def test_destroy_ends_what_ignores_sigterm_and_what_no_state_knows(project: Project) -> None:
+    stray = project.machine("worker-7")  # as an `up` that was killed right after the start would leave it
+    processes.start(stray, 1, [sys.executable, "-m", "trainer"], project.root)
+    (project.root / "stubborn").touch()
+    project.up()
+    project.destroy()
+    assert marked(project) == []
+
+
+def test_destroy_after_everything_was_deleted_by_hand(project: Project) -> None:
+    project.up()
+    shutil.rmtree(project.bucket)
+    project.destroy()
+    assert marked(project) == []
+    assert not project.bucket.exists()
+
+
+def test_up_after_everything_was_deleted_by_hand(project: Project) -> None:
+    project.up()
+    shutil.rmtree(project.bucket)
+    project.up()
+    assert project.living() == BOTH
+    assert len(marked(project)) == 4
+    assert project.status().state == "PROVISIONING"
+
+
+def test_an_interrupted_up_can_be_repeated(project: Project) -> None:
+    machine = project.machine("worker-0")
+    machine.lock.parent.mkdir(parents=True)
+    held = machine.lock.open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)  # keeps the start of worker-0 waiting
+    command = ["pulumi", "up", "--yes", "--skip-preview", "--non-interactive", "--stack", "local"]
+    up = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.PIPE, text=True)
+    assert up.stdout is not None
+    for line in up.stdout:
+        if "worker-0 creating" in line:
+            break
+    up.kill()
+    up.communicate()
+    held.close()
+    project.run("cancel", "--yes")  # Pulumi's own lock stays when it is killed
+    project.up()
+    assert project.living() == BOTH
+    assert len(marked(project)) == 4
+    project.up("--expect-no-changes")
+
+
+def test_bad_input_is_one_line_and_no_traceback(project: Project) -> None:
+    project.edit("learningRate: 0.003", "learningRate: fast")
+    project.edit("every: 250", "evry: 250")
+    output = project.run("preview", ok=False)
+    assert "learningRate: found 'fast', must be a number" in output
+    assert "gpt2-training:checkpoints.evry: unknown key; did you mean every?" in output
+    assert "Traceback" not in output
+    Path(project.root / "data" / "default.txt").unlink()
+    project.edit("learningRate: fast", "learningRate: 0.1")
+    project.edit("evry: 250", "every: 250")
+    output = project.run("preview", ok=False)
+    assert "python -m scripts.default_corpus" in output
+    assert "Traceback" not in output

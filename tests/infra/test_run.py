@@ -1,0 +1,138 @@
+"""The program under Pulumi's mocks, and what the job's provider makes of a run's status."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+
+from infra import config
+from infra.local.storage import JobProvider, TextProvider, newest_checkpoint, plain, standing
+from infra.run import TrainingRun
+from trainer.spec import JobSpec, Status
+from trainer.status import read_status
+from trainer.storage import StorageError, open_storage
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+class Seen(pulumi.runtime.Mocks):
+    def __init__(self) -> None:
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        self.seen[f"{args.typ.rsplit(':', 1)[1]} {args.name}"] = args.inputs
+        return f"{args.name}-id", args.inputs
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> tuple[dict[Any, Any], None]:
+        return {}, None
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> config.StackConfig:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "default.txt").write_text("A rose is a rose is a rose.\n" * 500)
+    (tmp_path / "trainer").mkdir()
+    shutil.copy(CHECKOUT / "Pulumi.local.yaml", tmp_path)
+    return config.from_file("local", tmp_path)
+
+
+@pytest.fixture
+def job(stack: config.StackConfig) -> JobSpec:
+    return config.job_spec(stack)
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_what_a_stack_declares(stack: config.StackConfig, job: JobSpec, preview: bool) -> None:
+    mocks = Seen()
+    pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=preview)
+
+    models: list[str] = []
+    pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model.apply(models.append))()
+    assert next(iter(mocks.seen)) == "TrainingRun training"
+    assert set(mocks.seen) == {
+        *("TrainingRun training", "Bucket bucket", "Text text", "Job job", "Machine master-0", "Machine worker-0")
+    }
+    assert plain(mocks.seen["TrainingRun training"]) == stack.words()
+    assert JobSpec.model_validate(plain(mocks.seen["Job job"]["spec"])) == job
+    assert mocks.seen["Machine worker-0"]["run"] == job.run
+    assert models == [f"{stack.bucket}/runs/{job.run}/model"]
+    # Pulumi keeps providers in its state: by name, or each change of code would be a change of every stack.
+    assert all(len(seen["__provider"]) < 100 for name, seen in mocks.seen.items() if "__provider" in seen)
+    assert not Path(stack.root / "artifacts").exists()  # declaring does nothing
+
+
+def props(stack: config.StackConfig, job: JobSpec) -> dict[str, Any]:
+    return {"bucket": stack.bucket, "path": f"runs/{job.run}/job.json", "spec": job.to_json()}
+
+
+def put(stack: config.StackConfig, job: JobSpec, **status: Any) -> None:
+    body = Status(**{"updated": 0.0, **status}).to_json()
+    open_storage(stack.bucket).write(f"runs/{job.run}/status.json", json.dumps(body).encode())
+
+
+def state(stack: config.StackConfig, job: JobSpec) -> tuple[str, int]:
+    status = read_status(open_storage(stack.bucket), job.run)
+    assert status is not None
+    return status.state, status.launch
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, ("PROVISIONING", 2)),
+        ({"state": "RUNNING"}, ("RUNNING", 1)),
+        ({"state": "SUCCEEDED"}, ("SUCCEEDED", 1)),
+        ({"state": "FAILED"}, ("PROVISIONING", 2)),
+        ({"state": "FAILED", "launch": 2}, ("FAILED", 2)),
+        ({"state": "STOPPED", "reason": "maxHours"}, ("PROVISIONING", 2)),
+        ({"state": "STOPPED", "reason": "maxHours", "launch": 2}, ("STOPPED", 2)),
+        ({"state": "STOPPED", "reason": "destroyed; `pulumi up` goes on", "launch": 2}, ("PROVISIONING", 2)),
+        ({"state": "STOPPED", "reason": "replaced by gpt2-x", "launch": 2}, ("PROVISIONING", 2)),
+    ],
+)
+def test_declaring_launch_2(
+    stack: config.StackConfig, job: JobSpec, before: dict[str, Any] | None, after: tuple[str, int]
+) -> None:
+    job = job.model_copy(update={"launch": 2})
+    if before is not None:
+        put(stack, job, **before)
+    JobProvider().create(props(stack, job))
+    assert state(stack, job) == after
+    storage = open_storage(stack.bucket)
+    assert json.loads(storage.read("current.json")) == {"run": job.run, "launch": 2}
+    assert JobSpec.model_validate_json(storage.read(f"runs/{job.run}/job.json")) == job
+
+
+def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: JobSpec) -> None:
+    JobProvider().create(props(stack, job))
+    put(stack, job, state="RUNNING", step=600)
+    storage = open_storage(stack.bucket)
+    for name in ("step-00000250-attempt-1/manifest.json", "step-00000500-attempt-2/manifest.json"):
+        storage.write(f"runs/{job.run}/checkpoints/{name}", b"{}")
+    storage.write(f"runs/{job.run}/checkpoints/step-00000550-attempt-2/part-0.safetensors", b"")  # not whole
+    assert newest_checkpoint(storage, job.run) == 500
+    JobProvider().delete(job.run, props(stack, job))
+    status = read_status(storage, job.run)
+    assert status is not None
+    assert status.reason == "destroyed; `pulumi up` goes on from step 500"
+    assert standing(stack.bucket, job) is None
+
+
+def test_a_text_is_copied_once_and_checked(stack: config.StackConfig, job: JobSpec) -> None:
+    given = {"bucket": stack.bucket, "source": str(stack.text), "path": job.data.path, "fingerprint": job.fingerprint}
+    provider = TextProvider()
+    provider.create(given)
+    storage = open_storage(stack.bucket)
+    _, generation = storage.read_generation(job.data.path)
+    provider.create(given)
+    assert storage.read_generation(job.data.path)[1] == generation
+    assert provider.diff("", given, {**given, "source": "/elsewhere"}).changes is False
+    storage.delete(job.data.path)
+    assert provider.diff("", given, given).changes is True
+    stack.text.write_text("another text")
+    with pytest.raises(StorageError, match="was changed while it was being copied"):
+        provider.create(given)
+    assert storage.list("data") == []
