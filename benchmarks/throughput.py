@@ -1,7 +1,8 @@
 """Tokens per second of our training step beside nanoGPT's, in one run: `python -m benchmarks.throughput --nanogpt DIR`.
 
 Same model, batch, sequence length, precision and threads; both take whole steps with data, clipping and optimizer, in
-turns of a few seconds, so that a noisy machine disturbs both alike. The figure is the ratio of the medians.
+many short turns, so that a noisy machine disturbs both alike. The figure is the median of the turns' ratios, with the
+middle half of them beside it.
 
 What ours does besides: everything of the real loop with one member (quorum, vote, metrics, status, heartbeat).
 nanoGPT is not part of this project: clone it, and give its folder.
@@ -184,8 +185,8 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--compile", action="store_true", help="both through torch.compile")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of a turn (default: %(default)s)")
     options = parser.parse_args()
     if not (options.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt {options.nanogpt}: no model.py there; give a checkout of nanoGPT")
@@ -201,17 +202,16 @@ def main() -> int:
         for turn in range(options.rounds):
             for name in list(steps)[:: 1 if turn % 2 else -1]:
                 speeds[name].append(measure(steps[name], options.seconds, a_step))
-            row = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in speeds.items())
-            print(
-                f"turn {turn + 1}: {row} tokens/s, ratio {speeds['ours'][-1] / speeds['nanoGPT'][-1]:.3f}", flush=True
-            )
+            if turn % 10 == 9:
+                print(f"{turn + 1} of {options.rounds} turns", file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    ratios = [a / b for a, b in zip(speeds["ours"], speeds["nanoGPT"], strict=True)]
+    ratios = sorted(a / b for a, b in zip(speeds["ours"], speeds["nanoGPT"], strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4)
     shape = f"L{options.layers} E{options.width} V{options.vocabulary} B{options.batch} T{options.length}"
     print(
         f"{shape} {options.dtype}{' compiled' if options.compile else ''}, {options.threads} threads:"
         f" ours {medians['ours']:,.0f}, nanoGPT {medians['nanoGPT']:,.0f} tokens/s,"
-        f" ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        f" ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
     )
     return 0
 

@@ -6,12 +6,12 @@ ours is how it is called: no cache, no dropout modules in the way, no full fp32 
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from trainer import tokenizer as vocabularies
@@ -130,35 +130,55 @@ class Flat:
             yield vector[start : start + size]
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+class _HeadLoss(torch.autograd.Function):
+    """The head and its cross-entropy in one: the gradient is made with the loss, CHUNK tokens at a time.
+
+    So the logits exist once, in a chunk, and never for a backward pass: 16 x 1024 tokens of GPT-2 would be 3.3 GB. On
+    CPU it also saves the two slowest operations after the matrix products (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
+        differentiate = ctx.needs_input_grad[0]
+        total = torch.zeros((), device=hidden.device)
+        hidden_parts, weight_gradient = [], None
+        for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
+            wanted = wanted.unsqueeze(1)
+            logs = F.log_softmax(F.linear(part, weight).float(), dim=1)
+            total = total - logs.gather(1, wanted).sum()
+            if differentiate:  # d loss / d logits = softmax - one-hot
+                gradient = logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=logs.dtype))
+                if scale != 1.0:
+                    gradient = gradient.mul_(scale)
+                hidden_parts.append((gradient @ weight).to(hidden.dtype))
+                product = (gradient.T @ part).to(weight.dtype)
+                weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
+        if differentiate:
+            whole = hidden_parts[0] if len(hidden_parts) == 1 else torch.cat(hidden_parts)
+            ctx.save_for_backward(whole, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor, Tensor, None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return hidden_gradient * outputs[0], weight_gradient * outputs[0], None, None
 
 
 def make_loss(model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torch.device) -> Loss:
-    """(inputs, targets), both int64 [rows, T], -> the summed cross-entropy in nats, a scalar.
+    """(inputs, targets, scale), both int64 [rows, T], -> the summed cross-entropy in nats, a scalar.
 
-    A sum, not a mean: sums of micro-batches add up, whoever computed them. Logits exist for CHUNK tokens at a time;
-    when there is more than one chunk they are computed again in the backward pass instead of being kept.
+    A sum, not a mean: sums of micro-batches add up, whoever computed them. `scale` multiplies its gradient, not itself.
     """
     transformer, weight = model.transformer, model.lm_head.weight
 
-    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        precision = torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext()
-        with precision:
+    def loss(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+        with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
             hidden = transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            flat = targets.flatten()
-            if len(flat) <= CHUNK:
-                return _chunk_loss(hidden, weight, flat)
-            total = torch.zeros((), device=device)
-            for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(flat, CHUNK), strict=True):
-                if torch.is_grad_enabled():
-                    total = total + checkpoint(_chunk_loss, part, weight, wanted, use_reentrant=False)
-                else:
-                    total = total + _chunk_loss(part, weight, wanted)
-            return total
+            result: Tensor = _HeadLoss.apply(hidden, weight, targets.flatten(), scale)
+            return result
 
     return loss
 
@@ -168,17 +188,17 @@ def compiled(loss: Loss, log: Callable[[str], None]) -> Loss:
     fast = torch.compile(loss, dynamic=False)
     chosen: Loss | None = None
 
-    def call(inputs: Tensor, targets: Tensor) -> Tensor:
+    def call(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         nonlocal chosen
         if chosen is None:
             try:
-                result = fast(inputs, targets)
+                result = fast(inputs, targets, scale)
                 chosen = fast
                 return result
             except Exception as error:  # any compiler failure: a missing g++, an unsupported GPU, a bug
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 log(f"torch.compile failed ({first[:200]}); going on without it")
                 chosen = loss
-        return chosen(inputs, targets)
+        return chosen(inputs, targets, scale)
 
     return call

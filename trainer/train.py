@@ -126,8 +126,8 @@ class Training:
             inputs, targets = self._rows(self.batches, indices[parts[i]])
             if hyper.dropout:  # a function of seed, step and index too, so that it does not depend on who computes it
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
-            loss = self.loss(inputs, targets)
-            (loss * self.progress.scale if self.scaled else loss).backward()  # type: ignore[no-untyped-call]
+            loss = self.loss(inputs, targets, self.progress.scale)
+            loss.backward()  # type: ignore[no-untyped-call]
             vote[0] += loss.detach()
             vote[1] += targets.numel()
         return vote
@@ -216,7 +216,7 @@ class Training:
         with torch.no_grad():
             for part in parts[quorum.rank :: quorum.size]:
                 inputs, targets = self._rows(self.validation, part)
-                vote[0] += self.loss(inputs, targets)
+                vote[0] += self.loss(inputs, targets, 1.0)
                 vote[1] += targets.numel()
         self.cluster.sum(vote)
         progress, mean = self.progress, float(vote[0] / vote[1])
