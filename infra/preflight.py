@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.spec import InputError
+from trainer.text import check_text
+
 if TYPE_CHECKING:
-    from .config import StackConfig
+    from infra.config import StackConfig
 
 DEFAULT_TEXT = Path("data/default.txt")
 BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two moments
@@ -15,35 +18,18 @@ MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody el
 
 
 def text_problems(config: "StackConfig") -> list[str]:
-    """What is wrong with the source text, as far as its ends show; the trainer reads all of it."""
+    """What is wrong with the source text."""
     path, named = config.text, config.file.data.path
     parameters = config.file.training_input.hyperparameters
     if "://" in named:
         return [f"data.path: {named} is an address; platform local wants a file of this machine"]
-    if path.is_dir():
-        return [f"data.path: {named} is a folder; name one text file"]
     if not path.exists():
         fix = "python -m scripts.default_corpus makes it" if Path(named) == DEFAULT_TEXT else "check the path"
         return [f"data.path: there is no file {named}; {fix}"]
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-            file.seek(max(0, size - (1 << 12)))
-            tail = file.read()
-    except OSError as error:
-        return [f"data.path: {named} cannot be read: {error.strerror}; check its permissions"]
-    if size == 0:
-        return [f"data.path: {named} is empty; put the text to train on into it"]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return [f"data.path: {named} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"]
-    if (at := head.find(0)) >= 0:
-        return [f"data.path: {named} is binary, it has a zero at byte {at:,}; give plain text in UTF-8"]
-    broken = _not_utf8(head, 0, whole=len(head) == size)
-    if broken is None:
-        broken = _not_utf8(tail, size - len(tail), whole=True)
-    if broken is not None:
-        return [f"data.path: {named} is not UTF-8 at byte {broken:,}; convert it, such as iconv -f LATIN1 -t UTF-8"]
+        size = check_text(path, f"data.path: {named}")
+    except InputError as error:
+        return [str(error)]
     # A token is a byte or more, so that with less than this there cannot be two batches and one held-out sequence.
     sequence = parameters.sequence_length + 1
     least = max(2 * parameters.batch_size * sequence, int(sequence / config.file.data.validation_fraction) + 1)
@@ -53,20 +39,6 @@ def text_problems(config: "StackConfig") -> list[str]:
         )
         return [f"data.path: {named} is too small, {size:,} bytes; {need}: give more text, or lower these"]
     return []
-
-
-def _not_utf8(part: bytes, offset: int, whole: bool) -> int | None:
-    """Where a part of a file stops being UTF-8; characters cut by its own ends are none of its errors."""
-    start = 0
-    if offset:
-        while start < min(3, len(part)) and part[start] & 0xC0 == 0x80:
-            start += 1
-    try:
-        part[start:].decode()
-    except UnicodeDecodeError as error:
-        cut = not whole and error.end == len(part) - start and error.reason == "unexpected end of data"
-        return None if cut else offset + start + error.start
-    return None
 
 
 def host_problems(config: "StackConfig") -> list[str]:

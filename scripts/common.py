@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 
 from infra import config
 from scripts.run_files import UnreadableRun, declared_run
+from trainer.spec import InputError
 from trainer.storage import Conflict, Progress, Storage, StorageError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
         sys.stdout.flush()
-    except (UserError, StorageError, Conflict) as error:
+    except (UserError, InputError, StorageError, Conflict) as error:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:

@@ -4,15 +4,26 @@ Without it the master does the same when the run starts. `make train` calls it.
 """
 
 import argparse
+from collections.abc import Callable
 
 from infra import config
 from scripts import default_corpus
-from scripts.common import UserError, run_main
+from scripts.common import UserError, progress_bar, run_main
 from trainer.data import prepare
 from trainer.prepared import find
-from trainer.progress import show
-from trainer.spec import InputError
-from trainer.storage import open_storage
+from trainer.storage import Progress, open_storage
+
+
+def _steps(advance: Progress) -> Callable[[int, int], None]:
+    """Turns "so much is done" into "so much more is done"."""
+    before = 0
+
+    def update(done: int, _total: int) -> None:
+        nonlocal before
+        advance(done - before)
+        before = done
+
+    return update
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,9 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         prepared = find(storage, job.data, job.fingerprint)
         if prepared is None:
             storage.upload(stack.text, job.data.path)
-            with show(f"tokenizing {stack.text.name}") as progress:
-                prepared = prepare(storage, job.data, job.fingerprint, progress)
-    except (config.ConfigError, InputError) as error:
+            with progress_bar(f"tokenizing {stack.text.name}", stack.text.stat().st_size) as advance:
+                prepared = prepare(storage, job.data, job.fingerprint, _steps(advance))
+    except config.ConfigError as error:
         raise UserError(str(error)) from None
     train, held_out = prepared.manifest.train, prepared.manifest.validation
     print(

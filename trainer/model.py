@@ -6,13 +6,16 @@ ours is how it is called: no cache, no dropout modules in the way, no full fp32 
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 from trainer import tokenizer as vocabularies
 from trainer.prepared import cache_folder
@@ -75,17 +78,41 @@ def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHead
                 " set data.tokenizer to checkpoint"
             )
         _train_settings(config, dropout)
-        return GPT2LMHeadModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # what does not fit is said below, in one line instead of a table
+        try:
+            model, found = GPT2LMHeadModel.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"model.initialize: cannot load {source} ({first}); give a folder, a hub id or gs://…"
+            f"model.initialize: cannot load {source} ({first_line(error)}); give a folder, a hub id or gs://…"
         ) from error
+    # transformers would fill these with random numbers.
+    unfit = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if unfit:
+        raise InputError(
+            f"model.initialize: the weights of {source} do not fit its config.json ({len(unfit)} are missing or of"
+            f" another size, such as {unfit[0]}); fetch it again"
+        )
+    return model
 
 
 def fetch_folder(source: str) -> str:
     """`source` itself if it is a folder or a hub id; a gs:// folder is downloaded to the cache first."""
     if not source.startswith("gs://"):
+        folder = Path(source).expanduser()
+        if folder.is_dir() or source.startswith(("/", ".", "~")):
+            if not (folder / "config.json").is_file():  # transformers would take GPT-2's own dimensions for granted
+                raise InputError(f"model.initialize: {source} has no config.json; give a checkpoint's folder")
+            return str(folder)
         return source
     bucket, _, prefix = source.removeprefix("gs://").partition("/")
     storage, target = open_storage(f"gs://{bucket}"), cache_folder() / "models" / bucket / prefix
@@ -95,6 +122,10 @@ def fetch_folder(source: str) -> str:
     for entry in entries:
         storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
     return str(target)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class Flat:
@@ -185,19 +216,18 @@ def make_loss(model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torc
 
 def compiled(loss: Loss, log: Callable[[str], None]) -> Loss:
     """`loss` through torch.compile; if compiling fails, it says so once and goes on eagerly."""
-    fast = torch.compile(loss, dynamic=False)
     chosen: Loss | None = None
 
     def call(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         nonlocal chosen
         if chosen is None:
             try:
+                fast: Loss = torch.compile(loss, dynamic=False)
                 result = fast(inputs, targets, scale)
                 chosen = fast
                 return result
             except Exception as error:  # any compiler failure: a missing g++, an unsupported GPU, a bug
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                log(f"torch.compile failed ({first[:200]}); going on without it")
+                log(f"torch.compile failed ({first_line(error)}); going on without it")
                 chosen = loss
         return chosen(inputs, targets, scale)
 

@@ -1,7 +1,7 @@
 """Text as bytes in a file: is it UTF-8, where may it be cut, which part is held out. Standard library only."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,23 +15,33 @@ SEARCH = 1 << 16  # bytes within which a cut is looked for
 # are those of the whole.
 _CUT = re.compile(rb"\S\n(?=\S)|\S(?= \S)")
 
+# What people give instead of plain text, by its first bytes.
+_MAGIC = {
+    b"\xff\xfe": "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
+    b"\x1f\x8b": "this is compressed: gunzip it",
+    b"PK\x03\x04": "this is a ZIP archive (or an office file): unpack it, or save it as plain text",
+    b"%PDF": "this is a PDF: convert it with `pdftotext`",
+}
+
 
 def decode(data: bytes, offset: int, name: str) -> str:
     """The text of `data`, which lies at byte `offset` of the file called `name` in errors.
 
     Raises InputError for zero bytes and for anything that is not UTF-8, with the byte's place in the file.
     """
-    if offset == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{name}: this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`")
+    remedy = next((cure for magic, cure in _MAGIC.items() if offset == 0 and data.startswith(magic)), None)
+    if remedy:
+        raise InputError(f"{name}: {remedy}")
     zero = data.find(b"\0")
     if zero >= 0:
-        raise InputError(f"{name}: byte {offset + zero} is zero, so this is no text file: give plain UTF-8 text")
+        raise InputError(f"{name}: byte {offset + zero:,} is zero, so this is no text file: give plain UTF-8 text")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         at = error.start
         raise InputError(
-            f"{name}: not UTF-8 at byte {offset + at} (0x{data[at]:02x}):"
+            f"{name}: not UTF-8 at byte {offset + at:,} (0x{data[at]:02x}):"
             " convert the file, for example with `iconv -f LATIN1 -t UTF-8`, or remove the byte"
         ) from None
 
@@ -43,18 +53,22 @@ def size_of(path: Path, name: str) -> int:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}): check data.path") from None
+        raise InputError(f"{name}: cannot be read ({error.strerror}): check the path") from None
     if size == 0:
         raise InputError(f"{name}: the file is empty: give a file with text")
     return size
 
 
-def check_text(path: Path, name: str | None = None) -> int:
-    """Reads the whole file once, at about 1 GB/s, and returns its bytes. Errors are those of size_of() and decode()."""
-    name = name or f"data.path {path}"
+def check_text(path: Path, name: str, progress: Callable[[int], None] | None = None) -> int:
+    """Reads the whole file once, at about 1 GB/s, and returns its bytes. Errors are those of size_of() and decode().
+
+    progress: called with the number of further bytes checked.
+    """
     size = size_of(path, name)
     for start, end in chunks(path, 0, size):
         decode(read(path, start, end), start, name)
+        if progress:
+            progress(end - start)
     return size
 
 

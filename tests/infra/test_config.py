@@ -98,7 +98,7 @@ HYPER = "trainingInput.hyperparameters"
         ("data.tokenizer", "checkpoint", "checkpoint needs model.initialize"),
         ("launch", 0, "found 0, must be a whole number, at least 1"),
         ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
-        ("data.path", "data", "data is a folder; name one text file"),
+        ("data.path", "data", "data: this is a folder: give one text file"),
         ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
         ("data.vocabularyPath", "./none", "there is no folder ./none"),
     ],
@@ -126,21 +126,21 @@ def test_all_mistakes_are_told_at_once(root: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is empty; put the text to train on into it"),
+        (b"", "the file is empty: give a file with text"),
         (
             b"To be, or not to be.\n",
             "is too small, 21 bytes; batchSize 16 and sequenceLength 128 need at least 4,128: give more",
         ),
-        (TEXT.encode() + b"\0" + TEXT.encode(), "is binary, it has a zero at byte 21,200"),
-        (TEXT.encode() + "café".encode("latin-1") + TEXT.encode(), "is not UTF-8 at byte 21,203; convert it"),
-        (TEXT.encode("utf-16"), "is UTF-16; convert it: iconv -f UTF-16"),
-        (TEXT.encode() * 60 + b"\xe9t\xe9", "is not UTF-8 at byte 1,272,000"),  # only its end shows it
+        (TEXT.encode() + b"\0" + TEXT.encode(), "byte 21,200 is zero, so this is no text file"),
+        (TEXT.encode() + "café".encode("latin-1") + TEXT.encode(), "not UTF-8 at byte 21,203 (0xe9): convert the file"),
+        (TEXT.encode("utf-16"), "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16"),
+        (TEXT.encode() * 60 + b"\xe9t\xe9", "not UTF-8 at byte 1,272,000"),  # only its end shows it
     ],
 )
 def test_texts_that_cannot_be_trained_on(root: Path, content: bytes, said: str) -> None:
     (root / "data" / "default.txt").write_bytes(content)
     (line,) = problems(values(), root)
-    assert line.startswith("gpt2-training:data.path: data/default.txt ")
+    assert line.startswith("gpt2-training:data.path: data/default.txt")
     assert said in line
 
 

@@ -3,8 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.trainer.runs import Run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors are slower with more, and other processes want the cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Text in, batches out: prepare(), the shards that it writes, and the order of the batches."""
 
 import hashlib
-import logging
 import math
 import os
 import shutil
@@ -18,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import data as data_module
-from trainer import progress
 from trainer import tokenizer as vocabularies
 from trainer.batches import TOKEN, Batches, Tokens, Windows
 from trainer.data import check_enough, prepare
@@ -224,7 +222,7 @@ def error_of(storage: Storage, data: Data, fingerprint: str) -> str:
     [
         (b"", "the file is empty"),
         (b"a", "too small"),
-        (b"good\n" * 300_000 + b"caf\xe9 au lait\n" * 9, "not UTF-8 at byte 1500003 (0xe9)"),
+        (b"good\n" * 300_000 + b"caf\xe9 au lait\n" * 9, "not UTF-8 at byte 1,500,003 (0xe9)"),
         (b"\xff\xfe" + "text".encode("utf-16-le") * 99, "this is UTF-16"),
         (b"text\n" * 99 + b"\x00\x01" * 9, "byte 495 is zero"),
     ],
@@ -266,13 +264,13 @@ def test_too_few_tokens_for_a_batch(folder: Storage) -> None:
 def test_check_text_reads_to_the_end(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(LINES.encode() * 20)
-    assert check_text(path) == len(LINES.encode()) * 20
+    assert check_text(path, "text") == len(LINES.encode()) * 20
     with path.open("ab") as file:
         file.write(b"\xc3")
-    with pytest.raises(InputError, match=f"byte {len(LINES.encode()) * 20} "):
-        check_text(path)
+    with pytest.raises(InputError, match=f"byte {len(LINES.encode()) * 20:,} "):
+        check_text(path, "text")
     with pytest.raises(InputError, match="this is a folder"):
-        check_text(tmp_path)
+        check_text(tmp_path, "text")
 
 
 # Where the text is cut
@@ -372,17 +370,6 @@ def test_order_stays_the_same_over_the_years(counting: Callable[[int, int], Toke
 
 def test_a_batch_larger_than_an_epoch(counting: Callable[[int, int], Tokens]) -> None:
     assert sorted(Batches(counting(31, 1000), 7, 10, 0).batch(0).tolist()[:6]) == [0, 0, 1, 1, 2, 2]
-
-
-def test_progress_in_a_log_is_a_line_now_and_then(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 3.0, 11.0, 11.0, 12.0])
-    monkeypatch.setattr("trainer.progress.time.monotonic", lambda: next(clock))
-    with caplog.at_level(logging.INFO), progress.show("tokenizing") as update:
-        for done in (1, 2, 3):
-            update(done * 10**6, 4 * 10**6)
-    assert [record.getMessage() for record in caplog.records] == ["tokenizing: 2 of 4 MB (50 %)"]
 
 
 def test_reading_batches_needs_no_torch() -> None:
