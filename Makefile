@@ -1,37 +1,43 @@
 # `make train` and `make test` are all that a new user needs; each sets everything up by itself.
 SHELL := /bin/bash
 STACK ?= local
+SELECT := pulumi stack select --create $(STACK)
+RUN := --stack $(STACK) $(if $(YES),--yes --skip-preview)
 PROMPT ?= def
 ACTIVATE := . tools/activate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train up preview watch destroy test test-fast check format
+.PHONY: help stack-file setup data train up preview watch destroy test test-fast check format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@echo "  with STACK=name (default local), YES=1 to be asked nothing, PROMPT='text' for train's sample"
 
 setup: ## the Python environment (.venv) and the Pulumi CLI; nothing if they are there
 	@tools/setup
 
-data: setup ## the text and the tokens of the stack, made ahead so that a run starts at once
+stack-file:
+	@test -f Pulumi.$(STACK).yaml || { echo "STACK=$(STACK): there is no Pulumi.$(STACK).yaml; there are:" Pulumi.*.yaml; exit 2; }
+
+data: stack-file setup ## the text and the tokens of the stack, made ahead so that a run starts at once
 	@$(ACTIVATE) && python -m scripts.prepare_data --stack $(STACK)
 
 train: data ## stand the run up, follow it to its end, show the model
-	@$(ACTIVATE) && pulumi stack select --create $(STACK) && pulumi up --yes --skip-preview --stack $(STACK)
+	@$(ACTIVATE) && $(SELECT) && pulumi up --yes --skip-preview --stack $(STACK)
 	@$(ACTIVATE) && python -m scripts.watch --stack $(STACK) --curve
 	@$(ACTIVATE) && python -m scripts.generate --stack $(STACK) "$(PROMPT)"
 
 up: data ## stand the run up and return; it goes on in the background
-	@$(ACTIVATE) && pulumi stack select --create $(STACK) && pulumi up --stack $(STACK) $(if $(YES),--yes --skip-preview)
+	@$(ACTIVATE) && $(SELECT) && pulumi up $(RUN)
 
-preview: setup ## what `make up` would change
-	@$(ACTIVATE) && pulumi stack select --create $(STACK) && pulumi preview --diff --stack $(STACK)
+preview: data ## what `make up` would change
+	@$(ACTIVATE) && $(SELECT) && pulumi preview --diff --stack $(STACK)
 
 watch: setup ## follow the run
 	@$(ACTIVATE) && python -m scripts.watch --stack $(STACK)
 
-destroy: setup ## end the run's machines; models and data stay
-	@$(ACTIVATE) && pulumi stack select --create $(STACK) && pulumi destroy --stack $(STACK) $(if $(YES),--yes --skip-preview)
+destroy: stack-file setup ## end the run's machines; models and data stay
+	@$(ACTIVATE) && $(SELECT) && pulumi destroy $(RUN)
 
 test: setup ## all tests
 	@$(ACTIVATE) && python -m pytest

@@ -4,14 +4,15 @@ import pulumi
 
 from infra import config
 from infra.run import TrainingRun
+from trainer.spec import InputError
+from trainer.storage import StorageError
 
 try:
     stack = config.from_pulumi()
     job = config.job_spec(stack)
-except config.ConfigError as error:
+    training = TrainingRun(stack, job)
+except (config.ConfigError, InputError, StorageError) as error:
     raise pulumi.RunError(str(error)) from None
-
-training = TrainingRun(stack, job)
 
 pulumi.export("run", training.run)
 pulumi.export("bucket", training.bucket)

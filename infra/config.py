@@ -3,6 +3,7 @@
 Pure but for reading: nothing here needs the Pulumi CLI, so that scripts read a stack file as Pulumi does.
 """
 
+import difflib
 import json
 import os
 import re
@@ -156,6 +157,15 @@ def _combinations(file: StackFile) -> list[str]:
             f"trainingInput.hyperparameters.sequenceLength: found {parameters.sequence_length}, longer than"
             f" model.positions, {file.model.positions}; shorten it or raise model.positions"
         )
+    if parameters.warmup_steps > parameters.steps:
+        problems.append(
+            f"trainingInput.hyperparameters.warmupSteps: found {parameters.warmup_steps}, more than steps,"
+            f" {parameters.steps}; use at most {parameters.steps}"
+        )
+    if file.data.vocabulary_path is not None and file.data.tokenizer != "gpt2":
+        problems.append(
+            f"data.vocabularyPath: belongs to tokenizer gpt2, found {file.data.tokenizer}; remove it, or use gpt2"
+        )
     if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
         problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
     if file.platform == "google":
@@ -180,23 +190,35 @@ for _tag, (_pattern, _first) in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _letters)
 
 
-def from_file(stack: str, root: Path = ROOT) -> StackConfig:
-    """Reads Pulumi.<stack>.yaml. Raises ConfigError."""
+def stack_values(stack: str, root: Path = ROOT) -> dict[str, Any]:
+    """The config of Pulumi.<stack>.yaml as it stands there, keyed without the project's name. Raises ConfigError."""
     path = root / f"Pulumi.{stack}.yaml"
+    stacks = {p.name.removeprefix("Pulumi.").removesuffix(".yaml"): p for p in root.glob("Pulumi.*.yaml")}
+    if stack not in stacks:
+        raise ConfigError([f"stack {stack}: there is no {path.name}; {unknown(stack, sorted(stacks))}"])
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
-    except FileNotFoundError:
-        there = sorted(p.name.split(".")[1] for p in root.glob("Pulumi.*.yaml"))
-        raise ConfigError([f"stack {stack}: there is no {path.name}; {unknown(stack, there)}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path.name}: not YAML: {' '.join(str(error).split())}"]) from None
-    content = content if isinstance(content, dict) else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path.name} cannot be read: {' '.join(str(error).split())}"]) from None
+    found = content.get("config") if isinstance(content, dict) else None
+    return _own({str(name): value for name, value in found.items()} if isinstance(found, dict) else {})
+
+
+def _own(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The project's own keys; a misspelt project name is an error, as Pulumi would pass over it in silence."""
     values = {}
-    for name, value in (content.get("config") or {}).items():
-        namespace, _, short = str(name).rpartition(":")
+    for name, value in found.items():
+        namespace, _, short = name.rpartition(":")
         if namespace in ("", PROJECT):  # Pulumi lets the project's own name be left out
             values[short] = value
-    return load(values, stack, root)
+        elif difflib.get_close_matches(namespace, [PROJECT], cutoff=0.8):
+            raise ConfigError([f"{name}: unknown key; did you mean {PROJECT}:{short}?"])
+    return values
+
+
+def from_file(stack: str, root: Path = ROOT) -> StackConfig:
+    """Reads Pulumi.<stack>.yaml. Raises ConfigError."""
+    return load(stack_values(stack, root), stack, root)
 
 
 def from_pulumi() -> StackConfig:
@@ -204,12 +226,8 @@ def from_pulumi() -> StackConfig:
     import pulumi
     from pulumi.runtime.config import CONFIG
 
-    texts: dict[str, Any] = CONFIG.get()
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        namespace, _, short = name.partition(":")
-        if namespace == PROJECT:  # Pulumi hands over all values as texts, and objects as JSON
-            values[short] = _parsed(text)
+    texts: dict[str, Any] = CONFIG.get()  # Pulumi hands over all values as texts, and objects as JSON
+    values = {name: _parsed(text) for name, text in _own(texts).items()}
     return load(values, pulumi.get_stack(), ROOT)
 
 
@@ -228,18 +246,25 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     file, training = config.file, config.file.training_input
     fingerprint = spec.fingerprint(config.text)
     placed: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}"}
-    if file.data.tokenizer == "checkpoint":
-        placed["vocabulary_path"] = file.model.initialize
+    model, start = file.model, file.model
+    if file.data.vocabulary_path is not None:
+        placed["vocabulary_path"] = _located(config.root, file.data.vocabulary_path)[0]
+    if file.model.initialize is not None:
+        where, content = _located(config.root, file.model.initialize)
+        model = file.model.model_copy(update={"initialize": where})
+        start = file.model.model_copy(update={"initialize": content})
+        if file.data.tokenizer == "checkpoint":
+            placed["vocabulary_path"] = where
     data = file.data.model_copy(update=placed)
     code = spec.code_hash(config.root / "trainer")
-    run = spec.run_id(file.model, data, fingerprint, training.hyperparameters, code)
+    run = spec.run_id(start, data, fingerprint, training.hyperparameters, code)
     if problem := disk_problem(config, run):
         raise ConfigError([f"{PROJECT}:{problem}"])
     trainers = 1 + config.workers
     return spec.JobSpec(
         run=run,
         launch=file.launch,
-        model=file.model,
+        model=model,
         data=data,
         fingerprint=fingerprint,
         code=code,
@@ -249,6 +274,15 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         # With more threads than cores, trainers are 20 times slower.
         cluster=spec.Cluster(workers=config.workers, threads=max(1, (cores or _cores()) // trainers)),
     )
+
+
+def _located(root: Path, named: str) -> tuple[str, str]:
+    """Where the folder lies that a stack file names, and what stands for its content; hub ids and gs:// as they are."""
+    folder = root / Path(named).expanduser()
+    if not folder.is_dir():
+        return named, named
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return str(folder.resolve()), f"{folder.name}-{spec.hash_files(folder, files)}"
 
 
 def _cores() -> int:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from trainer.spec import InputError
 from trainer.text import check_text
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TEXT = Path("data/default.txt")
 BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two moments
+TRAINER_BYTES = 600_000_000  # of memory, whatever the model: measured
+TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
 MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
 
 
@@ -54,6 +58,17 @@ def host_problems(config: "StackConfig") -> list[str]:
             f" {version[0]}.{version[1]}; use 0"
         )
     file = config.file
+    precision = file.training_input.hyperparameters.precision
+    if precision == "fp16" and shutil.which("nvidia-smi") is None:
+        problems.append("trainingInput.hyperparameters.precision: fp16 needs a GPU, and here is none; use auto or fp32")
+    trainers = 1 + config.workers
+    need = trainers * (TRAINER_BYTES + TRAINER_BYTES_PER_PARAMETER * _parameters(config))
+    memory = psutil.virtual_memory().total
+    if need > memory:
+        problems.append(
+            f"trainingInput.workerCount: {trainers} trainers of this model need about {need / 1e9:.0f} GB of memory,"
+            f" and this machine has {memory / 1e9:.0f}; use fewer workers or a smaller model"
+        )
     for key, value in (("model.initialize", file.model.initialize), ("data.vocabularyPath", file.data.vocabulary_path)):
         if (
             value
@@ -64,6 +79,16 @@ def host_problems(config: "StackConfig") -> list[str]:
     return problems
 
 
+def _parameters(config: "StackConfig") -> int:
+    """About how many the model has; 0 where only a checkpoint knows."""
+    file = config.file
+    if file.model.initialize is not None:
+        return 0
+    layers, _, width = file.model.dimensions()
+    words = {"train": file.data.vocabulary_size, "byte": 257}.get(file.data.tokenizer, 50304)
+    return 12 * layers * width**2 + (words + file.model.positions) * width
+
+
 def disk_problem(config: "StackConfig", run: str) -> str | None:
     """Whether a new run's files will fit on the disk."""
     folder = config.root.resolve() / "artifacts" / config.stack
@@ -71,16 +96,13 @@ def disk_problem(config: "StackConfig", run: str) -> str | None:
         return None
     file = config.file
     need = MARGIN + 3 * config.text.stat().st_size  # the copy, and tokens of two bytes
-    if file.model.initialize is None:
-        layers, _, width = file.model.dimensions()
-        words = {"train": file.data.vocabulary_size, "byte": 257}.get(file.data.tokenizer, 50304)
-        parameters = 12 * layers * width**2 + (words + file.model.positions) * width
-        need += parameters * BYTES_PER_PARAMETER * (file.checkpoints.keep + 2)
+    need += _parameters(config) * BYTES_PER_PARAMETER * (file.checkpoints.keep + 2)
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     if free >= need:
         return None
     return (
         f"checkpoints.keep: {file.checkpoints.keep} checkpoints, one being written, the model and the data need"
-        f" {need / 1e9:.1f} GB in artifacts/{config.stack}, and {free / 1e9:.1f} GB are free; make room, or lower it"
+        f" {need / 1e9:.1f} GB in artifacts/{config.stack}, and {free / 1e9:.1f} GB are free;"
+        " make room, lower it, or use a smaller model"
     )

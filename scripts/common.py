@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
@@ -92,15 +91,10 @@ def bucket_url(options: argparse.Namespace) -> str:
 
 def stack_bucket(stack: str, checkout: Path = CHECKOUT) -> str:
     """The address of a stack's bucket. Raises UserError if only Google knows it, or there is no such stack."""
-    files = {path.name.split(".")[1]: path for path in sorted(checkout.glob("Pulumi.*.yaml"))}
-    if stack not in files:
-        raise UserError(f"--stack {stack}: there is no Pulumi.{stack}.yaml; stacks here: {', '.join(files) or 'none'}")
     try:
-        content = yaml.safe_load(files[stack].read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{files[stack].name} cannot be read: {' '.join(str(error).split())}") from None
-    values = content.get("config") if isinstance(content, dict) else None
-    platform = values.get("gpt2-training:platform", "local") if isinstance(values, dict) else "local"
+        platform = config.stack_values(stack, checkout).get("platform", "local")
+    except config.ConfigError as error:
+        raise UserError(f"--stack: {error}") from None
     if platform != "local":
         raise UserError(f"--stack {stack} runs on {platform}: pass its bucket, --bucket gs://…")
     return config.bucket_url(stack, checkout)

@@ -11,10 +11,13 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
+from scripts.common import CHECKOUT, UserError, megabytes, run_main
+from trainer.spec import END_OF_TEXT
+
 DEFAULT = Path("data/default.txt")
 LARGEST = 6_000_000  # bytes: enough for a small model, tokenized in seconds
 SMALLEST = 1_000_000
-SEPARATOR = "<|endoftext|>\n"  # as trainer.spec.END_OF_TEXT
+SEPARATOR = f"{END_OF_TEXT}\n"
 # Tests, tables of characters, generated files and bundled third-party packages: poor reading, or another licence.
 LEFT_OUT = {"test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "encodings", "site-packages"}
 LEFT_OUT |= {"dist-packages", "_bundled", "pydoc_data", "__pycache__", "__phello__", "lib-dynload", "config"}
@@ -60,22 +63,26 @@ def write(target: Path, library: Path) -> int:
     return len(text)
 
 
+def ensure(target: Path) -> None:
+    """Writes the corpus to `target` if nothing is there, and says what it did. Raises UserError."""
+    if target.exists():
+        print(f"{target} is there ({megabytes(target.stat().st_size)}): kept")
+        return
+    try:
+        size = write(target, Path(sysconfig.get_path("stdlib")))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}; check the folder, or name another") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    print(f"{target.name} written: {megabytes(size)} of sources of Python {sys.version.split()[0]}'s standard library")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.default_corpus", description=__doc__)
-    parser.add_argument("--output", type=Path, default=DEFAULT, help="where to write (default: %(default)s)")
-    target: Path = parser.parse_args(arguments).output
-    if target.exists():
-        print(f"{target} is there ({target.stat().st_size / 1e6:.1f} MB): kept")
-        return 0
-    library = Path(sysconfig.get_path("stdlib"))
-    try:
-        size = write(target, library)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{target} written: {size / 1e6:.1f} MB of sources of Python {sys.version.split()[0]}'s standard library")
+    parser.add_argument("--output", type=Path, default=CHECKOUT / DEFAULT, help="where to write (default: %(default)s)")
+    ensure(parser.parse_args(arguments).output)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -82,9 +82,11 @@ def _state(storage: Storage, run: str) -> str:
     except FileNotFoundError:
         return "it has not started; `python -m scripts.watch` follows it"
     except ValidationError:
-        return "and its status.json cannot be read"
+        return "its status.json cannot be read"
     why = f" ({status.reason})" if status.reason else ""
     where = f"it is {status.state} at step {status.step:,}{why}"
+    if status.taken_back:
+        return where
     if status.state in ("FAILED", "STOPPED"):
         return f"{where}; raise gpt2-training:launch by one and run `pulumi up` to go on"
     return f"{where}; `python -m scripts.watch` follows it"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from infra import config
 from scripts import default_corpus
 from scripts.common import UserError, progress_bar, run_main
-from trainer.data import prepare
+from trainer.data import check_enough, prepare
 from trainer.prepared import find
 from trainer.storage import Progress, open_storage
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         stack = config.from_file(options.stack)
         if stack.text == config.ROOT / default_corpus.DEFAULT and not stack.text.exists():
-            default_corpus.main([])
+            default_corpus.ensure(stack.text)
         job = config.job_spec(stack)
         storage = open_storage(stack.bucket)
         prepared = find(storage, job.data, job.fingerprint)
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             storage.upload(stack.text, job.data.path)
             with progress_bar(f"tokenizing {stack.text.name}", stack.text.stat().st_size) as advance:
                 prepared = prepare(storage, job.data, job.fingerprint, _steps(advance))
+        check_enough(prepared, job.hyperparameters.sequence_length, job.hyperparameters.batch_size)
     except config.ConfigError as error:
         raise UserError(str(error)) from None
     train, held_out = prepared.manifest.train, prepared.manifest.validation

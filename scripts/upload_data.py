@@ -10,7 +10,7 @@ from trainer.text import check_text, size_of
 
 
 def upload(storage: Storage, path: Path) -> tuple[str, bool]:
-    """Checks and uploads a file; gives its path there, and whether it was there before. Raises UserError, InputError."""
+    """Checks and uploads a file; gives its path there and whether it was there. Raises UserError, InputError."""
     try:
         size_of(path, str(path))
         before = path.stat()

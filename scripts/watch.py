@@ -135,9 +135,9 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
         code = FAILED
     elif status and snapshot.state == "STOPPED":
         say(Text(f"{snapshot.run} STOPPED {at}: {status.reason or 'no reason was given'}", "yellow"))
-        say(
-            f"raise `launch` to {status.launch + 1} in the stack file and run `pulumi up`: it goes on from a checkpoint"
-        )
+        if not status.taken_back:  # else the reason says what to do
+            again = f"raise `launch` to {status.launch + 1} in the stack file and run `pulumi up`"
+            say(f"{again}: it goes on from a checkpoint")
         code = STOPPED
     elif not snapshot.alive:
         say(

@@ -19,6 +19,7 @@ Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +29,9 @@ from pydantic.alias_generators import to_camel
 Role = Literal["master", "worker", "ps"]
 State = Literal["PROVISIONING", "STARTING", "RUNNING", "RECOVERING", "SUCCEEDED", "FAILED", "STOPPED"]
 FINAL_STATES: frozenset[State] = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+# STOPPED for these reasons is taken back by declaring the run again; any other end needs a raised `launch`.
+DESTROYED, REPLACED = "destroyed; ", "replaced by "
 
 # layers, heads, width of the published GPT-2 models (Radford et al. 2019), and one for a laptop.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -64,7 +68,7 @@ class Model(Strict):
     heads: int | None = Field(None, ge=1, le=200)
     width: int | None = Field(None, ge=8, le=16384)
     positions: int = Field(1024, ge=8, le=65536)
-    initialize: str | None = None  # a folder, a hub id or gs://…; its own dimensions are used
+    initialize: str | None = Field(None, min_length=1)  # a folder, a hub id or gs://…; its own dimensions are used
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -105,7 +109,7 @@ class Data(Strict):
     tokenizer: Literal["train", "gpt2", "byte", "checkpoint"] = "gpt2"
     vocabulary_size: int = Field(1024, ge=257, le=65536)  # of `tokenizer: train`, end-of-text included
     # of `gpt2`: a folder with its two files, instead of the hub; of `checkpoint`: where model.initialize points
-    vocabulary_path: str | None = None
+    vocabulary_path: str | None = Field(None, min_length=1)
     validation_fraction: float = Field(0.05, gt=0, lt=0.5)  # the end of the text is held out
 
     def tokens_key(self) -> str:
@@ -218,11 +222,14 @@ def fingerprint(path: Path) -> str:
 
 
 def code_hash(folder: Path = Path(__file__).parent) -> str:
-    """A hash of the trainer's own files: names and contents, never modes or times, so it is the same everywhere."""
+    """A hash of the trainer's own modules and requirements: names and contents, never modes or times."""
+    return hash_files(folder, [*folder.rglob("*.py"), *folder.glob("requirements.txt")])
+
+
+def hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """The first 16 hex digits of a SHA-256 of some files' names below `folder` and their contents."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        if path.name.startswith("."):
-            continue
+    for path in sorted(files):
         for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:16]
@@ -239,6 +246,11 @@ class Status(Strict):
     updated: float  # seconds since the epoch
     started: float | None = None  # when the first step began
     finished: float | None = None
+
+    @property
+    def taken_back(self) -> bool:
+        """Whether declaring the run again is enough to go on: its machines were only destroyed or replaced."""
+        return self.state == "STOPPED" and self.reason.startswith((DESTROYED, REPLACED))
 
 
 class Exit(Strict):

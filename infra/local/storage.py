@@ -4,6 +4,7 @@ Destroying these deletes no file: text, checkpoints and models stay. It ends pro
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -11,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, ResourceProvider, UpdateResult
+from pulumi.dynamic import (
+    CheckFailure,
+    CheckResult,
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    Resource,
+    ResourceProvider,
+    UpdateResult,
+)
 
 from infra.local import processes
-from trainer.spec import FINAL_STATES, JobSpec, Status, fingerprint
+from trainer.spec import DESTROYED, FINAL_STATES, REPLACED, JobSpec, Status, fingerprint
 from trainer.status import read_status
 from trainer.storage import Conflict, Storage, StorageError, open_storage
 
 Properties = dict[str, Any]
 CURRENT = "current.json"
-# Reasons of STOPPED that the same declaration takes back; any other needs a raised `launch`.
-DESTROYED, REPLACED = "destroyed; ", "replaced by "
 
 
 class Provider(ResourceProvider):
@@ -53,6 +61,18 @@ def folder(url: str) -> Path:
 
 
 class BucketProvider(Provider):
+    def check(self, _olds: Properties, news: Properties) -> CheckResult:
+        """Whether files can be written there: said in one line before anything is made."""
+        wanted = folder(news["url"])
+        nearest = next(path for path in (wanted, *wanted.parents) if path.exists())
+        if not nearest.is_dir():
+            return CheckResult(
+                news, [CheckFailure("url", f"{nearest} is a file; move it away: a folder belongs there")]
+            )
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            return CheckResult(news, [CheckFailure("url", f"{nearest} cannot be written to; check its owner and mode")])
+        return CheckResult(news, [])
+
     def create(self, props: Properties) -> CreateResult:
         folder(props["url"]).mkdir(parents=True, exist_ok=True)
         return CreateResult(props["url"], {"url": props["url"]})
@@ -150,9 +170,8 @@ def _begun(old: Status | None, launch: int) -> Status | None:
     """The status that a declaration brings about; None: it stays as it is."""
     if old is None:
         return Status(state="PROVISIONING", launch=launch, updated=time.time())
-    taken_back = old.state == "STOPPED" and old.reason.startswith((DESTROYED, REPLACED))
     again = old.state in ("FAILED", "STOPPED") and launch > old.launch
-    if not (taken_back or again):
+    if not (old.taken_back or again):
         return None
     begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "started": None, "finished": None}
     return old.model_copy(update={**begun, "updated": time.time()})
@@ -203,7 +222,7 @@ def revise_status(storage: Storage, run: str, change: Callable[[Status | None], 
 def standing(url: str, job: JobSpec) -> tuple[bool, str] | None:
     """Where a declared run stands already, as (needs attention, a line for a person); None if it is new."""
     status = read_status(open_storage(url), job.run)
-    if status is None or status.reason.startswith((DESTROYED, REPLACED)):
+    if status is None or status.taken_back:
         return None
     if status.state == "SUCCEEDED":
         return False, f"run {job.run} has SUCCEEDED: nothing is left to do, its model is in {url}/runs/{job.run}/model"

@@ -51,6 +51,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return everything
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.preflight.shutil.which", lambda name: None)
+
+
 def problems(everything: dict[str, Any], root: Path) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         config.job_spec(config.load(everything, "local", root))
@@ -100,7 +105,9 @@ HYPER = "trainingInput.hyperparameters"
         ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
         ("data.path", "data", "data: this is a folder: give one text file"),
         ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
-        ("data.vocabularyPath", "./none", "there is no folder ./none"),
+        ("data.vocabularyPath", "./none", "belongs to tokenizer gpt2, found train; remove it, or use gpt2"),
+        (f"{HYPER}.warmupSteps", 1001, "found 1001, more than steps, 1000; use at most 1000"),
+        (f"{HYPER}.precision", "fp16", "fp16 needs a GPU, and here is none; use auto or fp32"),
     ],
 )
 def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value: Any, said: str | None) -> None:
@@ -185,7 +192,7 @@ def test_stacks_that_are_not_there(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"stack locl: there is no Pulumi\.locl\.yaml; did you mean local\?"):
         config.from_file("locl", root)
     (root / "Pulumi.odd.yaml").write_text("config: [")
-    with pytest.raises(ConfigError, match=r"Pulumi\.odd\.yaml: not YAML"):
+    with pytest.raises(ConfigError, match=r"Pulumi\.odd\.yaml cannot be read"):
         config.from_file("odd", root)
     (root / "Pulumi.empty.yaml").write_text("")
     with pytest.raises(ConfigError, match="trainingInput: missing"):
@@ -251,3 +258,29 @@ def test_pulumi_hands_over_texts_and_json(monkeypatch: pytest.MonkeyPatch) -> No
     pulumi.runtime.set_all_config({**everything, "gcp:project": "other"})
     monkeypatch.setattr(pulumi, "get_stack", lambda: "local")
     assert config.from_pulumi() == config.from_file("local")
+
+
+def test_a_misspelt_project_name_is_not_passed_over(root: Path) -> None:
+    path = root / "Pulumi.local.yaml"
+    path.write_text(path.read_text().replace("gpt2-training:launch:", "gpt2-trainig:launch:"))
+    with pytest.raises(ConfigError, match=r"^gpt2-trainig:launch: unknown key; did you mean gpt2-training:launch\?$"):
+        config.from_file("local", root)
+
+
+def test_too_many_trainers_for_the_memory(root: Path) -> None:
+    wanted = changed("trainingInput.workerCount", 900)
+    wanted["trainingInput"]["hyperparameters"]["batchSize"] = 901
+    (root / "data" / "default.txt").write_text(TEXT * 100)
+    (line,) = problems(wanted, root)
+    assert re.search(r"workerCount: 901 trainers .* GB of memory, and this machine has \d+; use fewer workers", line)
+
+
+def test_a_start_checkpoint_counts_by_its_content(root: Path) -> None:
+    start = root / "models" / "mine"
+    start.mkdir(parents=True)
+    (start / "model.safetensors").write_bytes(b"one")
+    wanted = {**values(), "model": {"initialize": "models/mine", "positions": 128}}
+    first = config.job_spec(config.load(wanted, "local", root))
+    assert first.model.initialize == str(start)
+    (start / "model.safetensors").write_bytes(b"two")
+    assert config.job_spec(config.load(wanted, "local", root)).run != first.run

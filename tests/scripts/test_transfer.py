@@ -311,7 +311,7 @@ def test_the_bucket_of_a_stack(tmp_path: Path) -> None:
         stack_bucket("dev", tmp_path)
     with pytest.raises(UserError, match=r"Pulumi\.broken\.yaml cannot be read"):
         stack_bucket("broken", tmp_path)
-    with pytest.raises(UserError, match=r"no Pulumi\.\.\./x\.yaml; stacks here: bare, broken, dev, local"):
+    with pytest.raises(UserError, match=r"stack \.\./x: there is no .*; there are: bare, broken, dev, local"):
         stack_bucket("../x", tmp_path)
 
 
