@@ -20,6 +20,7 @@ from rich.table import Table
 from infra import config
 from infra.local import processes
 from trainer.metrics import read_records
+from trainer.status import read_status
 from trainer.storage import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,9 @@ def first_step(folder: Path, begun: float) -> float:
     stack = config.from_file("local", folder)
     storage, run = open_storage(stack.bucket), config.job_spec(stack).run
     while not (records := read_records(storage, run)):
+        status = read_status(storage, run)
+        if status is not None and status.state == "FAILED":
+            raise SystemExit(f"the run has FAILED: {status.reason}")
         time.sleep(0.1)
     return records[0].time - begun
 
@@ -87,16 +91,18 @@ def main() -> int:
         for folder in (project, nothing):
             (folder.parent / f"{folder.name}-state").mkdir()
             pulumi(folder, folder.parent / f"{folder.name}-state", "stack", "init")
-        for turn in range(options.rounds):
-            shutil.rmtree(project / "artifacts" / "local" / "runs", ignore_errors=True)
-            for name, command in COMMANDS.items():
-                begun = time.time()
-                ours[name].append(pulumi(project, Path(scratch) / "project-state", *command))
-                if name == "up":
-                    starts.append(first_step(project, begun))
-                empty[name].append(pulumi(nothing, Path(scratch) / "empty-state", *command))
-            print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
-        left = processes.sweep(project / "artifacts" / "local")
+        try:
+            for turn in range(options.rounds):
+                shutil.rmtree(project / "artifacts" / "local" / "runs", ignore_errors=True)
+                for name, command in COMMANDS.items():
+                    begun = time.time()
+                    ours[name].append(pulumi(project, Path(scratch) / "project-state", *command))
+                    if name == "up":
+                        starts.append(first_step(project, begun))
+                    empty[name].append(pulumi(nothing, Path(scratch) / "empty-state", *command))
+                print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+        finally:
+            left = processes.sweep(project / "artifacts" / "local")
     table = Table(title="seconds, local stack beside an empty program")
     for column in ("command", "local", "empty", "ratio"):
         table.add_column(column, justify="left" if column == "command" else "right")

@@ -80,7 +80,7 @@ def our_step(options: argparse.Namespace, folder: Path, tokens: Path) -> Step:
     log = print
     cluster = Cluster(
         storage, spec.run, "master-0", trainers=1, least=1, address="127.0.0.1", device=device,
-        log=log, report=log, stopping=lambda: False,
+        log=log, report=lambda *_: None, stopping=lambda: False,
     )  # fmt: skip
     training = Training(
         spec,

@@ -19,7 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainer.spec import Exit, JobSpec, MachineStatus, Role
+from pydantic import ValidationError
+
+from trainer.spec import Exit, JobSpec, MachineStatus, Role, Status
 from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Storage, StorageError, open_storage
 
@@ -27,6 +29,7 @@ HEARTBEAT = 2.0  # seconds
 CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
 KILLS = 10  # the same for ends by a signal: usually a preemption or somebody's kill, but perhaps always out of memory
 PAUSE = 0.5  # seconds before a restart
+SILENCE, SLOWER = 600.0, 20.0  # seconds without a word after which a process hangs; or so many times the longest yet
 GRACE = 25.0  # seconds from SIGTERM to SIGKILL: a Spot VM has 30
 LAST_LINES = 40
 INPUT, LEFT = 2, 75  # as compute.py exits
@@ -37,7 +40,9 @@ class Supervisor:
         self._storage, self._spec, self._address = storage, spec, address
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._terminated = threading.Event()
+        self._again = threading.Event()  # the child was told to leave and is to be started again
         self._child: subprocess.Popen[str] | None = None
+        self._heard, self._patience = time.monotonic(), SILENCE
         now = time.time()
         self._status = MachineStatus(
             name=name,
@@ -74,17 +79,40 @@ class Supervisor:
         over_since: float | None = None
         while child.poll() is None:
             self._say(memory_mb=_memory_mb(child.pid))
-            if over_since is None and self._is_over():
-                over_since = time.monotonic()
-            if over_since is not None and time.monotonic() - over_since > GRACE:
-                child.terminate()  # it leaves by itself when the run ends; this one does not notice
+            over = self._over()
+            if over is not None:
+                over_since = over_since or time.monotonic()
+                # From a success it leaves by itself; from any other end only its leader does.
+                waited = time.monotonic() - over_since
+                if over.state != "SUCCEEDED" or waited > GRACE:
+                    child.terminate()
+                if waited > 2 * GRACE:
+                    child.kill()
+            if not self._again.is_set() and self._outdated():
+                self._again.set()
+                child.terminate()
+            if time.monotonic() - self._heard > self._patience:
+                print(f"no word from the computing process for {self._patience:.0f} s: starting it again", flush=True)
+                child.kill()
             ended.wait(HEARTBEAT)
 
-    def _is_over(self) -> bool:
+    def _outdated(self) -> bool:
+        """Did the cluster change so that this process must start anew?
+
+        A single trainer cannot be found by others that are added; and with more threads than its share, all crawl.
+        """
         try:
-            return is_over(self._storage, self._spec.run, self._spec.launch) is not None
-        except (StorageError, OSError):
+            new = read_spec(self._storage, self._spec.run).cluster
+        except (StorageError, OSError, ValidationError):
             return False
+        old = self._spec.cluster
+        return new.threads != old.threads or old.trainers == 1 < new.trainers
+
+    def _over(self) -> Status | None:
+        try:
+            return is_over(self._storage, self._spec.run, self._spec.launch)
+        except (StorageError, OSError):
+            return None
 
     def _read_output(self, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
@@ -96,6 +124,9 @@ class Supervisor:
         with os.fdopen(descriptor) as reports:
             for line in reports:
                 told = {key: value for key, value in json.loads(line).items() if value is not None}
+                now = time.monotonic()
+                self._patience = max(self._patience, SLOWER * (now - self._heard))
+                self._heard = now
                 with self._lock:
                     self._status = self._status.model_copy(update=told)
 
@@ -107,14 +138,22 @@ class Supervisor:
         while not self._terminated.is_set():
             before = self._status.step
             code = self._compute_once()
-            if self._terminated.is_set() or code == LEFT:
+            if self._again.is_set() and not self._terminated.is_set():
+                self._again.clear()
+                self._say(state="restarting", message="the cluster was changed: starting again")
+                with suppress(StorageError, OSError, ValidationError):  # else with the old one; it is looked at again
+                    self._spec = read_spec(self._storage, self._spec.run)
+                continue
+            over = code == LEFT and self._over() is not None
+            if self._terminated.is_set():
                 break
-            if code == 0:
+            if code == 0 or over:
                 self._say(state="finished", message="the run is over", trainer_pid=None)
                 return 0
             if self._status.step > before:
                 crashes = kills = 0
-            crashes, kills = (crashes, kills + 1) if code < 0 else (crashes + 1, kills)
+            killed = code < 0 or code == LEFT  # LEFT: somebody told only the process to leave, not the machine
+            crashes, kills = (crashes, kills + 1) if killed else (crashes + 1, kills)
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:
                 return self._fail(code)
             self._say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
@@ -133,6 +172,7 @@ class Supervisor:
         environment = {
             **os.environ,
             "GPT2_TRAINING_REPORT_FD": str(writing),
+            "GPT2_TRAINING_SUPERVISOR": str(os.getpid()),
             "OMP_NUM_THREADS": str(self._spec.cluster.threads),
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -141,6 +181,7 @@ class Supervisor:
         }
         if self._address == "127.0.0.1":
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+        self._heard = time.monotonic()
         os.set_inheritable(writing, True)
         # close_fds=False: the child also inherits the lock that says that this machine lives (infra/local/processes.py)
         child = subprocess.Popen(
@@ -190,10 +231,9 @@ class Supervisor:
         """Nobody can mend this by trying again: the whole run fails, and its other machines leave."""
         reason = f"{self._status.name}: {self._last_words(code)}"
         self._say(state="failed", message=reason, trainer_pid=None)
+        run, launch = self._spec.run, self._spec.launch
         with suppress(Fenced):
-            update_status(
-                self._storage, self._spec.run, self._spec.launch, state="FAILED", reason=reason, finished=time.time()
-            )
+            update_status(self._storage, run, launch, state="FAILED", reason=reason, finished=time.time())
         print(f"the run has failed: {reason}", flush=True)
         return 1
 
@@ -223,6 +263,10 @@ def main() -> int:
         print(f"no run {arguments.run} in {arguments.bucket}: `pulumi up` declares it", file=sys.stderr)
     except StorageError as error:
         print(error, file=sys.stderr)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        print(f"{arguments.bucket}/runs/{arguments.run}/job.json: {key}: {first['msg']}", file=sys.stderr)
     return INPUT
 
 

@@ -5,6 +5,7 @@ not depend on how many machines wrote it: the vectors are laid out as model.Flat
 """
 
 import json
+import re
 import tempfile
 import threading
 from collections.abc import Callable
@@ -33,6 +34,7 @@ class Progress:
     scale: float = 1.0  # of the loss, with fp16
     good_steps: int = 0  # since the scale last changed
     skipped: int = 0  # steps in a row whose gradient was not finite
+    validation_loss: float | None = None  # the newest, in nats
 
     def count(self, finite: bool, scaled: bool) -> None:
         """A step was taken, or skipped because its gradient was not finite; moves the scale of fp16."""
@@ -47,25 +49,41 @@ class Progress:
                 self.scale *= 2
 
 
+NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
+
+
 def name(step: int, attempt: int) -> str:
     return f"step-{step:08d}-attempt-{attempt}"
+
+
+def _order(checkpoint: str) -> tuple[int, int]:
+    """Newer is greater: by step, then by attempt."""
+    match = NAME.fullmatch(checkpoint)
+    assert match, checkpoint
+    return int(match[1]), int(match[2])
 
 
 class Checkpoints:
     """Writes one checkpoint at a time in the background; restores the newest whole one."""
 
-    def __init__(self, storage: Storage, run: str, keep: int, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, storage: Storage, run: str, keep: int, log: Callable[[str], None], scratch: Path | None = None
+    ) -> None:
+        """scratch: a folder for files on their way into the bucket; None is the system's own."""
+        self._scratch = scratch
         self._storage, self._prefix, self._keep, self._log = storage, f"runs/{run}/checkpoints", keep, log
         self._writing: threading.Thread | None = None
 
     def save(
         self, vectors: dict[str, Tensor], progress: Progress, attempt: int, layout: list[tuple[str, int, int]]
     ) -> None:
-        """Copy now, write in the background. One that is still being written is waited for first.
+        """Copy now, write in the background. While one is still being written, this one is left out: no step waits.
 
         A failure to write is said and forgotten: the run goes on, and the next interval tries again.
         """
-        self.wait()
+        if self._writing is not None and self._writing.is_alive():
+            self._log(f"no checkpoint at step {progress.step}: the one before is still being written")
+            return
         copies = {key: vector.detach().to("cpu", copy=True) for key, vector in vectors.items()}
         state = {"progress": asdict(progress), "layout": layout}
         target = name(progress.step, attempt)
@@ -81,55 +99,55 @@ class Checkpoints:
         folder = f"{self._prefix}/{target}"
         try:
             files: dict[str, Any] = {}
-            with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+            with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as scratch:
                 for key, vector in vectors.items():
                     file = Path(scratch) / f"{key}.safetensors"
                     save_file({key: vector}, file)
                     files[file.name] = manifest.describe(file)
-                    self._storage.upload(file, f"{folder}/{file.name}")
+                    self._storage.upload(file, f"{folder}/{file.name}", if_generation=0)
                     file.unlink()
             body = json.dumps({"files": files, **state}).encode()
             self._storage.write(f"{folder}/manifest.json", body, if_generation=0)
             self._prune()
-        except Conflict:
-            self._log(f"checkpoint {target} is there already")
+        except Conflict:  # of two writers one wins, and neither changes what the other wrote
+            self._log(f"checkpoint {target} is there already, or was begun; the next one is tried")
         except Exception as error:
             self._log(f"checkpoint {target} could not be written ({error}); training goes on, the next one is tried")
 
     def _prune(self) -> None:
-        whole, files = self._newest_first()
-        for old in whole[self._keep :]:
-            paths = sorted(p for p in files if p.startswith(f"{self._prefix}/{old}/"))
-            for path in sorted(paths, key=lambda p: not p.endswith("manifest.json")):  # first what makes it whole
-                self._storage.delete(path)
+        """Delete all that is older than the newest `keep` whole ones: also what was begun and never finished."""
+        found, whole = self._found()
+        for old in found if len(whole) > self._keep else ():
+            if _order(old) < _order(whole[self._keep - 1]):
+                for path in sorted(found[old], key=lambda p: not p.endswith("/manifest.json")):  # it makes it whole
+                    self._storage.delete(path)
 
-    def _newest_first(self) -> tuple[list[str], list[str]]:
-        """Names of the checkpoints that have a manifest, and all files."""
-        files = [entry.path for entry in self._storage.list(self._prefix)]
-        names = [p.split("/")[-2] for p in files if p.endswith("/manifest.json")]
-
-        def order(checkpoint: str) -> tuple[int, int]:
-            parts = checkpoint.split("-")
-            return int(parts[1]), int(parts[3])
-
-        return sorted(names, key=order, reverse=True), files
+    def _found(self) -> tuple[dict[str, list[str]], list[str]]:
+        """The files of every checkpoint, and the names of those that have a manifest, newest first."""
+        found: dict[str, list[str]] = {}
+        for entry in self._storage.list(self._prefix):
+            candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
+            if NAME.fullmatch(candidate):
+                found.setdefault(candidate, []).append(entry.path)
+        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/manifest.json" in files]
+        return found, sorted(whole, key=_order, reverse=True)
 
     def restore(self, vectors: dict[str, Tensor], layout: list[tuple[str, int, int]]) -> Progress | None:
         """Fill `vectors` from the newest checkpoint that verifies; None if there is none. Damaged ones are named."""
-        for candidate in self._newest_first()[0]:
+        for candidate in self._found()[1]:
             try:
                 return self._load(candidate, vectors, layout)
-            except (ValueError, KeyError, FileNotFoundError) as error:
+            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
                 self._log(f"checkpoint {candidate} is skipped: {error}")
         return None
 
     def _load(self, candidate: str, vectors: dict[str, Tensor], layout: list[tuple[str, int, int]]) -> Progress:
         folder = f"{self._prefix}/{candidate}"
-        body = json.loads(self._storage.read(f"{folder}/manifest.json"))
+        body = manifest.parse(self._storage.read(f"{folder}/manifest.json"))
         if [tuple(entry) for entry in body["layout"]] != layout:
             raise ValueError("it holds another model")
         loaded: dict[str, Tensor] = {}
-        with tempfile.TemporaryDirectory(prefix="restore-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as scratch:
             for key in vectors:
                 file = self._storage.local_path(f"{folder}/{key}.safetensors")
                 if file is None:

@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +29,9 @@ import torch
 from torch import Tensor
 from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp, TCPStore  # type: ignore[attr-defined]
 
-from trainer.storage import Conflict, Storage
+from trainer import lease
+from trainer.lease import Lease
+from trainer.storage import Storage
 
 try:  # wheels exist for Linux x86-64 and CPython 3.11 to 3.13; elsewhere a run has one trainer
     from torchft import ProcessGroupGloo, ProcessGroupNCCL
@@ -39,8 +42,7 @@ except ImportError:  # pragma: no cover
 HEARTBEAT = 0.5  # seconds between heartbeats
 HEARTBEAT_LOST = 5.0  # without one for this long, a member is gone
 JOIN_TIMEOUT = 60.0  # a living member that is slower than this to the next step is left out of it
-LEASE_RENEWED, LEASE_LOST = 5.0, 15.0
-GATHER = 120.0  # an attempt's first step waits this long for all declared machines
+GATHER = 120.0  # the first step waits this long for all declared machines
 COLLECTIVE = 30.0  # least time-out of a collective; else COLLECTIVE_STEPS times the slowest recent step
 COLLECTIVE_STEPS = 5
 
@@ -90,20 +92,19 @@ class Cluster:
         address: str,
         device: torch.device,
         log: Callable[[str], None],
-        report: Callable[[str], None],
+        report: Callable[..., None],
         stopping: Callable[[], bool],
     ) -> None:
         """trainers: declared; least: with fewer no step is taken; address: this machine, as the others see it."""
-        self._storage, self._path, self._name = storage, f"runs/{run}/cluster.json", name
+        self._name, self._lease = name, Lease(storage, run, name)
         self._trainers, self._least, self._address, self._device = trainers, least, address, device
         self._log, self._report, self._stopping = log, report, stopping
         self._alone = LighthouseServer is None or trainers == 1
         self._identity = f"{name}:{uuid.uuid4().hex[:8]}"
         self._closed = threading.Event()
-        self._lease = threading.Lock()  # guards the three below
+        self._asking = ThreadPoolExecutor(1)
+        self._deposed = threading.Event()  # another trainer has the lease that was here
         self._server: Any = None
-        self._generation = 0
-        self._renewed, self._holder = 0.0, ""
         self._client: Any = None
         self._lighthouse = ""
         self.attempt = 0
@@ -121,9 +122,10 @@ class Cluster:
         self._recent.append(step_seconds)
         self._joined_at = time.monotonic()
         if self._alone:
-            _, attempt, _ = self._read_lease()
-            self._storage.write(self._path, self._lease_body("", attempt + 1))
-            self.attempt = attempt + 1
+            self._lease.read()
+            while not self._lease.write("", self._lease.attempt + 1):
+                self._lease.read()
+            self.attempt = self._lease.attempt
             return
         self._store = _local_store(self._address)
         self._connect()
@@ -137,28 +139,17 @@ class Cluster:
         while True:
             if self._stopping():
                 raise Stopping
-            try:
-                answer = self._client.quorum(
-                    replica_id=self._identity,
-                    timeout=timedelta(seconds=JOIN_TIMEOUT + 10),
-                    address="",
-                    store_address=f"{self._address}:{self._store.port}",
-                    step=progress[0],
-                    data={
-                        "name": self._name,
-                        "progress": list(progress),
-                        "declared": self._trainers,
-                        "failures": self._failures,
-                    },
-                )
-            except Exception as error:
-                self._log(f"the Lighthouse at {self._lighthouse} does not answer ({_first_line(error)})")
+            if self._deposed.is_set():  # a server that was shut down still answers those that are connected
+                self._deposed.clear()
+                self._connect()
+            answer = self._ask(progress)
+            if answer is None:
                 self._connect()
                 continue
             people = sorted(answer.participants, key=lambda p: (p.data["name"], p.replica_id))
             if self._identity not in [p.replica_id for p in people]:
                 continue
-            if not self._enough([p.data["name"] for p in people]):
+            if not self._enough([p.data for p in people]):
                 self._closed.wait(0.1)
                 continue
             members = tuple(Member(p.data["name"], tuple(p.data["progress"]), p.data["declared"]) for p in people)
@@ -169,14 +160,64 @@ class Cluster:
                 self._configure(quorum, people[0].store_address, answer.quorum_id)
             return quorum
 
-    def _enough(self, names: list[str]) -> bool:
-        """Are these enough to take a step? The first step of an attempt waits for all, for a while."""
-        waited = time.monotonic() - self._joined_at
-        if len(names) >= self._trainers or (len(names) >= self._least and (self._stepped or waited > GATHER)):
-            return True
-        wanted = self._least if self._stepped or waited > GATHER else self._trainers
-        self._report(f"waiting for {wanted - len(names)} more of {wanted} trainers; here: {', '.join(names)}")
-        return False
+    def _ask(self, progress: tuple[int, int, int]) -> Any:
+        """The Lighthouse's answer, None if it is lost. It may take long, so another thread waits for it."""
+        request = self._asking.submit(
+            self._client.quorum,
+            replica_id=self._identity,
+            timeout=timedelta(seconds=JOIN_TIMEOUT + 10),
+            address="",
+            store_address=f"{self._address}:{self._store.port}",
+            step=progress[0],
+            data={
+                "name": self._name,
+                "progress": list(progress),
+                "declared": self._trainers,
+                "least": self._least,
+                "patient": not self._stepped and time.monotonic() - self._joined_at < GATHER,
+                "failures": self._failures,
+            },
+        )
+        looked = time.monotonic()
+        while not wait([request], timeout=0.5).done:
+            self._report()  # alive: waiting for a slower member
+            lost = False
+            if time.monotonic() - looked > lease.RENEWED:
+                looked = time.monotonic()
+                lost = self._lighthouse_lost()
+            if lost or self._stopping():
+                self._asking = ThreadPoolExecutor(1)  # the old one's thread waits on for nothing, and ends with us
+                if lost:
+                    self._log(f"the Lighthouse at {self._lighthouse} is silent and its lease has run out")
+                    return None
+                raise Stopping
+        error = request.exception()
+        if error is not None:
+            self._log(f"the Lighthouse at {self._lighthouse} does not answer ({_first_line(error)})")
+            return None
+        return request.result()
+
+    def _lighthouse_lost(self) -> bool:
+        """Has another the lease, or has its holder (another machine, perhaps frozen) let it run out?"""
+        if self._server is not None:
+            return False
+        try:
+            self._lease.read()
+        except Exception as error:  # storage may be away for a while
+            self._log(f"the lease could not be read ({_first_line(error)})")
+            return False
+        return self._lease.address != self._lighthouse or self._lease.lost
+
+    def _enough(self, people: list[dict[str, Any]]) -> bool:
+        """Are these enough to take a step? While nobody has taken one, they wait for all that are declared.
+
+        A function of what all members see alike: if one took the step and another went on waiting, both would be stuck.
+        """
+        wanted: int = people[0]["declared"] if all(p["patient"] for p in people) else people[0]["least"]
+        if len(people) < wanted:
+            here = ", ".join(p["name"] for p in people)
+            self._report(f"waiting for {wanted - len(people)} more of {wanted} trainers; here: {here}")
+        return len(people) >= wanted
 
     def _configure(self, quorum: Quorum, store: str, quorum_id: int) -> None:
         self._drop_group()
@@ -249,8 +290,8 @@ class Cluster:
         """Leave: heartbeats end, the others go on without this member."""
         self._closed.set()
         self._drop_group()
-        with self._lease, suppress(Exception):
-            if self._server is not None:
+        if self._server is not None:
+            with suppress(Exception):
                 self._server.shutdown()
 
     # -- the Lighthouse and its lease ------------------------------------------------------------------------------
@@ -260,11 +301,14 @@ class Cluster:
         self._drop_group()
         said = False
         while not self._stopping():
-            address, attempt, mine = self._read_lease()
-            if address and not mine and self._try_client(address):
-                self.attempt = attempt
+            self._lease.read()
+            if self._lease.address and not self._lease.mine and self._try_client(self._lease.address):
+                self.attempt = self._lease.attempt
+                if self._server is not None:  # this machine hosted one, and lost the lease to another
+                    self._server.shutdown()
+                    self._server = None
                 return
-            if self._may_take() and self._take(attempt + 1):
+            if self._may_take() and self._take(self._lease.attempt + 1):
                 return
             if not said:
                 self._report("waiting for the Lighthouse (master-0 starts it; another trainer after 15 s)")
@@ -281,26 +325,11 @@ class Cluster:
         self._lighthouse = address
         return True
 
-    def _read_lease(self) -> tuple[str, int, bool]:
-        """(address, attempt, is it my own old one)."""
-        with self._lease:
-            try:
-                body, self._generation = self._storage.read_generation(self._path)
-            except FileNotFoundError:
-                self._generation = 0
-                return "", 0, False
-        lease = json.loads(body)
-        self._renewed = float(lease["renewed"])
-        self._holder = str(lease["holder"])
-        return lease["address"], int(lease["attempt"]), lease["holder"] == self._name
-
     def _may_take(self) -> bool:
-        if self._generation == 0:
-            return self._name == "master-0" or time.monotonic() - self._joined_at > LEASE_LOST
-        if self._holder == self._name:
+        if self._lease.mine:
             return True  # this machine held it and was restarted
-        stale = time.time() - self._renewed > LEASE_LOST
-        return stale and (self._name == "master-0" or time.monotonic() - self._joined_at > LEASE_LOST)
+        waited = time.monotonic() - self._joined_at > lease.LOST
+        return (self._lease.missing or self._lease.lost) and (self._name == "master-0" or waited)
 
     def _take(self, attempt: int) -> bool:
         server = LighthouseServer(
@@ -310,38 +339,31 @@ class Cluster:
             heartbeat_timeout_ms=int(HEARTBEAT_LOST * 1000),
         )
         address = f"http://{self._address}:{urlsplit(server.address()).port}"
-        with self._lease:
-            try:
-                body = self._lease_body(address, attempt)
-                self._generation = self._storage.write(self._path, body, if_generation=self._generation)
-            except Conflict:
-                server.shutdown()
-                return False
-            if self._server is not None:
-                self._server.shutdown()
-            self._server = server
+        if not self._lease.write(address, attempt):
+            server.shutdown()
+            return False
+        if self._server is not None:
+            self._server.shutdown()
+        self._server = server
         self.attempt = attempt
         self._log(f"attempt {attempt}: the Lighthouse is here, at {address}")
         return self._try_client(address)
 
-    def _lease_body(self, address: str, attempt: int) -> bytes:
-        lease = {"address": address, "attempt": attempt, "holder": self._name, "renewed": time.time()}
-        return json.dumps(lease).encode()
-
     def _renew(self) -> None:
-        while not self._closed.wait(LEASE_RENEWED):
-            with self._lease:
-                if self._server is None:
+        while not self._closed.wait(lease.RENEWED):
+            server = self._server
+            if server is None:
+                continue
+            try:
+                if self._lease.write(self._lighthouse, self.attempt):
                     continue
-                try:
-                    body = self._lease_body(self._lighthouse, self.attempt)
-                    self._generation = self._storage.write(self._path, body, if_generation=self._generation)
-                except Conflict:  # someone thought this machine dead and took over
-                    self._log("another trainer took the Lighthouse over")
-                    self._server.shutdown()
-                    self._server = None
-                except Exception as error:  # storage may be away for a while; the lease then runs out
-                    self._log(f"the lease could not be renewed ({_first_line(error)})")
+            except Exception as error:  # storage may be away for a while; the lease then runs out
+                self._log(f"the lease could not be renewed ({_first_line(error)})")
+                continue
+            self._log("another trainer took the Lighthouse over")  # it thought this machine dead
+            self._server = None
+            server.shutdown()
+            self._deposed.set()
 
     def _beat(self) -> None:
         client, address = None, ""

@@ -8,15 +8,19 @@ is a failure worth another try.
 import argparse
 import ctypes
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer import status as status_file
 from trainer.spec import InputError, JobSpec
+from trainer.status import Fenced
 from trainer.storage import Storage, StorageError, open_storage
 
 if TYPE_CHECKING:
@@ -60,6 +64,8 @@ def die_with_parent() -> None:
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != int(os.environ.get("GPT2_TRAINING_SUPERVISOR", os.getppid())):
+            os._exit(1)  # it died before it could be said
 
 
 def main() -> int:
@@ -74,7 +80,7 @@ def main() -> int:
     except InputError as error:
         print(error, flush=True)
         return INPUT
-    except StorageError as error:  # one line says it all; the supervisor tries again
+    except (StorageError, Fenced) as error:  # one line says it all; the supervisor tries again
         print(error, flush=True)
         return 1
 
@@ -103,8 +109,8 @@ def _prepare(process: Process, storage: Storage, spec: JobSpec) -> "Prepared":
 
     while process.name != "master-0" and tokens.find(storage, spec.data, spec.fingerprint) is None:
         process.report("waiting for master-0 to prepare the data")
-        if process.stopping():
-            raise SystemExit(LEFT)
+        if process.stopping() or status_file.is_over(storage, spec.run, spec.launch):
+            raise SystemExit(LEFT if process.stopping() else 0)
         time.sleep(0.5)
     prepared = data.prepare(storage, spec.data, spec.fingerprint, progress)
     data.check_enough(prepared, spec.hyperparameters.sequence_length, spec.hyperparameters.batch_size)
@@ -125,10 +131,16 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
     from trainer.train import Training
 
     torch.set_num_threads(spec.cluster.threads)
+    scratch = _scratch(storage, spec.run, process.name)
     hyper = spec.hyperparameters
     device, precision = pick(hyper.precision)
     tokenizer = prepared.tokenizer()
     model = model_module.build(spec.model, tokenizer, hyper.dropout, hyper.seed).to(device)
+    if hyper.sequence_length > model.config.n_positions:  # of a checkpoint, which has its own
+        raise InputError(
+            f"hyperparameters.sequenceLength: {hyper.sequence_length} is longer than the {model.config.n_positions}"
+            f" positions of {spec.model.initialize}; lower it"
+        )
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
     model.train(hyper.dropout > 0)
     flat = Flat(model, device)
@@ -161,7 +173,7 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
         batches=Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed),
         validation=Windows(prepared.tokens("validation"), hyper.sequence_length),
         cluster=cluster,
-        checkpoints=Checkpoints(storage, spec.run, spec.checkpoints.keep, process.log),
+        checkpoints=Checkpoints(storage, spec.run, spec.checkpoints.keep, process.log, scratch),
         metrics=metrics,
         status=status,
         device=device,
@@ -187,19 +199,33 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
             if _wait_for_the_end(process, storage, spec, quorum.members[0].name, stopping):
                 break
     except Stopping:
-        if status.fenced:
+        if status.fenced:  # the run is over, or goes on without this process: then it is to come back
             process.log(f"leaving: {status.fenced}")
+            code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
         else:
             code = LEFT
             if training.leads and training.progress.step > 0:
                 process.report("checkpointing before leaving")
                 training.save(wait=True)
             process.log(f"leaving at step {training.progress.step}")
-    cluster.close()
-    training.checkpoints.wait()
-    metrics.close()
-    status.close()
+    finally:  # also of a run that fails: its last steps are what one wants to see
+        cluster.close()
+        training.checkpoints.wait()
+        metrics.close()
+        status.close()
     return code
+
+
+def _scratch(storage: Storage, run: str, name: str) -> Path | None:
+    """Where files are made before they go into the bucket: beside it, as /tmp may be memory. None: the usual place.
+
+    What lies there is of a process that was killed.
+    """
+    folder = storage.local_path(f"runs/{run}/scratch/{name}")
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    return folder
 
 
 def _finish(
@@ -218,10 +244,10 @@ def _finish(
     training.save(wait=True)
     training.metrics.close()
     facts = {
-        "validation_loss": training.last_validation,
+        "validation_loss": training.progress.validation_loss or math.nan,
         "unigram_entropy": prepared.manifest.validation.unigram_entropy,
     }
-    export(storage, spec, model, tokenizer, facts)
+    export(storage, spec, model, tokenizer, facts, _scratch(storage, spec.run, process.name))
     training.status.close()
     now = time.time()
     changes = {"step": training.progress.step, "attempt": training.cluster.attempt, "finished": now}
@@ -232,16 +258,18 @@ def _finish(
 def _wait_for_the_end(
     process: Process, storage: Storage, spec: JobSpec, leader: str, stopping: Callable[[], bool]
 ) -> bool:
-    """True when the run is over; False when the leader has fallen silent and another must finish."""
+    """True when the run is over; False when the leader was restarted or is silent: then finish with who is there."""
     from trainer.spec import MachineStatus
 
-    process.report(f"done; {leader} is writing the model")
+    restarts: int | None = None
     while not stopping():
+        process.report(f"done; {leader} is writing the model")
         if status_file.is_over(storage, spec.run, spec.launch):
             return True
         try:
             machine = MachineStatus.model_validate_json(storage.read(f"runs/{spec.run}/machines/{leader}.json"))
-            if time.time() - machine.heartbeat > LEADER_SILENT:
+            restarts = machine.restarts if restarts is None else restarts
+            if machine.restarts != restarts or time.time() - machine.heartbeat > LEADER_SILENT:
                 return False
         except FileNotFoundError:
             return False

@@ -5,14 +5,14 @@ from transformers import GPT2LMHeadModel
 
 from trainer.spec import InputError
 
-# Dense TFLOP/s by a part of the device's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan.
-# Order matters: the first match counts. Columns: bf16 or fp16, fp32.
+# Dense TFLOP/s by words of the device's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan.
+# The first whose words are all there counts. Columns: bf16 or fp16; fp32, which is TF32 where the device has it.
 PEAKS = [
-    ("H200", 989, 67),
-    ("H100 PCIe", 756, 51),
-    ("H100", 989, 67),
-    ("A100", 312, 19.5),
-    ("L4", 121, 30.3),
+    ("H200", 989, 494),
+    ("H100 PCIe", 756, 378),
+    ("H100", 989, 494),
+    ("A100", 312, 156),
+    ("L4", 121, 60),
     ("V100", 125, 15.7),
     ("T4", 65, 8.1),
 ]
@@ -40,8 +40,8 @@ def peak_speed(
     """
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    peaks = (half if precision else single for part, half, single in PEAKS if part in name)
+    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    peaks = (half if precision else single for name, half, single in PEAKS if words.issuperset(name.split()))
     peak = next(peaks, None)
     if peak is None:
         return None

@@ -23,12 +23,13 @@ def export(
     model: GPT2LMHeadModel,
     tokenizer: Tokenizer,
     facts: dict[str, float],
+    scratch: Path | None = None,
 ) -> None:
     """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss, unigram_entropy (nats)."""
     disable_progress_bar()  # of one file
     prefix = f"runs/{spec.run}/model"
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        folder = Path(scratch)
+    with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
+        folder = Path(made)
         _exportable(model, tokenizer.get_vocab_size()).save_pretrained(folder)
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")

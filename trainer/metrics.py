@@ -1,12 +1,13 @@
 """Metrics as JSON lines and TensorBoard events below runs/<run>/metrics/.
 
 Objects in a bucket cannot be appended to, so the newest segment is written again, whole, every few seconds, and a
-new segment begins when it is large. Every trainer collects records; only the leader writes, so that a new leader can
-fill in what its predecessor had not written yet. Readers take the last record of a step.
+new segment begins when it is large. Every trainer collects records; only the leader writes, so that the others
+can fill in what it had not written yet when it was lost. Readers take the last record of a step.
 """
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ class Metrics:
         self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
         self._segment: list[str] = []
         self._size = self._count = 0
-        self._leads = False
+        self._leads = self._fill = False
+        self._begun = int(time.time())  # in the names of files: a process that was restarted writes over none
         self._board: Any = None
         self._wake, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
@@ -34,6 +36,10 @@ class Metrics:
     def add(self, record: Record, *, leads: bool) -> None:
         self._leads = leads
         self._pending.append(record)
+
+    def fill_in(self) -> None:
+        """The leader was lost, perhaps with records that it had not written: write what this member has, once."""
+        self._fill = True
 
     def close(self) -> None:
         """Write what is left."""
@@ -46,9 +52,10 @@ class Metrics:
         while not closing:
             self._wake.wait(FLUSH)
             closing = self._closed  # read before the last flush, which then has everything
-            if self._leads and self._pending:
+            if (self._leads or self._fill) and self._pending:
                 try:
                     self._flush()
+                    self._fill = False
                 except Exception as error:  # storage away, disk full: keep the records, try again
                     self._log(f"metrics could not be written ({error}); trying again")
         if self._board is not None:
@@ -62,7 +69,7 @@ class Metrics:
         self._segment += lines
         self._size += sum(map(len, lines))
         attempt = fresh[0].attempt
-        path = f"{self._prefix}/attempt-{attempt}-{self._name}-{self._count:05d}.jsonl"
+        path = f"{self._prefix}/attempt-{attempt}-{self._name}-{self._begun}-{self._count:05d}.jsonl"
         try:
             self._storage.write(path, "".join(self._segment).encode())
         except Exception:

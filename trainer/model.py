@@ -137,6 +137,7 @@ class Flat:
     """
 
     def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:
+        self.model = model
         named = list(reversed(list(model.named_parameters())))  # tied weights appear once
         self.layout: list[tuple[str, int, int]] = []  # name, start, elements
         end = 0

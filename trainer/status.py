@@ -66,10 +66,10 @@ def is_over(storage: Storage, run: str, launch: int) -> Status | None:
 class StatusWriter:
     """Writes the leader's view of the run every few seconds in the background, so that no step waits for storage."""
 
-    EVERY = 1.0  # seconds
-
     def __init__(self, storage: Storage, run: str, launch: int, log: Callable[[str], None]) -> None:
         self._storage, self._run, self._launch, self._log = storage, run, launch, log
+        # seconds; Google's storage takes about one write a second of an object
+        self._every = 1.0 if storage.local_path("runs") is not None else 5.0
         self._lock = threading.Lock()
         self._changes: dict[str, Any] = {}
         self._leads = self._closed = False
@@ -91,7 +91,7 @@ class StatusWriter:
 
     def _loop(self) -> None:
         while True:
-            self._wake.wait(self.EVERY)
+            self._wake.wait(self._every)
             closing = self._closed  # read before the last write, which then has everything
             with self._lock:
                 changes, self._changes = (self._changes, {}) if self._leads else ({}, self._changes)

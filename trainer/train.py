@@ -25,7 +25,7 @@ from trainer.optimizer import Optimizer, learning_rate, norm
 from trainer.spec import InputError, JobSpec, Record
 from trainer.status import StatusWriter
 
-NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: while fp16 scales
+NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: in fp16
 FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
 LOG_EVERY = 10.0  # seconds
 
@@ -58,7 +58,6 @@ class Training:
         self.saved = (0, 0)  # step and attempt of the newest checkpoint
         self.leads = False
         self.last_step, self.started, self.last_line = time.monotonic(), time.time(), 0.0
-        self.last_validation = math.nan
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -96,10 +95,11 @@ class Training:
         if states[root][0] < 0:  # the only whole copies were lost in the middle of a transfer
             self.restore()
             raise GroupFailed("no member has a whole state; back to the newest checkpoint")
-        progress = asdict(self.progress)
+        if states[0] != states[root] == states[quorum.rank]:
+            self.metrics.fill_in()
         if quorum.rank != root:
             self.progress.step = -1  # until all of it has come, this copy is worth nothing
-        progress = self.cluster.broadcast_json(progress, root, quorum.rank)
+        progress = self.cluster.broadcast_json(asdict(self.progress), root, quorum.rank)
         for vector in self.vectors.values():
             self.cluster.broadcast(vector, root)
         self.progress = Progress(**progress)
@@ -128,6 +128,7 @@ class Training:
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets, self.progress.scale)
             loss.backward()  # type: ignore[no-untyped-call]
+            self.report()  # alive: a step may take long
             vote[0] += loss.detach()
             vote[1] += targets.numel()
         return vote
@@ -170,19 +171,15 @@ class Training:
             gc.freeze()  # nothing older than the first step is garbage: no long collections in the middle of a step
         speed = tokens / seconds
         self.report(step=progress.step, message="training")
+        attempt = self.cluster.attempt
         self.status.set(
-            leads=leads,
-            state="RUNNING",
-            reason="",
-            step=progress.step,
-            attempt=self.cluster.attempt,
-            started=self.started,
+            leads=leads, state="RUNNING", reason="", step=progress.step, attempt=attempt, started=self.started
         )
         self.metrics.add(
             Record(
                 step=progress.step,
                 time=time.time(),
-                attempt=self.cluster.attempt,
+                attempt=attempt,
                 loss=loss if math.isfinite(loss) else None,
                 learning_rate=rate,
                 gradient_norm=gradient_norm if finite else None,
@@ -213,16 +210,17 @@ class Training:
         rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
         vote = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.flat.model.eval()
         with torch.no_grad():
             for part in parts[quorum.rank :: quorum.size]:
                 inputs, targets = self._rows(self.validation, part)
                 vote[0] += self.loss(inputs, targets, 1.0)
                 vote[1] += targets.numel()
+        self.flat.model.train(self.spec.hyperparameters.dropout > 0)
         self.cluster.sum(vote)
         progress, mean = self.progress, float(vote[0] / vote[1])
-        progress.evaluations = progress.step
+        progress.evaluations, progress.validation_loss = progress.step, mean
         progress.lineage = zlib.crc32(f"{progress.lineage}/{quorum.key}/evaluated".encode())
-        self.last_validation = mean
         self.last_step = time.monotonic()  # so that the next step's speed is its own
         record = Record(step=progress.step, time=time.time(), attempt=self.cluster.attempt, validation_loss=mean)
         self.metrics.add(record, leads=quorum.rank == 0)
@@ -233,6 +231,8 @@ class Training:
 
     def save(self, *, wait: bool) -> None:
         """Of this step, once. `wait`: return when it is written, else it is written while training goes on."""
+        if wait:
+            self.checkpoints.wait()
         if self.saved != (self.progress.step, self.cluster.attempt):
             self.saved = (self.progress.step, self.cluster.attempt)
             self.checkpoints.save(self.vectors, self.progress, self.cluster.attempt, self.flat.layout)

@@ -28,7 +28,7 @@ def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         run.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """One trainer, no faults: what the others are compared with."""
     run = Run(tmp_path_factory.mktemp("undisturbed"))

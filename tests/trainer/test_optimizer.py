@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert rates[10] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55)  # half-way between 1 and 0.1
     assert rates[110] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert learning_rate(hyper, 10_000) == pytest.approx(0.1)
 
 

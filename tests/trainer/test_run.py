@@ -1,17 +1,25 @@
-"""Whole runs through `python -m trainer`: they end, they resume exactly, they survive a lost worker."""
+"""Whole runs through `python -m trainer`: they end, and they resume exactly."""
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tests.trainer.runs import Run
 from trainer import manifest
+from trainer.batches import Windows
+from trainer.checkpoint import Checkpoints
+from trainer.model import Flat, build, make_loss
+from trainer.prepared import find
 from trainer.spec import Status
+from trainer.tokenizer import from_bytes
 
 pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
@@ -41,7 +49,8 @@ def test_a_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> No
     assert text[0]["generated_text"].startswith("one plus")
     # It has learnt what the loss says: its loss on the same kind of text is near the last validation loss.
     ids = torch.tensor(tokenizer("two plus two is four\none plus")["input_ids"])[None, :32]
-    assert float(model(ids, labels=ids).loss) < last + 1.0
+    with torch.no_grad():
+        assert float(model(ids, labels=ids).loss) < last + 1.0
 
 
 def test_a_finished_run_stays_finished(undisturbed: Run) -> None:
@@ -88,21 +97,6 @@ def test_a_killed_process_is_started_again_and_repeats_the_steps_since_the_check
     assert run.losses() == undisturbed.losses()
 
 
-def test_a_killed_worker_costs_no_step(undisturbed: Run, new_run: NewRun) -> None:
-    steps = {"steps": 4000}
-    calm = new_run(hyperparameters=steps)
-    assert calm.start().wait().state == "SUCCEEDED"
-    run = new_run(hyperparameters=steps, cluster={"workers": 1}, checkpoints={"every": 10000})
-    run.start().until_step(20)
-    worker = run.until(lambda: run.machine("worker-0").trainer_pid, "the worker's process")
-    os.kill(worker, signal.SIGKILL)
-    assert run.wait().state == "SUCCEEDED"
-    assert run.machine("worker-0").restarts == 1
-    assert run.machine("master-0").restarts == 0
-    assert len(run.losses()) == 4000
-    assert run.validation()[-1] == pytest.approx(calm.validation()[-1], abs=1e-4)
-
-
 def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
     run = new_run()
     run.start().until_step(250)
@@ -129,6 +123,75 @@ def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
     run.wait()
     assert run.start().wait().state == "SUCCEEDED"
     assert run.losses() == calm.losses()
+    assert run.validation() == calm.validation()
+    assert saved_loss(run) == pytest.approx(run.validation()[-1], abs=1e-5)  # validated without dropout
+
+
+def saved_loss(run: Run) -> float:
+    """Mean validation loss of the newest checkpoint: of the model as it is trained, with its padded vocabulary."""
+    spec = run.spec
+    model = build(spec.model, from_bytes(), dropout=0.0, seed=0).eval()
+    flat = Flat(model, torch.device("cpu"))
+    checkpoints = Checkpoints(run.storage, spec.run, spec.checkpoints.keep, print)
+    assert checkpoints.restore({"parameters": flat.parameters}, flat.layout) is not None
+    inputs, targets = validation_rows(run)
+    with torch.no_grad():
+        return float(make_loss(model, None, torch.device("cpu"))(inputs, targets, 1.0)) / targets.numel()
+
+
+def validation_rows(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    assert prepared is not None
+    windows = Windows(prepared.tokens("validation"), run.spec.hyperparameters.sequence_length)
+    inputs, targets = windows.rows(windows.first(run.spec.evaluation.sequences))
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def exported_loss(run: Run) -> float:
+    """Mean validation loss of the exported model, as transformers computes it."""
+    inputs, targets = validation_rows(run)
+    folder = run.storage.local_path("runs/test-run/model")
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(folder).eval()(inputs).logits
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+
+
+def test_a_run_that_lost_its_machine_at_the_very_end_writes_its_model(undisturbed: Run, new_run: NewRun) -> None:
+    run = new_run()
+    shutil.copytree(folder_of(undisturbed), folder_of(run), dirs_exist_ok=True)
+    shutil.rmtree(folder_of(run) / "runs/test-run/model")
+    run.storage.delete("runs/test-run/status.json")
+    status = run.start().wait()
+    assert (status.state, status.step, status.attempt) == ("SUCCEEDED", 600, 2)
+    card = run.storage.read("runs/test-run/model/README.md").decode()
+    assert f"validation loss | {undisturbed.validation()[-1]:.4f} nats" in card
+    assert exported_loss(run) == pytest.approx(undisturbed.validation()[-1], abs=1e-4)
+
+
+def folder_of(run: Run) -> Path:
+    folder = run.storage.local_path("x")
+    assert folder is not None
+    return folder.parent
+
+
+def test_bf16_stays_near_fp32(undisturbed: Run, new_run: NewRun) -> None:
+    run = new_run(hyperparameters={"precision": "bf16"})
+    assert run.start().wait().state == "SUCCEEDED"
+    assert run.losses() != undisturbed.losses()  # it really is another precision
+    for begin in range(0, 600, 50):
+        mine, exact = (sum(r.losses()[begin : begin + 50]) for r in (run, undisturbed))
+        assert mine == pytest.approx(exact, rel=2e-2)
+    assert run.validation() == pytest.approx(undisturbed.validation(), rel=2e-2)
+
+
+def test_fp16_needs_a_gpu(new_run: NewRun) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    run = new_run(hyperparameters={"precision": "fp16"})
+    status = run.start().wait()
+    assert (status.state, status.step) == ("FAILED", 0)
+    assert status.reason == "master-0: hyperparameters.precision: fp16 needs a GPU; use fp32, bf16 or auto"
+    assert run.machine("master-0").log == [status.reason.removeprefix("master-0: ")]
 
 
 def test_a_run_that_cannot_work_fails_at_once_with_the_reason(new_run: NewRun) -> None:

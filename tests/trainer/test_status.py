@@ -166,7 +166,5 @@ def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     assert told.wait(30)
     writer.set(step=6)
     writer.close()
-    assert said == [
-        "the status could not be written (cannot write: the disk is full; free some space); trying again"
-    ]
+    assert said == ["the status could not be written (cannot write: the disk is full; free some space); trying again"]
     assert (now(storage).step, now(storage).attempt) == (6, 1)
