@@ -11,7 +11,9 @@ from tests.trainer.runs import Run
 pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
 STEPS = 1500  # enough for a process that was killed to be back before the end
-LONG = {"hyperparameters": {"steps": STEPS}, "evaluation": {"every": STEPS}}
+# At this rate another order of summation (a batch cut for 3 instead of 2 trainers) changes the losses by 3e-6 in all
+# steps. At the other tests' 0.01 the run is chaotic, and it changes them by 0.1: also in one process without faults.
+LONG = {"hyperparameters": {"steps": STEPS, "learningRate": 0.001}, "evaluation": {"every": STEPS}}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def as_undisturbed(run: Run, calm: Run) -> None:
     """It ended as the undisturbed one did, with every step."""
     assert run.wait().state == "SUCCEEDED"
     assert len(run.losses()) == STEPS
+    assert run.losses() == pytest.approx(calm.losses(), abs=1e-4)
     assert run.validation() == pytest.approx(calm.validation(), abs=1e-4)
 
 
@@ -77,7 +80,6 @@ def test_machines_are_added_and_killed_and_no_step_is_lost(calm: Run, new_run: N
     assert status.attempt == 2  # the Lighthouse came back
     # There was no checkpoint: had the state been lost, the second attempt would have begun at the first step again.
     assert [record.attempt for record in run.records() if record.step == 1] == [1]
-    assert run.losses() == pytest.approx(calm.losses(), abs=1e-2)
 
 
 def test_a_master_that_is_lost_for_good_is_replaced_by_a_worker(calm: Run, new_run: NewRun) -> None:
