@@ -11,6 +11,7 @@ must not meet the keys of the try before it.
 import hashlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -387,4 +388,5 @@ def _local_store(address: str) -> TCPStore:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[/[^]]*\] ", "", first)[:160]  # without the place in torch's sources

@@ -1,6 +1,5 @@
 """The trained model as a folder that `transformers` loads anywhere: safetensors, tokenizer, model card, manifest."""
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -33,12 +32,9 @@ def export(
         _exportable(model, tokenizer.get_vocab_size()).save_pretrained(folder)
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
-        files = {}
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            relative = file.relative_to(folder).as_posix()
-            files[relative] = manifest.describe(file)
-            storage.upload(file, f"{prefix}/{relative}")
-        storage.write(f"{prefix}/manifest.json", json.dumps({"run": spec.run, "files": files}, indent=1).encode())
+        written = manifest.write_manifest(folder, run=spec.run)
+        for name in (*written["files"], manifest.NAME):  # the manifest last: with it the model is there
+            storage.upload(folder / name, f"{prefix}/{name}")
 
 
 def _exportable(model: GPT2LMHeadModel, vocabulary: int) -> GPT2LMHeadModel:
