@@ -75,10 +75,16 @@ class Checkpoints:
         self._writing: threading.Thread | None = None
 
     def save(
-        self, vectors: dict[str, Tensor], progress: Progress, attempt: int, layout: list[tuple[str, int, int]]
+        self,
+        vectors: dict[str, Tensor],
+        progress: Progress,
+        attempt: int,
+        layout: list[tuple[str, int, int]],
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """Copy now, write in the background. While one is still being written, this one is left out: no step waits.
 
+        `before` is called, in the background, before it counts: the metrics of its steps, which nobody takes again.
         A failure to write is said and forgotten: the run goes on, and the next interval tries again.
         """
         if self._writing is not None and self._writing.is_alive():
@@ -87,7 +93,7 @@ class Checkpoints:
         copies = {key: vector.detach().to("cpu", copy=True) for key, vector in vectors.items()}
         state = {"progress": asdict(progress), "layout": layout}
         target = name(progress.step, attempt)
-        self._writing = threading.Thread(target=self._write, args=(copies, state, target), name="checkpoint")
+        self._writing = threading.Thread(target=self._write, args=(copies, state, target, before), name="checkpoint")
         self._writing.start()
 
     def wait(self) -> None:
@@ -95,7 +101,9 @@ class Checkpoints:
             self._writing.join()
             self._writing = None
 
-    def _write(self, vectors: dict[str, Tensor], state: dict[str, Any], target: str) -> None:
+    def _write(
+        self, vectors: dict[str, Tensor], state: dict[str, Any], target: str, before: Callable[[], None]
+    ) -> None:
         folder = f"{self._prefix}/{target}"
         try:
             files: dict[str, Any] = {}
@@ -107,6 +115,7 @@ class Checkpoints:
                     self._storage.upload(file, f"{folder}/{file.name}", if_generation=0)
                     file.unlink()
             body = json.dumps({"files": files, **state}).encode()
+            before()
             self._storage.write(f"{folder}/manifest.json", body, if_generation=0)
             self._prune()
         except Conflict:  # of two writers one wins, and neither changes what the other wrote

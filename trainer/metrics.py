@@ -29,6 +29,7 @@ class Metrics:
         self._leads = self._fill = False
         self._begun = int(time.time())  # in the names of files: a process that was restarted writes over none
         self._board: Any = None
+        self._writing = threading.Lock()
         self._wake, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
         self._thread.start()
@@ -41,6 +42,16 @@ class Metrics:
         """The leader was lost, perhaps with records that it had not written: write what this member has, once."""
         self._fill = True
 
+    def flush(self) -> None:
+        """Write what there is now. If that fails it is said, and the records are kept for the next time."""
+        with self._writing:
+            try:
+                if self._pending:
+                    self._flush()
+                self._fill = False
+            except Exception as error:  # storage away, disk full
+                self._log(f"metrics could not be written ({error}); trying again")
+
     def close(self) -> None:
         """Write what is left."""
         self._closed = True
@@ -52,12 +63,8 @@ class Metrics:
         while not closing:
             self._wake.wait(FLUSH)
             closing = self._closed  # read before the last flush, which then has everything
-            if (self._leads or self._fill) and self._pending:
-                try:
-                    self._flush()
-                    self._fill = False
-                except Exception as error:  # storage away, disk full: keep the records, try again
-                    self._log(f"metrics could not be written ({error}); trying again")
+            if self._leads or self._fill:
+                self.flush()
         if self._board is not None:
             self._board.close()
 

@@ -235,7 +235,7 @@ class Training:
             self.checkpoints.wait()
         if self.saved != (self.progress.step, self.cluster.attempt):
             self.saved = (self.progress.step, self.cluster.attempt)
-            self.checkpoints.save(self.vectors, self.progress, self.cluster.attempt, self.flat.layout)
+            self.checkpoints.save(self.vectors, self.progress, self.saved[1], self.flat.layout, self.metrics.flush)
         if wait:
             self.checkpoints.wait()
 

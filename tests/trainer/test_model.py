@@ -96,7 +96,7 @@ def test_the_scale_is_in_the_gradient_and_not_in_the_loss(model: GPT2LMHeadModel
     model.zero_grad()
     scaled = loss(inputs, targets, 8.0)
     scaled.backward()  # type: ignore[no-untyped-call]
-    assert float(scaled) == float(plain)
+    assert scaled.item() == plain.item()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient / 8.0, wanted[name], rtol=1e-5, atol=1e-5)
 

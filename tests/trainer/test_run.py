@@ -69,7 +69,8 @@ def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRu
     assert run.validation() == pytest.approx(undisturbed.validation(), abs=1e-6)
 
 
-def test_a_stopped_run_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> None:
+def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> None:
+    """Stopped, it saves its last step; killed, it takes the steps since its newest checkpoint again."""
     run = new_run()
     run.start().until_step(150)
     run.machines["master-0"].send_signal(signal.SIGTERM)
@@ -77,24 +78,15 @@ def test_a_stopped_run_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> Non
     assert stopped.state == "RUNNING"  # nobody ended it: it only has no machine
     assert stopped.step < 600
     assert run.machine("master-0").state == "stopped"
-    final = run.start().wait()
-    assert (final.state, final.attempt) == ("SUCCEEDED", 2)
-    assert run.losses() == undisturbed.losses()
-    assert run.validation() == undisturbed.validation()
-
-
-def test_a_killed_process_is_started_again_and_repeats_the_steps_since_the_checkpoint(
-    undisturbed: Run, new_run: NewRun
-) -> None:
-    run = new_run()
-    run.start().until_step(150)
+    run.start().until_step(stopped.step + 50)
     killed = run.machine("master-0").trainer_pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
-    assert run.wait().state == "SUCCEEDED"
-    machine = run.machine("master-0")
-    assert machine.restarts == 1
+    final = run.wait()
+    assert (final.state, final.attempt) == ("SUCCEEDED", 3)
+    assert run.machine("master-0").restarts == 1
     assert run.losses() == undisturbed.losses()
+    assert run.validation() == undisturbed.validation()
 
 
 def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
@@ -194,7 +186,9 @@ def test_fp16_needs_a_gpu(new_run: NewRun) -> None:
 
 
 def test_a_run_that_cannot_work_fails_at_once_with_the_reason(new_run: NewRun) -> None:
-    run = new_run(hyperparameters={"learningRate": 10.0, "optimizer": "sgd", "gradientClip": 0.0, "warmupSteps": 0})
+    run = new_run(
+        hyperparameters={"learningRate": 10.0, "optimizer": "sgd", "gradientClip": 0.0, "warmupSteps": 0, "steps": 100}
+    )
     status = run.start().wait()
     assert status.state == "FAILED"
     assert "learningRate" in status.reason
