@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from trainer import tokenizer as vocabularies
@@ -25,8 +25,32 @@ from trainer.storage import open_storage
 # GPT-2's activation is the tanh approximation of GELU. transformers computes "gelu_new" in five operations and
 # "gelu_pytorch_tanh", the same function, in one: 20 to 40 % faster on CPU. We train with one and export the other.
 TRAINED_ACTIVATION, EXPORTED_ACTIVATION = "gelu_pytorch_tanh", "gelu_new"
+ATTENTION = "gpt2_training_causal"
 ALIGNMENT = 64  # elements: vocabulary rows, and where each tensor starts in the flat vector
 CHUNK = 4096  # tokens whose logits exist at one time
+
+
+def _causal_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention that is told to be causal, for transformers' AttentionInterface.
+
+    The library's own "sdpa" makes a mask tensor under torch.compile, in case sequences are packed; ours never are, and
+    with a mask the flash kernels are out of reach.
+    """
+    assert attention_mask is None
+    result = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+    return result.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _causal_attention)
 
 
 def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2LMHeadModel:
@@ -56,7 +80,7 @@ def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2L
 def _train_settings(config: GPT2Config, dropout: float) -> None:
     config.activation_function = TRAINED_ACTIVATION
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = dropout
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = ATTENTION
     config.use_cache = False
 
 
