@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainer.compute import INPUT, LEFT
 from trainer.spec import Exit, JobSpec, MachineStatus, Role, Status
 from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Storage, StorageError, open_storage
@@ -32,7 +33,6 @@ PAUSE = 0.5  # seconds before a restart
 SILENCE, SLOWER = 600.0, 20.0  # seconds without a word after which a process hangs; or so many times the longest yet
 GRACE = 25.0  # seconds from SIGTERM to SIGKILL: a Spot VM has 30
 LAST_LINES = 40
-INPUT, LEFT = 2, 75  # as compute.py exits
 
 
 class Supervisor:

@@ -30,13 +30,9 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
 
     Raises Fenced if the run ended in this launch, or a later launch or attempt has written.
     """
-    path = f"runs/{run}/status.json"
-    while True:
-        try:
-            body, generation = storage.read_generation(path)
-            old = Status.model_validate_json(body)
-        except FileNotFoundError:
-            old, generation = Status(state="PROVISIONING", updated=0.0), 0
+
+    def changed(old: Status | None) -> Status:
+        old = old or Status(state="PROVISIONING", updated=0.0)
         again = launch > old.launch and old.state != "SUCCEEDED"
         if old.state in FINAL_STATES and not again:
             raise Fenced(f"the run has {old.state.lower()}")
@@ -47,7 +43,24 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
             fresh |= {"finished": None, "started": None}
         elif old.started is not None:
             changes.pop("started", None)  # the first step of this launch, whoever took over since
-        new = old.model_copy(update={**fresh, **changes, "launch": launch, "updated": time.time()})
+        return old.model_copy(update={**fresh, **changes, "launch": launch, "updated": time.time()})
+
+    new = revise(storage, run, changed)
+    assert new is not None
+    return new
+
+
+def revise(storage: Storage, run: str, change: Callable[[Status | None], Status | None]) -> Status | None:
+    """Write what `change` makes of the status, however many others write at the same time; None leaves it alone."""
+    path = f"runs/{run}/status.json"
+    while True:
+        try:
+            body, generation = storage.read_generation(path)
+            new = change(Status.model_validate_json(body))
+        except FileNotFoundError:
+            new, generation = change(None), 0
+        if new is None:
+            return None
         try:
             storage.write(path, json.dumps(new.to_json()).encode(), if_generation=generation)
             return new

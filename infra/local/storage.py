@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from pulumi.dynamic import (
 
 from infra.local import processes
 from trainer.spec import DESTROYED, FINAL_STATES, REPLACED, JobSpec, Status, fingerprint
-from trainer.status import read_status
-from trainer.storage import Conflict, Storage, StorageError, open_storage
+from trainer.status import read_status, revise
+from trainer.storage import Storage, StorageError, open_storage
 
 Properties = dict[str, Any]
 CURRENT = "current.json"
@@ -135,7 +134,7 @@ class JobProvider(Provider):
         job = JobSpec.model_validate(props["spec"])
         storage = open_storage(props["bucket"])
         storage.write(props["path"], _json(job.to_json()))
-        revise_status(storage, job.run, lambda old: _begun(old, job.launch))
+        revise(storage, job.run, lambda old: _begun(old, job.launch))
         storage.write(CURRENT, _json({"run": job.run, "launch": job.launch}))
         return CreateResult(job.run, props)
 
@@ -155,7 +154,7 @@ class JobProvider(Provider):
     def delete(self, id_: str, props: Properties) -> None:
         processes.stop(processes.run_mark(folder(props["bucket"]), id_))
         storage = open_storage(props["bucket"])
-        revise_status(storage, id_, lambda old: _ended(old, storage, id_))
+        revise(storage, id_, lambda old: _ended(old, storage, id_))
 
 
 class Job(Resource, module="local", name="Job"):
@@ -199,24 +198,6 @@ def newest_checkpoint(storage: Storage, run: str) -> int:
     paths = (entry.path for entry in storage.list(f"runs/{run}/checkpoints"))
     found = (re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", path) for path in paths)
     return max((int(match[1]) for match in found if match), default=0)
-
-
-def revise_status(storage: Storage, run: str, change: Callable[[Status | None], Status | None]) -> None:
-    """Changes status.json, however many others do so at the same time."""
-    path = f"runs/{run}/status.json"
-    while True:
-        try:
-            body, generation = storage.read_generation(path)
-            new = change(Status.model_validate_json(body))
-        except FileNotFoundError:
-            new, generation = change(None), 0
-        if new is None:
-            return
-        try:
-            storage.write(path, _json(new.to_json()), if_generation=generation)
-            return
-        except Conflict:
-            continue
 
 
 def standing(url: str, job: JobSpec) -> tuple[bool, str] | None:
