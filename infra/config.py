@@ -6,29 +6,23 @@ Pure but for reading: nothing here needs the Pulumi CLI, so that scripts read a 
 import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 
+from infra import plain_yaml
 from infra.explain import explain, unknown
 from infra.preflight import DEFAULT_TEXT, disk_problem, host_problems, text_problems
+from infra.stack_file import StackFile, combination_problems
 from trainer import spec
 
 PROJECT = "gpt2-training"
 ROOT = Path(__file__).resolve().parent.parent
-# AI Platform's presets: workers and parameter servers, beside one master.
-TIERS: dict[str, tuple[int, int]] = {
-    "BASIC": (0, 0),
-    "BASIC_GPU": (0, 0),
-    "STANDARD_1": (4, 3),
-    "PREMIUM_1": (19, 11),
-}
 EXAMPLES = {
     "trainingInput": "trainingInput: {workerCount: 1, hyperparameters: {learningRate: 0.003}}",
     "trainingInput.hyperparameters": "hyperparameters: {learningRate: 0.003, batchSize: 16}",
@@ -37,7 +31,14 @@ EXAMPLES = {
     "data.path": f"path: {DEFAULT_TEXT}",
     "evaluation": "evaluation: {every: 100}",
     "checkpoints": "checkpoints: {every: 250, keep: 2}",
+    "machines": "machines: {spot: true, accelerator: {type: nvidia-tesla-t4, count: 1}}",
+    "machines.accelerator": "accelerator: {type: nvidia-tesla-t4, count: 1}",
+    "machines.zones": "zones: [us-central1-a, us-central1-b]",
+    "limits": "limits: {maxHours: 24, maxCostUsd: 200}",
+    "network": "network: {nat: true}",
 }
+DEFAULT_REGION = "us-central1"
+MISSING_PROJECT = "gcp:project: missing; run `pulumi config set gcp:project YOUR-PROJECT --stack {stack}`"
 
 
 class ConfigError(Exception):
@@ -48,53 +49,37 @@ class ConfigError(Exception):
         self.problems = problems
 
 
-def _digits(value: Any) -> Any:
-    """AI Platform's files quote their 64-bit numbers: workerCount: "10"."""
-    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,6}", value) else value
-
-
-Count = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_digits)]
-
-
-class TrainingInput(spec.Strict):
-    """AI Platform's words. Machine types mean nothing to `platform: local`, where a machine is a process."""
-
-    scale_tier: Literal["CUSTOM", "BASIC", "BASIC_GPU", "STANDARD_1", "PREMIUM_1"] = "CUSTOM"
-    master_type: str | None = None
-    worker_type: str | None = None
-    worker_count: Count = 0
-    parameter_server_type: str | None = None
-    parameter_server_count: Count = 0
-    hyperparameters: spec.Hyperparameters = spec.Hyperparameters()
-
-    def counts(self) -> tuple[int, int]:
-        """Workers and parameter servers, of the preset or as counted."""
-        return TIERS.get(self.scale_tier, (self.worker_count, self.parameter_server_count))
-
-
-class StackFile(spec.Strict):
-    """All keys of this project that a stack file may have."""
-
-    platform: Literal["local", "google"] = "local"
-    training_input: TrainingInput
-    model: spec.Model
-    data: spec.Data
-    evaluation: spec.Evaluation = spec.Evaluation()
-    checkpoints: spec.Checkpoints = spec.Checkpoints()
-    launch: int = Field(1, ge=1)
-
-
 @dataclass(frozen=True)
 class StackConfig:
-    """A stack file that is consistent in itself. Whether this machine can run it, job_spec() finds out."""
+    """A stack file that is consistent in itself. Whether its run can be carried out, job_spec() finds out."""
 
     stack: str
     root: Path  # relative paths of the stack file start here
     file: StackFile
+    provider: Mapping[str, Any] = field(default_factory=dict)  # the keys of gcp: without that name
+
+    @property
+    def google(self) -> bool:
+        return self.file.platform == "google"
+
+    @property
+    def project(self) -> str:
+        """Google's project; empty if none is given."""
+        return _text(self.provider.get("project"))
+
+    @property
+    def region(self) -> str:
+        return _text(self.provider.get("region")) or DEFAULT_REGION
 
     @property
     def bucket(self) -> str:
-        return bucket_url(self.stack, self.root)
+        """Where the run's files are: file:// or gs://."""
+        return google_bucket(self.project, self.stack) if self.google else bucket_url(self.stack, self.root)
+
+    @property
+    def data_bucket(self) -> str:
+        """Where the source text is, on Google Cloud: machines may only read it."""
+        return f"{google_bucket(self.project, self.stack)}-data"
 
     @property
     def text(self) -> Path:
@@ -104,6 +89,10 @@ class StackConfig:
     @property
     def workers(self) -> int:
         return self.file.training_input.counts()[0]
+
+    @property
+    def servers(self) -> int:
+        return self.file.training_input.counts()[1]
 
     def words(self) -> dict[str, Any]:
         """The stack file's own keys and values, without defaults."""
@@ -115,93 +104,58 @@ def bucket_url(stack: str, root: Path = ROOT) -> str:
     return (root.resolve() / "artifacts" / stack).as_uri()
 
 
-def load(values: Mapping[str, Any], stack: str, root: Path = ROOT) -> StackConfig:
+def google_bucket(project: str, stack: str) -> str:
+    """Where a stack on Google Cloud keeps its files. A fixed name: the next `up` finds the bucket that was kept."""
+    return f"gs://{project}-{stack}-gpt2"
+
+
+def bucket_of(stack: str, root: Path = ROOT) -> str:
+    """The address of a stack's bucket, whatever else its file says. Raises ConfigError."""
+    values, provider = stack_values(stack, root)
+    if values.get("platform", "local") != "google":
+        return bucket_url(stack, root)
+    project = _text(provider.get("project"))
+    if not project:
+        raise ConfigError([MISSING_PROJECT.format(stack=stack)])
+    return google_bucket(project, stack)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def load(
+    values: Mapping[str, Any], stack: str, root: Path = ROOT, provider: Mapping[str, Any] | None = None
+) -> StackConfig:
     """Validates a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
     try:
         file = StackFile.model_validate(dict(values), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         raise ConfigError(explain(error, StackFile, PROJECT, EXAMPLES)) from None
-    if problems := _combinations(file):
-        raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
-    return StackConfig(stack, root, file)
+    config = StackConfig(stack, root, file, provider or {})
+    problems = [f"{PROJECT}:{problem}" for problem in combination_problems(file)]
+    if config.google:
+        from infra.google.rules import stack_problems  # a stack on this machine needs none of it
+
+        problems += stack_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
-def _combinations(file: StackFile) -> list[str]:
-    """Values that are fine alone and not together."""
-    problems = []
-    training, parameters = file.training_input, file.training_input.hyperparameters
-    workers, servers = training.counts()
-    if training.scale_tier in TIERS:
-        given = {"worker_count": "workerCount", "parameter_server_count": "parameterServerCount"}
-        for name in given.keys() & training.model_fields_set:
-            problems.append(
-                f"trainingInput.{given[name]}: scaleTier {training.scale_tier} sets it; remove one, or use CUSTOM"
-            )
-        if servers:
-            problems.append(
-                f"trainingInput.scaleTier: {training.scale_tier} has {servers} parameter servers, which are not there"
-                f" yet; use scaleTier: CUSTOM with workerCount: {workers}"
-            )
-    elif servers:
-        problems.append(
-            f"trainingInput.parameterServerCount: found {servers}, but parameter servers are not there yet;"
-            " use 0: the workers then exchange gradients directly"
-        )
-    if parameters.batch_size < 1 + workers:
-        problems.append(
-            f"trainingInput.hyperparameters.batchSize: found {parameters.batch_size}, less than the {1 + workers}"
-            f" trainers (master and {workers} workers); use at least {1 + workers}, or fewer workers"
-        )
-    if parameters.sequence_length > file.model.positions:
-        problems.append(
-            f"trainingInput.hyperparameters.sequenceLength: found {parameters.sequence_length}, longer than"
-            f" model.positions, {file.model.positions}; shorten it or raise model.positions"
-        )
-    if parameters.warmup_steps > parameters.steps:
-        problems.append(
-            f"trainingInput.hyperparameters.warmupSteps: found {parameters.warmup_steps}, more than steps,"
-            f" {parameters.steps}; use at most {parameters.steps}"
-        )
-    if file.data.vocabulary_path is not None and file.data.tokenizer != "gpt2":
-        problems.append(
-            f"data.vocabularyPath: belongs to tokenizer gpt2, found {file.data.tokenizer}; remove it, or use gpt2"
-        )
-    if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
-        problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
-    if file.platform == "google":
-        problems.append("platform: google is not there yet; use local")
-    return problems
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts."""
-
-
-_PLAIN = {
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?(0|[1-9][0-9_]*)|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+", "-+0123456789"),
-    "float": (r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
-    "merge": (r"<<", "<"),
-}
-_Loader.yaml_implicit_resolvers = {}
-for _tag, (_pattern, _first) in _PLAIN.items():
-    _letters: list[Any] = ["" if c == "\0" else c for c in _first]
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _letters)
-
-
-def stack_values(stack: str, root: Path = ROOT) -> dict[str, Any]:
-    """The config of Pulumi.<stack>.yaml as it stands there, keyed without the project's name. Raises ConfigError."""
+def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of Pulumi.<stack>.yaml as it stands there: the project's own keys, and gcp's. Raises ConfigError."""
     path = root / f"Pulumi.{stack}.yaml"
     stacks = {p.name.removeprefix("Pulumi.").removesuffix(".yaml"): p for p in root.glob("Pulumi.*.yaml")}
     if stack not in stacks:
         raise ConfigError([f"stack {stack}: there is no {path.name}; {unknown(stack, sorted(stacks))}"])
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a SafeLoader
+        content = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path.name} cannot be read: {' '.join(str(error).split())}"]) from None
     found = content.get("config") if isinstance(content, dict) else None
-    return _own({str(name): value for name, value in found.items()} if isinstance(found, dict) else {})
+    every = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+    return _own(every), _gcp(every)
 
 
 def _own(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,9 +170,14 @@ def _own(found: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _gcp(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("gcp:"): value for name, value in found.items() if name.startswith("gcp:")}
+
+
 def from_file(stack: str, root: Path = ROOT) -> StackConfig:
     """Reads Pulumi.<stack>.yaml. Raises ConfigError."""
-    return load(stack_values(stack, root), stack, root)
+    values, provider = stack_values(stack, root)
+    return load(values, stack, root, provider)
 
 
 def from_pulumi() -> StackConfig:
@@ -228,7 +187,7 @@ def from_pulumi() -> StackConfig:
 
     texts: dict[str, Any] = CONFIG.get()  # Pulumi hands over all values as texts, and objects as JSON
     values = {name: _parsed(text) for name, text in _own(texts).items()}
-    return load(values, pulumi.get_stack(), ROOT)
+    return load(values, pulumi.get_stack(), ROOT, _gcp(texts))
 
 
 def _parsed(text: str) -> Any:
@@ -238,42 +197,67 @@ def _parsed(text: str) -> Any:
         return text
 
 
+@dataclass(frozen=True)
+class Placed:
+    """Where a run finds what it starts from, and by how many threads each trainer computes."""
+
+    fingerprint: str  # of the text
+    data: dict[str, Any]  # fields of spec.Data that differ from the stack file's
+    initialize: str | None  # as the machines reach it
+    content: str | None  # the same, named by its content
+    threads: int
+
+
 def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
-    """The run that a stack declares. Raises ConfigError if this machine or the text cannot carry it out."""
-    problems = [f"{PROJECT}:{problem}" for problem in [*text_problems(config), *host_problems(config)]]
+    """The run that a stack declares. Raises ConfigError if the platform or the text cannot carry it out."""
+    if config.google:
+        from infra.google.inputs import input_problems, place
+
+        problems, where = input_problems(config), place
+    else:
+        problems = [*text_problems(config), *host_problems(config)]
+        where = _place
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
     file, training = config.file, config.file.training_input
-    fingerprint = spec.fingerprint(config.text)
-    placed: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}"}
-    model, start = file.model, file.model
-    if file.data.vocabulary_path is not None:
-        placed["vocabulary_path"] = _located(config.root, file.data.vocabulary_path)[0]
-    if file.model.initialize is not None:
-        where, content = _located(config.root, file.model.initialize)
-        model = file.model.model_copy(update={"initialize": where})
-        start = file.model.model_copy(update={"initialize": content})
-        if file.data.tokenizer == "checkpoint":
-            placed["vocabulary_path"] = where
-    data = file.data.model_copy(update=placed)
-    code = spec.code_hash(config.root / "trainer")
-    run = spec.run_id(start, data, fingerprint, training.hyperparameters, code)
-    if problem := disk_problem(config, run):
+    placed = where(config)
+    data = file.data.model_copy(update=placed.data)
+    model = file.model.model_copy(update={"initialize": placed.initialize})
+    start = file.model.model_copy(update={"initialize": placed.content})
+    code = file.image.rpartition("@")[2] if file.image else spec.code_hash(config.root / "trainer")
+    run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, code)
+    if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
     trainers = 1 + config.workers
+    # With more threads than cores, trainers are 20 times slower; on one machine they share its cores.
+    threads = placed.threads if config.google else max(1, (cores or placed.threads) // trainers)
     return spec.JobSpec(
         run=run,
         launch=file.launch,
         model=model,
         data=data,
-        fingerprint=fingerprint,
+        fingerprint=placed.fingerprint,
         code=code,
         hyperparameters=training.hyperparameters,
         evaluation=file.evaluation,
         checkpoints=file.checkpoints,
-        # With more threads than cores, trainers are 20 times slower.
-        cluster=spec.Cluster(workers=config.workers, threads=max(1, (cores or _cores()) // trainers)),
+        cluster=spec.Cluster(workers=config.workers, parameter_servers=config.servers, threads=threads),
     )
+
+
+def _place(config: StackConfig) -> Placed:
+    """On this machine: the text is copied into the bucket, folders are used where they are."""
+    file = config.file
+    fingerprint = spec.fingerprint(config.text)
+    data: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}"}
+    if file.data.vocabulary_path is not None:
+        data["vocabulary_path"] = _located(config.root, file.data.vocabulary_path)[0]
+    where = content = None
+    if file.model.initialize is not None:
+        where, content = _located(config.root, file.model.initialize)
+        if file.data.tokenizer == "checkpoint":
+            data["vocabulary_path"] = where
+    return Placed(fingerprint, data, where, content, _cores())
 
 
 def _located(root: Path, named: str) -> tuple[str, str]:

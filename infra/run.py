@@ -3,7 +3,6 @@
 import pulumi
 
 from infra.config import StackConfig, division
-from infra.local.stack import stand_up
 from trainer.spec import JobSpec
 
 
@@ -21,6 +20,10 @@ class TrainingRun(pulumi.ComponentResource):
         super().__init__("gpt2-training:run:TrainingRun", "training", config.words(), opts)
         if (said := division(config)) is not None:
             pulumi.log.info(said, self)
+        if config.google:
+            from infra.google.stack import stand_up  # a stack on this machine loads nothing of Google's
+        else:
+            from infra.local.stack import stand_up
         bucket = stand_up(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket

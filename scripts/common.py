@@ -30,12 +30,16 @@ class UserError(Exception):
     """One line for a person: which argument or file, what was found, what to do."""
 
 
-def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Runs a command and exits: with its code, or with 2 and one line on stderr for what the user can mend."""
+def run_main(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
+    """Runs a command and exits: with its code, or with 2 and one line on stderr for what the user can mend.
+
+    errors: further exceptions that are one line for a person.
+    """
+    for_people: tuple[type[Exception], ...] = (UserError, InputError, StorageError, Conflict, *errors)
     try:
         code = main() or 0
         sys.stdout.flush()
-    except (UserError, InputError, StorageError, Conflict) as error:
+    except for_people as error:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
@@ -89,15 +93,28 @@ def bucket_url(options: argparse.Namespace) -> str:
     return bucket if bucket else stack_bucket(options.stack)
 
 
-def stack_bucket(stack: str, checkout: Path = CHECKOUT) -> str:
-    """The address of a stack's bucket. Raises UserError if only Google knows it, or there is no such stack."""
+def stack_bucket(stack: str, checkout: Path | None = None) -> str:
+    """The address of a stack's bucket. Raises UserError if there is no such stack or it names no project."""
     try:
-        platform = config.stack_values(stack, checkout).get("platform", "local")
+        return config.bucket_of(stack, checkout or CHECKOUT)
     except config.ConfigError as error:
-        raise UserError(f"--stack: {error}") from None
-    if platform != "local":
-        raise UserError(f"--stack {stack} runs on {platform}: pass its bucket, --bucket gs://…")
-    return config.bucket_url(stack, checkout)
+        raise UserError(f"--stack {stack}: {error.problems[0]}") from None
+
+
+def load_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
+    """The whole configuration of a stack. Raises UserError with its problems, one a line."""
+    try:
+        return config.from_file(stack, checkout or CHECKOUT)
+    except config.ConfigError as error:
+        raise UserError(str(error)) from None
+
+
+def google_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
+    """The configuration of a stack on Google Cloud. Raises UserError for any other."""
+    found = load_stack(stack, checkout)
+    if not found.google:
+        raise UserError(f"--stack {stack} runs on this machine; this command is for a stack with platform: google")
+    return found
 
 
 def find_run(storage: Storage, wanted: str | None) -> str:

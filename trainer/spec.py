@@ -10,6 +10,7 @@ Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
     data/<fingerprint>/<tokens key>/...       tokenizer and uint16 token shards (trainer/data.py)
     runs/<run>/job.json                       this spec
     runs/<run>/status.json                    Status
+    runs/<run>/launches/<launch>.json         {"started"}: on Google Cloud, where a launch has a deadline
     runs/<run>/cluster.json                   the Lighthouse's lease (trainer/cluster.py)
     runs/<run>/machines/<name>.json           MachineStatus: heartbeat and last words
     runs/<run>/metrics/*.jsonl, events.*      Record lines; TensorBoard events

@@ -3,9 +3,12 @@
 import pulumi
 
 from infra.config import StackConfig
+from infra.lifecycle import standing
 from infra.local.machines import Machine
-from infra.local.storage import Bucket, Job, Text, standing
+from infra.local.storage import Bucket, Job, Text
 from trainer.spec import JobSpec
+from trainer.status import read_status
+from trainer.storage import open_storage
 
 
 def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
@@ -14,7 +17,7 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
     The addresses are known beforehand, so that a preview of a new stack shows them; depends_on says the order.
     """
     url = config.bucket
-    if (found := standing(url, job)) is not None:
+    if (found := standing(read_status(open_storage(url), job.run), url, job)) is not None:
         attention, line = found
         (pulumi.log.warn if attention else pulumi.log.info)(line, parent)
     bucket = Bucket("bucket", url, pulumi.ResourceOptions(parent=parent))

@@ -5,8 +5,6 @@ Destroying these deletes no file: text, checkpoints and models stay. It ends pro
 
 import json
 import os
-import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,13 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
+from infra import lifecycle
+from infra.lifecycle import CURRENT
 from infra.local import processes
-from trainer.spec import DESTROYED, FINAL_STATES, REPLACED, JobSpec, Status, fingerprint
-from trainer.status import read_status, revise
-from trainer.storage import Storage, StorageError, open_storage
+from trainer.spec import JobSpec, fingerprint
+from trainer.storage import StorageError, open_storage
 
 Properties = dict[str, Any]
-CURRENT = "current.json"
 
 
 class Provider(ResourceProvider):
@@ -134,7 +132,7 @@ class JobProvider(Provider):
         job = JobSpec.model_validate(props["spec"])
         storage = open_storage(props["bucket"])
         storage.write(props["path"], _json(job.to_json()))
-        revise(storage, job.run, lambda old: _begun(old, job.launch))
+        lifecycle.begin(storage, job.run, job.launch)
         storage.write(CURRENT, _json({"run": job.run, "launch": job.launch}))
         return CreateResult(job.run, props)
 
@@ -153,8 +151,7 @@ class JobProvider(Provider):
 
     def delete(self, id_: str, props: Properties) -> None:
         processes.stop(processes.run_mark(folder(props["bucket"]), id_))
-        storage = open_storage(props["bucket"])
-        revise(storage, id_, lambda old: _ended(old, storage, id_))
+        lifecycle.end(open_storage(props["bucket"]), id_)
 
 
 class Job(Resource, module="local", name="Job"):
@@ -163,56 +160,6 @@ class Job(Resource, module="local", name="Job"):
         given = job.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
         props = {"bucket": bucket, "path": f"runs/{job.run}/job.json", "spec": given}
         super().__init__(JobProvider(), name, props, opts)
-
-
-def _begun(old: Status | None, launch: int) -> Status | None:
-    """The status that a declaration brings about; None: it stays as it is."""
-    if old is None:
-        return Status(state="PROVISIONING", launch=launch, updated=time.time())
-    again = old.state in ("FAILED", "STOPPED") and launch > old.launch
-    if not (old.taken_back or again):
-        return None
-    begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "started": None, "finished": None}
-    return old.model_copy(update={**begun, "updated": time.time()})
-
-
-def _ended(old: Status | None, storage: Storage, run: str) -> Status | None:
-    """The status of a run that is not declared any more."""
-    if old is None or old.state in FINAL_STATES:
-        return None
-    step = newest_checkpoint(storage, run)
-    onward = f"goes on from step {step}" if step else "starts at step 0, as there is no checkpoint yet"
-    try:
-        other = json.loads(storage.read(CURRENT))["run"]
-    except FileNotFoundError:
-        other = run
-    reason = f"{DESTROYED}`pulumi up` {onward}"
-    if other != run:
-        reason = f"{REPLACED}{other}; the former stack file {onward}"
-    now = time.time()
-    return old.model_copy(update={"state": "STOPPED", "reason": reason, "updated": now, "finished": now})
-
-
-def newest_checkpoint(storage: Storage, run: str) -> int:
-    """The step of the newest whole checkpoint, 0 if there is none."""
-    paths = (entry.path for entry in storage.list(f"runs/{run}/checkpoints"))
-    found = (re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", path) for path in paths)
-    return max((int(match[1]) for match in found if match), default=0)
-
-
-def standing(url: str, job: JobSpec) -> tuple[bool, str] | None:
-    """Where a declared run stands already, as (needs attention, a line for a person); None if it is new."""
-    status = read_status(open_storage(url), job.run)
-    if status is None or status.taken_back:
-        return None
-    if status.state == "SUCCEEDED":
-        return False, f"run {job.run} has SUCCEEDED: nothing is left to do, its model is in {url}/runs/{job.run}/model"
-    if status.state in FINAL_STATES and job.launch <= status.launch:
-        return True, (
-            f"run {job.run} has {status.state} at step {status.step} ({status.reason}); set gpt2-training:launch to"
-            f" {status.launch + 1} to go on from its newest checkpoint"
-        )
-    return False, f"run {job.run} is {status.state} at step {status.step}"
 
 
 def _there(props: Properties, name: str) -> bool:

@@ -80,7 +80,7 @@ HYPER = "trainingInput.hyperparameters"
         (f"{HYPER}.foo", 1, "unknown key; there are: batchSize, beta1,"),
         ("trainingInput.region", "us-central1", "this key of AI Platform has no meaning here; remove it"),
         ("platform", "gogle", "found 'gogle', must be one of local, google; did you mean google?"),
-        ("platform", "google", "google is not there yet; use local"),
+        ("machines", {"spot": True}, "means something to platform google only; remove it"),
         (f"{HYPER}.learningRate", "fast", "found 'fast', must be a number, above 0 and at most 10"),
         (f"{HYPER}.learningRate", "0.01", "write 0.01 without quotes (pulumi config set: add --type float)"),
         (f"{HYPER}.learningRate", -1, "found -1, must be a number, above 0 and at most 10"),
@@ -92,7 +92,7 @@ HYPER = "trainingInput.hyperparameters"
         ("trainingInput.workerCount", -1, "found -1, must be a whole number, at least 0"),
         ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
         ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
-        ("trainingInput.parameterServerCount", 1, "found 1, but parameter servers are not there yet; use 0"),
+        ("trainingInput.parameterServerCount", 1, "found 1, but parameter servers are not there yet; use scaleTier"),
         ("trainingInput.scaleTier", "BASIC", None),
         ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
         ("trainingInput.workerCount", 16, None),
@@ -234,7 +234,8 @@ def test_presets_and_quoted_counts(root: Path) -> None:
         assert config.load(values() | {"trainingInput": training_input}, "local", root).workers == 0
     training_input = {"scaleTier": "STANDARD_1", "hyperparameters": parameters}
     (line,) = problems(values() | {"trainingInput": training_input}, root)
-    assert line.endswith("use scaleTier: CUSTOM with workerCount: 4")
+    assert "STANDARD_1 with 3 parameter servers" in line
+    assert "use scaleTier: CUSTOM with workerCount: 4 alone" in line
 
 
 def test_an_uneven_batch_is_told(root: Path) -> None:
@@ -257,7 +258,8 @@ def test_pulumi_hands_over_texts_and_json(monkeypatch: pytest.MonkeyPatch) -> No
     everything = {f"gpt2-training:{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values().items()}
     pulumi.runtime.set_all_config({**everything, "gcp:project": "other"})
     monkeypatch.setattr(pulumi, "get_stack", lambda: "local")
-    assert config.from_pulumi() == config.from_file("local")
+    read = config.from_pulumi()
+    assert (read.file, read.project) == (config.from_file("local").file, "other")
 
 
 def test_a_misspelt_project_name_is_not_passed_over(root: Path) -> None:

@@ -9,7 +9,8 @@ import pulumi
 import pytest
 
 from infra import config
-from infra.local.storage import JobProvider, TextProvider, newest_checkpoint, plain, standing
+from infra.lifecycle import newest_checkpoint, standing
+from infra.local.storage import JobProvider, TextProvider, plain
 from infra.run import TrainingRun
 from trainer.spec import JobSpec, Status
 from trainer.status import read_status
@@ -118,7 +119,7 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     status = read_status(storage, job.run)
     assert status is not None
     assert status.reason == "destroyed; `pulumi up` goes on from step 500"
-    assert standing(stack.bucket, job) is None
+    assert standing(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
 
 
 def test_a_text_is_copied_once_and_checked(stack: config.StackConfig, job: JobSpec) -> None:

@@ -1,0 +1,57 @@
+"""<text>.lock.json: what a large text is and where it lies, committed in its place. Written by scripts.upload_data."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from trainer.spec import InputError, Strict
+from trainer.storage import explain, new_file
+
+AGAIN = "`python -m scripts.upload_data` writes it anew"
+
+
+class DataLock(Strict):
+    """A text in a bucket. The text itself need not be on this machine."""
+
+    url: str = Field(pattern=r"^gs://[a-z0-9][a-z0-9._-]+/[^\s][^\n]*$")  # the object
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the whole text
+    size: int = Field(ge=1)  # bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """What trainer.spec.fingerprint() says of the text."""
+        return self.sha256[:16]
+
+
+def lock_path(text: Path) -> Path:
+    """`my.txt` -> `my.txt.lock.json`, beside it."""
+    return text.with_name(f"{text.name}.lock.json")
+
+
+def read_lock(text: Path) -> DataLock | None:
+    """The lock of a text, None if there is no such file. Raises InputError for one that cannot be used."""
+    path = lock_path(text)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check it, or {AGAIN}") from None
+    try:
+        return DataLock.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path}: {where}: {first['msg']}; {AGAIN}") from None
+
+
+def write_lock(text: Path, lock: DataLock) -> Path:
+    """Writes the lock beside the text, whole or not at all; returns its path. Raises StorageError."""
+    path = lock_path(text)
+    try:
+        with new_file(path) as file:
+            file.write((json.dumps(lock.to_json(), indent=2) + "\n").encode())
+    except OSError as error:
+        raise explain(error, f"write {path}") from error
+    return path

@@ -1,0 +1,128 @@
+"""What ends the machines when nobody looks: a lost laptop or a hung trainer must not keep billing.
+
+`Launch` records when a launch was declared. From that, maxHours and maxCostUsd make a date. Google itself keeps it:
+every VM has a termination time, and a scheduler job for each role resizes its group to zero. The jobs also end a run
+that is over: the master runs them early. They exist before any group does.
+"""
+
+import datetime
+import json
+import math
+import time
+
+import pulumi
+from pulumi.dynamic import CreateResult, DiffResult, Resource
+from pulumi_gcp import billing, cloudscheduler
+
+from infra import lifecycle
+from infra.config import StackConfig
+from infra.google.identity import Identity
+from infra.google.machines import Group
+from infra.local.storage import Properties, Provider, changed, plain
+from infra.prices import hourly_cost
+from trainer.spec import JobSpec
+from trainer.storage import open_storage
+
+HOUR = 3600
+ALERTS = (0.5, 0.9, 1.0)  # of maxCostUsd
+
+
+class LaunchProvider(Provider):
+    """Declares a run in its bucket, and takes it back. A dynamic resource, as only this program knows our files."""
+
+    def create(self, props: Properties) -> CreateResult:
+        props = plain(props)
+        storage, started = open_storage(props["bucket"]), int(time.time())
+        lifecycle.begin(storage, props["run"], props["launch"])
+        storage.write(record(props["run"], props["launch"]), json.dumps({"started": started}).encode())
+        return CreateResult(f"{props['run']}/{props['launch']}", {**props, "started": started})
+
+    def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
+        names = changed(olds, news) - {"started"}
+        return DiffResult(changes=bool(names), replaces=sorted(names), delete_before_replace=True)
+
+    def delete(self, _id: str, props: Properties) -> None:
+        lifecycle.end(open_storage(props["bucket"]), props["run"])
+
+
+class Launch(Resource, module="google", name="Launch"):
+    started: pulumi.Output[int]  # seconds since the epoch
+
+    def __init__(self, bucket: pulumi.Input[str], job: JobSpec, opts: pulumi.ResourceOptions):
+        props = {"bucket": bucket, "run": job.run, "launch": job.launch, "started": None}
+        super().__init__(LaunchProvider(), "launch", props, opts)
+
+
+def record(run: str, launch: int) -> str:
+    """Where a launch notes when it started, so that the next `up` knows whether its time is over."""
+    return f"runs/{run}/launches/{launch}.json"
+
+
+def utc(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+def termination_time(started: float, hours: float) -> str:
+    """As Google wants it: RFC 3339."""
+    return utc(started + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def hours_left(config: StackConfig) -> float:
+    """Hours from the launch to its end: maxHours, or less if maxCostUsd is used up before."""
+    limits = config.file.limits
+    cost = hourly_cost(config)
+    if limits.max_cost_usd is None or cost is None:
+        return limits.max_hours
+    return min(limits.max_hours, limits.max_cost_usd / cost)
+
+
+def cron(started: float, hours: float) -> str:
+    """The minute at which the groups are resized to zero, rounded up."""
+    then = utc(math.ceil((started + hours * HOUR) / 60) * 60)
+    return f"{then.minute} {then.hour} {then.day} {then.month} *"
+
+
+class Guard(pulumi.ComponentResource):
+    def __init__(
+        self,
+        config: StackConfig,
+        launch: Launch,
+        groups: list[Group],
+        identity: Identity,
+        opts: pulumi.ResourceOptions,
+    ):
+        super().__init__("gpt2-training:google:Guard", "guard", {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        hours = hours_left(config)
+        for group in groups:
+            cloudscheduler.Job(
+                f"{group.role}-deadline",
+                name=group.deadline,
+                region=config.region,
+                description=f"Ends the {group.role} machines of the stack {config.stack}",
+                schedule=launch.started.apply(lambda started: cron(started, hours)),
+                time_zone="Etc/UTC",
+                attempt_deadline="60s",
+                retry_config={"retry_count": 5, "min_backoff_duration": "5s", "max_backoff_duration": "60s"},
+                http_target={
+                    "uri": group.resize_url(config),
+                    "http_method": "POST",
+                    "oauth_token": {
+                        "service_account_email": identity.reaper.email,
+                        "scope": "https://www.googleapis.com/auth/cloud-platform",
+                    },
+                },
+                opts=child,
+            )
+        limits = config.file.limits
+        if limits.billing_account is not None and limits.max_cost_usd is not None:
+            billing.Budget(
+                "budget",
+                billing_account=limits.billing_account,
+                display_name=f"gpt2-{config.stack}",
+                amount={"specified_amount": {"currency_code": "USD", "units": str(math.ceil(limits.max_cost_usd))}},
+                budget_filter={"labels": {"gpt2-stack": config.stack}},
+                threshold_rules=[{"threshold_percent": part} for part in ALERTS],
+                opts=child,
+            )
+        self.register_outputs({})

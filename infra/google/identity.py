@@ -1,0 +1,55 @@
+"""Who may do what. An account a role, and one more, the reaper's: only that one may resize groups.
+
+Grants on a bucket or a repository stand beside it, in storage.py and image.py; here are those that Google knows for
+whole projects alone. Resizing cannot be granted for one group, so no machine may do it: the master may run the
+scheduler's jobs, and these resize the groups to zero in the reaper's name.
+"""
+
+import pulumi
+from pulumi_gcp import projects, serviceaccount
+
+from infra.config import StackConfig
+from infra.google.rules import counts
+from trainer.spec import Role
+
+MACHINE_ROLES = ("roles/logging.logWriter", "roles/monitoring.metricWriter")
+RUN_JOBS = ["cloudscheduler.jobs.run"]
+RESIZE = ["compute.instanceGroupManagers.update"]
+
+
+class Identity(pulumi.ComponentResource):
+    machines: dict[Role, serviceaccount.Account]
+    reaper: serviceaccount.Account
+
+    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
+        super().__init__("gpt2-training:google:Identity", "identity", {}, opts)
+        self._config, self._child = config, pulumi.ResourceOptions(parent=self)
+        self.machines = {}
+        for role in counts(config):
+            account = self.machines[role] = self._account(role, f"{role} of the stack {config.stack}")
+            for granted in MACHINE_ROLES:
+                self._grant(f"{role}-{granted.rpartition('.')[2]}", granted, account)
+        self.reaper = self._account("reaper", f"ends the machines of the stack {config.stack}")
+        self._custom("runner", "Runs scheduler jobs", RUN_JOBS, self.machines["master"])
+        self._custom("reaper", "Resizes instance groups", RESIZE, self.reaper)
+        self.register_outputs({})
+
+    def _account(self, name: str, display_name: str) -> serviceaccount.Account:
+        return serviceaccount.Account(
+            name, account_id=f"gpt2-{self._config.stack}-{name}", display_name=display_name, opts=self._child
+        )
+
+    def _grant(self, name: str, role: pulumi.Input[str], account: serviceaccount.Account) -> None:
+        projects.IAMMember(
+            f"{name}-grant", project=self._config.project, role=role, member=account.member, opts=self._child
+        )
+
+    def _custom(self, name: str, title: str, permissions: list[str], account: serviceaccount.Account) -> None:
+        role = projects.IAMCustomRole(
+            f"{name}-role",
+            role_id=f"gpt2_{self._config.stack.replace('-', '_')}_{name}",
+            title=f"{title} of gpt2-{self._config.stack}",
+            permissions=permissions,
+            opts=self._child,
+        )
+        self._grant(name, role.name, account)

@@ -1,0 +1,76 @@
+"""The container image that every machine runs: built from trainer/ and pushed by the stack, or one that is pinned.
+
+The tag is the code's hash, so unchanged code is never built again; a preview builds nothing. Machines get the digest
+alone. The login to the registry is docker's own (`gcloud auth configure-docker`): a token here would lie in the state.
+"""
+
+import pulumi
+import pulumi_docker_build as docker_build
+from pulumi_gcp import artifactregistry
+
+from infra.config import StackConfig
+from infra.google.identity import Identity
+from trainer.spec import JobSpec
+
+KEEP = 10  # newest images; older ones that no tag names go after a month
+MONTH = "2592000s"
+
+
+def registry(config: StackConfig) -> str:
+    return f"{config.region}-docker.pkg.dev"
+
+
+def image_name(config: StackConfig) -> str:
+    """Without tag and digest."""
+    return f"{registry(config)}/{config.project}/gpt2-{config.stack}/trainer"
+
+
+class Image(pulumi.ComponentResource):
+    reference: pulumi.Output[str]  # NAME@sha256:…
+
+    def __init__(
+        self, config: StackConfig, job: JobSpec, identity: Identity, there: bool, opts: pulumi.ResourceOptions
+    ):
+        """there: whether an earlier stack of this name left the repository."""
+        super().__init__("gpt2-training:google:Image", "image", {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        name, keep = f"gpt2-{config.stack}", config.file.keep_artifacts
+        full = f"projects/{config.project}/locations/{config.region}/repositories/{name}"
+        repository = artifactregistry.Repository(
+            "repository",
+            repository_id=name,
+            location=config.region,
+            format="DOCKER",
+            description=f"The trainer's images of the stack {config.stack}",
+            cleanup_policies=[
+                {"id": "keep-newest", "action": "KEEP", "most_recent_versions": {"keep_count": KEEP}},
+                {"id": "delete-old", "action": "DELETE", "condition": {"tag_state": "ANY", "older_than": MONTH}},
+            ],
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if there else None),
+        )
+        for role, account in identity.machines.items():
+            artifactregistry.RepositoryIamMember(
+                f"{role}-image-grant",
+                repository=repository.repository_id,
+                location=config.region,
+                role="roles/artifactregistry.reader",
+                member=account.member,
+                opts=child,
+            )
+        if config.file.image is not None:
+            self.reference = pulumi.Output.from_input(config.file.image)
+        else:
+            trainer = config.root / "trainer"
+            image = docker_build.Image(
+                "trainer",
+                tags=[f"{image_name(config)}:{job.code}"],
+                context={"location": str(trainer)},
+                dockerfile={"location": str(trainer / "Dockerfile")},
+                platforms=[docker_build.Platform.LINUX_AMD64],
+                push=True,
+                build_on_preview=False,
+                pull=False,  # the base is named by its digest; True would build every time
+                opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True, depends_on=[repository]),
+            )
+            self.reference = image.digest.apply(lambda digest: f"{image_name(config)}@{digest}")
+        self.register_outputs({"reference": self.reference})

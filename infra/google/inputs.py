@@ -1,0 +1,96 @@
+"""What a run on Google Cloud starts from: the text, the vocabulary, a checkpoint. Machines have no internet by default.
+
+Pure but for reading files of this machine, so that a preview needs no credentials.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.data_lock import lock_path, read_lock
+from infra.google.rules import machine_type
+from infra.preflight import text_problems
+from trainer import spec
+
+if TYPE_CHECKING:
+    from infra.config import Placed, StackConfig
+
+LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies what is declared as an object
+VOCABULARY = Path("data/gpt2-vocabulary")  # where scripts.prepare_data puts GPT-2's
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
+
+
+def input_problems(config: "StackConfig") -> list[str]:
+    """What is missing or cannot be reached by the machines, one line each, without the project's name."""
+    problems = []
+    named, nat = config.file.data.path, config.file.network.nat
+    if "://" in named:
+        problems.append(
+            f"data.path: {named} is an address; run `python -m scripts.upload_data {named}`, which notes its size and"
+            " hash in a lock file, and give the path that it prints"
+        )
+    elif read_lock(config.text) is None:
+        problems += text_problems(config)
+        if not problems and config.text.stat().st_size > LARGEST_OBJECT:
+            problems.append(
+                f"data.path: {named} has {config.text.stat().st_size / 2**20:,.0f} MiB, above"
+                f" {LARGEST_OBJECT // 2**20} MiB it is not part of the stack; run `python -m scripts.upload_data"
+                f" {named} --stack {config.stack}` and commit {lock_path(config.text).name}"
+            )
+    data, start = config.file.data, config.file.model.initialize
+    if data.tokenizer == "gpt2" and vocabulary_folder(config) is None and not nat:
+        if data.vocabulary_path is None:
+            problems.append(
+                f"data.tokenizer: gpt2 needs its vocabulary, which machines without internet cannot fetch; run"
+                f" `python -m scripts.prepare_data --stack {config.stack}`, or set network.nat: true"
+            )
+        else:
+            problems.append(
+                f"data.vocabularyPath: there is no folder {data.vocabulary_path} with {' and '.join(VOCABULARY_FILES)}"
+            )
+    if start is not None and not start.startswith("gs://"):
+        if (config.root / Path(start).expanduser()).is_dir() or start.startswith(("/", ".", "~")):
+            problems.append(
+                f"model.initialize: {start} is a folder here, which the machines cannot read; copy it into a bucket"
+                " (gcloud storage cp -r) and give its gs:// address"
+            )
+        elif not nat:
+            problems.append(
+                f"model.initialize: {start} is on the hub, and the machines have no internet; set network.nat: true,"
+                " or give a gs:// address"
+            )
+    return problems
+
+
+def vocabulary_folder(config: "StackConfig") -> Path | None:
+    """The folder on this machine with GPT-2's vocabulary, if the run needs it and it is there."""
+    if config.file.data.tokenizer != "gpt2":
+        return None
+    folder = config.root / Path(config.file.data.vocabulary_path or VOCABULARY).expanduser()
+    return folder if all((folder / name).is_file() for name in VOCABULARY_FILES) else None
+
+
+def place(config: "StackConfig") -> "Placed":
+    """Where the machines find what a run starts from, after input_problems() found nothing."""
+    from infra.config import Placed
+
+    lock = read_lock(config.text)
+    fingerprint = lock.fingerprint if lock else spec.fingerprint(config.text)
+    path = lock.url if lock else f"{config.data_bucket}/{text_object(config, fingerprint)}"
+    data: dict[str, Any] = {"path": path}
+    if vocabulary_folder(config) is not None:
+        data["vocabulary_path"] = f"{config.data_bucket}/vocabulary/gpt2"
+    start = config.file.model.initialize
+    if config.file.data.tokenizer == "checkpoint":
+        data["vocabulary_path"] = start
+    # Hyperthreads do not help matrix products: one thread for each core. Every role computes alike in a run.
+    threads = max(1, min(machine_type(config, role).vcpus for role in _trainers(config)) // 2)
+    return Placed(fingerprint, data, start, start, threads)
+
+
+def text_object(config: "StackConfig", fingerprint: str) -> str:
+    """The text's path in the data bucket."""
+    return f"data/{fingerprint}/{config.text.name}"
+
+
+def _trainers(config: "StackConfig") -> list[spec.Role]:
+    return ["master", "worker"] if config.workers else ["master"]

@@ -1,0 +1,147 @@
+"""What is seen of a run in Google's console, and who is told: a dashboard, a count of preemptions, alerts.
+
+Loss, speed and progress are the trainer's own metrics (trainer/google_monitoring.py). Their descriptors belong to the
+whole project and are declared here because an alert cannot name a metric that does not exist; they are never deleted.
+"""
+
+import json
+from typing import Any
+
+import pulumi
+from pulumi_gcp import logging, monitoring
+
+from infra.config import StackConfig
+from trainer import google_monitoring as metrics
+from trainer.google_machine import PREEMPTED
+
+STALLED = 900  # seconds without a step
+OFTEN = 10  # preemptions an hour
+METRICS = {  # of each: value type, unit, what it is
+    metrics.STEP: ("INT64", "1", "Steps done"),
+    metrics.LOSS: ("DOUBLE", "1", "Training loss, nats a token"),
+    metrics.TOKENS_PER_SECOND: ("DOUBLE", "1/s", "Tokens a second, all trainers together"),
+    metrics.SECONDS_SINCE_STEP: ("DOUBLE", "s", "Seconds since the newest step"),
+    metrics.FAILED: ("INT64", "1", "1 once the run has failed"),
+}
+
+
+class Monitoring(pulumi.ComponentResource):
+    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
+        super().__init__("gpt2-training:google:Monitoring", "monitoring", {}, opts)
+        self._config, self._child = config, pulumi.ResourceOptions(parent=self)
+        self._channels: list[pulumi.Output[str]] = []
+        described: list[pulumi.Resource] = [self._descriptor(*item) for item in METRICS.items()]
+        preempted = self._preempted()
+        if config.file.notify is not None:
+            channel = monitoring.NotificationChannel(
+                "e-mail",
+                display_name=f"gpt2-{config.stack}",
+                type="email",
+                labels={"email_address": config.file.notify},
+                opts=self._child,
+            )
+            self._channels = [channel.name]
+        stalled = f"no step for {STALLED // 60} minutes"
+        self._alert("stalled", stalled, _own(config, metrics.SECONDS_SINCE_STEP), STALLED, described)
+        self._alert("failed", "the run has failed", _own(config, metrics.FAILED), 0, described)
+        often = f"more than {OFTEN} machines were preempted within an hour"
+        log_metric = f'metric.type="logging.googleapis.com/user/{_log_metric(config)}"'
+        self._alert("preempted", often, log_metric, OFTEN, [preempted], hourly=True)
+        monitoring.Dashboard("dashboard", dashboard_json=json.dumps(dashboard(config)), opts=self._child)
+        self.register_outputs({})
+
+    def _descriptor(self, kind: str, about: tuple[str, str, str]) -> monitoring.MetricDescriptor:
+        value_type, unit, description = about
+        return monitoring.MetricDescriptor(
+            kind.rpartition("/")[2].replace("_", "-"),
+            type=kind,
+            metric_kind="GAUGE",
+            value_type=value_type,
+            unit=unit,
+            display_name=f"GPT-2 training: {kind.rpartition('/')[2].replace('_', ' ')}",
+            description=description,
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True),
+        )
+
+    def _preempted(self) -> logging.Metric:
+        """Docker's log driver puts a whole line into one field, so lines are told by how they start."""
+        filters = [
+            f'logName="projects/{self._config.project}/logs/gcplogs-docker-driver"',
+            f'jsonPayload.instance.name=~"^{self._config.stack}-(master|worker|ps)-"',
+            f'jsonPayload.message=~"{PREEMPTED.strip()}"',
+        ]
+        return logging.Metric(
+            "preempted",
+            name=_log_metric(self._config),
+            description="Machines that Google took back",
+            filter=" AND ".join(filters),
+            metric_descriptor={"metric_kind": "DELTA", "value_type": "INT64", "unit": "1"},
+            opts=self._child,
+        )
+
+    def _alert(
+        self,
+        name: str,
+        title: str,
+        series: str,
+        above: float,
+        after: list[pulumi.Resource],
+        hourly: bool = False,
+    ) -> None:
+        aligner = {"alignment_period": "60s", "per_series_aligner": "ALIGN_MAX"}
+        if hourly:
+            aligner = {"alignment_period": "3600s", "per_series_aligner": "ALIGN_DELTA"}
+            aligner["cross_series_reducer"] = "REDUCE_SUM"
+        condition: Any = {
+            "display_name": title,
+            "condition_threshold": {
+                "filter": series,
+                "comparison": "COMPARISON_GT",
+                "threshold_value": above,
+                "duration": "0s",
+                "aggregations": [aligner],
+            },
+        }
+        monitoring.AlertPolicy(
+            f"{name}-alert",
+            display_name=f"gpt2-{self._config.stack}: {title}",
+            combiner="OR",
+            conditions=[condition],
+            notification_channels=self._channels,
+            documentation={
+                "content": f"`python -m scripts.watch --stack {self._config.stack}` shows the run.",
+                "mime_type": "text/markdown",
+            },
+            opts=pulumi.ResourceOptions(parent=self, depends_on=after),
+        )
+
+
+def _log_metric(config: StackConfig) -> str:
+    return f"gpt2-{config.stack}-preempted"
+
+
+def _own(config: StackConfig, kind: str) -> str:
+    """A filter for this stack's series of one of the trainer's metrics."""
+    return f'metric.type="{kind}" AND resource.type="{metrics.RESOURCE}" AND resource.label.namespace="{config.stack}"'
+
+
+def dashboard(config: StackConfig) -> dict[str, Any]:
+    """Four charts: progress, loss, speed, preemptions."""
+    charts = [
+        ("Steps", _own(config, metrics.STEP)),
+        ("Loss (nats a token)", _own(config, metrics.LOSS)),
+        ("Tokens a second", _own(config, metrics.TOKENS_PER_SECOND)),
+        ("Preemptions", f'metric.type="logging.googleapis.com/user/{_log_metric(config)}"'),
+    ]
+    tiles = []
+    for i, (title, series) in enumerate(charts):
+        aligner = "ALIGN_DELTA" if title == "Preemptions" else "ALIGN_MEAN"
+        query = {
+            "timeSeriesFilter": {
+                "filter": series,
+                "aggregation": {"alignmentPeriod": "60s", "perSeriesAligner": aligner},
+            }
+        }
+        chart = {"title": title, "xyChart": {"dataSets": [{"timeSeriesQuery": query, "plotType": "LINE"}]}}
+        tiles.append({"xPos": 24 * (i % 2), "yPos": 16 * (i // 2), "width": 24, "height": 16, "widget": chart})
+    return {"displayName": f"gpt2-{config.stack}", "mosaicLayout": {"columns": 48, "tiles": tiles}}

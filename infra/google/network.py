@@ -1,0 +1,63 @@
+"""The run's own network: machines reach each other and Google's services, and nobody reaches them but through IAP."""
+
+import pulumi
+from pulumi_gcp import compute
+
+from infra.config import StackConfig
+from infra.google.identity import Identity
+
+RANGE = "10.10.0.0/20"  # 4,092 machines
+IAP = "35.235.240.0/20"  # where Identity-Aware Proxy's tunnels come from
+
+
+class Network(pulumi.ComponentResource):
+    subnetwork: pulumi.Output[str]  # its id
+
+    def __init__(self, config: StackConfig, identity: Identity, opts: pulumi.ResourceOptions):
+        super().__init__("gpt2-training:google:Network", "network", {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        name = f"gpt2-{config.stack}"
+        network = compute.Network("network", name=name, auto_create_subnetworks=False, opts=child)
+        subnetwork = compute.Subnetwork(
+            "subnetwork",
+            name=name,
+            network=network.id,
+            region=config.region,
+            ip_cidr_range=RANGE,
+            private_ip_google_access=True,  # storage, registry, logging and monitoring without a public address
+            opts=child,
+        )
+        machines = [account.email for account in identity.machines.values()]
+        compute.Firewall(
+            "internal",
+            name=f"{name}-internal",
+            network=network.id,
+            direction="INGRESS",
+            source_service_accounts=machines,
+            target_service_accounts=machines,
+            allows=[{"protocol": "tcp"}],  # the Lighthouse, stores and collectives choose their ports
+            opts=child,
+        )
+        compute.Firewall(
+            "ssh",
+            name=f"{name}-ssh",
+            network=network.id,
+            direction="INGRESS",
+            source_ranges=[IAP],
+            target_service_accounts=machines,
+            allows=[{"protocol": "tcp", "ports": ["22"]}],
+            opts=child,
+        )
+        if config.file.network.nat:
+            router = compute.Router("router", name=name, network=network.id, region=config.region, opts=child)
+            compute.RouterNat(
+                "nat",
+                name=name,
+                router=router.name,
+                region=config.region,
+                source_subnetwork_ip_ranges_to_nat="ALL_SUBNETWORKS_ALL_IP_RANGES",
+                nat_ip_allocate_option="AUTO_ONLY",
+                opts=child,
+            )
+        self.subnetwork = subnetwork.id
+        self.register_outputs({"subnetwork": self.subnetwork})

@@ -1,0 +1,256 @@
+"""What Google Cloud would refuse, found out before anything is made: one line a problem, with the fix.
+
+Pure: nothing here asks Google. Quotas and capacity are scripts/preflight's.
+"""
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+from infra.google.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, MachineType, known_zones
+from infra.prices import hourly_cost
+from infra.stack_file import TIER_ACCELERATOR, Accelerator, Machines
+from trainer.spec import Role
+
+if TYPE_CHECKING:
+    from infra.config import StackConfig
+
+TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
+STACK_NAME = re.compile(r"[a-z]([a-z0-9-]{0,14}[a-z0-9])?")  # gpt2-<stack>-master is an account's id: 30 at most
+PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
+DIGEST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?/[a-z0-9._/-]+@sha256:[0-9a-f]{64}")
+EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+BILLING_ACCOUNT = re.compile(r"[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}")
+FLEX_HOURS = 168  # 7 days are Google's most
+
+
+def counts(config: "StackConfig") -> dict[Role, int]:
+    """Machines of each role, those with none left out."""
+    all_of_them: dict[Role, int] = {"master": 1, "worker": config.workers, "ps": config.servers}
+    return {role: count for role, count in all_of_them.items() if count}
+
+
+def machine_type(config: "StackConfig", role: Role) -> MachineType:
+    """The machine type of a role, after stack_problems() found nothing."""
+    name = config.file.training_input.machine_types()[role]
+    return MACHINE_TYPES[str(name)]
+
+
+def accelerator(config: "StackConfig", role: Role) -> tuple[str, int]:
+    """Model and number of the GPUs of a machine of that role, built in or attached; ("", 0) for none."""
+    machine = MACHINE_TYPES.get(str(config.file.training_input.machine_types()[role]))
+    if machine is not None and machine.accelerators:
+        return machine.accelerator, machine.accelerators
+    wanted = _attached(config)
+    if wanted is None or role == "ps":
+        return "", 0
+    return wanted.type, wanted.count
+
+
+def zones(config: "StackConfig") -> list[str]:
+    """Where the run may live; each launch takes the next. Empty if no zone has all its machines."""
+    if config.file.machines.zones:
+        return config.file.machines.zones
+    possible: list[str] | None = None
+    for role in counts(config):
+        here = known_zones(config.region, accelerator(config, role)[0])
+        if here is not None:
+            possible = here if possible is None else [zone for zone in possible if zone in here]
+    return possible or []
+
+
+def stack_problems(config: "StackConfig") -> list[str]:
+    """Everything about the stack that Google would refuse, each line starting with the full key."""
+    names = _name_problems(config)
+    own = _machine_problems(config)
+    if not own:  # the rest would follow from these
+        own = _zone_problems(config) + _limit_problems(config)
+    own += _capacity_problems(config.file.machines, config) + _other_problems(config)
+    return names + [f"gpt2-training:{problem}" for problem in own]
+
+
+def _attached(config: "StackConfig") -> Accelerator | None:
+    tier = TIER_ACCELERATOR.get(config.file.training_input.scale_tier)
+    return config.file.machines.accelerator or (Accelerator(type=tier) if tier else None)
+
+
+def _name_problems(config: "StackConfig") -> list[str]:
+    from infra.config import MISSING_PROJECT
+
+    problems = []
+    if not config.project:
+        problems.append(MISSING_PROJECT.format(stack=config.stack))
+    elif not PROJECT_ID.fullmatch(config.project):
+        problems.append(
+            f"gcp:project: found {config.project!r}, must be a project's id (6 to 30 small letters, digits, hyphens);"
+            " `gcloud projects list` shows them"
+        )
+    if not STACK_NAME.fullmatch(config.stack):
+        problems.append(
+            f"stack {config.stack}: on Google Cloud a stack's name is at most 16 small letters, digits and hyphens and"
+            " starts with a letter; choose another"
+        )
+    if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+", config.region):
+        problems.append(f"gcp:region: found {config.region!r}, must be a region such as us-central1")
+    return problems
+
+
+def _machine_problems(config: "StackConfig") -> list[str]:
+    problems: list[str] = []
+    named = config.file.training_input.machine_types()
+    wanted = _attached(config)
+    for role in counts(config):
+        key, name = f"trainingInput.{TYPE_KEYS[role]}", named[role]
+        if not name:
+            problems.append(f"{key}: missing; give a machine type, for example n1-highmem-16")
+        elif name not in MACHINE_TYPES:
+            problems.append(f"{key}: unknown machine type {name!r}; {_close(name, list(MACHINE_TYPES))}")
+        elif wanted is not None and role != "ps":
+            problems += _accelerator_problems(key, MACHINE_TYPES[name], wanted)
+    if wanted is not None and wanted.type in ACCELERATORS:
+        problems += _image_problems(config, wanted)
+    return list(dict.fromkeys(problems))
+
+
+def _accelerator_problems(key: str, machine: MachineType, wanted: Accelerator) -> list[str]:
+    where = "machines.accelerator"
+    if wanted.type not in ACCELERATORS:
+        names = [a.name for a in ACCELERATORS.values() if a.attachable]
+        return [f"{where}.type: unknown accelerator {wanted.type!r}; {_close(wanted.type, names)}"]
+    if machine.accelerators:
+        return [f"{where}: {machine.name} has {machine.accelerators} x {machine.accelerator} built in; remove it"]
+    model = ACCELERATORS[wanted.type]
+    if not model.attachable:
+        fitting = ", ".join(m.name for m in MACHINE_TYPES.values() if m.accelerator == model.name)
+        return [f"{where}.type: {model.name} is built into machines; remove it and use {key}: one of {fitting}"]
+    fits = [n for n, (cpus, gb) in model.most.items() if machine.vcpus <= cpus and machine.memory_gb <= gb]
+    if wanted.count in fits:
+        return []
+    fix = f"use count {' or '.join(map(str, fits))}" if fits else "use a smaller machine type"
+    return [
+        (
+            f"{where}.count: {wanted.count} x {model.name} cannot be attached to {machine.name}"
+            f" ({machine.vcpus} vCPUs, {machine.memory_gb:g} GB; {key}); {fix}"
+        )
+    ]
+
+
+def _image_problems(config: "StackConfig", wanted: Accelerator) -> list[str]:
+    model = ACCELERATORS[wanted.type]
+    if config.file.image is not None or model.compute_capability >= LEAST_COMPUTE_CAPABILITY:
+        return []
+    return [
+        (
+            f"machines.accelerator.type: {model.name} has compute capability {model.compute_capability:g}, and the"
+            f" image's PyTorch (CUDA 13) starts at {LEAST_COMPUTE_CAPABILITY:g}; use nvidia-tesla-t4, or pin an image"
+            " with PyTorch for CUDA 12.6 as gpt2-training:image"
+        )
+    ]
+
+
+def _zone_problems(config: "StackConfig") -> list[str]:
+    given = config.file.machines.zones
+    problems = [
+        f"machines.zones: {zone} is not in gcp:region {config.region}; use zones of that region"
+        for zone in given
+        if not re.fullmatch(rf"{re.escape(config.region)}-[a-z]", zone)
+    ]
+    if problems:
+        return problems
+    for role in counts(config):
+        model = accelerator(config, role)[0]
+        here = known_zones(config.region, model)
+        what = model or str(config.file.training_input.machine_types()[role])
+        if here is None and not given:
+            return [
+                (
+                    f"machines.zones: missing; region {config.region} is not in our table, so name zones that have"
+                    f" {what}: `gcloud compute accelerator-types list` shows them"
+                )
+            ]
+        for zone in given:
+            if here is not None and zone not in here:
+                there = f"use {', '.join(here)}" if here else "use another region or accelerator"
+                problems.append(f"machines.zones: {zone} has no {what}; {there}")
+    if not given and not zones(config):
+        problems.append(f"machines.zones: no zone of {config.region} has all the accelerators asked for; use others")
+    return problems
+
+
+def _capacity_problems(machines: Machines, config: "StackConfig") -> list[str]:
+    problems = []
+    ways = [
+        name
+        for name, used in (
+            ("machines.spot", machines.spot),
+            ("machines.reservation", machines.reservation is not None),
+            ("machines.flexStart", machines.flex_start),
+        )
+        if used
+    ]
+    if len(ways) > 1:
+        problems.append(f"{ways[0]}: cannot go with {ways[1]}; each is another way to get capacity: choose one")
+    if machines.flex_start:
+        for role in ("master", "worker"):
+            name = config.file.training_input.machine_types()[role]
+            machine = MACHINE_TYPES.get(str(name))
+            if machine is not None and not machine.accelerators and role in counts(config):
+                problems.append(
+                    f"machines.flexStart: {machine.name} (trainingInput.{TYPE_KEYS[role]}) cannot wait for capacity,"
+                    " only machines with built-in GPUs can (a2, a3, g2); use one of those, or remove flexStart"
+                )
+        if config.file.limits.max_hours > FLEX_HOURS:
+            problems.append(
+                f"limits.maxHours: found {config.file.limits.max_hours:g}, more than the {FLEX_HOURS} hours that"
+                f" machines.flexStart gives; use at most {FLEX_HOURS}"
+            )
+    if machines.spot and not config.workers:
+        problems.append("machines.spot: only workers can be Spot VMs, and there are none; remove it or add workers")
+    if machines.reservation is not None and not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", machines.reservation):
+        problems.append(f"machines.reservation: found {machines.reservation!r}, must be a reservation's name")
+    return problems
+
+
+def _limit_problems(config: "StackConfig") -> list[str]:
+    limits, problems = config.file.limits, []
+    if limits.billing_account is not None:
+        if not BILLING_ACCOUNT.fullmatch(limits.billing_account):
+            problems.append(
+                f"limits.billingAccount: found {limits.billing_account!r}, must look like 012345-6789AB-CDEF01;"
+                " `gcloud billing accounts list` shows it"
+            )
+        if limits.max_cost_usd is None:
+            problems.append("limits.billingAccount: a budget needs limits.maxCostUsd; give it, or remove this")
+    if limits.max_cost_usd is None:
+        return problems
+    cost = hourly_cost(config)
+    if cost is None:
+        problems.append(
+            "limits.maxCostUsd: the price of these machines in this region is not known, so it cannot be kept;"
+            " use limits.maxHours"
+        )
+    elif limits.max_cost_usd < cost:
+        problems.append(
+            f"limits.maxCostUsd: found {limits.max_cost_usd:g}, less than the first hour, {cost:.2f} USD; raise it or"
+            " use fewer or smaller machines"
+        )
+    return problems
+
+
+def _other_problems(config: "StackConfig") -> list[str]:
+    file, problems = config.file, []
+    if file.image is not None and not DIGEST.fullmatch(file.image):
+        problems.append(
+            f"image: found {file.image!r}, must be pinned by digest, NAME@sha256:...; `python -m scripts.build_image`"
+            " prints one"
+        )
+    if file.notify is not None and not EMAIL.fullmatch(file.notify):
+        problems.append(f"notify: found {file.notify!r}, must be an e-mail address")
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", file.machines.image_family):
+        problems.append(f"machines.imageFamily: found {file.machines.image_family!r}, must be an image family's name")
+    return problems
+
+
+def _close(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"

@@ -1,0 +1,34 @@
+"""The APIs that a run needs, enabled and left enabled: others in the project may have come to use them."""
+
+import pulumi
+from pulumi_gcp import projects
+
+from infra.config import StackConfig
+
+APIS = (
+    "artifactregistry",
+    "cloudresourcemanager",
+    "cloudscheduler",
+    "compute",
+    "iam",
+    "logging",
+    "monitoring",
+    "storage",
+)
+
+
+class Services(pulumi.ComponentResource):
+    """Everything else waits for it."""
+
+    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
+        super().__init__("gpt2-training:google:Services", "services", {}, opts)
+        names = [*APIS, "billingbudgets"] if config.file.limits.billing_account else list(APIS)
+        for name in names:
+            projects.Service(
+                name,
+                service=f"{name}.googleapis.com",
+                disable_on_destroy=False,
+                disable_dependent_services=False,
+                opts=pulumi.ResourceOptions(parent=self),
+            )
+        self.register_outputs({})

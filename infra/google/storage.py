@@ -1,0 +1,93 @@
+"""Two private buckets: the text, which machines may only read, and what the runs make. Both outlive the stack.
+
+Their names are fixed, so that after a destroy the next `up` finds them and takes them up again.
+"""
+
+from typing import Any
+
+import pulumi
+from pulumi_gcp import storage
+
+from infra.config import StackConfig
+from infra.data_lock import read_lock
+from infra.google.identity import Identity
+from infra.google.inputs import VOCABULARY_FILES, text_object, vocabulary_folder
+from trainer.spec import JobSpec
+
+DAY = 86400  # seconds
+SOFT_DELETE = 7 * DAY  # what is deleted can be had back for so long, and is billed for so long
+KEEP_OLD_VERSIONS = 7  # days
+
+
+def bucket_settings(region: str) -> dict[str, Any]:
+    """What both buckets have in common, as arguments of the resource; scripts.upload_data makes one alike."""
+    return {
+        "location": region.upper(),
+        "uniform_bucket_level_access": True,
+        "public_access_prevention": "enforced",
+        "versioning": {"enabled": True},
+        "soft_delete_policy": {"retention_duration_seconds": SOFT_DELETE},
+        "lifecycle_rules": [
+            {"action": {"type": "Delete"}, "condition": {"days_since_noncurrent_time": KEEP_OLD_VERSIONS}},
+            {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": 1}},
+        ],
+    }
+
+
+class Storage(pulumi.ComponentResource):
+    artifacts: storage.Bucket
+    data: storage.Bucket
+
+    def __init__(
+        self, config: StackConfig, job: JobSpec, identity: Identity, there: set[str], opts: pulumi.ResourceOptions
+    ):
+        """there: names of the buckets that an earlier stack of this name left."""
+        super().__init__("gpt2-training:google:Storage", "storage", {}, opts)
+        self._config, self._child = config, pulumi.ResourceOptions(parent=self)
+        self.artifacts = self._bucket("artifacts", config.bucket, there)
+        self.data = self._bucket("data", config.data_bucket, there)
+        for role, account in identity.machines.items():
+            for bucket, granted in ((self.artifacts, "objectUser"), (self.data, "objectViewer")):
+                name = "artifacts" if bucket is self.artifacts else "data"
+                storage.BucketIAMMember(
+                    f"{role}-{name}-grant",
+                    bucket=bucket.name,
+                    role=f"roles/storage.{granted}",
+                    member=account.member,
+                    opts=self._child,
+                )
+        self._inputs(job)
+        self.register_outputs({})
+
+    def _bucket(self, name: str, url: str, there: set[str]) -> storage.Bucket:
+        full, keep = url.removeprefix("gs://"), self._config.file.keep_artifacts
+        return storage.Bucket(
+            name,
+            name=full,
+            **bucket_settings(self._config.region),
+            force_destroy=not keep,
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if full in there else None),
+        )
+
+    def _inputs(self, job: JobSpec) -> None:
+        """The text, unless upload_data has put it there, and GPT-2's vocabulary: machines have no internet."""
+        if read_lock(self._config.text) is None:
+            source = pulumi.FileAsset(str(self._config.text))
+            self.put("text", self.data, text_object(self._config, job.fingerprint), source, "text/plain")
+        if (folder := vocabulary_folder(self._config)) is not None:
+            for name in VOCABULARY_FILES:
+                source = pulumi.FileAsset(str(folder / name))
+                self.put(f"vocabulary-{name}", self.data, f"vocabulary/gpt2/{name}", source, "text/plain")
+
+    def put(
+        self, name: str, bucket: storage.Bucket, path: str, source: pulumi.Asset, content_type: str
+    ) -> storage.BucketObject:
+        """Declares an object. It stays when it is not declared any more: a new run must not take an old one's away."""
+        return storage.BucketObject(
+            name,
+            bucket=bucket.name,
+            name=path,
+            source=source,
+            content_type=content_type,
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True, delete_before_replace=False),
+        )

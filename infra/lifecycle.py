@@ -1,0 +1,77 @@
+"""Where a run stands as far as Pulumi decides it: declared, ended by destroy, replaced; the same on every platform."""
+
+import json
+import re
+import time
+
+from trainer.spec import DESTROYED, FINAL_STATES, REPLACED, JobSpec, Status
+from trainer.status import revise
+from trainer.storage import Storage
+
+CURRENT = "current.json"
+
+
+def begin(storage: Storage, run: str, launch: int) -> None:
+    """The run is declared: its status says so, unless it says already that it goes on or is over."""
+    revise(storage, run, lambda old: _begun(old, launch))
+
+
+def end(storage: Storage, run: str) -> None:
+    """The run is not declared any more: its status says why it stopped, unless it was over."""
+    revise(storage, run, lambda old: _ended(old, storage, run))
+
+
+def _begun(old: Status | None, launch: int) -> Status | None:
+    """The status that a declaration brings about; None: it stays as it is."""
+    if old is None:
+        return Status(state="PROVISIONING", launch=launch, updated=time.time())
+    again = old.state in ("FAILED", "STOPPED") and launch > old.launch
+    if not (old.taken_back or again):
+        return None
+    begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "started": None, "finished": None}
+    return old.model_copy(update={**begun, "updated": time.time()})
+
+
+def _ended(old: Status | None, storage: Storage, run: str) -> Status | None:
+    """The status of a run that is not declared any more."""
+    if old is None or old.state in FINAL_STATES:
+        return None
+    step = newest_checkpoint(storage, run)
+    onward = f"goes on from step {step}" if step else "starts at step 0, as there is no checkpoint yet"
+    try:
+        other = json.loads(storage.read(CURRENT))["run"]
+    except FileNotFoundError:
+        other = run
+    reason = f"{DESTROYED}`pulumi up` {onward}"
+    if other != run:
+        reason = f"{REPLACED}{other}; the former stack file {onward}"
+    now = time.time()
+    return old.model_copy(update={"state": "STOPPED", "reason": reason, "updated": now, "finished": now})
+
+
+def newest_checkpoint(storage: Storage, run: str) -> int:
+    """The step of the newest whole checkpoint, 0 if there is none."""
+    paths = (entry.path for entry in storage.list(f"runs/{run}/checkpoints"))
+    found = (re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", path) for path in paths)
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def is_finished(status: Status | None, job: JobSpec) -> bool:
+    """Whether a declared run has nothing left to do in this launch: it needs no machines."""
+    if status is None or status.state not in FINAL_STATES or status.taken_back:
+        return False
+    return status.state == "SUCCEEDED" or status.launch >= job.launch
+
+
+def standing(status: Status | None, url: str, job: JobSpec) -> tuple[bool, str] | None:
+    """Where a declared run stands already, as (needs attention, a line for a person); None if it is new."""
+    if status is None or status.taken_back:
+        return None
+    if status.state == "SUCCEEDED":
+        return False, f"run {job.run} has SUCCEEDED: nothing is left to do, its model is in {url}/runs/{job.run}/model"
+    if is_finished(status, job):
+        return True, (
+            f"run {job.run} has {status.state} at step {status.step} ({status.reason}); set gpt2-training:launch to"
+            f" {status.launch + 1} to go on from its newest checkpoint"
+        )
+    return False, f"run {job.run} is {status.state} at step {status.step}"

@@ -1,0 +1,28 @@
+"""YAML as Pulumi reads it: scripts read stack files without the CLI, and must see the same values."""
+
+import re
+from typing import Any
+
+import yaml
+
+
+class Loader(yaml.SafeLoader):
+    """Reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts."""
+
+
+_PLAIN = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "merge": (r"<<", "<"),
+}
+Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _PLAIN.items():
+    _letters: list[Any] = ["" if c == "\0" else c for c in _first]
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _letters)
+
+
+def parse(text: str) -> Any:
+    """A document's content. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=Loader)  # noqa: S506  a SafeLoader

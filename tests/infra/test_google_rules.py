@@ -1,0 +1,232 @@
+"""Stack files for Google Cloud: what is refused before anything is made, in one line with key and fix; and the plan."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra import config, lifecycle
+from infra.config import ConfigError
+from infra.data_lock import DataLock, write_lock
+from infra.google import guard, machines
+from infra.google.inputs import LARGEST_OBJECT
+from infra.prices import hourly_cost
+from trainer.spec import Status
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TEXT = "It was the best of times, it was the worst of times.\n" * 20_000
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout as far as stack files need one."""
+    (tmp_path / "data" / "gpt2-vocabulary").mkdir(parents=True)
+    for name in ("my-data.txt", "default.txt"):
+        (tmp_path / "data" / name).write_text(TEXT)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "data" / "gpt2-vocabulary" / name).write_text("{}")
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "code.py").write_text("pass\n")
+    return tmp_path
+
+
+def values(stack: str = "dev") -> dict[str, Any]:
+    content = yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
+    return dict(content) | {"gcp:project": "my-project"}
+
+
+def changed(changes: dict[str, Any], stack: str = "dev") -> dict[str, Any]:
+    """The committed values with some set at a path, or removed with ...; missing parts are made."""
+    everything = copy.deepcopy(values(stack))
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = everything
+        for i, part in enumerate(parents):
+            node = node.setdefault(part if ":" in part or i else f"gpt2-training:{part}", {})
+        if not parents and ":" not in last:
+            last = f"gpt2-training:{last}"
+        if value is ...:
+            node.pop(last)
+        else:
+            node[last] = value
+    return everything
+
+
+def load(everything: dict[str, Any], root: Path, stack: str = "dev") -> config.StackConfig:
+    (root / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump({"config": everything}))
+    return config.from_file(stack, root)
+
+
+def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.job_spec(load(everything, root, stack))
+    return caught.value.problems
+
+
+ACCELERATOR = "machines.accelerator"
+V100 = {"type": "nvidia-tesla-v100", "count": 2}
+PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"gcp:project": ...}, "gcp:project", "missing; run `pulumi config set gcp:project YOUR-PROJECT --stack dev`"),
+        ({"gcp:project": "My Project"}, "gcp:project", "must be a project's id"),
+        ({"gcp:region": "Iowa"}, "gcp:region", "must be a region such as us-central1"),
+        ({"trainingInput.masterType": ...}, "trainingInput.masterType", "missing; give a machine type"),
+        ({"trainingInput.workerType": "n1-highmen-16"}, "trainingInput.workerType", "did you mean n1-highmem-16?"),
+        ({f"{ACCELERATOR}.type": "nvidia-tesla-t5"}, f"{ACCELERATOR}.type", "did you mean nvidia-tesla-t4?"),
+        ({f"{ACCELERATOR}.count": 3}, f"{ACCELERATOR}.count", "use count 1 or 2 or 4"),
+        ({ACCELERATOR: {**V100, "count": 1}, "image": PINNED}, f"{ACCELERATOR}.count", "use count 2 or 4 or 8"),
+        ({ACCELERATOR: V100}, f"{ACCELERATOR}.type", "compute capability 7, and the image's PyTorch (CUDA 13)"),
+        ({ACCELERATOR: {"type": "nvidia-l4"}}, f"{ACCELERATOR}.type", "is built into machines; remove it and use"),
+        ({"trainingInput.masterType": "g2-standard-8"}, ACCELERATOR, "has 1 x nvidia-l4 built in; remove it"),
+        ({"machines.zones": ["europe-west4-a"]}, "machines.zones", "is not in gcp:region us-central1"),
+        ({"machines.zones": ["us-central1-d"]}, "machines.zones", "has no nvidia-tesla-t4; use us-central1-a"),
+        ({"gcp:region": "europe-west4", "limits": {}}, "machines.zones", "region europe-west4 is not in our table"),
+        ({"machines.reservation": "r1"}, "machines.spot", "cannot go with machines.reservation"),
+        ({"machines.spot": False, "machines.flexStart": True}, "machines.flexStart", "n1-highmem-16 (trainingInput."),
+        ({"limits.maxHours": 3000}, "limits.maxHours", "at most 2880"),
+        ({"limits.maxCostUsd": 1}, "limits.maxCostUsd", "less than the first hour, 7.51 USD"),
+        ({"limits.billingAccount": "abc"}, "limits.billingAccount", "must look like 012345-6789AB-CDEF01"),
+        ({"image": "trainer:latest"}, "image", "must be pinned by digest"),
+        ({"notify": "me"}, "notify", "must be an e-mail address"),
+        ({"machines.bootDiskGb": 10}, "machines.bootDiskGb", "at least 50"),
+        ({"machines.zone": "a"}, "machines.zone", "unknown key; did you mean zones?"),
+        ({"data.path": "data/gone.txt"}, "data.path", "there is no file data/gone.txt"),
+        ({"data.path": "gs://b/o.txt"}, "data.path", "run `python -m scripts.upload_data gs://b/o.txt`"),
+        ({"model": {"initialize": "gpt2"}}, "model.initialize", "the machines have no internet; set network.nat: true"),
+        ({"trainingInput.scaleTier": "BASIC"}, "trainingInput.masterType", "scaleTier BASIC sets it"),
+    ],
+)
+def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[str, Any], key: str, said: str) -> None:
+    found = problems(changed(changes), root)
+    assert all("\n" not in line for line in found)
+    full = key if key.startswith("gcp:") else f"gpt2-training:{key}"
+    assert [line for line in found if line.startswith(f"{full}: ") and said in line], found
+
+
+def test_a_name_that_is_too_long_for_an_account(root: Path) -> None:
+    (line,) = problems(values(), root, "a-very-long-stack-name")
+    assert "at most 16" in line
+
+
+def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
+    text = root / "data" / "my-data.txt"
+    with text.open("ab") as file:
+        file.truncate(LARGEST_OBJECT + 1)
+    text.write_bytes(TEXT.encode() * (LARGEST_OBJECT // len(TEXT) + 2))
+    (line,) = problems(values(), root)
+    assert "run `python -m scripts.upload_data data/my-data.txt --stack dev` and commit my-data.txt.lock.json" in line
+    lock = DataLock(url="gs://elsewhere/my-data.txt", sha256="ab" * 32, size=text.stat().st_size)
+    write_lock(text, lock)
+    text.unlink()
+    job = config.job_spec(load(values(), root))
+    assert (job.data.path, job.fingerprint) == (lock.url, "ab" * 8)
+
+
+def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
+    job = config.job_spec(load(values(), root))
+    assert job.data.vocabulary_path == "gs://my-project-dev-gpt2-data/vocabulary/gpt2"
+    shutil.rmtree(root / "data" / "gpt2-vocabulary")
+    (line,) = problems(values(), root)
+    assert "run `python -m scripts.prepare_data --stack dev`, or set network.nat: true" in line
+    assert config.job_spec(load(changed({"network.nat": True}), root)).data.vocabulary_path is None
+
+
+def test_the_reference_job(root: Path) -> None:
+    read = load(values(), root)
+    plan = {group.role: group for group in machines.groups(read, config.job_spec(read))}
+    assert {role: group.count for role, group in plan.items()} == {"master": 1, "worker": 10, "ps": 3}
+    types = {role: group.template["machine_type"] for role, group in plan.items()}
+    assert types == {"master": "n1-highmem-16", "worker": "n1-highmem-16", "ps": "n1-highmem-8"}
+    assert plan["master"].template["guest_accelerators"] == [{"type": "nvidia-tesla-t4", "count": 1}]
+    assert "guest_accelerators" not in plan["ps"].template
+    models = {role: group.template["scheduling"]["provisioning_model"] for role, group in plan.items()}
+    assert models == {"master": "STANDARD", "worker": "SPOT", "ps": "STANDARD"}
+    jobs = plan["master"].template["metadata"]["gpt2-scale-down"].split(",")
+    assert [job.rsplit("/", 1)[1] for job in jobs] == [
+        *("gpt2-dev-worker-deadline", "gpt2-dev-ps-deadline", "gpt2-dev-master-deadline")
+    ]
+    # By hand: 0.9464 + 0.35, ten of 0.2586 + 0.175, three of 0.4732; 14 disks of 200 GB at 0.12 a month.
+    assert hourly_cost(read) == pytest.approx(1.2964 + 4.336 + 1.4196 + 14 * 200 * 0.12 / 730, abs=0.01)
+
+
+def test_what_makes_another_group(root: Path) -> None:
+    def names(changes: dict[str, Any]) -> dict[str, str]:
+        read = load(changed(changes), root)
+        return {group.role: group.name for group in machines.groups(read, config.job_spec(read))}
+
+    before = names({})
+    assert names({"trainingInput.workerCount": 5}) == before
+    assert names({"evaluation": {"every": 7}}) == before
+    assert names({"limits.maxCostUsd": 100}) == before
+    for changes in (
+        {"trainingInput.hyperparameters.learningRate": 0.02},
+        {"launch": 2},
+        {"limits.maxHours": 12},
+        {"machines.zones": ["us-central1-b"]},
+    ):
+        assert not set(names(changes).values()) & set(before.values())
+    assert names({"machines.spot": False})["master"] == before["master"]
+    assert names({"machines.spot": False})["worker"] != before["worker"]
+
+
+def test_each_launch_takes_the_next_zone(root: Path) -> None:
+    def zone(launch: int) -> set[str]:
+        read = load(changed({"launch": launch, "machines.zones": ["us-central1-c", "us-central1-f"]}), root)
+        return {group.zone for group in machines.groups(read, config.job_spec(read))}
+
+    assert [zone(1), zone(2), zone(3)] == [{"us-central1-c"}, {"us-central1-f"}, {"us-central1-c"}]
+
+
+def test_capacity_by_waiting_or_reservation(root: Path) -> None:
+    large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}}
+    read = load(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)
+    (group,) = machines.groups(read, config.job_spec(read))
+    assert group.flex_start
+    assert group.template["scheduling"]["max_run_duration"] == {"seconds": 86400}
+    read = load(changed({"machines.spot": False, "machines.reservation": "mine"}), root)
+    plan = {group.role: group.template for group in machines.groups(read, config.job_spec(read))}
+    assert plan["worker"]["reservation_affinity"]["specific_reservation"]["values"] == ["mine"]
+    assert "reservation_affinity" not in plan["ps"]
+
+
+def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
+    read = load(values(), root)
+    cost = hourly_cost(read)
+    assert cost is not None
+    assert guard.hours_left(read) == 24
+    read = load(changed({"limits.maxCostUsd": 2 * cost}), root)
+    assert guard.hours_left(read) == pytest.approx(2)
+    started = 1_790_000_041  # 2026-09-21 14:14:01 UTC
+    assert guard.termination_time(started, 24) == "2026-09-22T14:14:01Z"
+    assert guard.cron(started, 2) == "15 16 21 9 *"
+
+
+def test_a_finished_run_needs_no_machines(root: Path) -> None:
+    job = config.job_spec(load(values(), root))
+
+    def finished(**fields: Any) -> bool:
+        return lifecycle.is_finished(Status(**{"state": "FAILED", "updated": 0.0, **fields}), job)
+
+    assert finished()
+    assert finished(state="SUCCEEDED", launch=7)
+    assert finished(state="STOPPED", reason="by hand")
+    assert not finished(state="RUNNING")
+    assert not finished(state="STOPPED", reason="destroyed; `pulumi up` goes on")
+    again = job.model_copy(update={"launch": 2})
+    assert not lifecycle.is_finished(Status(state="FAILED", updated=0.0), again)
+    assert lifecycle.is_finished(Status(state="SUCCEEDED", updated=0.0), again)
+
+
+def test_an_image_that_is_pinned_names_the_code(root: Path) -> None:
+    job = config.job_spec(load(changed({"image": PINNED}), root))
+    assert job.code == "sha256:" + "0" * 64
+    assert job.run != config.job_spec(load(values(), root)).run
+    assert json.dumps(job.to_json())

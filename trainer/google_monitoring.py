@@ -1,0 +1,111 @@
+"""How the run goes, as custom metrics in Cloud Monitoring, written by the master every minute.
+
+All are gauges of the resource generic_task (project_id, location: the zone, namespace: the stack, job: the run,
+task_id: the machine), without labels of their own. Type names are below; infra/google shows them and alerts on them.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from trainer.google_api import ApiError, GoogleApi
+from trainer.spec import JobSpec, Record
+from trainer.storage import Storage, StorageError
+
+PREFIX = "custom.googleapis.com/gpt2_training/"
+STEP = PREFIX + "step"  # INT64: steps done
+LOSS = PREFIX + "loss"  # DOUBLE: training loss of the newest step, nats
+TOKENS_PER_SECOND = PREFIX + "tokens_per_second"  # DOUBLE: of all trainers together
+SECONDS_SINCE_STEP = PREFIX + "seconds_since_step"  # DOUBLE: since the newest step, or since the master started
+FAILED = PREFIX + "failed"  # INT64: 1 once the run has failed, 0 before
+RESOURCE = "generic_task"
+
+EVERY = 60.0  # seconds
+LEAST = 6.0  # seconds between two points of a series; Google refuses less than 5
+
+
+class Monitoring:
+    """Writes in the background until close(). What cannot be written is said once and hurts nobody."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        spec: JobSpec,
+        project: str,
+        zone: str,
+        stack: str,
+        name: str,
+        note: Callable[[str], None],
+    ) -> None:
+        """name: of this machine; note: prints a line."""
+        self._storage, self._run, self._project, self._note = storage, spec.run, project, note
+        labels = {"project_id": project, "location": zone, "namespace": stack, "job": spec.run, "task_id": name}
+        self._resource = {"type": RESOURCE, "labels": labels}
+        self._started, self._written = time.time(), 0.0
+        self._api: GoogleApi | None = None
+        self._said = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="monitoring", daemon=True)
+        self._thread.start()
+
+    def close(self, *, failed: bool) -> None:
+        """The last points: how it ended."""
+        self._closed.set()
+        self._thread.join()
+        time.sleep(max(0.0, self._written + LEAST - time.monotonic()))
+        self._write(failed)
+
+    def _loop(self) -> None:
+        while not self._closed.wait(EVERY):
+            self._write(failed=False)
+
+    def _write(self, failed: bool) -> None:
+        try:
+            self._api = self._api or GoogleApi()
+            body = {"timeSeries": self._series(newest_record(self._storage, self._run), failed)}
+            self._api.call("monitoring", "POST", f"projects/{self._project}/timeSeries", body=body)
+            self._said = False
+        except (ApiError, StorageError, OSError, ValueError) as error:
+            if not self._said:
+                self._note(f"metrics do not reach Cloud Monitoring ({error}); training goes on without them")
+            self._said = True
+        self._written = time.monotonic()
+
+    def _series(self, record: Record | None, failed: bool) -> list[dict[str, Any]]:
+        now = time.time()
+        values: list[tuple[str, int | float | None]] = [
+            (STEP, record.step if record else 0),
+            (LOSS, record.loss if record else None),
+            (TOKENS_PER_SECOND, record.tokens_per_second if record else None),
+            (SECONDS_SINCE_STEP, max(0.0, now - max(self._started, record.time if record else 0.0))),
+            (FAILED, int(failed)),
+        ]
+        interval = {"endTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        return [
+            {
+                "metric": {"type": metric},
+                "resource": self._resource,
+                "metricKind": "GAUGE",
+                "valueType": "INT64" if isinstance(value, int) else "DOUBLE",
+                "points": [
+                    {
+                        "interval": interval,
+                        "value": {"int64Value": str(value)} if isinstance(value, int) else {"doubleValue": value},
+                    }
+                ],
+            }
+            for metric, value in values
+            if value is not None
+        ]
+
+
+def newest_record(storage: Storage, run: str) -> Record | None:
+    """The newest training step in the run's metrics, from the newest file alone."""
+    files = [entry for entry in storage.list(f"runs/{run}/metrics") if entry.path.endswith(".jsonl")]
+    if not files:
+        return None
+    lines = storage.read(max(files, key=lambda entry: entry.updated).path).splitlines()
+    records = (Record.model_validate_json(line) for line in reversed(lines))
+    return next((record for record in records if record.validation_loss is None), None)
