@@ -26,7 +26,7 @@ metadata() { curl --silent --show-error --fail --max-time 10 --header 'Metadata-
 attribute() { metadata "instance/attributes/$1"; }
 
 pause() { # in a child, so that a signal is not kept waiting
-    sleep "$1" &
+    sleep "$1" &>/dev/null &
     wait $! || true
 }
 

@@ -92,7 +92,7 @@ class Found:
             said = (
                 True,
                 (
-                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours_left(config):.1f} hours); set"
+                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours_left(config):.1f} h); set"
                     f" gpt2-training:launch to {job.launch + 1} to go on from its newest checkpoint"
                 ),
             )

@@ -1,0 +1,119 @@
+"""The program's graph on Google Cloud under Pulumi's mocks: every resource with its inputs and what it waits for."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import yaml
+from google.protobuf.json_format import MessageToDict
+from pulumi.runtime.mocks import MockMonitor
+
+from infra import config
+from infra.run import TrainingRun
+from trainer.spec import JobSpec
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STARTED = 1_790_000_041
+TEXT = "It was the best of times, it was the worst of times.\n" * 20_000
+
+
+def make_root(folder: Path) -> Path:
+    """A checkout as far as the program needs one."""
+    (folder / "data" / "gpt2-vocabulary").mkdir(parents=True)
+    for name in ("my-data.txt", "default.txt"):
+        (folder / "data" / name).write_text(TEXT)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / "data" / "gpt2-vocabulary" / name).write_text("{}")
+    (folder / "trainer").mkdir()
+    (folder / "trainer" / "code.py").write_text("pass\n")
+    shutil.copy(CHECKOUT / "trainer" / "Dockerfile", folder / "trainer")
+    return folder
+
+
+def stack_values(stack: str = "dev") -> dict[str, Any]:
+    """The committed stack file's values, with a project."""
+    content = yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
+    return dict(content) | {"gcp:project": "my-project"}
+
+
+def read(values: dict[str, Any], root: Path, stack: str = "dev") -> config.StackConfig:
+    (root / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump({"config": values}))
+    return config.from_file(stack, root)
+
+
+@dataclass
+class Declared:
+    token: str
+    name: str
+    inputs: dict[str, Any]
+    parent: str = ""
+    waits: set[str] = field(default_factory=set)  # urns
+
+
+class Graph:
+    """What the program declared, by urn."""
+
+    def __init__(self) -> None:
+        self.resources: dict[str, Declared] = {}
+
+    def of(self, kind: str) -> list[Declared]:
+        return [found for found in self.resources.values() if found.token.rsplit(":", 1)[1] == kind]
+
+    def waits_for(self, one: Declared) -> Iterator[Declared]:
+        """All that must be there before `one` is made: its own dependencies, its parents', and theirs."""
+        seen: set[str] = set()
+        todo = [one]
+        while todo:
+            now = todo.pop()
+            for urn in now.waits | ({now.parent} if now.parent else set()):
+                if urn in self.resources and urn not in seen:
+                    seen.add(urn)
+                    todo.append(self.resources[urn])
+                    yield self.resources[urn]
+
+
+class _Mocks(pulumi.runtime.Mocks):
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        kind, outputs = args.typ.rsplit(":", 1)[1], dict(args.inputs)
+        if kind == "Account":
+            outputs["email"] = f"{outputs['accountId']}@my-project.iam.gserviceaccount.com"
+            outputs["member"] = f"serviceAccount:{outputs['email']}"
+        elif kind == "IAMCustomRole":
+            outputs["name"] = f"projects/my-project/roles/{outputs['roleId']}"
+        elif kind == "Launch":
+            outputs["started"] = STARTED
+        elif kind == "Image":
+            outputs["digest"] = "sha256:" + "0" * 64
+        return f"{args.name}-id", {"selfLink": f"//{args.name}", **outputs}
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
+        return {"buckets": [], "repositories": [], "bucketObjects": []}, []
+
+
+class _Monitor(MockMonitor):
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(_Mocks())
+        self._graph = graph
+
+    def RegisterResource(self, request: Any) -> Any:
+        answer = super().RegisterResource(request)
+        inputs = MessageToDict(request.object)  # as it goes over the wire: assets and unknowns marked
+        self._graph.resources[answer.urn] = Declared(
+            request.type, request.name, inputs, request.parent, set(request.dependencies)
+        )
+        return answer
+
+
+def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph, JobSpec]:
+    """Runs the program. Raises ConfigError as the program does."""
+    job = config.job_spec(stack)
+    graph = Graph()
+    pulumi.runtime.set_mocks(
+        _Mocks(), project="gpt2-training", stack=stack.stack, preview=preview, monitor=_Monitor(graph)
+    )
+
+    pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model)()
+    return graph, job
