@@ -16,9 +16,9 @@ def begin(storage: Storage, run: str, launch: int) -> None:
     revise(storage, run, lambda old: _begun(old, launch))
 
 
-def end(storage: Storage, run: str) -> None:
-    """The run is not declared any more: its status says why it stopped, unless it was over."""
-    revise(storage, run, lambda old: _ended(old, storage, run))
+def end(storage: Storage, run: str, launch: int) -> None:
+    """This launch is not declared any more: the status says why it stopped, unless it was over or went on since."""
+    revise(storage, run, lambda old: _ended(old, storage, run, launch))
 
 
 def _begun(old: Status | None, launch: int) -> Status | None:
@@ -32,9 +32,9 @@ def _begun(old: Status | None, launch: int) -> Status | None:
     return old.model_copy(update={**begun, "updated": time.time()})
 
 
-def _ended(old: Status | None, storage: Storage, run: str) -> Status | None:
+def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Status | None:
     """The status of a run that is not declared any more."""
-    if old is None or old.state in FINAL_STATES:
+    if old is None or old.state in FINAL_STATES or old.launch > launch:
         return None
     step = newest_checkpoint(storage, run)
     onward = f"goes on from step {step}" if step else "starts at step 0, as there is no checkpoint yet"

@@ -6,10 +6,12 @@ torch, so that it starts at once and stays small. The machine is done when the r
 """
 
 import argparse
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -31,36 +33,38 @@ CRASHES = 3  # ends with an error of its own, in a row and without a step in bet
 KILLS = 10  # the same for ends by a signal: usually a preemption or somebody's kill, but perhaps always out of memory
 PAUSE = 0.5  # seconds before a restart
 SILENCE, SLOWER = 600.0, 20.0  # seconds without a word after which a process hangs; or so many times the longest yet
-GRACE = 25.0  # seconds from SIGTERM to SIGKILL: a Spot VM has 30
+GRACE = 25.0  # seconds from SIGTERM to SIGKILL
 LAST_LINES = 40
+IDLE = "idle: parameter servers do not take part yet"
 
 
 class Supervisor:
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
-        self._terminated = threading.Event()
+        self._terminated, self._why = threading.Event(), "told to leave"
+        self.grace, self.heartbeat = GRACE, HEARTBEAT
         self._again = threading.Event()  # the child was told to leave and is to be started again
         self._child: subprocess.Popen[str] | None = None
         self._heard, self._patience = time.monotonic(), SILENCE
-        now = time.time()
-        self._status = MachineStatus(
-            name=name,
-            role=role,
-            state="starting",
-            heartbeat=now,
-            started=now,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-        )
+        self._status = _here(name=name, role=role, state="starting")
         self._lock = threading.Lock()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
+        self.leave("told to leave")
+
+    def leave(self, why: str) -> None:
+        """End the computing process, with time for a checkpoint, and then run(). From any thread, at any time."""
+        self._why = self._why if self._terminated.is_set() else why
         self._terminated.set()
         if self._child is not None:
             self._child.terminate()
+
+    def told_to_leave(self, timeout: float) -> bool:
+        """Whether this machine is to leave though its run may go on; waits up to `timeout` seconds for it."""
+        return self._terminated.wait(timeout)
 
     # -- what is said about this machine ---------------------------------------------------------------------------
 
@@ -75,11 +79,16 @@ class Supervisor:
             except (StorageError, OSError) as error:
                 print(f"the heartbeat could not be written ({error}); trying again", flush=True)
 
+    def note(self, line: str) -> None:
+        """Print a line of this process's own, and keep it for the last words."""
+        print(line, flush=True)
+        self._lines.append(line[:500])
+
     def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
         over_since: float | None = None
         while child.poll() is None:
             self._say(memory_mb=_memory_mb(child.pid))
-            over = self._over()
+            over = self.over()
             if over is not None:
                 over_since = over_since or time.monotonic()
                 # From a success it leaves by itself; from any other end only its leader does.
@@ -92,9 +101,9 @@ class Supervisor:
                 self._again.set()
                 child.terminate()
             if time.monotonic() - self._heard > self._patience:
-                print(f"no word from the computing process for {self._patience:.0f} s: starting it again", flush=True)
+                self.note(f"no word from the computing process for {self._patience:.0f} s: starting it again")
                 child.kill()
-            ended.wait(HEARTBEAT)
+            ended.wait(self.heartbeat)
 
     def _outdated(self) -> bool:
         """Did the cluster change so that this process must start anew?
@@ -108,7 +117,8 @@ class Supervisor:
         old = self._spec.cluster
         return new.threads != old.threads or old.trainers == 1 < new.trainers
 
-    def _over(self) -> Status | None:
+    def over(self) -> Status | None:
+        """The status if the run is over; None also while the bucket does not answer."""
         try:
             return is_over(self._storage, self._spec.run, self._spec.launch)
         except (StorageError, OSError):
@@ -134,6 +144,17 @@ class Supervisor:
 
     def run(self) -> int:
         """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""
+        try:
+            return self._run()
+        except Exception as error:  # whatever it is: it is seen in the bucket too
+            self._say(state="failed", message=f"{type(error).__name__}: {error}"[:500], trainer_pid=None)
+            raise
+
+    def _run(self) -> int:
+        if self.over() is not None:
+            return self._come_late()
+        if self._status.role == "ps":
+            return self._idle()
         crashes = kills = 0
         while not self._terminated.is_set():
             before = self._status.step
@@ -144,7 +165,7 @@ class Supervisor:
                 with suppress(StorageError, OSError, ValidationError):  # else with the old one; it is looked at again
                     self._spec = read_spec(self._storage, self._spec.run)
                 continue
-            over = code == LEFT and self._over() is not None
+            over = code == LEFT and self.over() is not None
             if self._terminated.is_set():
                 break
             if code == 0 or over:
@@ -158,7 +179,25 @@ class Supervisor:
                 return self._fail(code)
             self._say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
             self._terminated.wait(PAUSE)
-        self._say(state="stopped", message="told to leave", trainer_pid=None)
+        self._say(state="stopped", message=self._why, trainer_pid=None)
+        return 0
+
+    def _come_late(self) -> int:
+        """There is nothing left to do here. The last words of who had this name before stay."""
+        with suppress(StorageError, OSError, ValidationError):
+            path = f"runs/{self._spec.run}/machines/{self._status.name}.json"
+            self._lines.extend(MachineStatus.model_validate_json(self._storage.read(path)).log)
+        self._say(state="finished", message="the run was over before this machine started")
+        return 0
+
+    def _idle(self) -> int:
+        while not self._terminated.is_set():
+            self._say(state="running", message=IDLE)
+            if self.over() is not None:
+                self._say(state="finished", message="the run is over")
+                return 0
+            self._terminated.wait(self.heartbeat)
+        self._say(state="stopped", message=self._why)
         return 0
 
     def _compute_once(self) -> int:
@@ -179,8 +218,8 @@ class Supervisor:
             "TRANSFORMERS_VERBOSITY": "error",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
-        if self._address == "127.0.0.1":
-            environment["GLOO_SOCKET_IFNAME"] = "lo"
+        if interface := _interface(self._address):
+            environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         self._heard = time.monotonic()
         os.set_inheritable(writing, True)
         # close_fds=False: the child also inherits the lock that says that this machine lives (infra/local/processes.py)
@@ -210,14 +249,14 @@ class Supervisor:
         return code
 
     def _wait(self, child: subprocess.Popen[str]) -> int:
-        """The child's exit code. Once this machine was told to leave, the child has GRACE seconds."""
+        """The child's exit code. Once this machine was told to leave, the child has `grace` seconds."""
         deadline = None
         while True:
             try:
                 return child.wait(1.0)
             except subprocess.TimeoutExpired:
                 if deadline is None and self._terminated.is_set():
-                    deadline = time.monotonic() + GRACE
+                    deadline = time.monotonic() + self.grace
                 if deadline is not None and time.monotonic() > deadline:
                     child.kill()
 
@@ -238,6 +277,24 @@ class Supervisor:
         return 1
 
 
+def _here(**fields: Any) -> MachineStatus:
+    now = time.time()
+    return MachineStatus(heartbeat=now, started=now, pid=os.getpid(), host=socket.gethostname(), **fields)
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has this IPv4 address, where the system tells (Linux): Docker adds others."""
+    if address.startswith("127."):
+        return "lo"
+    get_address = 0x8915  # SIOCGIFADDR
+    for _, name in socket.if_nameindex():
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            answer = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()))
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
 def _memory_mb(pid: int) -> int | None:
     """Resident memory of a process, where the system tells (Linux)."""
     try:
@@ -252,11 +309,15 @@ def main() -> int:
     parser.add_argument("--bucket", required=True, help="gs://bucket, file:///folder or a folder")
     parser.add_argument("--run", required=True, help="the run's id: its folder below runs/")
     parser.add_argument("--name", required=True, help="this machine's name, such as worker-0")
-    parser.add_argument("--role", choices=["master", "worker"], required=True)
+    parser.add_argument("--role", choices=["master", "worker", "ps"], required=True)
     parser.add_argument("--address", default="127.0.0.1", help="this machine, as the others reach it")
+    parser.add_argument("--platform", choices=["local", "google"], default="local", help="what machine this is")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing runs yet; process 1 of a container has no default
     try:
         storage = open_storage(arguments.bucket)
+        if arguments.platform == "google":
+            return _on_google(storage, arguments)
         spec = read_spec(storage, arguments.run)
         return Supervisor(storage, spec, arguments.name, arguments.role, arguments.address).run()
     except FileNotFoundError:
@@ -266,8 +327,22 @@ def main() -> int:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        print(f"{arguments.bucket}/runs/{arguments.run}/job.json: {key}: {first['msg']}", file=sys.stderr)
+        line = f"{arguments.bucket}/runs/{arguments.run}/job.json: {key}: {first['msg']}"
+        print(line, file=sys.stderr)
+        last = _here(name=arguments.name, role=arguments.role, state="failed", message=line, log=[line])
+        with suppress(StorageError, OSError):
+            body = json.dumps(last.to_json()).encode()
+            storage.write(f"runs/{arguments.run}/machines/{arguments.name}.json", body)
     return INPUT
+
+
+def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
+    from trainer import google_machine  # needs packages that nothing local needs
+
+    where = f"runs/{arguments.run}/job.json"
+    spec = google_machine.retried(where, lambda: read_spec(storage, arguments.run), print)
+    supervisor = Supervisor(storage, spec, arguments.name, arguments.role, arguments.address)
+    return google_machine.supervise(supervisor, storage, spec, arguments.name, arguments.role)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,17 +39,21 @@ class Process:
     """What the parts share: where to log, how to report, whether to stop."""
 
     def __init__(self, name: str) -> None:
-        self.name, self._stop = name, False
+        self.name, self._told = name, math.inf
         descriptor = os.environ.get("GPT2_TRAINING_REPORT_FD")
         self._reports = os.fdopen(int(descriptor), "w", buffering=1) if descriptor else None
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGINT, self._terminated)
 
     def _terminated(self, *_: object) -> None:
-        self._stop = True
+        self._told = min(self._told, time.monotonic())
 
     def stopping(self) -> bool:
-        return self._stop
+        return self._told < math.inf
+
+    def since_told(self) -> float:
+        """Seconds since this machine was told to leave."""
+        return time.monotonic() - self._told
 
     def log(self, line: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
@@ -204,9 +209,9 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
             code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
         else:
             code = LEFT
+            cluster.close()  # the others go on at once: what follows may take a while
             if training.leads and training.progress.step > 0:
-                process.report("checkpointing before leaving")
-                training.save(wait=True)
+                _save_before_leaving(process, storage, spec, training)
             process.log(f"leaving at step {training.progress.step}")
     finally:  # also of a run that fails: its last steps are what one wants to see
         cluster.close()
@@ -226,6 +231,17 @@ def _scratch(storage: Storage, run: str, name: str) -> Path | None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     return folder
+
+
+def _save_before_leaving(process: Process, storage: Storage, spec: JobSpec, training: "Training") -> None:
+    from trainer import checkpoint
+
+    process.report("checkpointing before leaving")
+    training.save(wait=True)
+    name = checkpoint.name(*training.saved)
+    with suppress(StorageError, FileNotFoundError):  # save() has said it
+        storage.read(f"runs/{spec.run}/checkpoints/{name}/manifest.json")
+        process.log(f"checkpoint {name} was whole {process.since_told():.1f} s after the notice")
 
 
 def _finish(

@@ -39,7 +39,7 @@ from trainer.prepared import (
 )
 from trainer.spec import Data, InputError
 from trainer.spec import fingerprint as fingerprint_of
-from trainer.storage import Conflict, Storage
+from trainer.storage import Conflict, Storage, open_storage
 from trainer.text import MIB, chunks, decode, held_out_start, read, size_of
 
 TOKENS_PER_SHARD = 100_000_000  # 200 MB: a few seconds to fetch, and one can be fetched again
@@ -58,7 +58,7 @@ def prepare(
     cache: Path | None = None,
     processes: int | None = None,
 ) -> Prepared:
-    """Tokenizes the text at `data.path` in the bucket; at once if that was done before.
+    """Tokenizes the text at `data.path` (in the bucket, or gs://… in another); at once if that was done before.
 
     Memory does not grow with the text. May run in several places at once: all make the same files, and the first
     manifest counts. `cache`: where the text of a gs:// bucket goes. `processes`: default all cores.
@@ -262,6 +262,9 @@ def _commit(storage: Storage, folder: str, manifest: Manifest, winner: Callable[
 
 
 def _local_text(storage: Storage, path: str, fingerprint: str, cache: Path, name: str) -> Path:
+    if path.startswith("gs://"):  # the text lies outside the run's bucket; its tokens go into that all the same
+        bucket, _, path = path.removeprefix("gs://").partition("/")
+        storage = open_storage(f"gs://{bucket}")
     local = storage.local_path(path)
     if local is not None:
         size_of(local, name)

@@ -15,6 +15,7 @@ SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between bytes
 LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 BASES = {
+    "artifactregistry": "https://artifactregistry.googleapis.com/v1/",
     "cloudbuild": "https://cloudbuild.googleapis.com/v1/",
     "cloudquotas": "https://cloudquotas.googleapis.com/v1/",
     "cloudresourcemanager": "https://cloudresourcemanager.googleapis.com/v1/",

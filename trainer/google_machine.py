@@ -28,6 +28,7 @@ FAILED = "gpt2-training: failed: "
 SUCCEEDED = "gpt2-training: succeeded: "
 
 GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, docker stop waits for 110
+HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
 POLL = 60.0  # seconds that one question to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
@@ -65,6 +66,7 @@ class Machine(Protocol):
     """What is asked of the supervisor (trainer/__main__.py)."""
 
     grace: float
+    heartbeat: float
 
     def run(self) -> int: ...
     def leave(self, why: str) -> None: ...
@@ -100,7 +102,7 @@ def supervise(machine: Machine, storage: Storage, spec: JobSpec, name: str, role
     """
     metadata = Metadata()
     vm = retried("the metadata server", lambda: Vm.read(metadata), machine.note)
-    machine.grace = GRACE
+    machine.grace, machine.heartbeat = GRACE, HEARTBEAT
 
     def notice() -> None:
         machine.note(f"{PREEMPTED}{name} of {spec.run}: Google takes this machine back")

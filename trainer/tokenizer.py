@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +66,24 @@ def from_bytes() -> Tokenizer:
 
 
 def gpt2(folder: str | None) -> Tokenizer:
-    """GPT-2's 50,257 entries, from a folder with its two files (in either naming), else from the hub."""
+    """GPT-2's 50,257 entries, from a folder or gs://… with its two files (in either naming), else from the hub."""
     if folder is None:
         try:
-            vocabulary, merges = (_from_hub(GPT2_HUB, name) for name in GPT2_FILES[0])
+            files = {name: _from_hub(GPT2_HUB, name) for name in GPT2_FILES[0]}
         except OSError as error:
             raise InputError(
                 f"data.tokenizer gpt2: the hub cannot give its vocabulary ({_first_line(error)}):"
                 " set data.vocabularyPath to a folder with vocab.json and merges.txt"
             ) from None
-    else:
-        names = next((n for n in GPT2_FILES if all((Path(folder) / name).is_file() for name in n)), None)
-        if names is None:
-            raise InputError(
-                f"data.vocabularyPath {folder}: has neither vocab.json and merges.txt nor encoder.json and vocab.bpe:"
-                " give the folder with GPT-2's two vocabulary files"
-            )
-        vocabulary, merges = (Path(folder) / name for name in names)
-    return _from_files(vocabulary, merges, GPT2_SHA256)
+        return _from_files(GPT2_HUB, lambda name: files[name].read_bytes(), GPT2_FILES[0], GPT2_SHA256)
+    read = _reader(folder)
+    names = next((n for n in GPT2_FILES if _are_there(read, n)), None)
+    if names is None:
+        raise InputError(
+            f"data.vocabularyPath {folder}: has neither vocab.json and merges.txt nor encoder.json and vocab.bpe:"
+            " give the folder with GPT-2's two vocabulary files"
+        )
+    return _from_files(folder, read, names, GPT2_SHA256)
 
 
 def from_checkpoint(where: str | None) -> Tokenizer:
@@ -98,7 +98,7 @@ def from_checkpoint(where: str | None) -> Tokenizer:
             content = open_storage(where).read("tokenizer.json").decode()
         elif folder.is_dir():
             if not (folder / "tokenizer.json").is_file():  # as of checkpoints from before that file
-                return _from_files(folder / "vocab.json", folder / "merges.txt")
+                return _from_files(where, _reader(where), GPT2_FILES[0])
             content = (folder / "tokenizer.json").read_text(encoding="utf-8")
         elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", where) and not where.startswith("."):
             content = _from_hub(where, "tokenizer.json").read_text(encoding="utf-8")
@@ -177,24 +177,45 @@ def _letters() -> list[str]:
     return [chr(byte if byte in plain else next(others)) for byte in range(256)]
 
 
-def _from_files(vocabulary: Path, merges: Path, sha256: str | None = None) -> Tokenizer:
+def _reader(where: str) -> Callable[[str], bytes]:
+    """Reads files of a folder here or at an address by their names."""
+    if "://" in where:
+        return open_storage(where).read
+    return lambda name: (Path(where).expanduser() / name).read_bytes()
+
+
+def _are_there(read: Callable[[str], bytes], names: Iterable[str]) -> bool:
     try:
-        entries: dict[str, int] = json.loads(vocabulary.read_text(encoding="utf-8"))
-        lines = merges.read_text(encoding="utf-8").splitlines()
+        for name in names:
+            read(name)
+        return True
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return False
+
+
+def _from_files(
+    where: str, read: Callable[[str], bytes], names: tuple[str, str], sha256: str | None = None
+) -> Tokenizer:
+    try:
+        vocabulary, merges = (read(name).decode("utf-8") for name in names)
+        entries: dict[str, int] = json.loads(vocabulary)
+        lines = merges.splitlines()
         pairs = [(a, b) for a, b in (line.split(" ") for line in lines if line and not line.startswith("#version"))]
         listed = json.dumps([sorted(entries, key=lambda token: entries[token]), pairs])
         tokenizer = _byte_level(BPE(vocab=entries, merges=pairs))
+    except StorageError:  # a bucket that is away comes back
+        raise
     except Exception as error:  # the library raises nothing more exact
         raise InputError(
-            f"data.vocabularyPath {vocabulary.parent}: {vocabulary.name} and {merges.name} cannot be read"
-            f" ({_first_line(error)}): fetch them again"
+            f"data.vocabularyPath {where}: {' and '.join(names)} cannot be read ({_first_line(error)}):"
+            " fetch them again"
         ) from None
     if sha256 and hashlib.sha256(listed.encode()).hexdigest() != sha256:
         raise InputError(
-            f"data.vocabularyPath {vocabulary.parent}: {len(entries):,} entries and {len(pairs):,} merges that are not"
+            f"data.vocabularyPath {where}: {len(entries):,} entries and {len(pairs):,} merges that are not"
             " GPT-2's 50,257 and 50,000: fetch the files again, or set data.tokenizer to checkpoint"
         )
-    return parse(tokenizer.to_str(), f"data.vocabularyPath {vocabulary.parent}")
+    return parse(tokenizer.to_str(), f"data.vocabularyPath {where}")
 
 
 def _from_hub(repository: str, name: str) -> Path:

@@ -39,10 +39,13 @@ class LaunchProvider(Provider):
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
         names = changed(olds, news) - {"started"}
-        return DiffResult(changes=bool(names), replaces=sorted(names), delete_before_replace=True)
+        # The new one comes first: were the old one to go before, the templates that have its date would have to go
+        # too, and Google refuses that while their groups are there.
+        return DiffResult(changes=bool(names), replaces=sorted(names))
 
     def delete(self, _id: str, props: Properties) -> None:
-        lifecycle.end(open_storage(props["bucket"]), props["run"])
+        props = plain(props)
+        lifecycle.end(open_storage(props["bucket"]), props["run"], props["launch"])
 
 
 class Launch(Resource, module="google", name="Launch"):

@@ -151,7 +151,7 @@ class JobProvider(Provider):
 
     def delete(self, id_: str, props: Properties) -> None:
         processes.stop(processes.run_mark(folder(props["bucket"]), id_))
-        lifecycle.end(open_storage(props["bucket"]), id_)
+        lifecycle.end(open_storage(props["bucket"]), id_, plain(props)["spec"].get("launch", 1))
 
 
 class Job(Resource, module="local", name="Job"):

@@ -117,13 +117,15 @@ def test_a_worker_without_a_gpu(boot: Boot) -> None:
         "docker login --username oauth2accesstoken --password-stdin https://us-central1-docker.pkg.dev",
         f"docker pull --quiet {IMAGE}",
         "docker rm --force trainer",
-        "docker run --rm --name trainer --network host --shm-size 2g --stop-timeout 110"
-        " --label gpt2-run=gpt2-0123abcd --label gpt2-role=worker"
-        " --log-driver gcplogs --log-opt labels=gpt2-run,gpt2-role"
-        f" --env GCE_METADATA_HOST={boot.host} --env STORAGE_EMULATOR_HOST=http://127.0.0.1:1"
-        " --env CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE=http://127.0.0.1:2/compute/v1/"
-        f" {IMAGE} --bucket gs://my-project-dev-gpt2 --run gpt2-0123abcd --name worker-x7kq --role worker"
-        " --address 10.0.0.7 --platform google",
+        (
+            "docker run --rm --name trainer --network host --shm-size 2g --stop-timeout 110"
+            " --label gpt2-run=gpt2-0123abcd --label gpt2-role=worker"
+            " --log-driver gcplogs --log-opt labels=gpt2-run,gpt2-role"
+            f" --env GCE_METADATA_HOST={boot.host} --env STORAGE_EMULATOR_HOST=http://127.0.0.1:1"
+            " --env CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE=http://127.0.0.1:2/compute/v1/"
+            f" {IMAGE} --bucket gs://my-project-dev-gpt2 --run gpt2-0123abcd --name worker-x7kq --role worker"
+            " --address 10.0.0.7 --platform google"
+        ),
     ]
     assert (boot.bin / "password").read_text() == "ya29.secret\n"
     assert "ya29.secret" not in output

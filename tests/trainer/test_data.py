@@ -162,6 +162,23 @@ def test_the_first_manifest_counts(folder: Storage, monkeypatch: pytest.MonkeyPa
     assert text_of(first[0]) == DOCUMENTS
 
 
+def test_the_text_may_lie_in_another_bucket(
+    folder: Storage, gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = open_storage(gcs_bucket)
+    inside, fingerprint = put(source, DOCUMENTS)
+    data = inside.model_copy(update={"path": f"{gcs_bucket}/{inside.path}"})
+    prepared = prepare(folder, data, fingerprint)
+    assert text_of(prepared) == DOCUMENTS
+    assert folder.list(prepared.folder)
+    assert [entry.path for entry in source.list("")] == [inside.path]  # where we may only read
+
+    missing = data.model_copy(update={"path": f"{gcs_bucket}/none.txt"})
+    assert f"data.path {gcs_bucket}/none.txt: not in {gcs_bucket}" in error_of(folder, missing, "0" * 16)
+    assert "SHA-256 differs" in error_of(folder, data, "0" * 16)
+
+
 def test_shards_of_a_bucket_are_fetched_once_and_checked(
     gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trainer import tokenizer as vocabularies
 from trainer.spec import END_OF_TEXT, Data, InputError
+from trainer.storage import open_storage
 from trainer.text import pieces
 
 SAMPLE = "the cat sat on the mat, and the dog's ball\nrolled under  the table\n" * 40 + f"{END_OF_TEXT}\nend of text\n"
@@ -112,6 +113,19 @@ def test_another_vocabulary_is_not_taken_for_gpt2s(tmp_path: Path, names: tuple[
     write_gpt2_files(tmp_path, names)
     with pytest.raises(InputError, match=r"258 entries and 1 merges that are not GPT-2's.*fetch"):
         vocabularies.gpt2(str(tmp_path))
+
+
+def test_gpt2_from_a_bucket(gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = f"{gcs_bucket}/vocabulary/gpt2"
+    with pytest.raises(InputError, match=f"vocabularyPath {where}: has neither vocab.json and merges.txt nor"):
+        vocabularies.gpt2(where)
+    write_gpt2_files(tmp_path, vocabularies.GPT2_FILES[0])
+    for name in vocabularies.GPT2_FILES[0]:
+        open_storage(where).upload(tmp_path / name, name)
+    with pytest.raises(InputError, match=f"vocabularyPath {where}: 258 entries and 1 merges that are not GPT-2's"):
+        vocabularies.gpt2(where)
+    monkeypatch.setattr(vocabularies, "GPT2_SHA256", None)
+    assert tokens(vocabularies.gpt2(where), f"aab{END_OF_TEXT}")[-1] == 257
 
 
 def test_gpt2_from_its_files() -> None:
