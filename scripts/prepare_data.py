@@ -1,17 +1,20 @@
 """Make a stack's text and tokens ahead of `pulumi up`, so that its first step does not wait for them.
 
-Without it the master does the same when the run starts. `make train` calls it.
+Without it the master does the same when the run starts. `make train` calls it. For a stack on Google Cloud it does
+what the machines cannot, having no internet: it writes the default text and fetches GPT-2's vocabulary.
 """
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from infra import config
 from scripts import default_corpus
-from scripts.common import UserError, progress_bar, run_main
+from scripts.common import UserError, load_stack, progress_bar, run_main
 from trainer.data import check_enough, prepare
 from trainer.prepared import find
-from trainer.storage import Progress, open_storage
+from trainer.storage import Progress, explain, new_file, open_storage
+from trainer.tokenizer import GPT2_FILES, GPT2_HUB, gpt2
 
 
 def _steps(advance: Progress) -> Callable[[int, int], None]:
@@ -26,29 +29,65 @@ def _steps(advance: Progress) -> Callable[[int, int], None]:
     return update
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
-    parser.add_argument("--stack", default="local", help="the stack whose data to prepare (default: %(default)s)")
-    options = parser.parse_args(arguments)
+def prepare_here(stack: config.StackConfig) -> None:
+    """Text and tokens, into the bucket of a stack on this machine."""
     try:
-        stack = config.from_file(options.stack)
-        if stack.text == config.ROOT / default_corpus.DEFAULT and not stack.text.exists():
-            default_corpus.ensure(stack.text)
         job = config.job_spec(stack)
-        storage = open_storage(stack.bucket)
-        prepared = find(storage, job.data, job.fingerprint)
-        if prepared is None:
-            storage.upload(stack.text, job.data.path)
-            with progress_bar(f"tokenizing {stack.text.name}", stack.text.stat().st_size) as advance:
-                prepared = prepare(storage, job.data, job.fingerprint, _steps(advance))
-        check_enough(prepared, job.hyperparameters.sequence_length, job.hyperparameters.batch_size)
     except config.ConfigError as error:
         raise UserError(str(error)) from None
+    storage = open_storage(stack.bucket)
+    prepared = find(storage, job.data, job.fingerprint)
+    if prepared is None:
+        storage.upload(stack.text, job.data.path)
+        with progress_bar(f"tokenizing {stack.text.name}", stack.text.stat().st_size) as advance:
+            prepared = prepare(storage, job.data, job.fingerprint, _steps(advance))
+    check_enough(prepared, job.hyperparameters.sequence_length, job.hyperparameters.batch_size)
     train, held_out = prepared.manifest.train, prepared.manifest.validation
     print(
         f"data: {stack.text.name}, {train.tokens:,} tokens to train on and {held_out.tokens:,} held out, vocabulary"
         f" {prepared.manifest.vocabulary_size:,}, unigram entropy {held_out.unigram_entropy:.2f} nats a token"
     )
+
+
+def prepare_for_google(stack: config.StackConfig) -> None:
+    """GPT-2's vocabulary, if the run needs it and the stack file names no other; `pulumi up` puts it in the bucket."""
+    from infra.google.inputs import VOCABULARY
+
+    data = stack.file.data
+    if data.tokenizer == "gpt2" and data.vocabulary_path is None:
+        fetch_vocabulary(stack.root / VOCABULARY)
+    print("data: the rest is done by `pulumi up`, which uploads the text, and by the run's master, which makes tokens")
+
+
+def fetch_vocabulary(folder: Path) -> None:
+    """GPT-2's two vocabulary files from the hub, checked. Raises InputError if they are not to be had."""
+    if all((folder / name).is_file() for name in GPT2_FILES[0]):
+        gpt2(str(folder))
+        print(f"{folder} has GPT-2's vocabulary: kept")
+        return
+    gpt2(None)  # brings them into the hub's cache
+    from huggingface_hub import hf_hub_download
+
+    for name in GPT2_FILES[0]:
+        try:
+            content = Path(hf_hub_download(GPT2_HUB, name, local_files_only=True)).read_bytes()
+            with new_file(folder / name) as file:
+                file.write(content)
+        except OSError as error:
+            raise explain(error, f"write {folder / name}") from None
+    print(f"{folder} written: GPT-2's vocabulary from {GPT2_HUB}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
+    parser.add_argument("--stack", default="local", help="the stack whose data to prepare (default: %(default)s)")
+    stack = load_stack(parser.parse_args(arguments).stack)
+    if stack.text == stack.root / default_corpus.DEFAULT and not stack.text.exists():
+        default_corpus.ensure(stack.text)
+    if stack.google:
+        prepare_for_google(stack)
+    else:
+        prepare_here(stack)
     return 0
 
 

@@ -1,6 +1,7 @@
 """How a run looks: the live picture, lines for a log, and the summary at its end. Nothing is read here."""
 
 import re
+import textwrap
 
 from rich.console import Group
 from rich.progress_bar import ProgressBar
@@ -64,7 +65,17 @@ def headline(snapshot: Snapshot) -> Text:
         wanted = snapshot.spec.cluster.trainers
         full = trainers >= wanted
         text.append(f"  {trainers} of {wanted} trainers" if not full else f"  {_count(trainers, 'trainer')}")
+    if words := presence(snapshot):
+        text.append(f"  {words}", "yellow")
     return text
+
+
+def presence(snapshot: Snapshot) -> str:
+    """How many machines are there, where the missing ones have no names and cannot be listed; empty if all are."""
+    declared = len(snapshot.spec.cluster.machines())
+    if snapshot.named or snapshot.final or snapshot.there >= declared:
+        return ""
+    return f"{snapshot.there} of {_count(declared, 'machine')}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -124,8 +135,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
     if wide:
         table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
-    here = {m.status.name for m in snapshot.machines}
-    absent = [name for name, _ in snapshot.spec.cluster.machines() if name not in here and not snapshot.final]
+    absent = [] if snapshot.final else snapshot.missing
     shown = snapshot.machines
     if len(shown) + len(absent) > most:  # then those in trouble are what must be seen
         shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and m.age <= LATE)
@@ -189,16 +199,19 @@ def log_tail(snapshot: Snapshot, most: int) -> list[Text]:
 
 
 def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Group:
-    """All of it, at most `height` lines high: the log gives way first, then the machines, then the curve."""
+    """All of it, at most `height` lines high: the log gives way first, then the machines, then the curve.
+
+    note: lines for a person, which are folded to the width.
+    """
     parts: list[Text | Table] = [headline(snapshot)]
     reason = snapshot.status.reason if snapshot.status else "waiting for the first machine"
     if reason:
         parts.append(_line(reason, STATE_STYLES[snapshot.state].removeprefix("bold ")))
-    if note:
-        parts.append(_line(note, "yellow"))
+    folded = [part for line in note.splitlines() for part in _folded(line, width)]
+    parts += [_line(part, "yellow") for part in folded[: max(height // 3, 1)]]
     parts.append(_progress(snapshot, width))
     used = len(parts)
-    machines = max(len(snapshot.machines), 0 if snapshot.final else len(snapshot.spec.cluster.machines()))
+    machines = len(snapshot.machines) + (0 if snapshot.final else len(snapshot.missing))
     points = [(float(r.step), r.loss) for r in snapshot.steps if r.loss is not None]
     if points:
         rows = 4 if height >= used + machines + LOG_LINES + 10 else 2
@@ -213,6 +226,10 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
     parts += [Text(), _machines(snapshot, width, most)]
     tail = log_tail(snapshot, min(LOG_LINES, room - most - 2))
     return Group(*parts, *([Text(), *tail] if tail else []))
+
+
+def _folded(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)  # zones have hyphens
 
 
 def _line(text: str, style: str = "") -> Text:

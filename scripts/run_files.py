@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 from pydantic import ValidationError
@@ -31,12 +31,13 @@ class Patience:
     heartbeat: float  # since a machine was last heard; on gs:// it also covers clocks that differ
     boot: float  # from the declaration of a run to the first heartbeat
     watched: float  # since the watch began: an `up` that changed no file may have started machines just now
+    step: float  # between two steps, unless they take long
 
 
 # Here, machines are processes. On Google Cloud a preempted machine comes back by itself within minutes.
 PATIENCE = {
-    "file": Patience(heartbeat=60, boot=30, watched=10),
-    "gs": Patience(heartbeat=600, boot=900, watched=300),
+    "file": Patience(heartbeat=60, boot=30, watched=10, step=60),
+    "gs": Patience(heartbeat=600, boot=900, watched=300, step=180),
 }
 
 
@@ -66,6 +67,10 @@ class Snapshot:
     unreadable: int  # lines of metrics that this version does not understand
     heard: bool  # whether a machine that is at work was heard of late
     alive: bool  # heard, or declared so shortly ago that no machine can have been
+    missing: list[str]  # machines by name that were never heard; where names are made by Google, nobody knows them
+    named: bool  # whether names are known before machines are heard
+    there: int  # machines at work that were heard of late
+    quiet: float | None  # seconds without a step, told only when they are too many
 
     @property
     def state(self) -> State:
@@ -139,14 +144,20 @@ class RunFiles:
     _evaluations: dict[int, Record] = field(default_factory=dict)
     _starts: dict[int, int] = field(default_factory=dict)  # attempt: the first step that it took
     _unreadable: int = 0
+    _moved: tuple[int, float] = (0, 0.0)  # the newest step, when we first saw it
 
     @property
     def folder(self) -> str:
         return f"runs/{self.run}"
 
     @property
+    def named(self) -> bool:
+        """Whether the spec knows the machines' names. On Google Cloud, a group of machines makes them up."""
+        return not self.storage.url.startswith("gs://")
+
+    @property
     def patience(self) -> Patience:
-        return PATIENCE["gs" if self.storage.url.startswith("gs://") else "file"]
+        return PATIENCE["file" if self.named else "gs"]
 
     def read(self) -> Snapshot:
         """The run as it is now. FileNotFoundError if nothing declares it, UnreadableRun for another version's files."""
@@ -159,10 +170,11 @@ class RunFiles:
         status = self._parsed(Status, entries[state]) if state in entries else None
         if status and status.state in FINAL_STATES and status.state != "SUCCEEDED" and status.launch < spec.launch:
             status = None  # how the launch before this one ended
-        machines = self._machines(entries, spec, now)
+        machines = self._machines(entries, spec, status, now)
         self._read_metrics(entries)
-        heard = any(m.at_work and m.age <= self.patience.heartbeat for m in machines)
-        return Snapshot(
+        there = sum(m.at_work and m.age <= self.patience.heartbeat for m in machines)
+        names = {m.status.name for m in machines}
+        snapshot = Snapshot(
             run=self.run,
             now=now,
             spec=spec,
@@ -171,9 +183,24 @@ class RunFiles:
             steps=self._kept(self._steps),
             evaluations=self._kept(self._evaluations),
             unreadable=self._unreadable,
-            heard=heard,
-            alive=heard or now - entries[job].updated < self.patience.boot,
+            heard=there > 0,
+            alive=there > 0 or now - entries[job].updated < self.patience.boot,
+            missing=[name for name, _ in spec.cluster.machines() if self.named and name not in names],
+            named=self.named,
+            there=there,
+            quiet=None,
         )
+        return replace(snapshot, quiet=self._quiet(snapshot))
+
+    def _quiet(self, snapshot: Snapshot) -> float | None:
+        """How long a running run has taken no step, if that is longer than its steps explain."""
+        if snapshot.state != "RUNNING" or not snapshot.steps:
+            return None
+        last = snapshot.steps[-1]
+        if self._moved[0] != last.step:  # judged as heartbeats are
+            self._moved = last.step, min(last.time, snapshot.now) if not self._moved[0] else snapshot.now
+        quiet = snapshot.now - self._moved[1]
+        return quiet if quiet > max(self.patience.step, 10 * (last.step_seconds or 0)) else None
 
     def _parsed(self, model: type[Model], entry: Entry) -> Model:
         """The file as a model; read only if it changed."""
@@ -192,21 +219,27 @@ class RunFiles:
         self._parsed_files[entry.path] = generation, found
         return found
 
-    def _machines(self, entries: dict[str, Entry], spec: JobSpec, now: float) -> list[Machine]:
+    def _machines(self, entries: dict[str, Entry], spec: JobSpec, status: Status | None, now: float) -> list[Machine]:
         machines = []
         for path, entry in entries.items():
             if not path.startswith(f"{self.folder}/machines/") or not path.endswith(".json"):
                 continue
-            status = self._parsed(MachineStatus, entry)
-            beat, seen = self._heard.get(status.name, (None, now))
-            if beat != status.heartbeat:
+            found = self._parsed(MachineStatus, entry)
+            beat, seen = self._heard.get(found.name, (None, now))
+            if beat != found.heartbeat:
                 # The first one is judged by its own clock, later ones by when they came: clocks may differ.
-                seen = min(status.heartbeat, now) if beat is None else now
-                self._heard[status.name] = status.heartbeat, seen
-            machines.append(Machine(status, now - seen))
+                seen = min(found.heartbeat, now) if beat is None else now
+                self._heard[found.name] = found.heartbeat, seen
+            machines.append(Machine(found, now - seen))
         order = {name: i for i, (name, _) in enumerate(spec.cluster.machines())}
-        here = [m for m in machines if m.status.name in order or m.age <= self.patience.heartbeat]
-        return sorted(here, key=lambda m: (order.get(m.status.name, len(order)), m.status.name))
+        # Others than the declared ones are shown while they are there, and those that were there at the end of a run.
+        since = now - status.updated if status and status.state in FINAL_STATES else 0.0
+        here = [m for m in machines if m.status.name in order or m.age - max(since, 0.0) <= self.patience.heartbeat]
+        if not self.named:  # a launch before this one had machines of other names
+            declared = entries[f"{self.folder}/job.json"].updated
+            here = [m for m in here if m.at_work or m.status.heartbeat >= declared]
+        roles = {"master": 0, "worker": 1, "ps": 2}
+        return sorted(here, key=lambda m: (roles[m.status.role], order.get(m.status.name, len(order)), m.status.name))
 
     def _read_metrics(self, entries: dict[str, Entry]) -> None:
         for path, entry in entries.items():

@@ -1,25 +1,50 @@
-"""Put a text file into a bucket under data/, where a run finds it. Checked, and safe to stop and to run again."""
+"""Put a text file into a bucket under data/, where a run finds it. Checked, and safe to stop and to run again.
+
+For a stack on Google Cloud it also writes FILE.lock.json, to be committed: all that `pulumi up` reads of the text.
+A text that lies in a bucket already (gs://bucket/object) is read once, and data/NAME.lock.json is written.
+"""
 
 import argparse
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.common import CHECKOUT, UserError, add_bucket_arguments, bucket_url, megabytes, progress_bar, run_main
-from trainer.spec import fingerprint
+from infra.data_lock import DataLock, lock_path, write_lock
+from scripts.common import (
+    CHECKOUT,
+    UserError,
+    add_bucket_arguments,
+    bucket_url,
+    google_stack,
+    megabytes,
+    progress_bar,
+    run_main,
+    stack_bucket,
+)
 from trainer.storage import Storage, open_storage
-from trainer.text import check_text, size_of
+from trainer.text import check_text, decode, size_of
 
 
-def upload(storage: Storage, path: Path) -> tuple[str, bool]:
-    """Checks and uploads a file; gives its path there and whether it was there. Raises UserError, InputError."""
+@dataclass(frozen=True)
+class Uploaded:
+    target: str  # its path in the bucket
+    sha256: str
+    size: int  # bytes
+    there: bool  # whether it was there before
+
+
+def upload(storage: Storage, path: Path) -> Uploaded:
+    """Checks and uploads a file. Raises UserError, InputError."""
     try:
-        size_of(path, str(path))
+        size = size_of(path, str(path))
         before = path.stat()
-        with progress_bar("checking", before.st_size) as progress:
+        with progress_bar("checking", size) as progress:
             check_text(path, str(path), progress)
-        target = f"data/{fingerprint(path)}/{path.name}"
+        digest = sha256(path)
+        target = f"data/{digest[:16]}/{path.name}"  # as trainer.spec.fingerprint()
         if storage.matches(path, target):
-            return target, True
-        with progress_bar("uploading", before.st_size) as progress:
+            return Uploaded(target, digest, size, there=True)
+        with progress_bar("uploading", size) as progress:
             storage.upload(path, target, progress, restartable=True)
         after = path.stat()
     except PermissionError:
@@ -27,23 +52,120 @@ def upload(storage: Storage, path: Path) -> tuple[str, bool]:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         storage.delete(target)  # else it would lie under a fingerprint that is not its own
         raise UserError(f"{path}: it changed while it was uploaded; wait until nothing writes it and run again")
-    return target, False
+    return Uploaded(target, digest, size, there=False)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TextCheck:
+    """Takes a text in pieces: checks that it is UTF-8 and sums it up, and keeps nothing."""
+
+    def __init__(self, name: str) -> None:
+        self.size = 0  # bytes
+        self._name, self._rest, self._sum = name, b"", hashlib.sha256()
+
+    def write(self, piece: bytes) -> None:
+        """Raises InputError where the text is none."""
+        data = self._rest + piece
+        end = len(data) - unfinished(data)
+        decode(data[:end], self.size - len(self._rest), self._name)
+        self._rest = data[end:]
+        self._sum.update(piece)
+        self.size += len(piece)
+
+    def finish(self) -> str:
+        """The sha256 of the whole. Raises InputError if it ends within a character, UserError if it is empty."""
+        if not self.size:
+            raise UserError(f"{self._name}: the object is empty: give one with text")
+        decode(self._rest, self.size - len(self._rest), self._name)
+        return self._sum.hexdigest()
+
+
+def unfinished(data: bytes) -> int:
+    """How many bytes at the end begin a UTF-8 character that is not whole yet."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:  # a character's first byte, which says how many it has
+            length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+            return back if length > back else 0
+    return 0
+
+
+def lock_remote(url: str, folder: Path) -> Path:
+    """Reads gs://bucket/object once and writes its lock into `folder`; returns the path that the text would have."""
+    from scripts.buckets import read_object  # a local stack needs none of Google's packages
+
+    name = url.rpartition("/")[2]
+    if not name or url.count("/") < 3:
+        raise UserError(f"{url}: give the address of one text, gs://bucket/object")
+    check = TextCheck(url)
+    size, pieces = read_object(url)
+    with progress_bar(f"reading {name}", size) as progress:
+        for piece in pieces:
+            check.write(piece)
+            progress(len(piece))
+    lock = DataLock(url=url, sha256=check.finish(), size=check.size)
+    write_lock(folder / name, lock)
+    return folder / name
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.upload_data", description=__doc__)
-    parser.add_argument("file", metavar="FILE", type=Path, help="the text, UTF-8, of any size")
+    parser.add_argument("file", metavar="FILE", help="the text, UTF-8, of any size; or its address, gs://bucket/object")
     add_bucket_arguments(parser)
     options = parser.parse_args(arguments)
-    path: Path = options.file
+    if options.file.startswith("gs://"):
+        text = lock_remote(options.file, CHECKOUT / "data")
+        print(f"read and noted: {options.file} is UTF-8 text")
+        print("the machines read it there: their service accounts need roles/storage.objectViewer on its bucket")
+        _tell(text, locked=True)
+        return 0
+    path = Path(options.file)
+    if options.bucket is None and stack_bucket(options.stack).startswith("gs://"):
+        _upload_to_stack(options.stack, path)
+        _tell(path, locked=True)
+        return 0
     storage = open_storage(bucket_url(options))
-    target, there = upload(storage, path)
-    full = path.resolve()
-    shown = full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full
-    print(f"{'already there' if there else 'uploaded'}: {storage.url}/{target} ({megabytes(path.stat().st_size)})")
-    print("to train on it, write into the stack file, under config:")
-    print(f"  gpt2-training:data: {{path: {_yaml(shown.as_posix())}}}")
+    uploaded = upload(storage, path)
+    _say(storage, uploaded)
+    _tell(path, locked=False)
     return 0
+
+
+def _upload_to_stack(stack: str, path: Path) -> None:
+    """Uploads into the data bucket of a stack on Google Cloud, and writes the lock."""
+    from scripts.buckets import ensure_bucket
+
+    size_of(path, str(path))  # before a bucket is made for nothing
+    config = google_stack(stack)
+    if ensure_bucket(config):
+        print(f"made {config.data_bucket} in {config.region}; `pulumi up --stack {stack}` takes it over")
+    storage = open_storage(config.data_bucket)
+    uploaded = upload(storage, path)
+    _say(storage, uploaded)
+    url = f"{storage.url}/{uploaded.target}"
+    write_lock(path, DataLock(url=url, sha256=uploaded.sha256, size=uploaded.size))
+
+
+def _say(storage: Storage, uploaded: Uploaded) -> None:
+    done = "already there" if uploaded.there else "uploaded"
+    print(f"{done}: {storage.url}/{uploaded.target} ({megabytes(uploaded.size)})")
+
+
+def _tell(text: Path, *, locked: bool) -> None:
+    """What to do now."""
+    if locked:
+        print(f"wrote {_shown(lock_path(text))}: commit it, `pulumi up` reads it in place of the text")
+    print("to train on it, write into the stack file, under config:")
+    print(f"  gpt2-training:data: {{path: {_yaml(_shown(text))}}}")
+
+
+def _shown(path: Path) -> str:
+    full = path.resolve()
+    return (full.relative_to(CHECKOUT) if full.is_relative_to(CHECKOUT) else full).as_posix()
 
 
 def _yaml(text: str) -> str:

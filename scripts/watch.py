@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from scripts import render
-from scripts.common import UserError, add_run_arguments, bucket_url, find_run, run_main
+from scripts.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
 from scripts.run_files import RunFiles, Snapshot, UnreadableRun
 from trainer.storage import Storage, StorageError, open_storage
 
@@ -28,6 +28,7 @@ LAST_WORDS = 20  # lines of log after a failure
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
+Ask = Callable[[Snapshot], list[str]]  # why machines are missing, a line each
 
 
 class PlainLines:
@@ -39,7 +40,8 @@ class PlainLines:
         self._evaluated: int | None = None
         self._machines: dict[str, tuple[str, int, bool]] = {}  # state, restarts, late
         self._said = -math.inf
-        self._note = ""
+        self._notes: list[str] = []
+        self._presence = ""
 
     def show(self, snapshot: Snapshot, note: str = "") -> None:
         lines = []
@@ -47,9 +49,11 @@ class PlainLines:
         if state != self._state:
             lines.append(f"{snapshot.run} {state}")
             self._state = state
-        if note and note != self._note:
-            lines.append(note)
-        self._note = note
+        if (presence := render.presence(snapshot)) != self._presence:
+            lines.append(f"{presence or 'all machines'} there")
+            self._presence = presence
+        lines += [line for line in note.splitlines() if line not in self._notes]
+        self._notes = note.splitlines()
         for machine in snapshot.machines:
             late = machine.at_work and machine.age > render.LATE
             now = machine.status.state, machine.status.restarts, late
@@ -81,7 +85,7 @@ class LivePicture:
         self._live.update(Group(drawn, Text()), refresh=True)  # an empty line, for the ^C that a terminal writes
 
 
-def follow(files: RunFiles, view: PlainLines | LivePicture, *, clock: Clock, sleep: Sleep) -> Snapshot:
+def follow(files: RunFiles, view: PlainLines | LivePicture, *, ask: Ask | None, clock: Clock, sleep: Sleep) -> Snapshot:
     """Show the run until it ends or no machine is alive. Raises what reading raises once that lasts too long."""
     pause = 3.0 if files.storage.url.startswith("gs://") else 1.0
     began = clock()
@@ -94,14 +98,26 @@ def follow(files: RunFiles, view: PlainLines | LivePicture, *, clock: Clock, sle
             if read is None or clock() - read_at > TROUBLE:
                 raise
             snapshot, note = read, f"the bucket cannot be read ({error}); trying again"
-        if snapshot.unreadable:
-            note = note or f"{snapshot.unreadable} lines of metrics are not understood: written by another version?"
-        if not snapshot.final and not snapshot.heard and not note:
-            note = _silence(snapshot)
-        view.show(snapshot, note)
+        view.show(snapshot, "\n".join(_notes(snapshot, note, ask)))
         if snapshot.final or (not snapshot.alive and clock() - began > files.patience.watched):
             return snapshot
         sleep(pause)
+
+
+def _notes(snapshot: Snapshot, trouble: str, ask: Ask | None) -> list[str]:
+    """What a person should know beside the figures, a line each."""
+    notes = [trouble] if trouble else []
+    if snapshot.unreadable and not trouble:
+        notes = [f"{snapshot.unreadable} lines of metrics are not understood: written by another version?"]
+    if snapshot.final or trouble:
+        return notes
+    if not snapshot.heard and not notes:
+        notes.append(_silence(snapshot))
+    elif snapshot.quiet is not None:
+        notes.append(f"no step for more than {snapshot.quiet // 60:.0f} min")  # a new line in a log each minute
+    if ask is not None and (snapshot.state == "PROVISIONING" or render.presence(snapshot)):
+        notes += ask(snapshot)
+    return notes
 
 
 def _silence(snapshot: Snapshot) -> str:
@@ -111,7 +127,7 @@ def _silence(snapshot: Snapshot) -> str:
     return f"no machine is at work; last was {last.status.name}, {render.ago(last.age)} ago"
 
 
-def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: bool) -> int:
+def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: bool, ask: Ask | None = None) -> int:
     """Print how the run stands and return the exit code."""
 
     def say(line: str | Text) -> None:
@@ -140,11 +156,12 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
             say(f"{again}: it goes on from a checkpoint")
         code = STOPPED
     elif not snapshot.alive:
-        say(
-            Text(
-                f"{snapshot.run} {snapshot.state} {at}: {_silence(snapshot)}; `pulumi up` starts machines again", "red"
-            )
-        )
+        again = "`pulumi up` starts machines again"
+        if not snapshot.named:
+            again = "Google goes on making machines until the deadline of this launch: watch again later"
+        say(Text(f"{snapshot.run} {snapshot.state} {at}: {_silence(snapshot)}; {again}", "red"))
+        for why in ask(snapshot) if ask else []:
+            say(why)
         _last_words(snapshot, say)
         code = NOT_ALIVE
     return code
@@ -209,6 +226,7 @@ def watch(
     *,
     once: bool = False,
     curve: bool = False,
+    ask: Ask | None = None,
     clock: Clock = time.time,
     sleep: Sleep = time.sleep,
 ) -> int:
@@ -220,19 +238,20 @@ def watch(
         snapshot = files.read()
         if once:
             if not snapshot.final:
-                console.print(render.picture(snapshot, console.width, max(console.height, 40)))
+                notes = "\n".join(_notes(snapshot, "", ask))
+                console.print(render.picture(snapshot, console.width, max(console.height, 40), notes))
         elif snapshot.final:
             console.print(f"{run} has ended already:", highlight=False)
         elif console.is_terminal:
             with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
                 try:
-                    snapshot = follow(files, LivePicture(console, live), clock=clock, sleep=sleep)
+                    snapshot = follow(files, LivePicture(console, live), ask=ask, clock=clock, sleep=sleep)
                 except KeyboardInterrupt:
                     live.transient = False  # the last picture stays
                     raise
         else:
-            snapshot = follow(files, PlainLines(console), clock=clock, sleep=sleep)
-        return conclude(snapshot, storage, console, curve=curve)
+            snapshot = follow(files, PlainLines(console), ask=ask, clock=clock, sleep=sleep)
+        return conclude(snapshot, storage, console, curve=curve, ask=ask)
     except KeyboardInterrupt:
         goes_on = f"{run} goes on without this watch; `pulumi destroy` would end it" if run else "nothing was started"
         console.print(goes_on, soft_wrap=True, highlight=False)
@@ -250,7 +269,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--curve", action="store_true", help="draw the losses over the steps at the end")
     options = parser.parse_args(arguments)
     storage = open_storage(bucket_url(options))
-    return watch(storage, options.run, Console(), once=options.once, curve=options.curve)
+    ask = None if options.bucket else _google(options.stack, storage)
+    return watch(storage, options.run, Console(), once=options.once, curve=options.curve, ask=ask)
+
+
+def _google(stack: str, storage: Storage) -> Ask | None:
+    """Asks Google about the machines of a stack that runs there."""
+    if not storage.url.startswith("gs://"):
+        return None
+    from scripts.google_groups import Groups  # a local stack needs none of Google's packages
+
+    try:
+        groups = Groups(load_stack(stack), time.time)
+    except UserError as error:  # the run is there and can be followed, whatever the file says by now
+        unknown = f"why machines are missing cannot be told: {error}".splitlines()[:1]
+        return lambda _: unknown
+    return lambda snapshot: groups.lines(snapshot.spec.launch, {m.status.name for m in snapshot.machines})
 
 
 if __name__ == "__main__":

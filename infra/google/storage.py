@@ -56,6 +56,7 @@ class Storage(pulumi.ComponentResource):
                     member=account.member,
                     opts=self._child,
                 )
+        self._text_elsewhere(config, identity)
         self._inputs(job)
         self.register_outputs({})
 
@@ -68,6 +69,20 @@ class Storage(pulumi.ComponentResource):
             force_destroy=not keep,
             opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if full in there else None),
         )
+
+    def _text_elsewhere(self, config: StackConfig, identity: Identity) -> None:
+        """A text in a bucket of somebody else's: our machines may read that bucket."""
+        lock = read_lock(config.text)
+        if lock is None or lock.url.startswith(f"{config.data_bucket}/"):
+            return
+        for role, account in identity.machines.items():
+            storage.BucketIAMMember(
+                f"{role}-text-grant",
+                bucket=lock.url.split("/")[2],
+                role="roles/storage.objectViewer",
+                member=account.member,
+                opts=self._child,
+            )
 
     def _inputs(self, job: JobSpec) -> None:
         """The text, unless upload_data has put it there, and GPT-2's vocabulary: machines have no internet."""

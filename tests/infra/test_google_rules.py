@@ -118,13 +118,15 @@ def test_a_name_that_is_too_long_for_an_account(root: Path) -> None:
 
 def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
     text = root / "data" / "my-data.txt"
-    with text.open("ab") as file:
-        file.truncate(LARGEST_OBJECT + 1)
     text.write_bytes(TEXT.encode() * (LARGEST_OBJECT // len(TEXT) + 2))
     (line,) = problems(values(), root)
     assert "run `python -m scripts.upload_data data/my-data.txt --stack dev` and commit my-data.txt.lock.json" in line
     lock = DataLock(url="gs://elsewhere/my-data.txt", sha256="ab" * 32, size=text.stat().st_size)
     write_lock(text, lock)
+    with text.open("ab") as file:
+        file.write(b"more")
+    (line,) = problems(values(), root)
+    assert "and my-data.txt.lock.json says" in line
     text.unlink()
     job = config.job_spec(load(values(), root))
     assert (job.data.path, job.fingerprint) == (lock.url, "ab" * 8)

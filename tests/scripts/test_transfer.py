@@ -77,10 +77,11 @@ def test_upload_says_where_it_lies_and_what_to_write(bucket: Storage, text: Path
 
 
 def test_upload_mends_a_damaged_copy(bucket: Storage, text: Path) -> None:
-    target, _ = upload_data.upload(bucket, text)
-    bucket.write(target, b"x" * text.stat().st_size)
-    assert upload_data.upload(bucket, text) == (target, False)
-    assert bucket.read(target) == text.read_bytes()
+    first = upload_data.upload(bucket, text)
+    bucket.write(first.target, b"x" * text.stat().st_size)
+    assert upload_data.upload(bucket, text) == first
+    assert not first.there
+    assert bucket.read(first.target) == text.read_bytes()
 
 
 NOT_TEXT: list[tuple[bytes, str]] = [
@@ -115,12 +116,12 @@ def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, text: Path, m
     bucket = open_storage(str(tmp_path / "bucket"))
 
     def appending(path: Path) -> str:
-        digest = fingerprint(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         with path.open("a") as file:
             file.write("more")
         return digest
 
-    monkeypatch.setattr(upload_data, "fingerprint", appending)
+    monkeypatch.setattr(upload_data, "sha256", appending)
     with pytest.raises(UserError, match="changed while it was uploaded"):
         upload_data.upload(bucket, text)
     assert bucket.list("") == []
@@ -291,27 +292,42 @@ def test_ctrl_c_is_one_line_and_130(gcs_bucket: str, gcs_faults: Faults, text: P
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("module", ["upload_data", "download_model"])
+COMMANDS = ["build_image", "download_model", "generate", "preflight", "prepare_data", "ssh", "upload_data", "watch"]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
 def test_help_needs_no_torch(module: str) -> None:
     answer = run(module, "--help")
     assert answer.returncode == 0
-    assert "--bucket" in answer.stdout
-    code = f"import sys, scripts.{module}; sys.exit('torch' in sys.modules or 'google.cloud.storage' in sys.modules)"
+    assert "--stack" in answer.stdout
+    heavy = ["torch", "pulumi_gcp", "google.cloud.storage"]
+    code = f"import sys, scripts.{module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["upload_data", "download_model", "generate", "watch"])
+def test_a_local_stack_needs_none_of_googles_packages(module: str) -> None:
+    code = f"import sys, scripts.{module}; sys.exit(any(name.startswith('google.') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
 
 
 def test_the_bucket_of_a_stack(tmp_path: Path) -> None:
     (tmp_path / "Pulumi.local.yaml").write_text("config:\n  gpt2-training:platform: local\n")
     (tmp_path / "Pulumi.bare.yaml").write_text("")
-    (tmp_path / "Pulumi.dev.yaml").write_text("config:\n  gpt2-training:platform: google\n")
+    (tmp_path / "Pulumi.dev.yaml").write_text("config:\n  gpt2-training:platform: google\n  gcp:project: my-project\n")
+    (tmp_path / "Pulumi.new.yaml").write_text("config:\n  gpt2-training:platform: google\n")
     (tmp_path / "Pulumi.broken.yaml").write_text("config: {\n")
     assert stack_bucket("local", tmp_path) == (tmp_path / "artifacts" / "local").as_uri()
     assert stack_bucket("bare", tmp_path) == (tmp_path / "artifacts" / "bare").as_uri()
-    with pytest.raises(UserError, match=r"runs on google: pass its bucket, --bucket gs://"):
-        stack_bucket("dev", tmp_path)
+    assert stack_bucket("dev", tmp_path) == "gs://my-project-dev-gpt2"
+    with pytest.raises(
+        UserError, match=r"--stack new: gcp:project: missing; run `pulumi config set gcp:project .*new`$"
+    ):
+        stack_bucket("new", tmp_path)
     with pytest.raises(UserError, match=r"Pulumi\.broken\.yaml cannot be read"):
         stack_bucket("broken", tmp_path)
-    with pytest.raises(UserError, match=r"stack \.\./x: there is no .*; there are: bare, broken, dev, local"):
+    with pytest.raises(UserError, match=r"stack \.\./x: there is no .*; there are: bare, broken, dev, local, new"):
         stack_bucket("../x", tmp_path)
 
 

@@ -382,6 +382,128 @@ def test_a_run_that_is_declared_meanwhile_is_followed(run: FakeRun) -> None:
     assert run.watch() == 0
 
 
+def test_a_run_that_takes_no_step_is_told(run: FakeRun) -> None:
+    def life() -> Iterator[None]:
+        for _ in range(150):
+            run.machine("master-0", step=400, message="writing a checkpoint")
+            yield
+        run.metrics([*run.train(1, 400), *run.train(401, 402)])
+        yield
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+        yield
+
+    running(run)
+    run.script = life()
+    assert run.watch() == 0
+    lines = [line.partition(" ")[2] for line in run.text.splitlines()]
+    told = [line for line in lines if line.startswith("no step for")]
+    assert told == ["no step for more than 1 min", "no step for more than 2 min"]
+
+
+# On Google Cloud, where machines have names that nobody knows before, and come when there is one
+
+
+@pytest.fixture
+def cloud_run(run: FakeRun) -> FakeRun:
+    run.storage.url = "gs://bucket"
+    run.declare(workers=10)
+    return run
+
+
+def test_machines_are_counted_where_they_have_no_names(cloud_run: FakeRun) -> None:
+    run = cloud_run
+    run.status("RUNNING", step=40, attempt=1, started=START)
+    for name in ("worker-zzzz", "master-0", "worker-a1b2"):
+        run.machine(name, step=40)
+    run.machine("worker-lost", ago=700)
+    assert run.watch(once=True) == 0
+    assert re.search(rf"{RUN}\s+RUNNING\s+3 of 11 machines", run.text)
+    machines = re.findall(r"^(\S+)\s+running\s", run.text, re.MULTILINE)
+    assert machines == ["master-0", "worker-a1b2", "worker-zzzz"]
+    assert "not there yet" not in run.text
+    assert "worker-0" not in run.text
+
+
+def test_a_log_tells_when_machines_come(cloud_run: FakeRun) -> None:
+    run = cloud_run
+
+    def life() -> Iterator[None]:
+        yield
+        for i in range(10):
+            run.machine(f"worker-aaa{i}")
+        run.machine("master-0")
+        yield
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+        yield
+
+    run.script = life()
+    assert run.watch() == 0
+    lines = [line.partition(" ")[2] for line in run.text.splitlines()]
+    assert [line for line in lines if line.endswith(" there")] == ["0 of 11 machines there", "all machines there"]
+
+
+def test_google_is_asked_only_while_machines_are_missing_and_each_line_is_said_once(cloud_run: FakeRun) -> None:
+    run = cloud_run
+    asked: list[int] = []
+
+    def ask(snapshot: Any) -> list[str]:
+        asked.append(snapshot.there)
+        return ["worker: zone us-central1-b has no n1-highmem-16 now", f"{snapshot.there} heard"]
+
+    def life() -> Iterator[None]:
+        run.machine("master-0")
+        for _ in range(5):
+            yield
+        run.status("RUNNING", step=1, attempt=1, started=run.now)
+        for i in range(10):
+            run.machine(f"worker-aaa{i}")
+        for _ in range(5):
+            yield
+        run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+        yield
+
+    run.script = life()
+    assert run.watch(ask=ask) == 0
+    assert set(asked) == {0, 1}
+    assert run.text.count("worker: zone us-central1-b has no n1-highmem-16 now") == 1
+    assert run.text.count("1 heard") == 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 24), (60, 12), (80, 24)])
+def test_why_machines_are_missing_is_readable_in_the_picture(cloud_run: FakeRun, width: int, height: int) -> None:
+    run = cloud_run
+    run.machine("master-0", log=["l" * 200] * 30)
+    snapshot = RunFiles(run.storage, RUN, lambda: run.now).read()
+    line = "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now; Google goes on trying, or raise x"
+    console = Console(file=run.out, width=width, height=height, force_terminal=True, color_system=None)
+    console.print(picture(snapshot, width, height, line))
+    lines = run.text.splitlines()
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    assert line in " ".join(" ".join(lines).split())
+
+
+def test_the_last_words_of_a_machine_that_is_long_gone(cloud_run: FakeRun) -> None:
+    run = cloud_run
+    run.status("FAILED", step=40, attempt=1, started=START, finished=START, reason="the loss is not finite")
+    ended = Exit(code=1, reason="loss", time=START)
+    run.machine("worker-a1b2", "failed", last_exit=ended, log=["RuntimeError: loss"])
+    run.now += 86400
+    assert run.watch() == 1
+    assert run.text.endswith("last words of worker-a1b2 (exit 1: loss):\n  RuntimeError: loss\n")
+
+
+def test_machines_of_an_earlier_launch_are_not_shown(cloud_run: FakeRun) -> None:
+    run = cloud_run
+    run.machine("worker-old1", "failed")
+    run.now += 60
+    run.declare(launch=2, workers=10)
+    run.machine("worker-new1")
+    assert run.watch(once=True) == 0
+    assert "worker-new1" in run.text
+    assert "worker-old1" not in run.text
+
+
 def read(run: FakeRun) -> Callable[[], tuple[list[tuple[int, int, float | None]], list[tuple[int, float | None]]]]:
     files = RunFiles(run.storage, RUN, lambda: run.now)
 

@@ -1,0 +1,162 @@
+"""Build the trainer's image with Cloud Build, for people without Docker, and print its digest for the stack file.
+
+Uploads trainer/ to the stack's data bucket, builds and pushes there. The tag is the code's hash: what is in the
+registry already is not built again. Ctrl-C leaves the build going.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from infra.config import StackConfig
+from scripts.build_context import pack
+from scripts.common import CHECKOUT, UserError, google_stack, megabytes, run_main
+from trainer.google_api import ApiError, GoogleApi
+from trainer.spec import code_hash
+from trainer.storage import open_storage
+
+BUILDER = "gcr.io/cloud-builders/docker"
+TIMEOUT = "3600s"
+POLL = 5.0  # seconds
+SAY_EVERY = 30.0
+RIGHTS = (
+    "builds run as the project's default service account (gcloud builds get-default-service-account), which needs"
+    " roles/storage.objectViewer on {bucket}, roles/artifactregistry.writer on {repository} and roles/logging.logWriter"
+)
+
+Say = Callable[[str], None]
+
+
+def repository(config: StackConfig) -> str:
+    """The full name of the stack's repository in Artifact Registry."""
+    return f"projects/{config.project}/locations/{config.region}/repositories/gpt2-{config.stack}"
+
+
+def image_name(config: StackConfig) -> str:
+    """Without tag and digest."""
+    return f"{config.region}-docker.pkg.dev/{config.project}/gpt2-{config.stack}/trainer"
+
+
+def check_repository(api: GoogleApi, config: StackConfig) -> None:
+    """Raises UserError, with what makes it, if the repository is not there."""
+    try:
+        api.call("artifactregistry", "GET", repository(config))
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise UserError(
+            f"there is no repository gpt2-{config.stack} in {config.region} yet; run `pulumi up --stack {config.stack}`"
+            " once: it makes repository and bucket, and stops at the image where there is no Docker"
+        ) from None
+
+
+def built(api: GoogleApi, config: StackConfig, tag: str) -> str | None:
+    """The digest, sha256:…, of the image of this tag; None if it is not in the registry."""
+    try:
+        found = api.call("artifactregistry", "GET", f"{repository(config)}/packages/trainer/tags/{tag}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+    return str(found["version"]).rpartition("/")[2]
+
+
+def start(api: GoogleApi, config: StackConfig, tag: str, path: str, generation: int) -> str:
+    """Starts the build of the context that lies at `path` in the data bucket; returns the build's full name."""
+    image = f"{image_name(config)}:{tag}"
+    bucket = config.data_bucket.removeprefix("gs://")
+    body = {
+        "source": {"storageSource": {"bucket": bucket, "object": path, "generation": str(generation)}},
+        "steps": [{"name": BUILDER, "args": ["build", "--tag", image, "."]}],
+        "images": [image],  # pushed after the last step
+        "timeout": TIMEOUT,
+        "options": {"logging": "CLOUD_LOGGING_ONLY"},
+        "tags": [f"gpt2-{config.stack}"],
+    }
+    parent = f"projects/{config.project}/locations/{config.region}"
+    operation = api.call("cloudbuild", "POST", f"{parent}/builds", body=body)
+    return f"{parent}/builds/{operation['metadata']['build']['id']}"
+
+
+def wait(
+    api: GoogleApi,
+    config: StackConfig,
+    build: str,
+    say: Say,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> str:
+    """Follows a build to its end; returns the digest. Raises UserError if it fails."""
+    began = told = clock()
+    state, trouble = "", 0
+    while True:
+        try:
+            found = api.call("cloudbuild", "GET", build)
+            trouble = 0
+        except ApiError as error:
+            trouble += 1
+            if trouble > 10 or error.status in (401, 403, 404):
+                raise
+            found = {"status": state}
+        now = found.get("status", "STATUS_UNKNOWN")
+        if now != state or clock() - told >= SAY_EVERY:
+            log = f"; its log: {found['logUrl']}" if not state and "logUrl" in found else ""
+            say(f"build {build.rpartition('/')[2]} {now} after {clock() - began:.0f} s{log}")
+            state, told = now, clock()
+        if now == "SUCCESS":
+            return str(found["results"]["images"][0]["digest"])
+        if now in ("FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"):
+            raise UserError(_failure(config, found))
+        sleep(POLL)
+
+
+def _failure(config: StackConfig, build: dict[str, Any]) -> str:
+    info = build.get("failureInfo", {})
+    why = info.get("detail") or build.get("statusDetail") or info.get("type") or "no reason was given"
+    line = f"the build ended with {build['status']}: {' '.join(str(why).split())[:300]}"
+    if info.get("type") in ("FETCH_SOURCE_FAILED", "PUSH_NOT_AUTHORIZED", "LOGGING_FAILURE") or "permission" in why:
+        line += f"; {RIGHTS.format(bucket=config.data_bucket, repository=f'gpt2-{config.stack}')}"
+    return f"{line}; its log: {build.get('logUrl', 'in the console, Cloud Build')}"
+
+
+def build_image(
+    config: StackConfig,
+    say: Say,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """The digest of the image of the code as it is, built if need be. Raises UserError, ApiError, StorageError."""
+    api = GoogleApi()
+    check_repository(api, config)
+    folder = CHECKOUT / "trainer"
+    tag = code_hash(folder)
+    if (digest := built(api, config, tag)) is not None:
+        say(f"already built: {image_name(config)}:{tag}")
+        return digest
+    context, path = pack(folder), f"build/{tag}.tar.gz"
+    generation = open_storage(config.data_bucket).write(path, context)
+    say(f"uploaded: {config.data_bucket}/{path} ({megabytes(len(context))})")
+    try:
+        build = start(api, config, tag, path, generation)
+    except ApiError as error:
+        if error.status not in (403, 404):
+            raise
+        fix = f"run `gcloud services enable cloudbuild.googleapis.com --project {config.project}`"
+        raise UserError(f"{error}; {fix}, and have roles/cloudbuild.builds.editor") from None
+    return wait(api, config, build, say, clock, sleep)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.build_image", description=__doc__)
+    parser.add_argument("--stack", default="dev", help="the stack (default: %(default)s)")
+    config = google_stack(parser.parse_args(arguments).stack)
+    digest = build_image(config, lambda line: print(line, flush=True))
+    print("to run it, write into the stack file, under config:")
+    print(f"  gpt2-training:image: {image_name(config)}@{digest}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main, ApiError)

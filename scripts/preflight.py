@@ -1,0 +1,240 @@
+"""Ask Google, before money is spent, whether a stack can stand up: rights, quotas, machine types, image.
+
+A line each: ok, a problem with what to do, or unknown, which is never taken for ok. Exit code: 1 if there are problems.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infra.config import StackConfig
+from infra.google import rules
+from scripts.common import google_stack, run_main
+from scripts.quotas import Check, Limits, check_quotas
+from trainer.google_api import ApiError, GoogleApi
+
+IMAGES = "deeplearning-platform-release"
+# What the stack makes. Creating is asked for; who may create one of these may as a rule delete it too.
+PERMISSIONS = [
+    "artifactregistry.repositories.create",
+    "artifactregistry.repositories.uploadArtifacts",
+    "cloudscheduler.jobs.create",
+    "compute.firewalls.create",
+    "compute.instanceGroupManagers.create",
+    "compute.instanceTemplates.create",
+    "compute.instances.create",
+    "compute.networks.create",
+    "compute.subnetworks.create",
+    "iam.roles.create",
+    "iam.serviceAccounts.actAs",
+    "iam.serviceAccounts.create",
+    "logging.logMetrics.create",
+    "monitoring.alertPolicies.create",
+    "monitoring.dashboards.create",
+    "resourcemanager.projects.setIamPolicy",
+    "serviceusage.services.enable",
+    "storage.buckets.create",
+]
+STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
+NO_QUOTA_PROJECT = "requires a quota project"
+API_OFF = ("SERVICE_DISABLED", "has not been used in project", "it is disabled")
+
+
+def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> list[Check]:
+    """All checks of a stack, in the order in which a person mends them."""
+    try:
+        api = connect()
+    except ApiError as error:
+        return [Check("credentials", "problem", str(error).partition(";")[0], str(error).partition("; ")[2])]
+    checks = [Check("credentials", "ok", "application default credentials are there")]
+    project, number = _project(api, config.project)
+    checks.append(project)
+    if project.state == "problem":  # all else would say the same
+        return checks
+    checks.append(
+        Check(
+            "billing",
+            "unknown",
+            "a deployer cannot see it",
+            f"`gcloud billing projects describe {config.project}` must say billingEnabled: true",
+        )
+    )
+    checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
+    checks += _machine_types(api, config)
+    checks.append(_image(api, config))
+    return checks + check_quotas(config, Limits(api, config.project, config.region))
+
+
+def _unknown(name: str, error: ApiError, fix: str = "") -> Check:
+    """A question that was not answered; an API that is off is no problem, as the stack enables what it needs."""
+    if NO_QUOTA_PROJECT in str(error):
+        fix = "run `gcloud auth application-default set-quota-project` with the project's id"
+        return Check(name, "unknown", "your login names no project to which questions are counted", fix)
+    if any(sign in str(error) for sign in API_OFF):
+        return Check(name, "unknown", "its API is not enabled yet", "ask again after the first `pulumi up`")
+    return Check(name, "unknown", str(error), fix)
+
+
+def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
+    """The project, and its number if it is known."""
+    try:
+        found = api.call("cloudresourcemanager", "GET", f"projects/{project}")
+    except ApiError as error:
+        if error.status in (403, 404) and not any(sign in str(error) for sign in (*API_OFF, NO_QUOTA_PROJECT)):
+            fix = "check gcp:project in the stack file, or ask its owner for access"
+            return Check("project", "problem", f"{project} is not there, or this account may not see it", fix), ""
+        return _unknown("project", error), ""
+    state = found.get("lifecycleState", "unspecified")
+    if state != "ACTIVE":
+        return Check("project", "problem", f"{project} is {state}", "restore it, or use another gcp:project"), ""
+    return Check("project", "ok", f"{project} is there"), str(found.get("projectNumber", ""))
+
+
+def _apis(api: GoogleApi, config: StackConfig) -> Check:
+    from infra.google.services import APIS
+
+    names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in APIS]
+    try:
+        found = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
+    except ApiError as error:
+        return _unknown("APIs", error)
+    off = [str(s["name"]).rpartition("/")[2] for s in found.get("services", []) if s.get("state") != "ENABLED"]
+    if off:
+        return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `pulumi up` enables them")
+    return Check("APIs", "ok", f"all {len(names)} are enabled")
+
+
+def _permissions(api: GoogleApi, project: str) -> Check:
+    try:
+        found = api.call(
+            "cloudresourcemanager",
+            "POST",
+            f"projects/{project}:testIamPermissions",
+            body={"permissions": PERMISSIONS},
+        )
+    except ApiError as error:
+        return _unknown("your permissions", error)
+    missing = [permission for permission in PERMISSIONS if permission not in found.get("permissions", [])]
+    if not missing:
+        return Check("your permissions", "ok", f"all {len(PERMISSIONS)} that making the stack takes")
+    fix = "docs/google-cloud.md lists the roles that a deployer needs"
+    return Check("your permissions", "problem", f"missing: {', '.join(missing)}", fix)
+
+
+def _agent(api: GoogleApi, project: str, number: str) -> Check:
+    """Instance groups make machines in the name of the Google APIs service agent."""
+    name = "Google APIs service agent"
+    if not number:
+        return Check(name, "unknown", "the project's number is not known, and so not its name")
+    member = f"serviceAccount:{number}@cloudservices.gserviceaccount.com"
+    try:
+        policy = api.call("cloudresourcemanager", "POST", f"projects/{project}:getIamPolicy", body={})
+    except ApiError as error:
+        return _unknown(name, error, "without roles/editor or the like, groups make no machines")
+    roles = [b["role"] for b in policy.get("bindings", []) if member in b.get("members", []) and "condition" not in b]
+    if "roles/editor" in roles or "roles/owner" in roles:
+        return Check(name, "ok", f"has {'roles/editor' if 'roles/editor' in roles else 'roles/owner'}")
+    fix = f"grant roles/editor to {member.partition(':')[2]}, or roles/compute.admin and roles/iam.serviceAccountUser"
+    if {"roles/compute.admin", "roles/iam.serviceAccountUser"} <= set(roles):
+        return Check(name, "ok", "has roles/compute.admin and roles/iam.serviceAccountUser")
+    if roles:
+        return Check(name, "unknown", f"has {', '.join(roles)}, which may not let groups make machines", fix)
+    return Check(name, "problem", "has no role in the project, so groups make no machines", fix)
+
+
+def _machine_types(api: GoogleApi, config: StackConfig) -> list[Check]:
+    """Whether each zone that launches may take has the machines; the zone of this launch must."""
+    zones = rules.zones(config)
+    mine = zones[(config.file.launch - 1) % len(zones)]
+    wanted: dict[str, None] = {}
+    for role in rules.counts(config):
+        machine, (model, _) = rules.machine_type(config, role), rules.accelerator(config, role)
+        wanted[f"machineTypes/{machine.name}"] = None
+        if model:
+            wanted[f"acceleratorTypes/{model}"] = None
+    checks = []
+    for zone in sorted(zones, key=lambda zone: zone != mine):
+        try:
+            missing = [name for name in wanted if not _exists(api, f"projects/{config.project}/zones/{zone}/{name}")]
+        except ApiError as error:
+            checks.append(_unknown(f"machines in {zone}", error))
+            continue
+        if not missing:
+            words = "all types are there; whether one is free shows only when it is asked for"
+            checks.append(Check(f"machines in {zone}", "ok", words))
+        else:
+            lacks = ", ".join(name.partition("/")[2] for name in missing)
+            fix = f"take {zone} out of machines.zones, or use another machine type"
+            checks.append(Check(f"machines in {zone}", "problem" if zone == mine else "note", f"has no {lacks}", fix))
+    return checks
+
+
+def _exists(api: GoogleApi, path: str) -> bool:
+    try:
+        api.call("compute", "GET", path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def _image(api: GoogleApi, config: StackConfig) -> Check:
+    name, machines = "image family", config.file.machines
+    family = machines.image_family
+    shown = f"`gcloud compute images list --project {IMAGES} --no-standard-images` shows what is"
+    try:
+        image = api.call("compute", "GET", f"projects/{IMAGES}/global/images/family/{family}")
+    except ApiError as error:
+        if error.status == 404:
+            return Check(name, "problem", f"there is no {family}", f"set machines.imageFamily; {shown}")
+        return _unknown(name, error)
+    size = int(image.get("diskSizeGb", 0))
+    if size > machines.boot_disk_gb:
+        fix = f"raise machines.bootDiskGb to {size} or more"
+        return Check(name, "problem", f"{family} needs {size} GB, bootDiskGb is {machines.boot_disk_gb}", fix)
+    state = image.get("deprecated", {}).get("state", "ACTIVE")
+    if state != "ACTIVE":
+        return Check(name, "note", f"{family} is {state}", f"choose another machines.imageFamily soon; {shown}")
+    return Check(name, "ok", f"{family} is {image.get('name', 'there')}")
+
+
+def show(checks: list[Check], console: Console) -> None:
+    """A table on a terminal, lines in a log."""
+    if not console.is_terminal:
+        for check in checks:
+            fix = f"; {check.fix}" if check.fix else ""
+            line = f"{check.state}: {check.name}: {check.found}{fix}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        table.add_row(Text(check.state, STYLES[check.state]), *map(Text, (check.name, check.found, check.fix)))
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.preflight", description=__doc__)
+    parser.add_argument("--stack", default="dev", help="the stack (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead")
+    options = parser.parse_args(arguments)
+    checks = run(google_stack(options.stack))
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        console = Console()
+        show(checks, console)
+        counted = [f"{sum(c.state == state for c in checks)} {state}" for state in STYLES]
+        console.print(", ".join(counted), highlight=False)
+    return 1 if any(check.state == "problem" for check in checks) else 0
+
+
+if __name__ == "__main__":
+    run_main(main, ApiError)

@@ -1,0 +1,183 @@
+"""What a stack needs of Google's quotas, and whether it has it.
+
+Limits come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from infra.config import StackConfig
+from infra.google import rules
+from infra.google.catalog import ACCELERATORS
+from infra.prices import is_spot
+from trainer.google_api import ApiError, GoogleApi
+
+SERVICE = "services/compute.googleapis.com"
+GPU_FAMILIES = ("H100", "H100_MEGA")  # these have one quota, with the family as a dimension
+CPUS = {"n1": "CPUS", "a2": "A2_CPUS"}  # by machine family; that of the others is not known for sure
+DISKS = "SSD_TOTAL_GB"  # balanced disks count as SSD
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line for a person."""
+
+    name: str
+    state: Literal["ok", "problem", "unknown", "note"]
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """How much of one quota a stack takes: of machines on demand, and of Spot or flex-start machines."""
+
+    metric: str  # Compute Engine's name, such as NVIDIA_T4_GPUS
+    on_demand: int
+    spot: int = 0
+    everywhere: bool = False  # a quota over all regions
+
+
+@dataclass(frozen=True)
+class Limit:
+    value: float
+    used: float | None = None
+
+
+def needs(config: StackConfig) -> tuple[list[Need], list[str]]:
+    """What the stack needs, and the machine families whose CPU quota is not known."""
+    amounts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
+    unknown: list[str] = []
+    for role, count in rules.counts(config).items():
+        machine, (model, gpus) = rules.machine_type(config, role), rules.accelerator(config, role)
+        # Flex-start machines take the quota of Spot machines.
+        mine = amounts[is_spot(config, role) or (config.file.machines.flex_start and gpus > 0)]
+        if gpus:
+            mine[f"NVIDIA_{ACCELERATORS[model].quota}_GPUS"] += count * gpus
+            mine["GPUS_ALL_REGIONS"] += count * gpus
+        if machine.family in CPUS:
+            mine[CPUS[machine.family]] += count * machine.vcpus
+        elif machine.family not in unknown:
+            unknown.append(machine.family)
+        mine["CPUS_ALL_REGIONS"] += count * machine.vcpus
+        amounts[False][DISKS] += count * config.file.machines.boot_disk_gb
+        amounts[False]["INSTANCES"] += count
+    if config.file.network.nat:
+        amounts[False]["IN_USE_ADDRESSES"] += 1
+    metrics = dict.fromkeys([*amounts[False], *amounts[True]])
+    return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics], unknown
+
+
+class Limits:
+    """Reads limits, each once."""
+
+    def __init__(self, api: GoogleApi, project: str, region: str) -> None:
+        self._api, self._project, self._region = api, project, region
+        self._off = False  # the Cloud Quotas API does not answer
+        self._compute = self._listed(f"projects/{project}") | self._listed(f"projects/{project}/regions/{region}")
+
+    def of(self, metric: str) -> Limit | None:
+        """None if nobody says."""
+        listed = self._compute.get(metric)
+        value = self._cloud(metric)
+        if value is None:
+            return listed
+        return Limit(value, listed.used if listed else None)
+
+    def _listed(self, path: str) -> dict[str, Limit]:
+        try:
+            quotas = self._api.call("compute", "GET", path).get("quotas", [])
+        except ApiError:
+            return {}
+        return {q["metric"]: Limit(q.get("limit", 0.0), q.get("usage", 0.0)) for q in quotas if "metric" in q}
+
+    def _cloud(self, metric: str) -> float | None:
+        if self._off:
+            return None
+        name, family = quota_id(metric)
+        try:
+            info = self._api.call(
+                "cloudquotas", "GET", f"projects/{self._project}/locations/global/{SERVICE}/quotaInfos/{name}"
+            )
+        except ApiError as error:
+            self._off = error.status != 404
+            return None
+        wanted = {"region": self._region, "gpu_family": family}
+        return effective(info.get("dimensionsInfos", []), {k: v for k, v in wanted.items() if v})
+
+
+def quota_id(metric: str) -> tuple[str, str]:
+    """(the Cloud Quotas API's name of a quota, the GPU family where it is one for all families)."""
+    for model in GPU_FAMILIES:
+        if metric == f"NVIDIA_{model}_GPUS":
+            return "GPUS-PER-GPU-FAMILY-per-project-region", f"NVIDIA_{model}"
+    scope = "" if metric.endswith("_ALL_REGIONS") else "-region"
+    return f"{metric.replace('_', '-')}-per-project{scope}", ""
+
+
+def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | None:
+    """The value that holds for some dimensions; Google lists the more specific ones first. None if none fits."""
+    for info in infos:
+        dimensions = info.get("dimensions") or {}
+        places = info.get("applicableLocations") or []
+        if any(wanted.get(name) != value for name, value in dimensions.items()):
+            continue
+        if "region" not in dimensions and places and not {wanted["region"], "global"} & set(places):
+            continue
+        value = float(info.get("details", {}).get("value", 0))  # JSON leaves out a zero
+        return math.inf if value < 0 else value
+    return None
+
+
+def check_quotas(config: StackConfig, limits: Limits) -> list[Check]:
+    """A line for each quota that the stack needs."""
+    wanted, families = needs(config)
+    checks: list[Check] = []
+    for need in wanted:
+        checks += _everywhere(need, limits) if need.everywhere else _regional(need, limits, config.region)
+    for family in families:
+        words = f"which quota the CPUS of {family} machines count in is not known here"
+        checks.append(Check(f"quota of {family} CPUs", "unknown", words, _ask(f"the CPUs of {family}")))
+    return checks
+
+
+def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
+    limit = limits.of(need.metric)
+    if not need.spot:
+        return [_judge(need.metric, need.on_demand, limit, region)]
+    metric = f"PREEMPTIBLE_{'CPUS' if need.metric in CPUS.values() else need.metric}"
+    spot = limits.of(metric)
+    if spot is not None and spot.value == 0:  # then Spot machines count as the others do
+        return [_judge(need.metric, need.on_demand + need.spot, limit, region, " (Spot too, without quota of its own)")]
+    checks = [_judge(metric, need.spot, spot, region)]
+    return [_judge(need.metric, need.on_demand, limit, region), *checks] if need.on_demand else checks
+
+
+def _everywhere(need: Need, limits: Limits) -> list[Check]:
+    """Whether Spot machines count in a quota over all regions, sources disagree."""
+    limit, both = limits.of(need.metric), need.on_demand + need.spot
+    if limit is not None and need.on_demand <= limit.value < both:
+        words = f"{need.on_demand} needed on demand and {need.spot} of Spot machines, limit {limit.value:g};"
+        return [Check(f"quota {need.metric}", "unknown", f"{words} whether Spot counts here is not known", _ask(both))]
+    return [_judge(need.metric, both, limit, "all regions")]
+
+
+def _judge(metric: str, amount: int, limit: Limit | None, where: str, note: str = "") -> Check:
+    name = f"quota {metric}"
+    if limit is None:
+        fix = "look in the console, or enable cloudquotas.googleapis.com and ask again"
+        return Check(name, "unknown", f"{amount:,} needed{note}; the limit cannot be read", fix)
+    value = "none" if math.isinf(limit.value) else f"{limit.value:,.0f}"
+    words = f"{amount:,} needed{note}, limit {value} in {where}"
+    if amount > limit.value:
+        return Check(name, "problem", words, _ask(amount, quota_id(metric)[0]))
+    if limit.used and amount + limit.used > limit.value:
+        found = f"{words}, {limit.used:,.0f} in use"
+        return Check(name, "unknown", found, "fine if they are this stack's own; else wait for them, or ask for more")
+    return Check(name, "ok", words)
+
+
+def _ask(amount: object, name: str = "") -> str:
+    return f"ask for {amount} or more{f' of {name}' if name else ''} (console: IAM, Quotas), or use fewer machines"

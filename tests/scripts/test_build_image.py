@@ -1,0 +1,188 @@
+"""scripts.build_image: what is packed, what Cloud Build is asked, and how it ends."""
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage as gcs
+
+from scripts import build_image, common
+from scripts.build_context import files, pack
+from scripts.common import UserError
+from tests.scripts.google import Call, FakeGoogle, project
+from trainer.spec import code_hash
+from trainer.storage import StorageError, open_storage
+
+REPOSITORY = "projects/test-project/locations/us-central1/repositories/gpt2-dev"
+BUILDS = "projects/test-project/locations/us-central1/builds"
+IMAGE = "us-central1-docker.pkg.dev/test-project/gpt2-dev/trainer"
+DIGEST = f"sha256:{'ab' * 32}"
+TRAINER = Path(build_image.__file__).parents[1] / "trainer"
+
+
+@pytest.fixture
+def ready(google: FakeGoogle, gcs_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGoogle:
+    """The stack's repository and data bucket are there, and builds are taken."""
+    monkeypatch.setattr(common, "CHECKOUT", project(tmp_path))
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
+    client = gcs.Client(project="test", credentials=AnonymousCredentials())
+    name = "test-project-dev-gpt2-data"
+    if client.lookup_bucket(name) is None:
+        client.create_bucket(name)
+    google.on("artifactregistry", "GET", REPOSITORY, {"name": REPOSITORY, "format": "DOCKER"})
+    google.on("cloudbuild", "POST", BUILDS, {"name": "operations/1", "metadata": {"build": {"id": "b-1"}}})
+    return google
+
+
+def states(google: FakeGoogle, *builds: dict[str, Any]) -> None:
+    left = list(builds)
+    google.on("cloudbuild", "GET", f"{BUILDS}/b-1", lambda call: left.pop(0) if len(left) > 1 else left[0])
+
+
+def build() -> tuple[str, list[str]]:
+    said: list[str] = []
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    digest = build_image.build_image(common.google_stack("dev"), said.append, clock=lambda: now[0], sleep=sleep)
+    return digest, said
+
+
+def test_the_code_is_uploaded_built_and_pushed(ready: FakeGoogle) -> None:
+    done = {"status": "SUCCESS", "results": {"images": [{"name": f"{IMAGE}:x", "digest": DIGEST}]}}
+    working = {"status": "WORKING", "logUrl": "https://console.example.com/b-1"}
+    states(ready, {"status": "QUEUED"}, *[working] * 8, done)
+    digest, said = build()
+    assert digest == DIGEST
+    tag = code_hash(TRAINER)
+    (asked,) = [call.body for call in ready.calls if call.verb == "POST"]
+    source = asked["source"]["storageSource"]
+    assert (source["bucket"], source["object"]) == ("test-project-dev-gpt2-data", f"build/{tag}.tar.gz")
+    content, generation = open_storage("gs://test-project-dev-gpt2-data").read_generation(source["object"])
+    assert str(generation) == source["generation"]
+    assert content == pack(TRAINER)
+    assert asked["images"] == [f"{IMAGE}:{tag}"]
+    assert asked["steps"] == [
+        {"name": "gcr.io/cloud-builders/docker", "args": ["build", "--tag", f"{IMAGE}:{tag}", "."]}
+    ]
+    assert asked["options"] == {"logging": "CLOUD_LOGGING_ONLY"}
+    words = [line.partition(" after ")[0] for line in said]
+    assert words[1:] == ["build b-1 QUEUED", "build b-1 WORKING", "build b-1 WORKING", "build b-1 SUCCESS"]
+
+
+def test_what_is_in_the_registry_is_not_built_again(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+    tag = f"{REPOSITORY}/packages/trainer/tags/{code_hash(TRAINER)}"
+    version = f"{REPOSITORY}/packages/trainer/versions/{DIGEST}"
+    ready.on("artifactregistry", "GET", tag, {"name": tag, "version": version})
+    assert build_image.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"already built: {IMAGE}:{code_hash(TRAINER)}\n")
+    assert out.endswith(f"  gpt2-training:image: {IMAGE}@{DIGEST}\n")
+    assert ready.paths("cloudbuild") == []
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        (
+            {"status": "FAILURE", "failureInfo": {"type": "USER_BUILD_STEP", "detail": "step 0 exited\n with 1"}},
+            "the build ended with FAILURE: step 0 exited with 1; its log: in the console",
+        ),
+        (
+            {"status": "FAILURE", "failureInfo": {"type": "FETCH_SOURCE_FAILED", "detail": "denied"}},
+            "roles/storage.objectViewer on gs://test-project-dev-gpt2-data, roles/artifactregistry.writer on gpt2-dev",
+        ),
+        ({"status": "TIMEOUT", "logUrl": "https://l"}, "ended with TIMEOUT: no reason was given; its log: https://l"),
+        ({"status": "CANCELLED", "statusDetail": "by a person"}, "ended with CANCELLED: by a person"),
+    ],
+)
+def test_a_build_that_fails_says_why(ready: FakeGoogle, ended: dict[str, Any], words: str) -> None:
+    states(ready, {"status": "WORKING"}, ended)
+    with pytest.raises(UserError) as error:
+        build()
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_build_is_followed_through_trouble(ready: FakeGoogle) -> None:
+    answers = iter([500, 503])
+
+    def sometimes(call: Call) -> dict[str, Any]:
+        if next(answers, None) is None:
+            return {"status": "SUCCESS", "results": {"images": [{"digest": DIGEST}]}}
+        raise ConnectionAbortedError  # the connection breaks
+
+    ready.on("cloudbuild", "GET", f"{BUILDS}/b-1", sometimes)
+    assert build()[0] == DIGEST
+
+
+def test_without_repository_bucket_or_cloud_build(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
+    states(ready, {"status": "WORKING"})
+    ready.deny("cloudbuild", message="Cloud Build API has not been used in project 1 before")
+    with pytest.raises(UserError, match=r"gcloud services enable cloudbuild\.googleapis\.com --project test-project"):
+        build()
+    gcs.Client(project="test", credentials=AnonymousCredentials()).bucket("test-project-dev-gpt2-data").delete(
+        force=True
+    )
+    with pytest.raises(StorageError, match=r"no bucket gs://test-project-dev-gpt2-data; .*`pulumi up`"):
+        build()
+    ready.on("artifactregistry", "GET", REPOSITORY, {"error": {"message": "not found"}}, 404)
+    with pytest.raises(UserError, match=r"no repository gpt2-dev in us-central1 yet; run `pulumi up --stack dev`"):
+        build()
+
+
+# The build context
+
+
+def test_the_context_is_the_same_for_the_same_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (second, first):
+        folder.mkdir()
+        for name in ("b.py", "a.py") if folder == first else ("a.py", "b.py"):
+            (folder / name).write_text(name)
+    os.utime(first / "a.py", (1, 1))
+    (first / "b.py").chmod(0o700)
+    assert pack(first) == pack(second)
+    with tarfile.open(fileobj=io.BytesIO(pack(first))) as tar:
+        assert tar.getnames() == ["a.py", "b.py"]
+        assert tar.extractfile("a.py").read() == b"a.py"  # type: ignore[union-attr]
+
+
+def test_dockerignore_is_honoured_as_docker_does(tmp_path: Path) -> None:
+    names = ["Dockerfile", "a.py", "a.txt", "keep.txt", "sub/b.py", "sub/deep/c.py", "sub/d.txt", "out/e.py"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+
+    def left(rules: str) -> list[str]:
+        (tmp_path / ".dockerignore").write_text(rules)
+        return [path.relative_to(tmp_path).as_posix() for path in files(tmp_path) if path.name != ".dockerignore"]
+
+    assert left("") == sorted(names)
+    assert left("*\n!*.py\n") == ["Dockerfile", "a.py"]
+    assert left("# all but\n*\n\n!**/*.py\n!keep.txt\nout\n") == [
+        "Dockerfile", "a.py", "keep.txt", "sub/b.py", "sub/deep/c.py"
+    ]  # fmt: skip
+    assert left("*.txt\n!keep.t?t\n") == ["Dockerfile", "a.py", "keep.txt", *sorted(n for n in names if "/" in n)]
+    assert left("sub/**\nout/\n") == ["Dockerfile", "a.py", "a.txt", "keep.txt"]
+
+
+def test_the_trainers_context_is_its_code_and_nothing_else() -> None:
+    names = {path.relative_to(TRAINER).as_posix() for path in files(TRAINER)}
+    code = {path.relative_to(TRAINER).as_posix() for path in TRAINER.rglob("*.py")}
+    assert names == code | {"requirements.txt", "Dockerfile", ".dockerignore"}
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
+def test_any_tar_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "c.tar.gz").write_bytes(pack(TRAINER))
+    subprocess.run(["tar", "-xzf", "c.tar.gz"], cwd=tmp_path, check=True)
+    assert (tmp_path / "spec.py").read_bytes() == (TRAINER / "spec.py").read_bytes()

@@ -1,0 +1,241 @@
+"""Why machines do not come: what Google's groups answer, in words, and what is asked of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import config
+from scripts.google_groups import ASK_EVERY, Group, Groups, Stack, explain, stack_of
+from tests.scripts.google import Call, FakeGoogle, project
+
+NOW = 1_800_000_000.0
+THEN = "2027-01-15T08:00:00.000-00:00"  # NOW
+STACK = Stack(
+    "dev",
+    1,
+    ["us-central1-b", "us-central1-c"],
+    {"master": "n1-highmem-16", "worker": "n1-highmem-16 with nvidia-tesla-t4", "ps": "n1-highmem-8"},
+)
+GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"
+# As Google worded them, seen in public reports of 2024 to 2026.
+STOCKOUT: dict[str, Any] = {
+    "code": "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS",
+    "message": "The zone 'projects/p/zones/us-central1-b' does not have enough resources available to fulfill the"
+    " request.  '(resource type:compute)'.",
+    "errorDetails": [
+        {"help": {"links": [{"description": "Troubleshooting", "url": "https://example.com"}]}},
+        {
+            "errorInfo": {
+                "domain": "compute.googleapis.com",
+                "reason": "resource_availability",
+                "metadatas": {
+                    "attachment": "nvidia-tesla-t4:1",
+                    "vmType": "n1-highmem-16",
+                    "zone": "us-central1-b",
+                    "zonesAvailable": "us-central1-a,us-central1-f",
+                },
+            }
+        },
+    ],
+}
+QUOTA: dict[str, Any] = {
+    "code": "QUOTA_EXCEEDED",
+    "message": "Quota 'NVIDIA_T4_GPUS' exceeded.  Limit: 0.0 in region us-central1.",
+}
+GLOBAL_QUOTA = {"code": "QUOTA_EXCEEDED", "message": "Quota 'GPUS_ALL_REGIONS' exceeded. Limit: 0.0 globally."}
+
+
+def instance(name: str, state: str | None = "RUNNING", *errors: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name, "currentAction": "NONE" if state == "RUNNING" else "CREATING"}
+    found["instance"] = f"https://www.googleapis.com/compute/v1/projects/p/zones/us-central1-b/instances/{name}"
+    if state:
+        found["instanceStatus"] = state
+    if errors:
+        found["lastAttempt"] = {"errors": {"errors": list(errors)}}
+    return found
+
+
+def noted(error: dict[str, Any], timestamp: str = THEN) -> dict[str, Any]:
+    return {"error": {name: error[name] for name in ("code", "message")}, "timestamp": timestamp}
+
+
+def worker(size: int, *instances: dict[str, Any], errors: list[dict[str, Any]] | None = None) -> Group:
+    return Group("dev-worker-01234567", "worker", size, list(instances), errors or [])
+
+
+def said(group: Group, *heard: str, stack: Stack = STACK) -> list[str]:
+    return explain(stack, [group], heard, NOW)
+
+
+def test_a_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
+    group = worker(
+        2,
+        instance("dev-worker-01234567-aaaa", None, STOCKOUT),
+        instance("dev-worker-01234567-bbbb", None, STOCKOUT),
+        errors=[noted(STOCKOUT)],
+    )
+    (line,) = said(group)
+    assert line == (
+        "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now (Google names us-central1-a,"
+        " us-central1-f instead); Google goes on trying, or raise gpt2-training:launch to 2 to take the next zone,"
+        " us-central1-c"
+    )
+
+
+def test_a_stock_out_of_the_only_zone_asks_for_another() -> None:
+    alone = Stack("dev", 4, ["us-central1-b"], STACK.machines)
+    (line,) = said(worker(1, errors=[noted(STOCKOUT)]), stack=alone)
+    assert "add another zone to gpt2-training:machines.zones and raise gpt2-training:launch to 5" in line
+
+
+def test_the_last_zone_is_followed_by_the_first() -> None:
+    second = Stack("dev", 2, STACK.zones, STACK.machines)
+    message = "The zone 'projects/p/zones/us-central1-c' does not have enough resources available."
+    (line,) = said(
+        worker(1, errors=[noted({"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": message})]), stack=second
+    )
+    assert line.startswith("worker: zone us-central1-c has no n1-highmem-16 with nvidia-tesla-t4 now;")
+    assert line.endswith("raise gpt2-training:launch to 3 to take the next zone, us-central1-b")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (QUOTA, "quota NVIDIA_T4_GPUS is 0 in region us-central1: ask for more"),
+        (GLOBAL_QUOTA, "quota GPUS_ALL_REGIONS is 0 globally: ask for more"),
+        (
+            {
+                "code": "QUOTA_EXCEEDED",
+                "message": "Quota exceeded",
+                "errorDetails": [
+                    {
+                        "quotaInfo": {
+                            "metricName": "compute.googleapis.com/cpus",
+                            "limitName": "CPUS-per-project-region",
+                            "limit": 24,
+                            "dimensions": {"region": "us-central1"},
+                        }
+                    }
+                ],
+            },
+            "quota CPUS-per-project-region is 24 in region us-central1: ask for more",
+        ),
+        (
+            {"code": "PERMISSIONS_ERROR", "message": "Required 'compute.instances.create' permission for 'projects/p'"},
+            "no permission: Required 'compute.instances.create' permission for 'projects/p'; `python -m",
+        ),
+        (
+            {"code": "CONDITION_NOT_MET", "message": "Constraint constraints/compute.requireShieldedVm violated"},
+            "an organisation's policy forbids it: Constraint constraints/compute.requireShieldedVm violated",
+        ),
+        ({"code": "SOMETHING_NEW", "message": "two\n lines"}, "Google says SOMETHING_NEW: two lines"),
+        ({"code": "ONLY_A_CODE"}, "Google says ONLY_A_CODE"),
+    ],
+)
+def test_other_causes_are_told_apart(error: dict[str, Any], words: str) -> None:
+    (line,) = said(worker(3, instance("dev-worker-01234567-aaaa", None, error)))
+    assert line.startswith(f"worker: {words}")
+
+
+def test_what_was_noted_long_ago_is_not_told() -> None:
+    group = worker(1, instance("dev-worker-01234567-aaaa", "STAGING"), errors=[noted(QUOTA, "2027-01-15T07:00:00Z")])
+    assert said(group) == ["worker: 0 of 1 machines run, Google is making the rest"]
+
+
+def test_machines_that_are_heard_are_well_and_silent_ones_boot() -> None:
+    group = worker(3, *(instance(f"dev-worker-01234567-{tail}") for tail in ("aaaa", "bbbb", "cccc")))
+    assert said(group, "worker-aaaa", "worker-bbbb", "worker-cccc") == []
+    (line,) = said(group, "worker-bbbb")
+    assert line.startswith("worker: 2 of 3 machines booting")
+    assert "python -m scripts.ssh worker --stack dev" in line
+    master = Group("dev-master-01234567", "master", 1, [instance("dev-master-01234567-zzzz")])
+    assert said(master, "master-0") == []
+
+
+def test_a_group_of_size_zero_and_no_group_at_all() -> None:
+    assert "size 0" in said(worker(0))[0]
+    assert "raise gpt2-training:launch to 2" in said(worker(0))[0]
+    assert explain(STACK, [], [], NOW) == ["Google has no group of machines for this stack yet; `pulumi up` makes them"]
+
+
+def loaded(folder: Path) -> config.StackConfig:
+    return config.from_file("dev", project(folder))
+
+
+def test_the_stack_says_which_machines_are_meant(tmp_path: Path) -> None:
+    stack = stack_of(loaded(tmp_path), 2)
+    assert stack.machines == {
+        "master": "n1-highmem-16 with nvidia-tesla-t4",
+        "worker": "n1-highmem-16 with nvidia-tesla-t4",
+        "ps": "n1-highmem-8",
+    }
+    assert stack.zones[0] == "us-central1-a"
+
+
+def answers(google: FakeGoogle) -> None:
+    names = ["dev-worker-01234567", "dev-master-01234567", "dev-worker-other", "device-master-01234567"]
+    items = [{"name": name, "targetSize": 2 if "worker" in name else 1} for name in names]
+    google.on("compute", "GET", GROUPS, {"items": items})
+
+    def instances(call: Call) -> dict[str, Any]:
+        if "master" in call.path:
+            return {"managedInstances": [instance("dev-master-01234567-zzzz")]}
+        if call.query.get("pageToken") == ["more"]:
+            return {"managedInstances": [instance("dev-worker-01234567-bbbb", None, STOCKOUT)]}
+        return {"managedInstances": [instance("dev-worker-01234567-aaaa")], "nextPageToken": "more"}
+
+    google.on("compute", "POST", f"{GROUPS}/[^/]+/listManagedInstances", instances)
+    google.on("compute", "GET", f"{GROUPS}/dev-worker-01234567/listErrors", {"items": [noted(STOCKOUT)]})
+
+
+def test_the_groups_of_the_stack_are_asked_now_and_then(google: FakeGoogle, tmp_path: Path) -> None:
+    answers(google)
+    now = [NOW]
+    groups = Groups(loaded(tmp_path), lambda: now[0])
+    first = groups.lines(1, {"master-0", "worker-aaaa"})
+    assert len(first) == 1
+    assert first[0].startswith("worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now")
+    asked = len(google.calls)
+    assert asked == 5  # the groups, two pages of workers, the master, the errors of the workers
+    now[0] += ASK_EVERY - 1
+    assert groups.lines(1, set()) == first
+    assert len(google.calls) == asked
+    now[0] += 1
+    groups.lines(1, set())
+    assert len(google.calls) == 2 * asked
+    assert "dev-(master|worker|ps)" in google.calls[0].query["filter"][0]
+
+
+def test_without_permission_it_is_said_and_not_asked_again(google: FakeGoogle, tmp_path: Path) -> None:
+    google.deny("compute", message="Required 'compute.instanceGroupManagers.list' permission")
+    now = [NOW]
+    groups = Groups(loaded(tmp_path), lambda: now[0])
+    (line,) = groups.lines(1, set())
+    assert line.startswith("why machines are missing cannot be told: ")
+    assert line.endswith("roles/compute.viewer is enough")
+    now[0] += 1000
+    assert groups.lines(1, set()) == [line]
+    assert len(google.calls) == 1
+
+
+@pytest.mark.usefixtures("nobody")
+def test_nobody_logged_in_is_one_line(tmp_path: Path) -> None:
+    (line,) = Groups(loaded(tmp_path), lambda: NOW).lines(1, set())
+    assert "no Google credentials" in line
+    assert "\n" not in line
+
+
+def test_google_out_of_order_is_asked_again_and_a_strange_answer_does_no_harm(
+    google: FakeGoogle, tmp_path: Path
+) -> None:
+    google.on("compute", "GET", GROUPS, {"error": {"message": "backend error"}}, 503)
+    now = [NOW]
+    groups = Groups(loaded(tmp_path), lambda: now[0])
+    assert "503, backend error" in groups.lines(1, set())[0]
+    google.on("compute", "GET", GROUPS, {"items": [{"targetSize": 3}]})
+    now[0] += ASK_EVERY
+    assert "KeyError in Google's answer" in groups.lines(1, set())[0]
+    answers(google)
+    now[0] += ASK_EVERY
+    assert groups.lines(1, {"master-0", "worker-aaaa"})[0].startswith("worker: zone us-central1-b")

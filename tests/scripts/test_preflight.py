@@ -1,0 +1,316 @@
+"""scripts.preflight: what Google answers becomes ok, a problem with its fix, or unknown; unknown is never ok."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from infra import config
+from scripts import common, preflight
+from scripts.common import UserError
+from scripts.quotas import Check, Limits, check_quotas, effective, needs, quota_id
+from tests.scripts.google import Call, FakeGoogle, project
+
+P = "projects/test-project"
+AGENT = "serviceAccount:123456@cloudservices.gserviceaccount.com"
+ENOUGH = {
+    "CPUS": 1000,
+    "PREEMPTIBLE_CPUS": 1000,
+    "NVIDIA_T4_GPUS": 20,
+    "PREEMPTIBLE_NVIDIA_T4_GPUS": 20,
+    "SSD_TOTAL_GB": 5000,
+    "INSTANCES": 100,
+}
+EVERYWHERE = {"GPUS_ALL_REGIONS": 20, "CPUS_ALL_REGIONS": 500}
+
+
+def quotas(limits: dict[str, float], used: dict[str, float] | None = None) -> dict[str, Any]:
+    return {"quotas": [{"metric": m, "limit": v, "usage": (used or {}).get(m, 0.0)} for m, v in limits.items()]}
+
+
+@pytest.fixture
+def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGoogle:
+    """A project in which the stack can stand up, as far as Compute Engine's own quotas tell."""
+    monkeypatch.setattr(common, "CHECKOUT", project(tmp_path))
+    found = {"projectId": "test-project", "projectNumber": "123456", "lifecycleState": "ACTIVE"}
+    google.on("cloudresourcemanager", "GET", P, found)
+    google.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", lambda call: call.body)
+    policy = {"bindings": [{"role": "roles/editor", "members": [AGENT]}]}
+    google.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", policy)
+    google.on("serviceusage", "GET", f"{P}/services:batchGet", enabled)
+    google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/machineTypes/n1-highmem-(8|16)", {})
+    google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/acceleratorTypes/nvidia-tesla-t4", {})
+    image = {"name": "common-cu129-ubuntu-2204-nvidia-580-v20260626", "diskSizeGb": "50"}
+    google.on("compute", "GET", "projects/deeplearning-platform-release/global/images/family/.*", image)
+    google.on("compute", "GET", P, quotas(EVERYWHERE))
+    google.on("compute", "GET", f"{P}/regions/us-central1", quotas(ENOUGH))
+    google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
+    return google
+
+
+def enabled(call: Call) -> dict[str, Any]:
+    return {"services": [{"name": name, "state": "ENABLED"} for name in call.query["names"]]}
+
+
+def checks() -> dict[str, Check]:
+    return {check.name: check for check in preflight.run(common.google_stack("dev"))}
+
+
+def states(*, leaving_out: str = "ok") -> dict[str, str]:
+    return {name: check.state for name, check in checks().items() if check.state != leaving_out}
+
+
+def test_a_project_that_is_ready(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preflight.main([]) == 0
+    out = capsys.readouterr().out
+    assert "ok: project: test-project is there\n" in out
+    assert "ok: quota NVIDIA_T4_GPUS: 1 needed, limit 20 in us-central1\n" in out
+    assert "ok: quota PREEMPTIBLE_NVIDIA_T4_GPUS: 10 needed, limit 20 in us-central1\n" in out
+    assert "ok: quota SSD_TOTAL_GB: 2,800 needed, limit 5,000 in us-central1\n" in out
+    assert "ok: quota CPUS: 40 needed, limit 1,000 in us-central1\n" in out  # the master and three servers
+    assert "ok: quota GPUS_ALL_REGIONS: 11 needed, limit 20 in all regions\n" in out
+    assert out.count("unknown: ") == 1
+    assert "unknown: billing: a deployer cannot see it; `gcloud billing projects describe test-project`" in out
+    assert out.endswith("18 ok, 0 problem, 1 unknown, 0 note\n")
+
+
+def test_json_is_for_programs(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+    ready.on("compute", "GET", f"{P}/regions/us-central1", quotas({**ENOUGH, "PREEMPTIBLE_NVIDIA_T4_GPUS": 4}))
+    assert preflight.main(["--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    (bad,) = [check for check in found if check["state"] == "problem"]
+    assert bad["name"] == "quota PREEMPTIBLE_NVIDIA_T4_GPUS"
+    assert bad["found"] == "10 needed, limit 4 in us-central1"
+    assert bad["fix"].startswith("ask for 10 or more of PREEMPTIBLE-NVIDIA-T4-GPUS-per-project-region")
+
+
+def test_a_terminal_gets_a_table() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None)
+    preflight.show([Check("image family", "problem", "there is no [x]", "set machines.imageFamily")], console)
+    assert re.search(r"problem\s+image family\s+there is no \[x\]\s+set machines\.imageFamily", out.getvalue())
+
+
+@pytest.mark.usefixtures("nobody")
+def test_nobody_logged_in(tmp_path: Path) -> None:
+    (only,) = preflight.run(config.from_file("dev", project(tmp_path)))
+    assert only.state == "problem"
+    assert only.found == "no Google credentials"
+    assert only.fix.startswith("run `gcloud auth application-default login`")
+
+
+def test_a_project_that_is_not_there(ready: FakeGoogle) -> None:
+    ready.deny("cloudresourcemanager", P)
+    assert list(states()) == ["project"]
+    ready.on("cloudresourcemanager", "GET", P, {"lifecycleState": "DELETE_REQUESTED"})
+    assert checks()["project"].found == "test-project is DELETE_REQUESTED"
+
+
+def test_a_fresh_project_whose_apis_are_off_is_unknown_and_never_ok(ready: FakeGoogle) -> None:
+    off = "X API has not been used in project 123456 before or it is disabled"
+    for service in ("cloudresourcemanager", "serviceusage", "compute"):
+        ready.deny(service, message=off)
+    found = states()
+    assert set(found.values()) == {"unknown"}
+    assert {"project", "APIs", "your permissions", "Google APIs service agent", "image family"} <= set(found)
+    assert {"machines in us-central1-a", "quota NVIDIA_T4_GPUS", "quota GPUS_ALL_REGIONS"} <= set(found)
+
+
+def test_a_login_without_a_quota_project_is_told_how_to_name_one(ready: FakeGoogle) -> None:
+    ready.deny("cloudresourcemanager", message="The X API requires a quota project, which is not set by default.")
+    found = checks()["project"]
+    assert found.state == "unknown"
+    assert "set-quota-project" in found.fix
+
+
+def test_apis_that_are_off_are_told(ready: FakeGoogle) -> None:
+    def some(call: Call) -> dict[str, Any]:
+        states = ["DISABLED" if "scheduler" in name else "ENABLED" for name in call.query["names"]]
+        return {"services": [{"name": n, "state": s} for n, s in zip(call.query["names"], states, strict=True)]}
+
+    ready.on("serviceusage", "GET", f"{P}/services:batchGet", some)
+    found = checks()["APIs"]
+    assert (found.state, found.found) == (
+        "note",
+        "not enabled yet: cloudscheduler.googleapis.com; `pulumi up` enables them",
+    )
+
+
+def test_missing_permissions_are_named(ready: FakeGoogle) -> None:
+    def half(call: Call) -> dict[str, Any]:
+        return {"permissions": [p for p in call.body["permissions"] if "iam." not in p]}
+
+    ready.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", half)
+    found = checks()["your permissions"]
+    assert found.state == "problem"
+    assert found.found == "missing: iam.roles.create, iam.serviceAccounts.actAs, iam.serviceAccounts.create"
+
+
+@pytest.mark.parametrize(
+    ("bindings", "state", "words"),
+    [
+        ([], "problem", "no role"),
+        ([{"role": "roles/editor", "members": ["user:a@b.c"]}], "problem", "no role"),
+        ([{"role": "roles/viewer", "members": [AGENT]}], "unknown", "has roles/viewer, which may not"),
+        ([{"role": "roles/owner", "members": [AGENT]}], "ok", "has roles/owner"),
+        (
+            [{"role": f"roles/{r}", "members": [AGENT]} for r in ("compute.admin", "iam.serviceAccountUser")],
+            "ok",
+            "has roles/compute.admin and",
+        ),
+        (
+            [{"role": "roles/editor", "members": [AGENT], "condition": {"expression": "false"}}],
+            "problem",
+            "no role",
+        ),
+    ],
+)
+def test_the_agent_that_makes_machines(ready: FakeGoogle, bindings: list[Any], state: str, words: str) -> None:
+    ready.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", {"bindings": bindings})
+    found = checks()["Google APIs service agent"]
+    assert found.state == state
+    assert words in found.found
+
+
+def test_machine_types_are_looked_for_in_each_zone(ready: FakeGoogle) -> None:
+    ready.on("compute", "GET", f"{P}/zones/us-central1-[ac]/acceleratorTypes/.*", {"error": {"message": "no"}}, 404)
+    found = checks()
+    assert found["machines in us-central1-a"].state == "problem"  # this launch's zone
+    assert found["machines in us-central1-a"].found == "has no nvidia-tesla-t4"
+    assert found["machines in us-central1-c"].state == "note"
+    assert found["machines in us-central1-b"].state == "ok"
+
+
+def test_the_image(ready: FakeGoogle) -> None:
+    path = "projects/deeplearning-platform-release/global/images/family/.*"
+    ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "250"})
+    assert checks()["image family"].fix == "raise machines.bootDiskGb to 250 or more"
+    ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "50", "deprecated": {"state": "DEPRECATED"}})
+    assert checks()["image family"].state == "note"
+    ready.on("compute", "GET", path, {"error": {"message": "not found"}}, 404)
+    assert checks()["image family"].state == "problem"
+
+
+# Quotas
+
+
+def limits(google: FakeGoogle) -> Limits:
+    return Limits(preflight.GoogleApi(), "test-project", "us-central1")
+
+
+def judged(google: FakeGoogle, folder: Path, **further: Any) -> dict[str, Check]:
+    stack = config.from_file("dev", project(folder, **further))
+    return {check.name: check for check in check_quotas(stack, limits(google))}
+
+
+def cloud_quotas(google: FakeGoogle, found: dict[str, list[dict[str, Any]]]) -> None:
+    def answer(call: Call) -> dict[str, Any]:
+        return {"dimensionsInfos": found[call.path.rpartition("/")[2]]}
+
+    names = "|".join(map(re.escape, found))
+    path = rf"{P}/locations/global/services/compute\.googleapis\.com/quotaInfos/({names})"
+    google.deny("cloudquotas", status=404, message="not found")
+    google.on("cloudquotas", "GET", path, answer)
+
+
+def test_a_new_project_has_no_gpus_at_all(ready: FakeGoogle, tmp_path: Path) -> None:
+    ready.on("compute", "GET", P, quotas({**EVERYWHERE, "GPUS_ALL_REGIONS": 0}))
+    found = judged(ready, tmp_path)["quota GPUS_ALL_REGIONS"]
+    assert (found.state, found.found) == ("problem", "11 needed, limit 0 in all regions")
+
+
+def test_spot_machines_without_a_quota_of_their_own_count_with_the_others(ready: FakeGoogle, tmp_path: Path) -> None:
+    without = {**ENOUGH, "PREEMPTIBLE_NVIDIA_T4_GPUS": 0, "NVIDIA_T4_GPUS": 8}
+    ready.on("compute", "GET", f"{P}/regions/us-central1", quotas(without))
+    found = judged(ready, tmp_path)["quota NVIDIA_T4_GPUS"]
+    assert found.state == "problem"
+    assert found.found == "11 needed (Spot too, without quota of its own), limit 8 in us-central1"
+
+
+def test_what_sources_disagree_about_is_unknown(ready: FakeGoogle, tmp_path: Path) -> None:
+    ready.on("compute", "GET", P, quotas({**EVERYWHERE, "GPUS_ALL_REGIONS": 1}))
+    assert judged(ready, tmp_path)["quota GPUS_ALL_REGIONS"].state == "unknown"
+
+
+def test_what_is_in_use_counts(ready: FakeGoogle, tmp_path: Path) -> None:
+    ready.on("compute", "GET", f"{P}/regions/us-central1", quotas(ENOUGH, {"SSD_TOTAL_GB": 2500}))
+    found = judged(ready, tmp_path)["quota SSD_TOTAL_GB"]
+    assert found.state == "unknown"
+    assert found.found.endswith("limit 5,000 in us-central1, 2,500 in use")
+
+
+def test_the_cloud_quotas_api_is_believed_first(ready: FakeGoogle, tmp_path: Path) -> None:
+    here = {"applicableLocations": ["us-central1"], "dimensions": {"region": "us-central1"}, "details": {"value": "3"}}
+    rest = {"applicableLocations": ["us-central1", "us-east1"], "details": {"value": "100"}}
+    cloud_quotas(
+        ready,
+        {
+            "PREEMPTIBLE-NVIDIA-T4-GPUS-per-project-region": [here, rest],
+            "NVIDIA-T4-GPUS-per-project-region": [{"applicableLocations": ["us-central1"], "details": {}}],
+            "GPUS-ALL-REGIONS-per-project": [{"applicableLocations": ["global"], "details": {"value": "-1"}}],
+        },
+    )
+    found = judged(ready, tmp_path)
+    assert found["quota PREEMPTIBLE_NVIDIA_T4_GPUS"].found == "10 needed, limit 3 in us-central1"
+    assert found["quota NVIDIA_T4_GPUS"].found == "1 needed, limit 0 in us-central1"
+    assert found["quota GPUS_ALL_REGIONS"].found == "11 needed, limit none in all regions"
+    assert found["quota CPUS"].found == "40 needed, limit 1,000 in us-central1"  # what it does not know, others do
+
+
+def test_new_gpus_share_one_quota_by_family(ready: FakeGoogle, tmp_path: Path) -> None:
+    def of(family: str, value: str) -> dict[str, Any]:
+        dimensions = {"region": "us-central1", "gpu_family": family}
+        return {"dimensions": dimensions, "applicableLocations": ["us-central1"], "details": {"value": value}}
+
+    infos = [of("NVIDIA_B200", "64"), of("NVIDIA_H100", "4")]
+    cloud_quotas(ready, {"GPUS-PER-GPU-FAMILY-per-project-region": infos})
+    training = {"masterType": "a3-highgpu-8g", "hyperparameters": {"batchSize": 32}}
+    found = judged(ready, tmp_path, trainingInput=training, machines=None)
+    assert found["quota NVIDIA_H100_GPUS"].found == "8 needed, limit 4 in us-central1"
+    assert found["quota of a3 CPUs"].state == "unknown"
+
+
+def test_the_machines_of_a_stack_are_counted(tmp_path: Path) -> None:
+    stack = config.from_file("dev", project(tmp_path, network={"nat": True}))
+    counted = {need.metric: (need.on_demand, need.spot) for need in needs(stack)[0]}
+    assert counted == {
+        "NVIDIA_T4_GPUS": (1, 10),
+        "GPUS_ALL_REGIONS": (1, 10),
+        "CPUS": (16 + 3 * 8, 160),
+        "CPUS_ALL_REGIONS": (40, 160),
+        "SSD_TOTAL_GB": (2800, 0),
+        "INSTANCES": (14, 0),
+        "IN_USE_ADDRESSES": (1, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("CPUS", "CPUS-per-project-region"),
+        ("GPUS_ALL_REGIONS", "GPUS-ALL-REGIONS-per-project"),
+        ("NVIDIA_A100_80GB_GPUS", "NVIDIA-A100-80GB-GPUS-per-project-region"),
+        ("SSD_TOTAL_GB", "SSD-TOTAL-GB-per-project-region"),
+    ],
+)
+def test_names_of_quotas(metric: str, name: str) -> None:
+    assert quota_id(metric) == (name, "")
+
+
+def test_a_region_that_a_quota_does_not_name_is_not_known() -> None:
+    assert effective([{"applicableLocations": ["us-east1"], "details": {"value": "5"}}], {"region": "us-west1"}) is None
+    assert effective([], {"region": "us-west1"}) is None
+
+
+def test_a_local_stack_has_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "CHECKOUT", tmp_path)
+    (tmp_path / "Pulumi.local.yaml").write_text(
+        "config:\n  gpt2-training:trainingInput: {}\n  gpt2-training:model: {size: tiny}\n"
+        "  gpt2-training:data: {path: x.txt}\n"
+    )
+    with pytest.raises(UserError, match="local runs on this machine"):
+        preflight.main(["--stack", "local"])
