@@ -25,14 +25,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def gcs_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a server that keeps its objects in memory until the tests end."""
-    try:
-        program = build("fake-gcs-server")
-    except ToolError as error:
-        pytest.skip(f"no fake-gcs-server: {error}")
-    log = tmp_path_factory.mktemp("gcs") / "log"
+class NotStarted(Exception):
+    """fake-gcs-server did not come up; what it printed."""
+
+
+@contextlib.contextmanager
+def fake_gcs_server(log: Path) -> Iterator[str]:
+    """host:port of a server that keeps its objects in memory. Raises ToolError where it cannot be built."""
+    program = build("fake-gcs-server")
     for _ in range(3):  # another process may take the port first
         address = f"127.0.0.1:{_free_port()}"
         process = _start(program, address, log)
@@ -43,7 +43,17 @@ def gcs_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.kill()  # it has nothing to save
             process.wait()
-    pytest.fail(f"fake-gcs-server did not start: {log.read_text()[-2000:]}")
+    raise NotStarted(log.read_text()[-2000:])
+
+
+@pytest.fixture(scope="session")
+def gcs_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a server that lives until the tests end."""
+    try:
+        with fake_gcs_server(tmp_path_factory.mktemp("gcs") / "log") as address:
+            yield address
+    except ToolError as error:
+        pytest.skip(f"no fake-gcs-server: {error}")
 
 
 def _start(program: Path, address: str, log: Path) -> "subprocess.Popen[bytes]":

@@ -41,10 +41,12 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
         "job", buckets.artifacts, f"runs/{job.run}/job.json", _asset(job.to_json()), "application/json"
     )
     current = {"run": job.run, "launch": job.launch}
-    buckets.put("current", buckets.artifacts, CURRENT, _asset(current), "application/json")
+    pointer = buckets.put("current", buckets.artifacts, CURRENT, _asset(current), "application/json")
     launch = Launch(config.bucket, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared]))
     planned = groups(config, job)
-    guard = Guard(config, launch, planned, identity, ready)
+    # The master of a run that is replaced looks there before it runs the jobs, which are the next run's by then.
+    guarded = pulumi.ResourceOptions(parent=parent, provider=provider, depends_on=[services, pointer])
+    guard = Guard(config, launch, planned, identity, guarded)
     hours = config.file.limits.max_hours
     ends = launch.started.apply(lambda started: termination_time(started, hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must find a guard.
