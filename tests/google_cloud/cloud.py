@@ -1,0 +1,276 @@
+"""The stand-in cloud's state: what exists, who may do what, what was asked to go wrong. One object a daemon.
+
+Who adds a type of resource that lives (boots VMs, fires at a date) writes a Behaviour and puts it into
+`cloud.behaviours[token]` in the `register(cloud)` of a module that daemon.py mounts.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.google_cloud import names, references, rules
+from tests.google_cloud.errors import CloudError
+
+__all__ = ["Behaviour", "Cloud", "CloudError", "Fault", "Resource"]
+Json = dict[str, Any]
+# On in every new project.
+ALWAYS_ON = ("storage", "logging", "monitoring", "serviceusage", "bigquery", "cloudtrace", "servicemanagement")
+
+
+class Behaviour:
+    """How the resources of one type live. This one keeps what it is given.
+
+    `props` and `state` are flat dicts with camelCase keys: the inputs, with `project` and, where the type has one,
+    `region` or `location` filled in; and what names.outputs gives (selfLink, ...). Every method may raise CloudError.
+    Nothing holds `cloud.lock` while one of these runs.
+    """
+
+    def __init__(self, cloud: "Cloud", token: str) -> None:
+        self.cloud, self.token = cloud, token
+
+    def check_create(self, props: Json) -> None:
+        """Whatever forbids the creation, before anything is made. (The API, the rules, references and 409 for what
+        this registry has are looked at by Cloud.create already.)"""
+
+    def create(self, id: str, props: Json) -> Json:  # noqa: A002  (Pulumi's word)
+        """Make it; the outputs beyond props. The resource stands in the registry already; an error takes it out."""
+        return {}
+
+    def read(self, id: str, state: Json) -> Json | None:  # noqa: A002
+        """The state as the cloud has it now; None if it is gone. state is {} for what the registry does not have."""
+        return state or None
+
+    def update(self, id: str, olds: Json, news: Json) -> Json:  # noqa: A002
+        """Change it; olds is what the cloud has, news the same with the changed inputs. Outputs that changed."""
+        return {}
+
+    def check_delete(self, id: str, state: Json) -> None:  # noqa: A002
+        """Whatever forbids the deletion, such as a bucket that is not empty."""
+
+    def delete(self, id: str, state: Json) -> None:  # noqa: A002
+        """Take it away. The registry forgets it when this returns."""
+
+
+@dataclass
+class Resource:
+    token: str
+    id: str
+    state: Json  # inputs and outputs, as the cloud has them
+    given: set[str] = field(default_factory=set)  # the keys of state that are inputs: read() shows them as such
+
+    def to_json(self) -> Json:
+        return {"token": self.token, "id": self.id, "state": self.state, "given": sorted(self.given)}
+
+
+@dataclass
+class Fault:
+    """An error for calls of one type and operation ("*" is any)."""
+
+    token: str = "*"
+    operation: str = "*"  # create, read, update, delete, invoke
+    status: int = 503
+    reason: str = "backendError"
+    message: str = "The service is currently unavailable."
+    times: int = 1  # -1: always
+
+    def matches(self, token: str, operation: str) -> bool:
+        return self.times != 0 and self.token in ("*", token) and self.operation in ("*", operation)
+
+
+class Cloud:
+    """Everything one test's Google knows.
+
+    folder: for this daemon alone (state.json is written there; VMs may keep their files below it).
+    url: http://127.0.0.1:PORT of the daemon. storage: http://127.0.0.1:PORT of fake-gcs-server.
+    lock: guards `resources` and whatever else several threads change; held for moments only.
+    """
+
+    def __init__(self, folder: Path, url: str, storage: str) -> None:
+        self.folder, self.url, self.storage = folder, url, storage
+        self.lock = threading.RLock()
+        self.resources: dict[tuple[str, str], Resource] = {}  # by (token, id)
+        self.behaviours: dict[str, Behaviour] = {}
+        self.invokes: dict[str, Callable[[Json], Json]] = {}  # token -> args with `project`, `region` -> result
+        self.images: dict[str, str] = {}  # pushed: NAME:TAG -> sha256:..., and NAME@sha256:... -> sha256:...
+        self.apis: set[str] = set()  # enabled: "PROJECT/compute.googleapis.com"
+        self.faults: list[Fault] = []
+        self.delay = 0.0  # seconds that every provider call takes
+        self.closing: list[Callable[[], None]] = []  # called when the daemon ends (stop VMs, timers)
+        self._numbers = 1000000000
+
+    # What other modules ask. -------------------------------------------------------------------------------------
+
+    def find(self, token: str, **props: Any) -> list[Resource]:
+        """The resources of a type whose state has these values."""
+        with self.lock:
+            found = [r for r in self.resources.values() if r.token == token]
+        return [r for r in found if all(r.state.get(k) == v for k, v in props.items())]
+
+    def change(self, token: str, id: str, **props: Any) -> None:  # noqa: A002
+        """Change a resource behind Pulumi's back (REST resize, a hand in the console): a refresh shows it."""
+        with self.lock:
+            resource = self.resources[token, id]
+            resource.state.update(props)
+            resource.given.update(k for k in props if k in names.inputs_of(token))
+        self.dump()
+
+    def forget(self, token: str, id: str) -> None:  # noqa: A002
+        """Delete a resource behind Pulumi's back."""
+        behaviour = self._behaviour(token)
+        with self.lock:
+            resource = self.resources[token, id]
+        behaviour.delete(id, resource.state)
+        with self.lock:
+            del self.resources[token, id]
+        self.dump()
+
+    def allowed(self, member: str, permission: str, resource: str) -> bool:
+        """Whether a grant lets `member` ("serviceAccount:EMAIL") do that with `resource`.
+
+        resource: "projects/P", "buckets/NAME", "projects/P/locations/L/repositories/ID", "projects/P/..." (a grant
+        on the project counts for all that is in it). Grants with a condition count for nothing here.
+        """
+        from tests.google_cloud import iam
+
+        return iam.allowed(self, member, permission, resource)
+
+    def require_api(self, project: str, api: str) -> None:
+        """403 where a project has not enabled an API ("compute")."""
+        if api and api not in ALWAYS_ON and f"{project}/{api}.googleapis.com" not in self.apis:
+            raise CloudError(
+                403,
+                "SERVICE_DISABLED",
+                f"{api}.googleapis.com has not been used in project {project} before or it is disabled. Enable it, "
+                "then retry. If you enabled this API recently, wait a few minutes.",
+            )
+
+    def fault(self, token: str, operation: str) -> None:
+        """Raise what was asked for with POST /faults for this call, if anything; take the time the API takes."""
+        if self.delay:
+            time.sleep(self.delay)
+        with self.lock:
+            for fault in self.faults:
+                if fault.matches(token, operation):
+                    fault.times -= 1 if fault.times > 0 else 0
+                    raise CloudError(fault.status, fault.reason, fault.message)
+
+    # The life of a resource, as the plugin asks for it. -----------------------------------------------------------
+
+    def create(self, token: str, props: Json, given: Iterable[str], project: str) -> Resource:
+        self.fault(token, "create")
+        kind, behaviour = names.KINDS[token], self._behaviour(token)
+        self.require_api(project, kind.api)
+        with self.lock:
+            self._numbers += 1
+            generated = str(self._numbers)
+        id = names.expand(kind.id, props, generated)  # noqa: A001
+        resource = Resource(token, id, {**props, **names.outputs(token, props, generated)}, set(given))
+        with self.lock:
+            self._free(kind, token, id)
+        rules.check(token, resource.state)
+        references.check_targets(self, token, resource.state)
+        behaviour.check_create(resource.state)
+        with self.lock:
+            self._free(kind, token, id)
+            before = self.resources.get((token, id))
+            self.resources[token, id] = resource
+        try:
+            made = behaviour.create(id, dict(resource.state))
+        except BaseException:
+            with self.lock:
+                if before is None:
+                    del self.resources[token, id]
+                else:
+                    self.resources[token, id] = before
+            raise
+        with self.lock:
+            resource.state.update(made)
+        self.dump()
+        return resource
+
+    def read(self, token: str, id: str, project: str) -> Resource | None:  # noqa: A002
+        self.fault(token, "read")
+        self.require_api(project, names.KINDS[token].api)
+        with self.lock:
+            resource = self.resources.get((token, id))
+            before = dict(resource.state) if resource else {}
+        after = self._behaviour(token).read(id, before)
+        with self.lock:
+            if after is None:
+                self.resources.pop((token, id), None)
+                return None
+            if resource is None:  # made by someone else
+                given = {k for k in after if k in names.inputs_of(token)}
+                resource = self.resources[token, id] = Resource(token, id, after, given)
+            changed = {k: v for k, v in after.items() if before.get(k) != v}
+            resource.state.update(changed)
+            resource.given.update(k for k in changed if k in names.inputs_of(token))
+        return resource
+
+    def update(self, token: str, id: str, changed: Json, removed: Iterable[str], project: str) -> Resource:  # noqa: A002
+        """changed: new values of inputs (and planned outputs); removed: inputs that are no longer set."""
+        self.fault(token, "update")
+        self.require_api(project, names.KINDS[token].api)
+        with self.lock:
+            resource = self.resources.get((token, id))
+            if resource is None:
+                raise CloudError(404, "notFound", f"The resource '{id}' was not found")
+            olds = dict(resource.state)
+        gone = set(removed)
+        news = {k: v for k, v in {**olds, **changed}.items() if k not in gone}
+        rules.check(token, news)
+        references.check_targets(self, token, news)
+        made = self._behaviour(token).update(id, olds, news)
+        with self.lock:
+            for key in gone:
+                resource.state.pop(key, None)
+            resource.state.update(changed)
+            resource.state.update(made)
+            resource.given = (resource.given | {k for k in changed if k not in names.output_names(token)}) - gone
+        self.dump()
+        return resource
+
+    def delete(self, token: str, id: str, project: str) -> None:  # noqa: A002
+        self.fault(token, "delete")
+        self.require_api(project, names.KINDS[token].api)
+        with self.lock:
+            resource = self.resources.get((token, id))
+        if resource is None:
+            return  # the real provider takes a 404 for a success as well
+        policy = resource.state.get("deletionPolicy", "DELETE")
+        if policy == "ABANDON":
+            return
+        if policy == "PREVENT":
+            raise CloudError(400, "deletionPolicy", f"{id}: deletionPolicy is PREVENT")
+        behaviour = self._behaviour(token)
+        references.check_unused(self, resource)
+        behaviour.check_delete(id, resource.state)
+        behaviour.delete(id, resource.state)
+        with self.lock:
+            self.resources.pop((token, id), None)
+        self.dump()
+
+    def invoke(self, token: str, args: Json) -> Json:
+        self.fault(token, "invoke")
+        if token not in self.invokes:
+            raise CloudError(400, "invalid", f"the stand-in cloud does not know {token}")
+        return self.invokes[token](args)
+
+    def dump(self) -> None:
+        """Write state.json for whoever looks into a failed test."""
+        with self.lock:
+            text = json.dumps([r.to_json() for r in self.resources.values()], indent=1, sort_keys=True)
+            part = self.folder / "state.part"
+            part.write_text(text)
+            part.replace(self.folder / "state.json")
+
+    def _behaviour(self, token: str) -> Behaviour:
+        return self.behaviours.get(token) or Behaviour(self, token)
+
+    def _free(self, kind: names.Kind, token: str, id: str) -> None:  # noqa: A002
+        if not kind.shared and (token, id) in self.resources:
+            raise CloudError(409, "alreadyExists", f"The resource '{id}' already exists")

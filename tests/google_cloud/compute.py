@@ -1,0 +1,187 @@
+"""Compute Engine's resources that live: templates, groups, resize requests; and what tests ask to go wrong with VMs."""
+
+import re
+from typing import Any
+
+from tests.google_cloud import catalog
+from tests.google_cloud.clock import clock_of, epoch_of, stamp
+from tests.google_cloud.cloud import Behaviour, Cloud, CloudError, Json
+from tests.google_cloud.daemon import Request, Route
+from tests.google_cloud.fleet import GROUP, TEMPLATE, Group, accelerators, fleet_of
+from tests.google_cloud.metadata import ACCOUNT
+from tests.google_cloud.storage_proxy import StorageFault, storage_faults
+
+REQUEST = "gcp:compute/regionResizeRequest:RegionResizeRequest"
+IMAGE = re.compile(r"(?:.*projects/)?(?P<project>[^/]+)/(?:global/images/family/)?(?P<family>[^/]+)")
+LONGEST = 120 * 86400  # seconds that a VM may run
+
+
+def last(path: str) -> str:
+    """The name at the end of an id or a link (a template's unique link has its number behind a "?")."""
+    return path.rpartition("/")[2].partition("?")[0]
+
+
+def template_of(cloud: Cloud, group: Json) -> Json:
+    """The newest version's template. Raises CloudError 404."""
+    name = last(group["versions"][0]["instanceTemplate"])
+    for resource in cloud.find(TEMPLATE, name=name, project=group["project"], region=group["region"]):
+        return resource.state
+    raise CloudError(404, "notFound", f"The resource 'instanceTemplates/{name}' was not found")
+
+
+class Template(Behaviour):
+    api = "compute.googleapis.com"
+
+    def check_create(self, props: Json) -> None:
+        for disk in props["disks"]:
+            if disk.get("boot", True) and (source := disk.get("sourceImage")):
+                match = IMAGE.fullmatch(source)
+                if match is None or match["family"] not in catalog.FAMILIES.get(match["project"], ()):
+                    raise CloudError(404, "notFound", f"The resource '{source}' was not found")
+        zones = [zone for zone in catalog.zones() if catalog.region_of(zone) == props["region"]]
+        if not any(catalog.machine(last(props["machineType"]), zone) for zone in zones):
+            raise CloudError(400, "invalid", f"Machine type '{props['machineType']}' is not in {props['region']}.")
+        for kind in accelerators(props):
+            if not catalog.ACCELERATORS.get(kind, set()) & set(zones):
+                raise CloudError(400, "invalid", f"Accelerator type '{kind}' is not in {props['region']}.")
+        if until := (props.get("scheduling") or {}).get("terminationTime"):
+            try:
+                ahead = epoch_of(until) - clock_of(self.cloud).now()
+            except ValueError:
+                raise CloudError(400, "invalid", f"terminationTime: {until!r} is no RFC 3339 date.") from None
+            if ahead > LONGEST:
+                raise CloudError(400, "invalid", "terminationTime is more than 120 days ahead.")
+
+
+class Groups(Behaviour):
+    api = "compute.googleapis.com"
+
+    def check_create(self, props: Json) -> None:
+        template = template_of(self.cloud, props)
+        zone = _zone(props)
+        if zone not in catalog.zones():
+            raise CloudError(400, "invalid", f"Invalid value for field 'distributionPolicy.zones': '{zone}'.")
+        machine_type = last(template["machineType"])
+        if not catalog.machine(machine_type, zone):
+            raise CloudError(400, "invalid", f"Machine type '{machine_type}' does not exist in zone '{zone}'.")
+        for kind in accelerators(template):
+            if zone not in catalog.ACCELERATORS.get(kind, set()):
+                raise CloudError(400, "invalid", f"Accelerator type '{kind}' does not exist in zone '{zone}'.")
+        account = (template.get("serviceAccount") or {}).get("email")
+        if account and not self.cloud.find(ACCOUNT, email=account):
+            raise CloudError(404, "notFound", f"The resource '{account}' of type 'serviceAccount' was not found.")
+
+    def create(self, id: str, props: Json) -> Json:  # noqa: A002
+        group = Group(
+            id=id,
+            project=props["project"],
+            region=props["region"],
+            name=props["name"],
+            base=props["baseInstanceName"],
+            zone=_zone(props),
+            target=int(props.get("targetSize") or 0),
+            repair=_repairs(props),
+            template=template_of(self.cloud, props),
+        )
+        fleet_of(self.cloud).add(group)
+        return {"fingerprint": "42WmSpB8rSM=", "creationTimestamp": stamp(clock_of(self.cloud).now())}
+
+    def update(self, id: str, olds: Json, news: Json) -> Json:  # noqa: A002
+        fleet = fleet_of(self.cloud)
+        fleet.use_template(id, template_of(self.cloud, news), _repairs(news))
+        if news.get("targetSize") != olds.get("targetSize"):
+            fleet.resize(id, int(news.get("targetSize") or 0))
+        return {}
+
+    def delete(self, id: str, state: Json) -> None:  # noqa: A002
+        fleet_of(self.cloud).remove(id)
+
+
+class ResizeRequest(Behaviour):
+    """Flex-start: so many VMs more, for a time."""
+
+    api = "compute.googleapis.com"
+
+    def create(self, id: str, props: Json) -> Json:  # noqa: A002
+        fleet = fleet_of(self.cloud)
+        group = fleet.group(f"{id.partition('/resizeRequests/')[0]}")
+        group.run_seconds = (props.get("requestedRunDuration") or {}).get("seconds")
+        resize(self.cloud, group.id, group.target + int(props["resizeBy"]))
+        return {"state": _progress(group), "creationTimestamp": stamp(clock_of(self.cloud).now())}
+
+    def read(self, id: str, state: Json) -> Json | None:  # noqa: A002
+        group = fleet_of(self.cloud).groups.get(f"{id.partition('/resizeRequests/')[0]}")
+        return {**state, "state": _progress(group)} if group else None
+
+
+def resize(cloud: Cloud, id: str, size: int) -> None:  # noqa: A002
+    """As REST and resize requests do it: behind Pulumi's back. Raises CloudError 404."""
+    fleet_of(cloud).resize(id, size)
+    cloud.change(GROUP, id, targetSize=size)
+
+
+def _zone(props: Json) -> str:
+    return last((props.get("distributionPolicyZones") or [f"{props['region']}-{'abcdef'[0]}"])[0])
+
+
+def _repairs(props: Json) -> bool:
+    policy: Json = props.get("instanceLifecyclePolicy") or {}
+    return bool(policy.get("defaultActionOnFailure", "REPAIR") == "REPAIR")
+
+
+def _progress(group: Group) -> str:
+    return "SUCCEEDED" if all(i.machine for i in group.instances.values()) else "ACCEPTED"
+
+
+def register(cloud: Cloud) -> list[Route]:
+    for token, behaviour in ((TEMPLATE, Template), (GROUP, Groups), (REQUEST, ResizeRequest)):
+        cloud.behaviours[token] = behaviour(cloud, token)
+    fleet, clock = fleet_of(cloud), clock_of(cloud)
+
+    def vms(_: Request, __: re.Match[str]) -> tuple[int, Any]:
+        """Every name in every group, with what a test may want to look into."""
+        return 200, [
+            {
+                "name": instance.name,
+                "group": group.name,
+                "zone": group.zone,
+                "action": instance.action,
+                "status": "RUNNING" if (machine := instance.machine) else "TERMINATED",
+                "id": machine.id if machine else "",
+                "serial": str(cloud.folder / "vms" / instance.name / "serial.log"),
+                "scriptExit": machine.script_exit if machine else None,
+                "environment": machine.environment() if machine else {},
+            }
+            for group in list(fleet.groups.values())
+            for instance in list(group.instances.values())
+        ]
+
+    def fault(request: Request, match: re.Match[str]) -> tuple[int, Any]:
+        asked = request.json()
+        match match["fault"]:
+            case "preempt":  # {instance, notice, after: seconds from the notice to the shutdown}
+                fleet.preempt(asked["instance"], bool(asked.get("notice")), asked.get("after"))
+            case "crash":  # {instance}
+                fleet.machine(asked["instance"]).kill()
+            case "freeze":  # {instance}
+                fleet.machine(asked["instance"]).freeze()
+            case "capacity":  # {zone, available}
+                change = fleet.exhausted.discard if asked.get("available") else fleet.exhausted.add
+                change(asked["zone"])
+            case "quota":  # {metric, limit}
+                fleet.limits[asked["metric"]] = float(asked["limit"])
+            case "boot":  # {never}
+                fleet.never_boot = bool(asked["never"])
+            case "grace":  # {seconds} of every shutdown
+                fleet.grace = float(asked["seconds"])
+            case "clock":  # {epoch} or {ahead: seconds}
+                clock.set(float(asked["epoch"]) if "epoch" in asked else clock.now() + float(asked["ahead"]))
+            case "storage":  # {status, times, instance, only}; {} ends it
+                with cloud.lock:
+                    storage_faults(cloud)[:] = [StorageFault(**asked)] if asked else []
+            case other:
+                raise CloudError(404, "notFound", f"no fault is called {other}")
+        fleet.settle()
+        return 200, {"now": clock.now()}
+
+    return [("GET", "/vms", vms), ("POST", "/faults/(?P<fault>[a-z]+)", fault)]

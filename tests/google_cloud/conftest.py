@@ -1,0 +1,284 @@
+"""The `cloud` fixture: a project copy, the real CLI, the plugins in a PULUMI_HOME of its own, and a stand-in cloud."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage as gcs
+
+from tests.google_cloud.client import Client
+from tests.google_cloud.install import environment, install, without_google
+from trainer.storage import Storage, open_storage
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+Json = dict[str, Any]
+
+
+@dataclass
+class StandIn:
+    """One test's project, CLI and Google Cloud.
+
+    root: the project's copy; environment: for subprocesses (CLI, scripts); project: an id that no other test uses;
+    url: the daemon's address; folder: the daemon's files (state.json, log, VMs).
+    """
+
+    root: Path
+    environment: dict[str, str]
+    project: str
+    url: str
+    folder: Path
+    stacks: set[str] = field(default_factory=set)
+
+    # Pulumi. -----------------------------------------------------------------------------------------------------
+
+    def pulumi(self, *arguments: str, stack: str = "dev", ok: bool | None = True) -> str:
+        """A pulumi command; its whole output, with --json without stderr.
+
+        ok: it must succeed; False: it must fail; None: either.
+        """
+        if stack not in self.stacks:
+            self._run("pulumi", "stack", "init", stack)
+            self.stacks.add(stack)
+        done = self._run("pulumi", *arguments, "--non-interactive", "--stack", stack, check=False)
+        if ok is not None and ok != (done.returncode == 0):
+            said = done.stdout + (done.stderr or "")
+            pytest.fail(f"pulumi {' '.join(arguments)} ended with {done.returncode}:\n{said}\n{self.log()}")
+        return done.stdout
+
+    def up(self, *arguments: str, stack: str = "dev", ok: bool | None = True) -> str:
+        return self.pulumi("up", "--skip-preview", *arguments, stack=stack, ok=ok)
+
+    def destroy(self, *arguments: str, stack: str = "dev", ok: bool | None = True) -> str:
+        return self.pulumi("destroy", "--skip-preview", *arguments, stack=stack, ok=ok)
+
+    def preview(self, *arguments: str, stack: str = "dev") -> list[Json]:
+        """The steps of `preview --json`."""
+        steps: list[Json] = json.loads(self.pulumi("preview", "--json", *arguments, stack=stack))["steps"]
+        return steps
+
+    def steps(self, stack: str = "dev", *arguments: str) -> dict[str, str]:
+        """What a preview would do: {resource name: operation}, but for what stays the same."""
+        steps = self.preview(*arguments, stack=stack)
+        return {s["urn"].rsplit("::", 1)[1]: s["op"] for s in steps if s["op"] != "same"}
+
+    def outputs(self, stack: str = "dev") -> Json:
+        """The stack's outputs."""
+        found: Json = json.loads(self.pulumi("stack", "output", "--json", "--show-secrets", stack=stack))
+        return found
+
+    # The cloud. --------------------------------------------------------------------------------------------------
+
+    def call(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Any route of the daemon: (status, JSON)."""
+        return Client(self.url).request(verb, path, body)
+
+    def fault(self, token: str = "*", operation: str = "*", **fields: Any) -> None:
+        """The next provider call of that type and operation fails; fields: status, reason, message, times (-1: all)."""
+        self._post("/faults", {"token": token, "operation": operation, **fields})
+
+    def slow(self, seconds: float) -> None:
+        """Every provider call takes that long."""
+        self._post("/faults", {"delay": seconds})
+
+    def heal(self) -> None:
+        """No faults and no delay any more."""
+        self._post("/faults", {"clear": True})
+
+    def resources(self) -> dict[str, list[str]]:
+        """What the cloud has: {type token: [ids]}."""
+        found: dict[str, list[str]] = {}
+        for resource in self.call("GET", "/resources")[1]:
+            found.setdefault(resource["token"], []).append(resource["id"])
+        return found
+
+    def state(self, token: str, id: str = "") -> Json:  # noqa: A002
+        """Inputs and outputs of a resource, as the cloud has them; without an id, of the only one of its type."""
+        every = self.call("GET", "/resources")[1]
+        found = [r["state"] for r in every if r["token"] == token and id in ("", r["id"])]
+        assert len(found) == 1, f"{len(found)} of {token} {id}"
+        state: Json = found[0]
+        return state
+
+    def change(self, token: str, id: str, **props: Any) -> None:  # noqa: A002
+        """A hand in the console changes a resource."""
+        self._post("/resources", {"token": token, "id": id, "props": props})
+
+    def remove(self, token: str, id: str) -> None:  # noqa: A002
+        """A hand in the console deletes a resource."""
+        self._post("/resources", {"token": token, "id": id})
+
+    def allowed(self, member: str, permission: str, resource: str) -> bool:
+        """See Cloud.allowed."""
+        return bool(self._post("/allowed", {"member": member, "permission": permission, "resource": resource}))
+
+    def images(self) -> dict[str, str]:
+        """What the registry has: {NAME:TAG or NAME@digest: digest}."""
+        found: dict[str, str] = self.call("GET", "/images")[1]
+        return found
+
+    def storage(self, url: str) -> Storage:
+        """gs://bucket/... as the trainer reads it."""
+        return open_storage(url)
+
+    def gcs(self) -> gcs.Client:
+        """Google's own client on the emulator."""
+        return gcs.Client(project=self.project, credentials=AnonymousCredentials())
+
+    def enable(self, *services: str) -> None:
+        """Enable APIs ("compute") by hand, for tests whose program does not declare them."""
+        self._post("/apis", {"enable": [f"{self.project}/{service}.googleapis.com" for service in services]})
+
+    def script(self, *arguments: str, ok: bool | None = True) -> str:
+        """`python -m ...` in the project's copy; stdout and stderr."""
+        done = self._run(sys.executable, "-m", *arguments, check=False)
+        if ok is not None and ok != (done.returncode == 0):
+            pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{self.log()}")
+        return done.stdout
+
+    # Files. -------------------------------------------------------------------------------------------------------
+
+    def program(self, text: str) -> None:
+        """Put a small program in the place of the project's __main__.py."""
+        (self.root / "__main__.py").write_text(text)
+
+    def edit(self, stack: str, old: str, new: str) -> None:
+        """Replace a text of a stack file."""
+        path = self.root / f"Pulumi.{stack}.yaml"
+        assert old in path.read_text(), f"{old!r} is not in {path.read_text()}"
+        path.write_text(path.read_text().replace(old, new))
+
+    def log(self) -> str:
+        """The daemon's own words."""
+        return (self.folder / "log").read_text()[-4000:]
+
+    def _post(self, path: str, body: Json) -> Any:
+        status, answer = self.call("POST", path, body)
+        assert status == 200, answer
+        return answer
+
+    def _run(self, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        errors = subprocess.PIPE if "--json" in command else subprocess.STDOUT
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert not check or done.returncode == 0, done.stdout
+        return done
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    answer = CHECKOUT / ".venv" / "pulumi-path"
+    if not answer.exists():
+        pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
+    for name in ("home", "state", "cloud"):
+        (tmp_path / name).mkdir()
+    project, storage = f"gpt2-{uuid.uuid4().hex[:8]}", f"http://{gcs_address}"
+    root = tmp_path / "project"
+    copy_project(root, project)
+    install(tmp_path / "home")
+    base = without_google()
+    daemon = start_daemon(
+        tmp_path / "cloud", {**base, "STORAGE_EMULATOR_HOST": storage, "GPT2_TRAINING_STANDIN_ROOT": str(root)}
+    )
+    url = ""
+    try:
+        url = wait_for(lambda: daemon_url(tmp_path / "cloud", daemon), "the stand-in cloud's daemon")
+        ours = {
+            **base,
+            **environment(url, storage, tmp_path / "cloud"),
+            "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
+            "PULUMI_HOME": str(tmp_path / "home"),
+            "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
+            "PULUMI_CONFIG_PASSPHRASE": "test",
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+            "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
+        }
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage)
+        yield StandIn(root, ours, project, url, tmp_path / "cloud")
+    finally:
+        stop(daemon, url)
+
+
+def copy_project(root: Path, project: str) -> None:
+    """What a person has who has cloned the repository and set gcp:project; the environment is this one."""
+    ignore = shutil.ignore_patterns("__pycache__", "logs")
+    for name in ("infra", "trainer", "scripts", "requirements"):
+        shutil.copytree(CHECKOUT / name, root / name, ignore=ignore)
+    for path in (CHECKOUT / "__main__.py", *CHECKOUT.glob("Pulumi*.yaml")):
+        shutil.copy(path, root)
+    for path in root.glob("Pulumi.*.yaml"):
+        if re.search("^  gcp:region:", path.read_text(), re.MULTILINE):
+            path.write_text(path.read_text().replace("config:\n", f"config:\n  gcp:project: {project}\n", 1))
+    (root / "data").mkdir()
+    for name in ("default.txt", "my-data.txt"):
+        (root / "data" / name).write_text("To be, or not to be, that is the question.\n" * 5000)
+    (root / ".venv").symlink_to(sys.prefix)
+
+
+def start_daemon(folder: Path, base: dict[str, str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "tests.google_cloud.daemon"]
+    options = ["--folder", str(folder), "--port-file", str(folder / "port")]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, *options], cwd=CHECKOUT, env=base, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def daemon_url(folder: Path, daemon: "subprocess.Popen[bytes]") -> str | None:
+    if daemon.poll() is not None:
+        pytest.fail(f"the stand-in cloud's daemon did not start:\n{(folder / 'log').read_text()}")
+    return f"http://127.0.0.1:{(folder / 'port').read_text()}" if (folder / "port").exists() else None
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """The first truthy value of a condition. Fails the test when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    return pytest.fail(f"{what}: nothing within {seconds} s")
+
+
+def stop(daemon: "subprocess.Popen[bytes]", url: str) -> None:
+    """End the daemon and every process that carries its mark, such as VMs and what runs on them."""
+    daemon.terminate()
+    try:
+        daemon.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+    if not url:
+        return
+    mark = f"GPT2_TRAINING_STANDIN={url}".encode()
+    while marked := [pid for pid in living() if carries(pid, mark)]:  # one may start another while we look
+        for pid in marked:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def living() -> list[int]:
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != os.getpid()]
+
+
+def carries(pid: int, mark: bytes) -> bool:
+    """Whether a process was started with this variable (a zombie has no environment left)."""
+    try:
+        return mark in (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False

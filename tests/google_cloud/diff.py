@@ -1,0 +1,112 @@
+"""What changes between two sets of inputs, and whether that replaces the resource."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tests.google_cloud import names
+from tests.google_cloud.schema import ASSETS, SIGNATURE
+
+Json = dict[str, Any]
+COMPUTED = ("pulumiLabels", "effectiveLabels", "contextHash")  # planned outputs whose change is a change
+TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
+# The schema has `replaces` for inputs only; a template's effective labels cannot change either.
+REPLACES = {TEMPLATE: ("labels", "effectiveLabels")}
+
+
+def changes(token: str, olds: Json, news: Json, ignored: tuple[str, ...] = ()) -> dict[str, str]:
+    """{path: ADD | DELETE | UPDATE, with _REPLACE where it replaces}, in the order of the paths."""
+    found = {}
+    known = names.inputs_of(token)
+    for key in sorted({*olds, *news}):
+        if key.startswith("__"):
+            continue
+        default = names.VIRTUAL.get(key)
+        old, new = olds.get(key, default), news.get(key, default)
+        if key == "location" and isinstance(old, str) and isinstance(new, str) and old.upper() == new.upper():
+            continue  # Google says EU, people say eu
+        replaces = key in REPLACES.get(token, ())
+        for path, kind, replace in _changes(known.get(key, {}), old, new, key, replaces):
+            if not any(path == i or path.startswith((f"{i}.", f"{i}[")) for i in ignored):
+                found[path] = f"{kind}_REPLACE" if replace else kind
+    return found
+
+
+def _changes(shape: Json, old: Any, new: Any, path: str, replaces: bool) -> Iterator[tuple[str, str, bool]]:
+    replaces = replaces or bool(shape.get("replaces"))
+    if same(old, new):
+        return
+    if isinstance(old, dict) and isinstance(new, dict) and not is_asset(old) and not is_asset(new):
+        properties = names.table()["types"].get(shape.get("ref"), {}).get("properties", {})
+        for key in sorted({*old, *new}):
+            below = properties.get(key) or shape.get("map") or {}
+            yield from _changes(below, old.get(key), new.get(key), f"{path}.{key}", replaces)
+    elif isinstance(old, list) and isinstance(new, list):
+        for i in range(max(len(old), len(new))):
+            was, will = (side[i] if i < len(side) else None for side in (old, new))
+            yield from _changes(shape.get("array") or {}, was, will, f"{path}[{i}]", replaces)
+    else:
+        whole = (old is None or new is None) and _replaces_below(shape)
+        yield path, "ADD" if old is None else "DELETE" if new is None else "UPDATE", replaces or whole
+
+
+def _replaces_below(shape: Json) -> bool:
+    """Whether a whole object that comes or goes has a part that replaces."""
+    inner = shape.get("array") or shape
+    properties = names.table()["types"].get(inner.get("ref"), {}).get("properties", {})
+    return any(p.get("replaces") for p in properties.values())
+
+
+def same(old: Any, new: Any) -> bool:
+    """Whether two values mean the same. Lists of strings are sets for Google; assets are what they contain."""
+    if names.UNKNOWN in (_text(old), _text(new)):
+        return False
+    if is_asset(old) and is_asset(new):
+        return bool(old.get("hash")) and old.get("hash") == new.get("hash")
+    if isinstance(old, list) and isinstance(new, list) and all(isinstance(i, str) for i in (*old, *new)):
+        return sorted(old) == sorted(new) and names.UNKNOWN not in new
+    return bool(old == new) and names.UNKNOWN not in json.dumps(new)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def is_asset(value: Any) -> bool:
+    return isinstance(value, dict) and value.get(SIGNATURE) in ASSETS
+
+
+def computed_changes(token: str, state: Json, planned: Json, ignored: tuple[str, ...] = ()) -> dict[str, str]:
+    """Changes that no input shows: default labels of the provider, files of an image's context."""
+    found = {}
+    for key in COMPUTED:
+        if key in state and key in planned and not same(state[key], planned[key]):
+            if key != "contextHash" and "labels" in ignored:
+                continue
+            found[key] = "UPDATE_REPLACE" if key in REPLACES.get(token, ()) else "UPDATE"
+    return found
+
+
+def same_fixed_name(token: str, name: str, olds: Json, news: Json) -> bool:
+    """Whether both have the same name of the program's choice: then the old one must go before the new one comes."""
+    key = names.KINDS[token].name
+    given = news.get(key) if key else None
+    return bool(given) and olds.get(key) == given and not re.fullmatch(re.escape(name) + "-[0-9a-f]{7}", str(given))
+
+
+def unknown_after_update(token: str) -> tuple[str, ...]:
+    """Outputs that an update may change."""
+    if token == names.IMAGE:
+        return ("digest", "ref")
+    if token == "gcp:storage/bucketObject:BucketObject":
+        return ("md5hash", "md5hexhash", "crc32c", "generation")
+    return ()
+
+
+def default_labels(configuration: dict[str, str]) -> dict[str, str]:
+    """The labels that the provider gives to everything, out of its (JSON-encoded) configuration."""
+    labels: dict[str, str] = json.loads(configuration.get("defaultLabels") or "{}")
+    if configuration.get("addPulumiAttributionLabel", "true") != "false":
+        labels["goog-pulumi-provisioned"] = "true"
+    return labels

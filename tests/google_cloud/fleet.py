@@ -1,0 +1,290 @@
+"""The managed instance groups and their VMs: as many as wanted, made anew when lost, as far as there is capacity."""
+
+import functools
+import random
+import string
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.google_cloud import catalog
+from tests.google_cloud.clock import clock_of, epoch_of, stamp
+from tests.google_cloud.cloud import Cloud, CloudError, Json
+from tests.google_cloud.machines import NOTICE, Machine, Wanted
+
+GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
+TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
+LETTERS = string.ascii_lowercase + string.digits
+DELETION = 180.0  # seconds that the deletion of a group waits for its VMs
+
+
+@dataclass(eq=False)
+class Instance:
+    """A name in a group, with or without a VM."""
+
+    name: str
+    action: str = "CREATING"  # Google's currentAction
+    machine: Machine | None = None
+    leaving: bool = False  # it is being deleted
+
+
+@dataclass(eq=False)
+class Group:
+    id: str
+    project: str
+    region: str
+    name: str
+    base: str  # of the names of its VMs
+    zone: str
+    target: int  # VMs
+    repair: bool
+    template: Json
+    run_seconds: float | None = None  # how long a resize request asks for its VMs
+    instances: dict[str, Instance] = field(default_factory=dict)
+    errors: list[Json] = field(default_factory=list)  # as listErrors has them
+
+    def wanted(self, name: str) -> Wanted:
+        scheduling = self.template.get("scheduling") or {}
+        attributes = dict(self.template.get("metadata") or {})
+        if script := self.template.get("metadataStartupScript"):
+            attributes["startup-script"] = script
+        machine_type = self.template["machineType"].rpartition("/")[2]
+        known = catalog.machine(machine_type, self.zone)
+        return Wanted(
+            project=self.project,
+            name=name,
+            zone=self.zone,
+            machine_type=machine_type,
+            spot=scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible")),
+            gpus=sum(accelerators(self.template).values()) or (known[3] if known else 0),
+            account=(self.template.get("serviceAccount") or {}).get("email", ""),
+            attributes=attributes,
+        )
+
+
+def accelerators(template: Json) -> dict[str, int]:
+    """Those that are attached, by type."""
+    attached = template.get("guestAccelerators") or []
+    return {one["type"].rpartition("/")[2]: int(one.get("count", 1)) for one in attached if one.get("count", 1)}
+
+
+class Fleet:
+    """All groups of a cloud. Its lock is never held while a VM shuts down."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud, self._clock = cloud, clock_of(cloud)
+        self._changed = threading.Condition()  # its lock guards all of this
+        self._closed = False
+        self.groups: dict[str, Group] = {}
+        self.exhausted: set[str] = set()  # zones without capacity
+        self.limits: dict[str, float] = {}  # quotas that are not plenty: metric -> limit, in every region
+        self.never_boot = False  # VMs from now on are switched on, but run no startup script
+        self.grace: float | None = None  # seconds of a shutdown, instead of Google's
+
+    # -- groups ----------------------------------------------------------------------------------------------------
+
+    def add(self, group: Group) -> None:
+        with self._changed:
+            self.groups[group.id] = group
+            self._settle(group)
+
+    def group(self, id: str) -> Group:  # noqa: A002
+        """Raises CloudError 404."""
+        with self._changed:
+            if id not in self.groups:
+                raise CloudError(404, "notFound", f"The resource '{id}' was not found")
+            return self.groups[id]
+
+    def resize(self, id: str, target: int) -> None:  # noqa: A002
+        """Raises CloudError 404. The VMs come and go after that."""
+        with self._changed:
+            group = self.group(id)
+            group.target = target
+            self._settle(group)
+
+    def use_template(self, id: str, template: Json, repair: bool) -> None:  # noqa: A002
+        """For VMs from now on: the update policy is OPPORTUNISTIC."""
+        with self._changed:
+            group = self.group(id)
+            group.template, group.repair = template, repair
+
+    def remove(self, id: str) -> None:  # noqa: A002
+        """Delete a group; returns when its VMs are gone. Raises CloudError where they do not go."""
+        with self._changed:
+            group = self.group(id)
+            group.target = 0
+            self._settle(group)
+            if not self._changed.wait_for(lambda: not group.instances, timeout=DELETION):
+                raise CloudError(503, "backendError", f"{', '.join(group.instances)} cannot be deleted")
+            del self.groups[id]
+
+    def recreate(self, id: str, names: list[str]) -> None:  # noqa: A002
+        """Raises CloudError 400 for a name that is not in the group."""
+        with self._changed:
+            group = self.group(id)
+            for name in names:
+                if name not in group.instances:
+                    raise CloudError(400, "invalid", f"Instance '{name}' does not belong to the group '{group.name}'.")
+            for name in names:
+                instance = group.instances[name]
+                instance.action = "RECREATING"
+                if instance.machine is not None:
+                    instance.machine.stop(self.grace)
+            self._settle(group)
+
+    def settle(self) -> None:
+        """What stood in the way may have gone: capacity, a quota."""
+        with self._changed:
+            for group in self.groups.values():
+                self._settle(group)
+
+    def close(self) -> None:
+        """All power goes off."""
+        with self._changed:
+            self._closed = True
+            machines = self.machines()
+        for machine in machines:
+            machine.kill()
+
+    # -- single VMs ------------------------------------------------------------------------------------------------
+
+    def machines(self) -> list[Machine]:
+        with self._changed:
+            return [
+                machine for group in self.groups.values() for i in group.instances.values() if (machine := i.machine)
+            ]
+
+    def machine(self, name: str) -> Machine:
+        """Raises CloudError 404 for a VM that is not on."""
+        for machine in self.machines():
+            if machine.wanted.name == name:
+                return machine
+        raise CloudError(404, "notFound", f"The resource 'instances/{name}' was not found")
+
+    def preempt(self, name: str, notice: bool, after: float | None = None) -> None:
+        """`after`: seconds from the notice to the shutdown."""
+        machine = self.machine(name)
+        machine.preempt(notice)
+        if notice:
+            delay = NOTICE if after is None else after
+            self._clock.at(self._clock.now() + delay, lambda: machine.stop(self.grace))
+
+    # -- making the groups what they should be ----------------------------------------------------------------------
+
+    def _settle(self, group: Group) -> None:
+        staying = [instance for instance in group.instances.values() if not instance.leaving]
+        staying.sort(key=lambda instance: instance.machine is None)  # those without a VM go first
+        for instance in staying[group.target :]:
+            self._delete(group, instance)
+        for _ in range(group.target - len(staying)):
+            name = self._new_name(group)
+            group.instances[name] = Instance(name)
+        for instance in list(group.instances.values()):
+            if instance.machine is None and instance.action in ("CREATING", "RECREATING") and not self._closed:
+                self._boot(group, instance)
+        self._changed.notify_all()
+
+    def _new_name(self, group: Group) -> str:
+        while (name := f"{group.base}-{''.join(random.choices(LETTERS, k=4))}") in group.instances:
+            pass
+        return name
+
+    def _delete(self, group: Group, instance: Instance) -> None:
+        instance.leaving, instance.action = True, "DELETING"
+        if instance.machine is None:
+            del group.instances[instance.name]
+        else:
+            instance.machine.stop(self.grace)
+
+    def _boot(self, group: Group, instance: Instance) -> None:
+        if problem := self._problem(group):
+            self._note(group, instance, *problem)
+            return
+        machine = Machine(self._cloud, group.wanted(instance.name), self._on_end)
+        instance.machine, instance.action = machine, "NONE"
+        if (end := self._end_of(group)) is not None:
+            self._clock.at(end, lambda: machine.stop(self.grace))
+        if not self.never_boot:
+            machine.boot()
+
+    def _problem(self, group: Group) -> tuple[str, str] | None:
+        """Why no VM can come: code and message of Google's error."""
+        end, wanted = self._end_of(group), group.wanted("")
+        if end is not None and end <= self._clock.now():
+            text = f"Invalid value for field 'resource.scheduling.terminationTime': '{stamp(end)}'. It is in the past."
+            return "INVALID_FIELD_VALUE", text
+        if group.zone in self.exhausted:
+            place = f"projects/{group.project}/zones/{group.zone}"
+            text = f"The zone '{place}' does not have enough resources available to fulfill the request."
+            return "ZONE_RESOURCE_POOL_EXHAUSTED", f"{text} Try a different zone, or try again later."
+        used = self._used(group.region)
+        needs = catalog.quotas_of(wanted.machine_type, group.zone, accelerators(group.template), wanted.spot)
+        for metric, need in needs.items():
+            limit = self.limits.get(metric, catalog.PLENTY)
+            if used[metric] + need > limit:
+                where = "globally" if metric in catalog.PROJECT_QUOTAS else f"in region {group.region}"
+                return "QUOTA_EXCEEDED", f"Quota '{metric}' exceeded. Limit: {limit} {where}."
+        return None
+
+    def _used(self, region: str) -> Counter[str]:
+        used: Counter[str] = Counter()
+        for group in self.groups.values():
+            wanted = group.wanted("")
+            needs = catalog.quotas_of(wanted.machine_type, group.zone, accelerators(group.template), wanted.spot)
+            running = sum(instance.machine is not None for instance in group.instances.values())
+            for metric, need in needs.items():
+                if group.region == region or metric in catalog.PROJECT_QUOTAS:
+                    used[metric] += int(need * running)
+        return used
+
+    def used(self, region: str) -> Counter[str]:
+        """How much of each quota the VMs take."""
+        with self._changed:
+            return self._used(region)
+
+    def _end_of(self, group: Group) -> float | None:
+        """When a VM that boots now must end."""
+        scheduling = group.template.get("scheduling") or {}
+        if until := scheduling.get("terminationTime"):
+            return epoch_of(until)
+        seconds = (scheduling.get("maxRunDuration") or {}).get("seconds") or group.run_seconds
+        return self._clock.now() + float(seconds) if seconds else None
+
+    def _note(self, group: Group, instance: Instance, code: str, message: str) -> None:
+        """One error for each VM and cause, though Google tries again and again."""
+        action = {"action": instance.action, "instance": f"{instance_url(group, instance.name)}"}
+        for error in group.errors:
+            if error["instanceActionDetails"] == action and error["error"]["code"] == code:
+                return
+        group.errors.append(
+            {
+                "error": {"code": code, "message": message},
+                "instanceActionDetails": action,
+                "timestamp": stamp(self._clock.now()),
+            }
+        )
+
+    def _on_end(self, machine: Machine) -> None:
+        with self._changed:
+            for group in self.groups.values():
+                instance = group.instances.get(machine.wanted.name)
+                if instance is None or instance.machine is not machine:
+                    continue
+                instance.machine = None
+                if instance.leaving:
+                    del group.instances[instance.name]
+                elif group.repair or instance.action == "RECREATING":
+                    instance.action = "RECREATING"
+                self._settle(group)
+            self._changed.notify_all()
+
+
+def instance_url(group: Group, name: str) -> str:
+    return f"https://www.googleapis.com/compute/v1/projects/{group.project}/zones/{group.zone}/instances/{name}"
+
+
+@functools.cache
+def fleet_of(cloud: Cloud) -> Fleet:
+    fleet = Fleet(cloud)
+    cloud.closing.append(fleet.close)
+    return fleet

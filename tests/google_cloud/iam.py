@@ -1,0 +1,166 @@
+"""Who may do what: grants are the member resources of the cloud; service accounts; enabled APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tests.google_cloud.cloud import Behaviour, Cloud
+from tests.google_cloud.errors import CloudError
+
+Json = dict[str, Any]
+ACCOUNT = "gcp:serviceaccount/account:Account"
+CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"
+MEMBERS = {  # token -> the property that names what the grant is on
+    "gcp:projects/iAMMember:IAMMember": "project",
+    "gcp:storage/bucketIAMMember:BucketIAMMember": "bucket",
+    "gcp:serviceaccount/iAMMember:IAMMember": "serviceAccountId",
+    "gcp:artifactregistry/repositoryIamMember:RepositoryIamMember": "repository",
+}
+_OBJECTS_READ = ("storage.objects.get", "storage.objects.list")
+_OBJECTS_WRITE = (*_OBJECTS_READ, "storage.objects.create", "storage.objects.delete", "storage.objects.update")
+ROLES = {  # the permissions that this project's machines and people come by; "*" is everything
+    "roles/owner": ("*",),
+    "roles/editor": ("*",),
+    "roles/storage.objectViewer": _OBJECTS_READ,
+    "roles/storage.objectCreator": ("storage.objects.create",),
+    "roles/storage.objectUser": _OBJECTS_WRITE,
+    "roles/storage.objectAdmin": _OBJECTS_WRITE,
+    "roles/storage.admin": (*_OBJECTS_WRITE, "storage.buckets.get", "storage.buckets.create", "storage.buckets.delete"),
+    "roles/artifactregistry.reader": (
+        "artifactregistry.repositories.downloadArtifacts",
+        "artifactregistry.repositories.get",
+    ),
+    "roles/artifactregistry.writer": (
+        "artifactregistry.repositories.downloadArtifacts",
+        "artifactregistry.repositories.uploadArtifacts",
+        "artifactregistry.repositories.get",
+    ),
+    "roles/logging.logWriter": ("logging.logEntries.create", "logging.logEntries.route"),
+    "roles/monitoring.metricWriter": (
+        "monitoring.timeSeries.create",
+        "monitoring.metricDescriptors.create",
+        "monitoring.metricDescriptors.get",
+        "monitoring.metricDescriptors.list",
+    ),
+    "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs", "iam.serviceAccounts.get"),
+    "roles/iam.serviceAccountTokenCreator": ("iam.serviceAccounts.getAccessToken",),
+    "roles/cloudscheduler.jobRunner": ("cloudscheduler.jobs.run",),
+    "roles/compute.instanceAdmin.v1": (
+        "compute.instanceGroupManagers.update",
+        "compute.instanceGroupManagers.get",
+        "compute.instances.get",
+        "compute.instances.list",
+    ),
+    "roles/compute.viewer": (
+        "compute.instanceGroupManagers.get",
+        "compute.instances.get",
+        "compute.instances.list",
+    ),
+    "roles/cloudbuild.builds.builder": ("cloudbuild.builds.create", *_OBJECTS_WRITE),
+    "roles/iap.tunnelResourceAccessor": ("iap.tunnelInstances.accessViaIAP",),
+    "roles/compute.osLogin": ("compute.instances.osLogin",),
+    "roles/compute.osAdminLogin": ("compute.instances.osLogin", "compute.instances.osAdminLogin"),
+}
+
+
+class Grant(NamedTuple):
+    member: str
+    role: str
+    resource: str
+
+
+def grants(cloud: Cloud) -> Iterator[Grant]:
+    """All grants without a condition."""
+    for token, key in MEMBERS.items():
+        for found in cloud.find(token):
+            state = found.state
+            if not state.get("condition"):
+                yield Grant(state["member"], state["role"], _resource(token, state, state[key]))
+
+
+def _resource(token: str, state: Json, value: str) -> str:
+    if token == "gcp:projects/iAMMember:IAMMember":
+        return f"projects/{value}"
+    if token == "gcp:storage/bucketIAMMember:BucketIAMMember":
+        return f"buckets/{value.removeprefix('b/')}"
+    if token == "gcp:artifactregistry/repositoryIamMember:RepositoryIamMember" and "/" not in value:
+        return f"projects/{state['project']}/locations/{state['location']}/repositories/{value}"
+    return value
+
+
+def allowed(cloud: Cloud, member: str, permission: str, resource: str) -> bool:
+    """See Cloud.allowed."""
+    if member.startswith("serviceAccount:") and not _account(cloud, member):
+        return False
+    places = {resource}
+    kind, _, rest = resource.partition("/")
+    if kind == "projects":
+        places.add(f"projects/{rest.split('/')[0]}")
+    elif kind == "buckets":
+        buckets = cloud.find("gcp:storage/bucket:Bucket", name=rest)
+        places.update(f"projects/{bucket.state['project']}" for bucket in buckets)
+    return any(
+        grant.member == member and grant.resource in places and _has(cloud, grant.role, permission)
+        for grant in grants(cloud)
+    )
+
+
+def _has(cloud: Cloud, role: str, permission: str) -> bool:
+    if role in ROLES:
+        return "*" in ROLES[role] or permission in ROLES[role]
+    return any(permission in custom.state["permissions"] for custom in cloud.find(CUSTOM_ROLE, name=role))
+
+
+def _account(cloud: Cloud, member: str) -> bool:
+    accounts = cloud.find(ACCOUNT, email=member.partition(":")[2])
+    return any(not account.state.get("disabled") for account in accounts)
+
+
+class Member(Behaviour):
+    """A grant: the role and, for one of our service accounts, the member must exist; a private bucket stays private."""
+
+    def check_create(self, props: Json) -> None:
+        role, member = props["role"], props["member"]
+        if role not in ROLES and not self.cloud.find(CUSTOM_ROLE, name=role):
+            raise CloudError(400, "badRequest", f"Role {role} does not exist (or the stand-in cloud does not know it).")
+        if member.endswith(".iam.gserviceaccount.com") and not self.cloud.find(ACCOUNT, email=member.partition(":")[2]):
+            raise CloudError(400, "badRequest", f"Service account {member.partition(':')[2]} does not exist.")
+        if "bucket" in props:
+            name = props["bucket"].removeprefix("b/")
+            buckets = self.cloud.find("gcp:storage/bucket:Bucket", name=name)
+            if not buckets:
+                raise CloudError(404, "notFound", f"The specified bucket does not exist: {name}.")
+            public = member in ("allUsers", "allAuthenticatedUsers")
+            if public and buckets[0].state.get("publicAccessPrevention") == "enforced":
+                raise CloudError(
+                    412,
+                    "conditionNotMet",
+                    "The member bindings allUsers and allAuthenticatedUsers are not allowed "
+                    "since public access prevention is enforced.",
+                )
+
+
+class Service(Behaviour):
+    """An API that is enabled."""
+
+    def create(self, id: str, props: Json) -> Json:  # noqa: A002
+        with self.cloud.lock:
+            self.cloud.apis.add(id)
+        return {}
+
+    def read(self, id: str, state: Json) -> Json | None:  # noqa: A002
+        project, _, service = id.partition("/")
+        return (state or {"project": project, "service": service}) if id in self.cloud.apis else None
+
+    def delete(self, id: str, state: Json) -> None:  # noqa: A002
+        if state.get("disableOnDestroy", True):
+            with self.cloud.lock:
+                self.cloud.apis.discard(id)
+
+
+def register(cloud: Cloud) -> None:
+    for token in MEMBERS:
+        cloud.behaviours[token] = Member(cloud, token)
+    service = "gcp:projects/service:Service"
+    cloud.behaviours[service] = Service(cloud, service)

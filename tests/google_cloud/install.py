@@ -1,0 +1,62 @@
+"""Puts the plugins into a PULUMI_HOME of a test's own; never into one that a person uses."""
+
+import importlib.metadata
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from tests.google_cloud import schema
+
+# service -> path of its base below the daemon's address; see trainer/google_api.py
+SERVICES = {
+    "ARTIFACTREGISTRY": "artifactregistry/v1/",
+    "CLOUDBUILD": "cloudbuild/v1/",
+    "CLOUDQUOTAS": "cloudquotas/v1/",
+    "CLOUDRESOURCEMANAGER": "cloudresourcemanager/v1/",
+    "CLOUDSCHEDULER": "cloudscheduler/v1/",
+    "COMPUTE": "compute/v1/",
+    "MONITORING": "monitoring/v3/",
+    "SERVICEUSAGE": "serviceusage/v1/",
+}
+
+
+def install(home: Path) -> None:
+    """Install both plugins below `home` (PULUMI_HOME)."""
+    schema.sdk()  # made once a machine; the CLI would not wait for it
+    for package, distribution in (("gcp", "pulumi_gcp"), ("docker-build", "pulumi_docker_build")):
+        version = importlib.metadata.version(distribution)
+        folder = home / "plugins" / f"resource-{package}-v{version}"
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-I", "-u", str(Path(__file__).with_name("provider.py")), package, version]
+        script = folder / f"pulumi-resource-{package}"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        script.chmod(0o755)
+
+
+def environment(url: str, storage: str, folder: Path) -> dict[str, str]:
+    """What leads plugins, scripts and VMs to the stand-in cloud. `folder` gets a credentials file for the deployer."""
+    credentials = folder / "deployer.json"
+    deployer = {"type": "authorized_user", "client_id": "stand-in", "client_secret": "-", "refresh_token": "-"}
+    credentials.write_text(json.dumps({**deployer, "token_uri": f"{url}/token"}))
+    return {
+        "GPT2_TRAINING_STANDIN": url,
+        "STORAGE_EMULATOR_HOST": storage,
+        "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
+        **{f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}": f"{url}/{path}" for name, path in SERVICES.items()},
+    }
+
+
+def without_google(environ: dict[str, str] | None = None) -> dict[str, str]:
+    """An environment in which nothing of a person's own Google Cloud or Pulumi is left."""
+    theirs = (
+        "PULUMI_",
+        "GOOGLE_",
+        "CLOUDSDK_",
+        "GCLOUD_",
+        "GCE_METADATA_",
+        "STORAGE_EMULATOR_",
+        "GPT2_TRAINING_STANDIN",
+    )
+    return {k: v for k, v in (environ or dict(os.environ)).items() if not k.startswith(theirs)}

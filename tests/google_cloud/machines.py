@@ -1,0 +1,171 @@
+"""A VM of the stand-in cloud: a folder, a metadata server, a way to storage, and the processes of its startup script.
+
+The VM is on until it is stopped or lost, also after its startup script has ended, as a real one is. All of its
+processes carry a mark in their environment (infra/local/processes.py), so that none survives it.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from infra.local import processes
+from tests.google_cloud.cloud import Cloud
+from tests.google_cloud.discovery import UNDOCUMENTED, VERSIONS
+from tests.google_cloud.metadata import MetadataServer, tokens_of, tree
+from tests.google_cloud.storage_proxy import StorageProxy
+
+BIN = Path(__file__).parent / "bin"
+ADDRESS = "127.0.0.1"  # of every VM: the trainer binds gloo to the loopback interface for this one only
+NOTICE = 120.0  # seconds from a preemption's notice to the shutdown
+GRACE = {True: 30.0, False: 90.0}  # seconds from the shutdown to the end of power; Spot or not
+KEPT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR")  # of the daemon's environment
+KEPT_PREFIXES = ("LC_", "BOOT_", "SSL_", "COVERAGE_")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A VM as a template describes it."""
+
+    project: str
+    name: str
+    zone: str
+    machine_type: str
+    spot: bool
+    gpus: int
+    account: str  # e-mail of its service account
+    attributes: dict[str, str]
+
+
+class Machine:
+    """One VM, from boot() until `ended`. `on_end` is called once, in a thread of its own, when its power is off."""
+
+    def __init__(self, cloud: Cloud, wanted: Wanted, on_end: Callable[["Machine"], None]) -> None:
+        self.wanted, self._cloud, self._on_end = wanted, cloud, on_end
+        self.id = str(time.time_ns())
+        self.folder = cloud.folder / "vms" / wanted.name
+        self._disk = self.folder / self.id  # a machine that is made anew has an empty disk
+        self._disk.mkdir(parents=True)
+        self.serial = self.folder / "serial.log"  # of all machines that had this name
+        self.mark = f"{mark_of(cloud)}{wanted.name}/{self.id}/"
+        self.script_exit: int | None = None  # of the startup script
+        self.ended = threading.Event()
+        self._ending = threading.Lock()
+        # fmt: off
+        instance = {
+            "id": self.id, "name": wanted.name, "zone": wanted.zone, "machineType": wanted.machine_type, "ip": ADDRESS,
+            "preemptible": "TRUE" if wanted.spot else "FALSE",
+        }
+        # fmt: on
+        tokens = tokens_of(cloud)
+        known = tree(wanted.project, instance, wanted.attributes, wanted.account, lambda: tokens.issue(wanted.account))
+        self.metadata = MetadataServer(known)
+        self.storage = StorageProxy(cloud, wanted.account, wanted.name)
+
+    def boot(self) -> None:
+        """Run the startup script; returns at once."""
+        script = self._disk / "startup-script"
+        script.write_text(self.wanted.attributes.get("startup-script", ""))
+        self._note(f"({self.id}) boots in {self.wanted.zone}")
+        with self.serial.open("ab") as log:
+            process = subprocess.Popen(
+                ["bash", script],
+                cwd=self._disk,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+
+    def environment(self) -> dict[str, str]:
+        """What the startup script finds. GPT2_TRAINING_STANDIN_* is for the commands in bin/."""
+        kept = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
+        overrides = {
+            f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{service.upper()}": f"{self._cloud.url}/{service}/{version}/"
+            for service, version in {**VERSIONS, **UNDOCUMENTED}.items()
+        }
+        home = self._disk / "root"
+        home.mkdir(exist_ok=True)
+        return {
+            "BOOT_PAUSE": "1",
+            **kept,
+            **overrides,
+            "PATH": f"{BIN}:{kept.get('PATH', os.defpath)}",
+            "HOME": str(home),
+            "GCE_METADATA_HOST": self.metadata.address,
+            "GCE_METADATA_IP": self.metadata.address,
+            "STORAGE_EMULATOR_HOST": self.storage.url,
+            "GPT2_TRAINING_STANDIN": self._cloud.url,
+            "GPT2_TRAINING_STANDIN_DISK": str(self._disk),
+            "GPT2_TRAINING_STANDIN_GPUS": str(self.wanted.gpus),
+            "GPT2_TRAINING_STANDIN_PYTHON": sys.executable,
+            "GPT2_TRAINING_STANDIN_ROOT": os.environ.get("GPT2_TRAINING_STANDIN_ROOT", str(Path.cwd())),
+            processes.MARK: self.mark,
+        }
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        self.script_exit = process.wait()
+        if not self.ended.is_set():
+            self._note(f"the startup script ended with {self.script_exit}")
+
+    def _note(self, text: str) -> None:
+        with self.serial.open("ab") as log:
+            log.write(f"--- {self.wanted.name}: {text}\n".encode())
+
+    def preempt(self, notice: bool) -> None:
+        """Say in the metadata that it comes; without notice it has come."""
+        if notice:
+            self._note("is told of its preemption")
+            self.metadata.set("instance/preempted", "TRUE")
+        else:
+            self.kill()
+
+    def freeze(self) -> None:
+        """All processes stand still, as in a VM that hangs; only kill() and the end of a shutdown's time help."""
+        for process in processes.marked(self.mark):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Shut down as by the power button, then switch off. Returns at once; `ended` says when it is over."""
+        limit = GRACE[self.wanted.spot] if grace is None else grace
+        self._note(f"shuts down, within {limit:g} s")
+        threading.Thread(target=self._end, args=(limit,), name=f"stop {self.wanted.name}", daemon=True).start()
+
+    def kill(self) -> None:
+        """The power goes off, now. Returns when nothing of it runs any more."""
+        self._end(0.0)
+
+    def _end(self, grace: float) -> None:
+        # While one thread waits for a shutdown, another may switch the power off.
+        if grace:
+            with contextlib.suppress(processes.ProcessError):
+                processes.stop(self.mark, grace)
+        while members := processes.marked(self.mark):
+            for member in members:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(members, timeout=0.05)  # a zombie that nobody waits for would take all of it
+        with self._ending:
+            if self.ended.is_set():
+                return
+            self.ended.set()
+        self._note("is off")
+        self.metadata.close()
+        self.storage.close()
+        threading.Thread(target=self._on_end, args=(self,), daemon=True).start()
+
+
+def mark_of(cloud: Cloud) -> str:
+    """What the marks of all VMs of a cloud start with; processes.marked(...) finds what lives."""
+    return f"{cloud.folder}::"

@@ -1,0 +1,174 @@
+"""What the real provider derives from inputs alone: ids, self links, defaults. The plugin needs it in a preview."""
+
+import functools
+import json
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # how the engine writes a value that a preview cannot know
+COMPUTE = "https://www.googleapis.com/compute/v1/"
+IMAGE = "docker-build:index:Image"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A resource type. In formats, {x!l} is the last segment of x; {generated} a number of its own."""
+
+    id: str
+    api: str
+    name: str = "name"  # the property that gets a name by itself where it is left out; "" if none does
+    outputs: dict[str, str] = field(default_factory=dict)
+    planned: tuple[str, ...] = ()  # outputs that a preview knows
+    shared: bool = False  # making it again is no conflict
+
+
+def _compute(kind: str, where: str = "regions/{region}", **outputs: str) -> Kind:
+    path = f"projects/{{project}}/{where}/{kind}/{{name}}"
+    return Kind(path, "compute", outputs={"selfLink": COMPUTE + path, **outputs})
+
+
+def _generated(kind: str, api: str) -> Kind:
+    path = f"projects/{{project}}/{kind}/{{generated}}"
+    return Kind(path, api, name="", outputs={"name": path})
+
+
+# An output that marks what another program made: the storage server keeps a bucket's name and versioning, not its
+# place, lifecycle or access settings, so inputs that it does not have say nothing.
+PARTIAL = "standInPartial"
+
+KINDS = {
+    "gcp:compute/network:Network": _compute("networks", "global", networkId="{generated}"),
+    "gcp:compute/subnetwork:Subnetwork": _compute("subnetworks", subnetworkId="{generated}"),
+    "gcp:compute/firewall:Firewall": _compute("firewalls", "global"),
+    "gcp:compute/router:Router": _compute("routers"),
+    "gcp:compute/routerNat:RouterNat": Kind("{project}/{region}/{router!l}/{name}", "compute"),
+    "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _compute("instanceTemplates", numericId="{generated}"),
+    "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _compute(
+        "instanceGroupManagers",
+        instanceGroup=COMPUTE + "projects/{project}/regions/{region}/instanceGroups/{name}",
+        instanceGroupManagerId="{generated}",
+    ),
+    "gcp:compute/regionResizeRequest:RegionResizeRequest": Kind(
+        "projects/{project}/regions/{region}/instanceGroupManagers/{instanceGroupManager!l}/resizeRequests/{name}",
+        "compute",
+    ),
+    "gcp:storage/bucket:Bucket": Kind(
+        "{name}",
+        "storage",
+        outputs={"selfLink": "https://www.googleapis.com/storage/v1/b/{name}", "url": "gs://{name}"},
+    ),
+    "gcp:storage/bucketObject:BucketObject": Kind(
+        "{bucket}-{name}",
+        "storage",
+        outputs={
+            "selfLink": "https://www.googleapis.com/storage/v1/b/{bucket}/o/{name}",
+            "mediaLink": "https://storage.googleapis.com/download/storage/v1/b/{bucket}/o/{name}?alt=media",
+            "outputName": "{name}",
+        },
+        shared=True,  # an upload overwrites
+    ),
+    "gcp:storage/bucketIAMMember:BucketIAMMember": Kind("b/{bucket}/{role}/{member}", "storage", "", shared=True),
+    "gcp:serviceaccount/account:Account": Kind(
+        "projects/{project}/serviceAccounts/{accountId}@{project}.iam.gserviceaccount.com",
+        "iam",
+        name="accountId",
+        outputs={
+            "email": "{accountId}@{project}.iam.gserviceaccount.com",
+            "member": "serviceAccount:{accountId}@{project}.iam.gserviceaccount.com",
+            "name": "projects/{project}/serviceAccounts/{accountId}@{project}.iam.gserviceaccount.com",
+            "uniqueId": "{generated}",
+        },
+        planned=("email", "member"),
+    ),
+    "gcp:serviceaccount/iAMMember:IAMMember": Kind("{serviceAccountId}/{role}/{member}", "iam", "", shared=True),
+    "gcp:projects/iAMMember:IAMMember": Kind("{project}/{role}/{member}", "cloudresourcemanager", "", shared=True),
+    "gcp:projects/iAMCustomRole:IAMCustomRole": Kind(
+        "projects/{project}/roles/{roleId}", "iam", "", outputs={"name": "projects/{project}/roles/{roleId}"}
+    ),
+    "gcp:projects/service:Service": Kind("{project}/{service}", "serviceusage", "", shared=True),
+    "gcp:artifactregistry/repository:Repository": Kind(
+        "projects/{project}/locations/{location}/repositories/{repositoryId}",
+        "artifactregistry",
+        "",
+        outputs={"name": "{repositoryId}", "registryUri": "{location}-docker.pkg.dev/{project}/{repositoryId}"},
+    ),
+    "gcp:artifactregistry/repositoryIamMember:RepositoryIamMember": Kind(
+        "projects/{project}/locations/{location}/repositories/{repository!l}/{role}/{member}",
+        "artifactregistry",
+        "",
+        shared=True,
+    ),
+    "gcp:cloudscheduler/job:Job": Kind(
+        "projects/{project}/locations/{region}/jobs/{name}", "cloudscheduler", outputs={"state": "ENABLED"}
+    ),
+    "gcp:monitoring/dashboard:Dashboard": Kind("projects/{project}/dashboards/{generated}", "monitoring", ""),
+    "gcp:monitoring/alertPolicy:AlertPolicy": _generated("alertPolicies", "monitoring"),
+    "gcp:monitoring/notificationChannel:NotificationChannel": _generated("notificationChannels", "monitoring"),
+    "gcp:monitoring/metricDescriptor:MetricDescriptor": Kind(
+        "projects/{project}/metricDescriptors/{type}", "monitoring", "", shared=True
+    ),
+    "gcp:logging/metric:Metric": Kind("{name}", "logging"),
+    "gcp:billing/budget:Budget": Kind(
+        "billingAccounts/{billingAccount}/budgets/{generated}", "billingbudgets", "", outputs={"name": "{generated}"}
+    ),
+    IMAGE: Kind("{name}", "", "", shared=True),
+}
+
+
+class _Formatter(string.Formatter):
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        return str(value).rpartition("/")[2] if conversion == "l" else super().convert_field(value, conversion)
+
+
+def expand(template: str, props: Json, generated: str = "") -> str:
+    """A format of KINDS with the values of props."""
+    return _Formatter().vformat(template, (), {**props, "generated": generated})
+
+
+@functools.cache
+def table() -> Json:
+    """resources.json: {resources: {token: {inputs, outputs, requiredInputs}}, types: {token: {properties, ...}}}."""
+    found: Json = json.loads(Path(__file__).with_name("resources.json").read_text())
+    return found
+
+
+def inputs_of(token: str) -> Json:
+    """The inputs of a type: {name: shape}; nothing for types of other providers."""
+    found: Json = table()["resources"].get(token, {}).get("inputs", {})
+    return found
+
+
+def fill(token: str, inputs: Json, project: str, region: str, default_labels: dict[str, str]) -> Json:
+    """Inputs with what the provider's own configuration gives, and the outputs that it plans: what a preview shows."""
+    known = inputs_of(token)
+    defaults = {"project": project, "region": region}
+    if token.startswith("gcp:artifactregistry/"):
+        defaults["location"] = region
+    props = {**{k: v for k, v in defaults.items() if k in known and v}, **inputs}
+    if "labels" in known:
+        labels = inputs.get("labels") or {}
+        merged = UNKNOWN if labels == UNKNOWN else {**default_labels, **labels}
+        props |= {"pulumiLabels": merged, "effectiveLabels": merged}
+    for name in KINDS[token].planned:
+        used = [field for _, field, _, _ in string.Formatter().parse(KINDS[token].outputs[name]) if field]
+        props[name] = UNKNOWN if UNKNOWN in (props.get(u, UNKNOWN) for u in used) else outputs(token, props)[name]
+    return props
+
+
+def outputs(token: str, props: Json, generated: str = "") -> dict[str, str]:
+    """The computed outputs of a resource that exists."""
+    return {k: expand(v, props, generated) for k, v in KINDS[token].outputs.items()}
+
+
+def output_names(token: str) -> list[str]:
+    """All outputs of a type that are not inputs as well."""
+    if token == IMAGE:
+        return ["contextHash", "digest", "ref"]
+    return list(table()["resources"][token]["outputs"])
+
+
+# Fields that only the provider knows: a read of what exists gives these.
+VIRTUAL: Json = {"forceDestroy": False, "deletionPolicy": "DELETE", "disableOnDestroy": True, "waitForInstances": False}

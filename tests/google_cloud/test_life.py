@@ -1,0 +1,290 @@
+"""The whole life of a run on Google Cloud, by the real Pulumi CLI and the real trainer, on the stand-in cloud."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import config
+from tests.trainer.runs import text
+from trainer.spec import JobSpec, Status
+from trainer.status import read_status
+from trainer.storage import Storage, open_storage
+
+from .conftest import StandIn, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
+FIREWALL = "gcp:compute/firewall:Firewall"
+BUCKET = "gcp:storage/bucket:Bucket"
+PATIENCE = 150.0  # seconds for anything to happen on a busy machine with two cores
+# The smallest run that has everything: a master, Spot workers, checkpoints.
+STACK = """config:
+  gcp:project: {project}
+  gcp:region: us-central1
+  gpt2-training:platform: google
+  gpt2-training:trainingInput:
+    masterType: n1-standard-2
+    workerType: n1-standard-2
+    workerCount: {workers}
+    hyperparameters:
+      {{learningRate: 0.01, batchSize: 8, sequenceLength: 32, steps: {steps}, warmupSteps: 20, microBatchSize: 2}}
+  gpt2-training:model: {{layers: 2, heads: 2, width: 32, positions: 32}}
+  gpt2-training:data: {{path: data/text.txt, tokenizer: byte}}
+  gpt2-training:evaluation: {{every: 1000, sequences: 32}}
+  gpt2-training:checkpoints: {{every: {every}}}
+  gpt2-training:machines: {{spot: {spot}}}
+  gpt2-training:limits: {{maxHours: 5}}
+"""
+
+
+class Life:
+    """A stack on the stand-in cloud, and what a test asks of it."""
+
+    def __init__(self, cloud: StandIn, *, workers: int = 1, steps: int = 60, every: int = 20) -> None:
+        self.cloud, self.root = cloud, cloud.root
+        spot = "true" if workers else "false"
+        (self.root / "data" / "text.txt").write_text(text())
+        stack = STACK.format(project=cloud.project, workers=workers, steps=steps, every=every, spot=spot)
+        (self.root / "Pulumi.dev.yaml").write_text(stack)
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(config.bucket_of("dev", self.root))
+
+    def job(self) -> JobSpec:
+        return config.job_spec(config.from_file("dev", self.root))
+
+    def status(self, run: str = "") -> Status | None:
+        return read_status(self.storage, run or self.job().run)
+
+    def vms(self, role: str = "") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.cloud.call("GET", "/vms")[1]
+        return [vm for vm in found if f"-{role}" in vm["group"]]
+
+    def sizes(self) -> dict[str, int]:
+        every = self.cloud.call("GET", "/resources")[1]
+        groups = [one["state"] for one in every if one["token"] == GROUP]
+        return {group["name"].split("-")[1]: group["targetSize"] for group in groups}
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        def look() -> Any:
+            status = self.status()
+            assert status is None or status.state != "FAILED", status
+            return condition()
+
+        try:
+            return wait_for(look, what, PATIENCE)
+        except BaseException:
+            for vm in self.vms():
+                serial = Path(vm["serial"])
+                print(f"== {vm['name']} {vm['action']}\n{serial.read_text()[-1500:] if serial.exists() else ''}")
+            for entry in self.storage.list(f"runs/{self.job().run}/machines"):
+                print(entry.path, self.storage.read(entry.path).decode()[-1500:])
+            raise
+
+    def finished(self) -> None:
+        self.until(lambda: (now := self.status()) and now.state == "SUCCEEDED", "SUCCEEDED")
+        self.until(lambda: set(self.sizes().values()) == {0} and not self.vms(), "the groups at zero")
+
+    def training(self, step: int = 1) -> None:
+        """Until so many steps are done and everyone takes part."""
+
+        def there() -> bool:
+            now = self.status()
+            return now is not None and now.state == "RUNNING" and now.step >= step
+
+        self.until(there, f"step {step}")
+
+    def fault(self, name: str, **body: Any) -> None:
+        status, answer = self.cloud.call("POST", f"/faults/{name}", body)
+        assert status == 200, answer
+
+    def changes(self, *arguments: str) -> dict[str, str]:
+        found = self.cloud.steps("dev", *arguments)
+        return {name: op for name, op in found.items() if op != "refresh"}
+
+
+@pytest.fixture
+def life(cloud: StandIn) -> Callable[..., Life]:
+    return lambda **settings: Life(cloud, **settings)
+
+
+def no_violations(cloud: StandIn) -> None:
+    status, found = cloud.call("GET", "/violations")
+    assert (status, found) == (200, []), found
+
+
+def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: Path) -> None:
+    run = life()
+    cloud, first = run.cloud, run.job().run
+    assert run.changes()["worker-group"] == "create"
+    cloud.up()
+    run.finished()
+    assert "downloaded and verified" in cloud.script("scripts.download_model", "--stack", "dev")
+    said = cloud.script("scripts.generate", "--stack", "dev", "one plus two is", "--tokens", "8")
+    assert "one plus two is" in said
+    no_violations(cloud)
+
+    # A finished run stays finished, and is no drift.
+    assert "nothing is left to do" in cloud.up("--expect-no-changes")
+    cloud.pulumi("preview", "--refresh", "--expect-no-changes")
+
+    # Another learning rate is another run; the diff says what was changed, the old run's files stay.
+    cloud.edit("dev", "learningRate: 0.01", "learningRate: 0.02")
+    said = cloud.pulumi("preview", "--diff")
+    assert re.search(r"~ learningRate\s*: 0.01 => 0.02", said)
+    changed = run.changes()
+    assert changed["master-group"] == changed["worker-group"] == "replace"
+    assert "network" not in changed
+    cloud.up()
+    second = run.job().run
+    run.finished()
+    models = {entry.path.split("/")[1] for entry in run.storage.list("runs") if entry.path.endswith("config.json")}
+    assert models == {first, second}
+
+    # Nothing is left but what was to be kept; the next `up` takes it up again.
+    cloud.destroy()
+    left = {token: names for token, names in cloud.resources().items() if not token.endswith("Service")}
+    assert sorted(left.pop(BUCKET)) == sorted(f"{cloud.project}-dev-gpt2{part}" for part in ("", "-data"))
+    left.pop("gcp:storage/bucketObject:BucketObject")
+    left.pop("gcp:artifactregistry/repository:Repository")
+    left.pop("docker-build:index:Image")
+    left.pop("gcp:monitoring/metricDescriptor:MetricDescriptor")
+    assert left == {}
+    now = run.status()
+    assert now is not None
+    assert now.state == "SUCCEEDED"
+    cloud.up()
+    assert set(run.sizes().values()) == {0}
+    cloud.edit("dev", "gpt2-training:platform", "gpt2-training:keepArtifacts: false\n  gpt2-training:platform")
+    cloud.up()
+    cloud.destroy("--run-program")
+    assert BUCKET not in cloud.resources()
+
+
+def test_machines_that_are_taken_come_back(life: Callable[..., Life]) -> None:
+    run = life(steps=100_000, every=25)
+    cloud = run.cloud
+    cloud.up()
+    run.training(5)
+
+    # Another number of workers is one changed number, and no machine is lost for it.
+    before = {vm["name"] for vm in run.vms()}
+    cloud.edit("dev", "workerCount: 1", "workerCount: 2")
+    changed = {name: op for name, op in run.changes().items() if op != "update"}
+    assert set(changed) <= {"job"}, changed
+    (step,) = [step for step in cloud.preview() if step["urn"].endswith("::worker-group")]
+    assert (step["op"], list(step["detailedDiff"])) == ("update", ["targetSize"])
+    cloud.up()
+    assert before <= {vm["name"] for vm in run.vms()}
+    cloud.edit("dev", "workerCount: 2", "workerCount: 1")
+    cloud.up()
+    run.until(lambda: len(run.vms("worker")) == 1, "one worker")
+
+    # A worker that is taken without a word, then the master: both come back under their names, and steps go on.
+    for role, notice in (("worker", False), ("master", True)):
+        (name,) = [vm["name"] for vm in run.vms(role)]
+        old = next(vm["id"] for vm in run.vms(role))
+        run.fault("preempt", instance=name, notice=notice, after=4)
+        run.until(lambda r=role, o=old: [vm for vm in run.vms(r) if vm["id"] not in ("", o)], f"the {role} again")
+        assert [vm["name"] for vm in run.vms(role)] == [name]
+        now = run.status()
+        assert now is not None
+        run.training(now.step + 5)
+    cloud.pulumi("preview", "--refresh", "--expect-no-changes")
+
+    # What a hand changed is drift.
+    (worker,) = [vm["group"] for vm in run.vms("worker")]
+    group = next(name for name in cloud.resources()[GROUP] if name.endswith(worker))
+    cloud.change(GROUP, group, targetSize=0)
+    assert run.changes("--refresh")["worker-group"] == "update"
+    cloud.change(GROUP, group, targetSize=1)
+    ssh = next(name for name in cloud.resources()[FIREWALL] if name.endswith("-ssh"))
+    cloud.change(FIREWALL, ssh, sourceRanges=["0.0.0.0/0"])
+    assert run.changes("--refresh") == {"ssh": "update"}
+
+    # The end in the middle of it: no machine is left, and the status says how to go on.
+    cloud.destroy()
+    assert run.vms() == []
+    now = run.status()
+    assert now is not None
+    assert now.state == "STOPPED"
+    assert re.match(r"destroyed; `pulumi up` goes on from step \d+", now.reason)
+
+
+def test_a_deadline_ends_a_run_that_hangs(life: Callable[..., Life]) -> None:
+    run = life(workers=0, steps=100_000)
+    run.cloud.up()
+    run.training()
+    (master,) = run.vms("master")
+    run.fault("freeze", instance=master["name"])
+    run.fault("grace", seconds=1)
+    run.fault("clock", ahead=5 * 3600 + 120)
+    run.until(lambda: not run.vms(), "no machine")
+    assert run.sizes() == {"master": 0}
+    no_violations(run.cloud)
+
+
+def test_a_failed_run_goes_on_with_the_next_launch(life: Callable[..., Life]) -> None:
+    run = life(workers=0, steps=4000, every=20)
+    cloud = run.cloud
+    cloud.up()
+    run.training(25)
+    path = f"runs/{run.job().run}/status.json"
+    now = run.status()
+    assert now is not None
+    failed = {"state": "FAILED", "reason": "master-0: the disk was eaten", "finished": now.updated}
+    run.storage.write(path, json.dumps(now.model_copy(update=failed).to_json()).encode())
+    wait_for(lambda: set(run.sizes().values()) == {0} and not run.vms(), "the groups at zero", PATIENCE)
+    said = cloud.up("--expect-no-changes")
+    assert "the disk was eaten" in said
+    assert "set gpt2-training:launch to 2" in said
+
+    path = f"runs/{run.job().run}"
+    cloud.edit("dev", "gpt2-training:platform", "gpt2-training:launch: 2\n  gpt2-training:platform")
+    assert run.changes()["master-group"] == "replace"
+    cloud.up()
+    run.until(lambda: (now := run.status()) and now.state == "RUNNING" and now.launch == 2, "launch 2")
+    first = json.loads(run.storage.read(f"{path}/machines/master-0.json"))
+    assert any("step 2" in line or "checkpoint" in line for line in first["log"]), first["log"]
+    cloud.destroy()
+
+
+def test_a_text_that_was_uploaded_before_the_first_up(life: Callable[..., Life]) -> None:
+    run = life(workers=0)
+    cloud = run.cloud
+    cloud.script("scripts.upload_data", "data/text.txt", "--stack", "dev")
+    (run.root / "data" / "text.txt").unlink()
+    assert (run.root / "data" / "text.txt.lock.json").exists()
+    changed = run.changes()
+    assert changed["data"] == "import"  # the bucket that upload_data made
+    assert changed["artifacts"] == "create"
+    assert "text" not in changed
+    cloud.up()
+    run.finished()
+    assert run.job().data.path.startswith(f"gs://{cloud.project}-dev-gpt2-data/data/")
+
+
+def test_without_credentials_a_preview_goes_on_and_up_does_not(life: Callable[..., Life]) -> None:
+    run = life()
+    unknown = {"status": 401, "reason": "authError", "message": "Request had invalid authentication credentials."}
+    run.cloud.fault(operation="invoke", times=-1, **unknown)
+    said = run.cloud.pulumi("preview")
+    assert "what is there already is not known, so all is shown as new" in said
+    said = run.cloud.up(ok=False)
+    assert f"gcp:project {run.cloud.project} cannot be looked at" in said
+    assert "Traceback" not in said
+    assert BUCKET not in run.cloud.resources()
+
+
+def test_a_mistake_in_the_stack_file_is_told_before_anything_is_made(life: Callable[..., Life]) -> None:
+    run = life()
+    run.cloud.edit("dev", "workerType: n1-standard-2", "workerType: n1-standrd-2")
+    said = run.cloud.up(ok=False)
+    assert "error: gpt2-training:trainingInput.workerType: unknown machine type 'n1-standrd-2'; did you mean" in said
+    assert "Traceback" not in said
+    assert run.cloud.resources() == {}
