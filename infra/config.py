@@ -155,7 +155,8 @@ def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[st
         raise ConfigError([f"{path.name} cannot be read: {' '.join(str(error).split())}"]) from None
     found = content.get("config") if isinstance(content, dict) else None
     every = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
-    return _own(every), _gcp(every)
+    own = {name: _parsed(value) if isinstance(value, str) else value for name, value in _own(every).items()}
+    return own, _gcp(every)
 
 
 def _own(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +192,7 @@ def from_pulumi() -> StackConfig:
 
 
 def _parsed(text: str) -> Any:
+    """As Pulumi means it: `pulumi config set` and `stack init` write plain values in quotes, launch: "1"."""
     try:
         return json.loads(text)
     except ValueError:

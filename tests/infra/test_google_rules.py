@@ -111,6 +111,12 @@ def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[st
     assert [line for line in found if line.startswith(f"{full}: ") and said in line], found
 
 
+def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:
+    """`pulumi config set` puts every plain value of the file into quotes."""
+    assert load(changed({"launch": "2", "keepArtifacts": "false"}), root).file.launch == 2
+    assert load(changed({"keepArtifacts": "false"}), root).file.keep_artifacts is False
+
+
 def test_a_name_that_is_too_long_for_an_account(root: Path) -> None:
     (line,) = problems(values(), root, "a-very-long-stack-name")
     assert "at most 16" in line
