@@ -99,7 +99,7 @@ def allowed(cloud: Cloud, member: str, permission: str, resource: str) -> bool:
         places.add(f"projects/{rest.split('/')[0]}")
     elif kind == "buckets":
         buckets = cloud.find("gcp:storage/bucket:Bucket", name=rest)
-        places.update(f"projects/{bucket.state['project']}" for bucket in buckets)
+        places.update(f"projects/{bucket.state.get('project')}" for bucket in buckets)
     return any(
         grant.member == member and grant.resource in places and _has(cloud, grant.role, permission)
         for grant in grants(cloud)
