@@ -7,7 +7,7 @@ PROMPT ?= def
 ACTIVATE := . tools/activate
 
 .DEFAULT_GOAL := help
-.PHONY: help stack-file setup data train up preview watch destroy test test-fast check format
+.PHONY: help stack-file setup data train up preview watch destroy test test-fast image-test check format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -44,6 +44,9 @@ test: setup ## all tests
 
 test-fast: setup ## the tests that take a second each
 	@$(ACTIVATE) && python -m pytest -m "not slow"
+
+image-test: setup ## the trainer's image, built and run for real; needs Docker, 10 minutes and 10 GB the first time
+	@$(ACTIVATE) && python -m pytest tests/image
 
 check: setup ## format, lint and types, as CI checks them
 	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy

@@ -292,6 +292,8 @@ class Cluster:
         self._closed.set()
         self._drop_group()
         if self._server is not None:
+            with suppress(Exception):  # without it, the others wait until the lease has run out
+                self._lease.release()
             with suppress(Exception):
                 self._server.shutdown()
 

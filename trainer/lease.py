@@ -48,9 +48,13 @@ class Lease:
         """Its holder did not renew it."""
         return time.time() - self._renewed > LOST
 
-    def write(self, address: str, attempt: int) -> bool:
+    def release(self) -> None:
+        """Let another take it at once instead of after LOST seconds. It is still this machine's until then."""
+        self.write(self.address, self.attempt, renewed=0.0)
+
+    def write(self, address: str, attempt: int, renewed: float | None = None) -> bool:
         """Take or renew it. False if another changed it since it was read or written here."""
-        renewed = time.time()
+        renewed = time.time() if renewed is None else renewed
         lease = {"address": address, "attempt": attempt, "holder": self._name, "renewed": renewed}
         with self._lock:
             try:

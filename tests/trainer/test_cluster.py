@@ -13,6 +13,7 @@ import torch
 
 from trainer import cluster as cluster_module
 from trainer.cluster import Cluster, GroupFailed, Quorum, Stopping
+from trainer.lease import Lease
 from trainer.storage import Storage, open_storage
 
 T = TypeVar("T")
@@ -252,6 +253,17 @@ def test_another_trainer_takes_the_lighthouse_over(machines: Machines, orphan: M
         pass
     assert waiting.result(PATIENCE).rank == 0
     assert (back.cluster.attempt, orphan.cluster.attempt) == (2, 2)
+
+
+def test_who_leaves_lets_go_of_the_lease(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.lease.LOST", 1000.0)
+    master = machines.add("master-0", trainers=2)
+    master.join().result(PATIENCE)
+    master.cluster.close()
+    lease = Lease(machines.storage, "a-run", "worker-0")
+    lease.read()
+    assert lease.holder == "master-0"
+    assert lease.lost
 
 
 @pytest.mark.slow
