@@ -13,6 +13,7 @@ from google.cloud import storage as gcs
 from pydantic.alias_generators import to_camel
 
 from infra.config import StackConfig
+from infra.google.kept import bucket_settings
 from scripts.common import UserError
 from trainer.google_api import LOGIN
 
@@ -24,8 +25,6 @@ def ensure_bucket(config: StackConfig) -> bool:
 
     `pulumi up` then adopts it, for which everything must be the same. Raises UserError.
     """
-    from infra.google.storage import bucket_settings  # with pulumi-gcp, which takes a second to import
-
     url, project = config.data_bucket, config.project
     settings = bucket_settings(config.region)
     remedy = f"this account needs roles/storage.admin on project {project}, which needs billing"

@@ -1,6 +1,7 @@
 """Build the trainer's image with Cloud Build, for people without Docker, and print its digest for the stack file.
 
-Uploads trainer/ to the stack's data bucket, builds and pushes there. The tag is the code's hash: what is in the
+Uploads trainer/ to the stack's data bucket, builds there and pushes into the stack's repository; makes both if they are
+not there, so that it can come before the first `pulumi up`. The tag is the code's hash: what is in the
 registry already is not built again. Ctrl-C leaves the build going.
 """
 
@@ -9,7 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from infra.config import StackConfig
+from infra.google.kept import image_name, repository, repository_settings
+from scripts.buckets import ensure_bucket
 from scripts.build_context import pack
 from scripts.common import CHECKOUT, UserError, google_stack, megabytes, run_main
 from trainer.google_api import ApiError, GoogleApi
@@ -19,6 +24,7 @@ from trainer.storage import open_storage
 BUILDER = "gcr.io/cloud-builders/docker"
 TIMEOUT = "3600s"
 POLL = 5.0  # seconds
+LONGEST = 24  # polls until a repository is there
 SAY_EVERY = 30.0
 RIGHTS = (
     "builds run as the project's default service account (gcloud builds get-default-service-account), which needs"
@@ -28,27 +34,41 @@ RIGHTS = (
 Say = Callable[[str], None]
 
 
-def repository(config: StackConfig) -> str:
-    """The full name of the stack's repository in Artifact Registry."""
-    return f"projects/{config.project}/locations/{config.region}/repositories/gpt2-{config.stack}"
+def ensure_repository(api: GoogleApi, config: StackConfig, sleep: Callable[[float], None]) -> None:
+    """Makes the stack's repository if it is not there, as the stack declares it; `pulumi up` adopts it."""
+    if _has_repository(api, config):
+        return
+    settings = repository_settings(config.stack)
+    policies = {policy["id"]: _camel(policy) for policy in settings.pop("cleanup_policies")}
+    body = {**settings, "cleanupPolicies": policies, "labels": {"gpt2-stack": config.stack}}
+    parent, _, name = repository(config).rpartition("/")
+    try:
+        api.call("artifactregistry", "POST", parent, query={"repositoryId": name}, body=body)
+    except ApiError as error:
+        raise UserError(
+            f"the repository {name} cannot be made: {error}; run `gcloud services enable"
+            f" artifactregistry.googleapis.com --project {config.project}`, and have roles/artifactregistry.admin"
+        ) from None
+    for _ in range(LONGEST):
+        if _has_repository(api, config):
+            return
+        sleep(POLL)
+    raise UserError(f"the repository {name} was asked for and is not there yet; run this again in a minute")
 
 
-def image_name(config: StackConfig) -> str:
-    """Without tag and digest."""
-    return f"{config.region}-docker.pkg.dev/{config.project}/gpt2-{config.stack}/trainer"
-
-
-def check_repository(api: GoogleApi, config: StackConfig) -> None:
-    """Raises UserError, with what makes it, if the repository is not there."""
+def _has_repository(api: GoogleApi, config: StackConfig) -> bool:
     try:
         api.call("artifactregistry", "GET", repository(config))
     except ApiError as error:
-        if error.status != 404:
-            raise
-        raise UserError(
-            f"there is no repository gpt2-{config.stack} in {config.region} yet; run `pulumi up --stack {config.stack}`"
-            " once: it makes repository and bucket, and stops at the image where there is no Docker"
-        ) from None
+        if error.status in (403, 404):  # 403: the API is not enabled yet, or we may not look; making it tells which
+            return False
+        raise
+    return True
+
+
+def _camel(value: Any) -> Any:
+    """Keys as Google's JSON has them."""
+    return {to_camel(key): _camel(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def built(api: GoogleApi, config: StackConfig, tag: str) -> str | None:
@@ -129,12 +149,13 @@ def build_image(
 ) -> str:
     """The digest of the image of the code as it is, built if need be. Raises UserError, ApiError, StorageError."""
     api = GoogleApi()
-    check_repository(api, config)
+    ensure_repository(api, config, sleep)
     folder = CHECKOUT / "trainer"
     tag = code_hash(folder)
     if (digest := built(api, config, tag)) is not None:
         say(f"already built: {image_name(config)}:{tag}")
         return digest
+    ensure_bucket(config)
     context, path = pack(folder), f"build/{tag}.tar.gz"
     generation = open_storage(config.data_bucket).write(path, context)
     say(f"uploaded: {config.data_bucket}/{path} ({megabytes(len(context))})")

@@ -10,19 +10,9 @@ from pulumi_gcp import artifactregistry
 
 from infra.config import StackConfig
 from infra.google.identity import Identity
+from infra.google.kept import image_name, repository_settings
+from infra.google.kept import repository as repository_name
 from trainer.spec import JobSpec
-
-KEEP = 10  # newest images; older ones that no tag names go after a month
-MONTH = "2592000s"
-
-
-def registry(config: StackConfig) -> str:
-    return f"{config.region}-docker.pkg.dev"
-
-
-def image_name(config: StackConfig) -> str:
-    """Without tag and digest."""
-    return f"{registry(config)}/{config.project}/gpt2-{config.stack}/trainer"
 
 
 class Image(pulumi.ComponentResource):
@@ -34,19 +24,14 @@ class Image(pulumi.ComponentResource):
         """there: whether an earlier stack of this name left the repository."""
         super().__init__("gpt2-training:google:Image", "image", {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        name, keep = f"gpt2-{config.stack}", config.file.keep_artifacts
-        full = f"projects/{config.project}/locations/{config.region}/repositories/{name}"
+        keep = config.file.keep_artifacts
+        full = repository_name(config) if there else None
         repository = artifactregistry.Repository(
             "repository",
-            repository_id=name,
+            repository_id=f"gpt2-{config.stack}",
             location=config.region,
-            format="DOCKER",
-            description=f"The trainer's images of the stack {config.stack}",
-            cleanup_policies=[
-                {"id": "keep-newest", "action": "KEEP", "most_recent_versions": {"keep_count": KEEP}},
-                {"id": "delete-old", "action": "DELETE", "condition": {"tag_state": "ANY", "older_than": MONTH}},
-            ],
-            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if there else None),
+            **repository_settings(config.stack),
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full),
         )
         for role, account in identity.machines.items():
             artifactregistry.RepositoryIamMember(

@@ -3,8 +3,6 @@
 Their names are fixed, so that after a destroy the next `up` finds them and takes them up again.
 """
 
-from typing import Any
-
 import pulumi
 from pulumi_gcp import storage
 
@@ -12,26 +10,8 @@ from infra.config import StackConfig
 from infra.data_lock import read_lock
 from infra.google.identity import Identity
 from infra.google.inputs import VOCABULARY_FILES, text_object, vocabulary_folder
+from infra.google.kept import bucket_settings
 from trainer.spec import JobSpec
-
-DAY = 86400  # seconds
-SOFT_DELETE = 7 * DAY  # what is deleted can be had back for so long, and is billed for so long
-KEEP_OLD_VERSIONS = 7  # days
-
-
-def bucket_settings(region: str) -> dict[str, Any]:
-    """What both buckets have in common, as arguments of the resource; scripts.upload_data makes one alike."""
-    return {
-        "location": region.upper(),
-        "uniform_bucket_level_access": True,
-        "public_access_prevention": "enforced",
-        "versioning": {"enabled": True},
-        "soft_delete_policy": {"retention_duration_seconds": SOFT_DELETE},
-        "lifecycle_rules": [
-            {"action": {"type": "Delete"}, "condition": {"days_since_noncurrent_time": KEEP_OLD_VERSIONS}},
-            {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": 1}},
-        ],
-    }
 
 
 class Storage(pulumi.ComponentResource):

@@ -17,7 +17,7 @@ from scripts.build_context import files, pack
 from scripts.common import UserError
 from tests.scripts.google import Call, FakeGoogle, project
 from trainer.spec import code_hash
-from trainer.storage import StorageError, open_storage
+from trainer.storage import open_storage
 
 REPOSITORY = "projects/test-project/locations/us-central1/repositories/gpt2-dev"
 BUILDS = "projects/test-project/locations/us-central1/builds"
@@ -124,18 +124,38 @@ def test_a_build_is_followed_through_trouble(ready: FakeGoogle) -> None:
     assert build()[0] == DIGEST
 
 
-def test_without_repository_bucket_or_cloud_build(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cloud_build(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
     states(ready, {"status": "WORKING"})
     ready.deny("cloudbuild", message="Cloud Build API has not been used in project 1 before")
     with pytest.raises(UserError, match=r"gcloud services enable cloudbuild\.googleapis\.com --project test-project"):
         build()
-    gcs.Client(project="test", credentials=AnonymousCredentials()).bucket("test-project-dev-gpt2-data").delete(
-        force=True
-    )
-    with pytest.raises(StorageError, match=r"no bucket gs://test-project-dev-gpt2-data; .*`pulumi up`"):
-        build()
+
+
+def test_before_the_first_up_bucket_and_repository_are_made(ready: FakeGoogle) -> None:
+    client = gcs.Client(project="test", credentials=AnonymousCredentials())
+    client.bucket("test-project-dev-gpt2-data").delete(force=True)
+    states(ready, {"status": "SUCCESS", "results": {"images": [{"name": f"{IMAGE}:x", "digest": DIGEST}]}})
+    missing = {"error": {"message": "not found"}}
+    made: list[Call] = []
+
+    def make(call: Call) -> dict[str, Any]:
+        made.append(call)
+        ready.on("artifactregistry", "GET", REPOSITORY, {"name": REPOSITORY, "format": "DOCKER"})
+        return {"name": "operations/2"}
+
+    ready.on("artifactregistry", "GET", REPOSITORY, missing, 404)
+    ready.on("artifactregistry", "POST", REPOSITORY.rpartition("/")[0], make)
+    assert build()[0] == DIGEST
+    (call,) = made
+    assert call.body["cleanupPolicies"]["keep-newest"]["mostRecentVersions"] == {"keepCount": 10}
+    assert client.lookup_bucket("test-project-dev-gpt2-data") is not None
+
+
+def test_a_repository_that_may_not_be_made(ready: FakeGoogle) -> None:
     ready.on("artifactregistry", "GET", REPOSITORY, {"error": {"message": "not found"}}, 404)
-    with pytest.raises(UserError, match=r"no repository gpt2-dev in us-central1 yet; run `pulumi up --stack dev`"):
+    denied = {"error": {"message": "Artifact Registry API has not been used in project 1 before"}}
+    ready.on("artifactregistry", "POST", REPOSITORY.rpartition("/")[0], denied, 403)
+    with pytest.raises(UserError, match=r"repository gpt2-dev cannot be made: .*artifactregistry\.admin"):
         build()
 
 
