@@ -27,6 +27,9 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
         project=config.project,  # never that of whoever is logged in
         region=config.region,
         default_labels={"gpt2-stack": config.stack},
+        # Budgets are asked for in the name of a project when a person, not an account, is logged in.
+        billing_project=config.project if config.file.limits.billing_account else None,
+        user_project_override=True if config.file.limits.billing_account else None,
         opts=pulumi.ResourceOptions(parent=parent),
     )
     found = Found(config, job, provider, parent)
