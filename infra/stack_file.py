@@ -82,7 +82,7 @@ class Machines(spec.Strict):
 class Limits(spec.Strict):
     """When Google ends the machines, whatever the trainer thinks."""
 
-    max_hours: float = Field(24, gt=0, le=2880)  # 120 days are Google's own limit
+    max_hours: float = Field(24, ge=0.25, le=2880)  # 120 days are Google's own limit
     max_cost_usd: float | None = Field(None, gt=0)
     billing_account: str | None = None  # with it, e-mail at 50, 90 and 100 % of maxCostUsd; needs billing rights
 

@@ -16,7 +16,7 @@ from infra.config import StackConfig
 from infra.google import rules
 from scripts.common import google_stack, run_main
 from scripts.quotas import Check, Limits, check_quotas
-from trainer.google_api import ApiError, GoogleApi
+from trainer.google_api import API_OFF, ApiError, GoogleApi
 
 IMAGES = "deeplearning-platform-release"
 # What the stack makes. Creating is asked for; who may create one of these may as a rule delete it too.
@@ -42,7 +42,6 @@ PERMISSIONS = [
 ]
 STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
 NO_QUOTA_PROJECT = "requires a quota project"
-API_OFF = ("SERVICE_DISABLED", "has not been used in project", "it is disabled")
 
 
 def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> list[Check]:

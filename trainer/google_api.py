@@ -14,6 +14,8 @@ from google.auth.transport.requests import AuthorizedSession
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between bytes
 LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+# What an error says where a project has not enabled an API.
+API_OFF = ("SERVICE_DISABLED", "has not been used in project", "it is disabled")
 BASES = {
     "artifactregistry": "https://artifactregistry.googleapis.com/v1/",
     "cloudbuild": "https://cloudbuild.googleapis.com/v1/",

@@ -24,6 +24,7 @@ from trainer.storage import (
     Conflict,
     Entries,
     Entry,
+    NoBucket,
     Progress,
     StorageError,
     explain,
@@ -231,7 +232,7 @@ class GoogleStorage:
         except api.NotFound as error:
             if verb in ("read", "delete") and "bucket" not in error.message.lower().replace(bucket[5:].lower(), ""):
                 raise FileNotFoundError(f"{where} is not there") from error
-            raise StorageError(
+            raise NoBucket(
                 f"cannot {verb} {where}: there is no bucket {bucket}; check the name, or run `pulumi up`"
             ) from error
         except (auth.DefaultCredentialsError, auth.RefreshError, api.Unauthorized) as error:

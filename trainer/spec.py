@@ -223,15 +223,24 @@ def fingerprint(path: Path) -> str:
 
 
 def code_hash(folder: Path = Path(__file__).parent) -> str:
-    """A hash of the trainer's own modules and requirements: names and contents, never modes or times."""
-    return hash_files(folder, [*folder.rglob("*.py"), *folder.glob("requirements.txt")])
+    """A hash of all that makes the image: modules, requirements, Dockerfile; names and contents, never modes or times.
+
+    Line ends count as one kind: a checkout on Windows is the same code.
+    """
+    others = (folder / name for name in ("requirements.txt", "Dockerfile", ".dockerignore"))
+    files = [*folder.rglob("*.py"), *(path for path in others if path.is_file())]
+    return _hash((path.relative_to(folder), path.read_bytes().replace(b"\r\n", b"\n")) for path in files)
 
 
 def hash_files(folder: Path, files: Iterable[Path]) -> str:
     """The first 16 hex digits of a SHA-256 of some files' names below `folder` and their contents."""
+    return _hash((path.relative_to(folder), path.read_bytes()) for path in files)
+
+
+def _hash(files: Iterable[tuple[Path, bytes]]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(files):
-        for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
+    for name, content in sorted(files):
+        for part in (name.as_posix().encode(), content):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:16]
 

@@ -33,6 +33,10 @@ class StorageError(Exception):
     """One line for a person: what could not be read or written, and what to do."""
 
 
+class NoBucket(StorageError):
+    """There is no such bucket."""
+
+
 @dataclass(frozen=True)
 class Entry:
     path: str  # relative to the storage, with slashes

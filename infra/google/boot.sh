@@ -1,25 +1,27 @@
 #!/bin/bash
 # The startup script of every machine: waits for what a fresh machine lacks, then runs the trainer's container and
 # starts it again when it is lost. All else is Python inside the image (python -m trainer). What it needs to know
-# stands in the machine's metadata. Leaves with 0 when there is nothing left to do here, with 1 when it gave up.
+# stands in the machine's metadata. Leaves with 0 when there is nothing left to do here, with 1 when it gave up: then
+# machines/<name>.json says why, and a master ends the machines of all roles, so that none is paid for idling.
 #
 # For tests, in seconds: BOOT_PATIENCE (how long each thing is waited for), BOOT_PAUSE (the first pause of a back-off),
-# BOOT_LIFE (a container that lived so long has its restarts counted anew).
+# BOOT_LIFE (a container that lived so long has its restarts counted anew), BOOT_REFUSAL (Docker needs less to refuse).
 set -euo pipefail
 
-readonly PATIENCE=${BOOT_PATIENCE:-600} PAUSE=${BOOT_PAUSE:-2} LIFE=${BOOT_LIFE:-3600}
+readonly PATIENCE=${BOOT_PATIENCE:-600} PAUSE=${BOOT_PAUSE:-2} LIFE=${BOOT_LIFE:-3600} REFUSAL=${BOOT_REFUSAL:-60}
 readonly RESTARTS=5 LONGEST_PAUSE=60
 readonly METADATA=http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1
 
+booted=$EPOCHSECONDS
+since=$booted    # when the newest container started
+errors=$(mktemp) # what the newest `docker run` wrote to stderr
+trap 'rm -f "$errors"' EXIT
+name=      # empty until the metadata is known
 container= # the process id of `docker run`, while there is one
+refused=   # since when Docker has not started the container
 stopping=
 
 say() { echo "gpt2-training: $*"; }
-
-give_up() {
-    say "gave up: $*"
-    exit 1
-}
 
 metadata() { curl --silent --show-error --fail --max-time 10 --header 'Metadata-Flavor: Google' "$METADATA/$1"; }
 
@@ -30,24 +32,65 @@ pause() { # in a child, so that a signal is not kept waiting
     wait $! || true
 }
 
-# retry WHAT COMMAND...: until the command works, with pauses that double; what it prints is shown when it fails.
-retry() {
-    local what=$1 next=$PAUSE end=$((SECONDS + PATIENCE)) said
+longer() { echo $(($1 * 2 < LONGEST_PAUSE ? $1 * 2 : LONGEST_PAUSE)); }
+
+# attempt WHAT COMMAND...: until the command works, with pauses that double. Fails after PATIENCE; `said` is the reason.
+attempt() {
+    local what=$1 next=$PAUSE end=$((SECONDS + PATIENCE))
     shift
     until said=$("$@" 2>&1); do
         said=$(tail -n 1 <<<"$said")
-        ((SECONDS < end)) || give_up "waited $PATIENCE s for $what: $said"
+        ((SECONDS < end)) || return 1
         say "waiting for $what ($said)"
         pause "$next"
-        next=$((next * 2 < LONGEST_PAUSE ? next * 2 : LONGEST_PAUSE))
+        next=$(longer "$next")
     done
 }
 
-log_in() {
-    local token
-    token=$(metadata instance/service-accounts/default/token) || return
-    token=$(sed -n 's/.*"access_token" *: *"\([^"]*\)".*/\1/p' <<<"$token")
-    docker login --username oauth2accesstoken --password-stdin "https://${image%%/*}" <<<"$token"
+retry() { attempt "$@" || give_up "waited $PATIENCE s for $1: $said"; }
+
+token() { metadata instance/service-accounts/default/token | sed -n 's/.*"access_token" *: *"\([^"]*\)".*/\1/p'; }
+
+call() { # ADDRESS [JSON to POST], as this machine's account; curl reads the token where `ps` does not show it
+    local header
+    header="Authorization: Bearer $(token)" || return
+    curl --silent --show-error --fail --max-time 60 --header @- --header 'Content-Type: application/json' \
+        ${2:+--data-binary "$2"} "$1" <<<"$header"
+}
+
+last_words() { # as a MachineStatus (trainer/spec.py), unless the newest container left its own, which tell more
+    local base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com} file=runs%2F$run%2Fmachines%2F$name.json
+    local there beat='"heartbeat": ([0-9]+)' message
+    there=$(call "$base/storage/v1/b/${bucket#gs://}/o/$file?alt=media") || there=
+    if [[ $there == *'"state": "failed"'* && $there =~ $beat ]] && ((BASH_REMATCH[1] >= since)); then return; fi
+    message=$(printf %.500s "$1" | LC_ALL=C tr -c ' -~' ' ' | sed 's/["\\]/\\&/g')
+    call "$base/upload/storage/v1/b/${bucket#gs://}/o?uploadType=media&name=$file" \
+        "{\"name\": \"$name\", \"role\": \"$role\", \"state\": \"failed\", \"message\": \"$message\", \"pid\": $$,
+        \"heartbeat\": $EPOCHSECONDS, \"started\": $booted, \"host\": \"$HOSTNAME\"}"
+}
+
+# Without a master the run cannot end the machines at its end; so they end now. A worker or server that is missing is no
+# reason to end the others: it stays idle until the master or the deadline ends it.
+give_up() {
+    local job jobs base=${CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER:-https://cloudscheduler.googleapis.com/v1/}
+    say "gave up: $*"
+    [[ -n $name ]] || exit 1
+    attempt "the bucket" last_words "$*" || say "the bucket does not take the last words: $said"
+    [[ $role == master ]] || exit 1
+    jobs=$(attribute gpt2-scale-down) || true
+    for job in ${jobs//,/ }; do
+        say "no machine is to wait for this one: scaling down by ${job##*/}"
+        attempt "${job##*/}" call "${base%/}/$job:run" '{}' ||
+            say "${job##*/} could not be run: these machines go at the deadline ($said)"
+    done
+    exit 1
+}
+
+pull() { # with a login each time: a token lives for an hour at most, and grants may come late
+    local password
+    password=$(token) || return
+    docker login --username oauth2accesstoken --password-stdin "https://${image%%/*}" <<<"$password" || return
+    docker pull --quiet "$image"
 }
 
 # The machine shuts down: systemd ends this script, and the trainer has --stop-timeout seconds to leave.
@@ -67,8 +110,7 @@ gpus=$(attribute gpt2-gpus)
 bucket=$(attribute gpt2-bucket)
 address=$(metadata instance/network-interfaces/0/ip)
 instance=$(metadata instance/name)
-name=$role-${instance##*-}
-if [[ $role == master ]]; then name=master-0; fi
+if [[ $role == master ]]; then name=master-0; else name=$role-${instance##*-}; fi
 
 [[ $image =~ ^[^@[:space:]]+@sha256:[0-9a-f]{64}$ ]] ||
     give_up "the metadata attribute gpt2-image is '$image', which is no NAME@sha256:DIGEST; run \`pulumi up\` again"
@@ -76,8 +118,7 @@ if [[ $role == master ]]; then name=master-0; fi
 say "$instance is $name of $run"
 retry "docker" docker info
 if [[ $gpus != 0 ]]; then retry "the NVIDIA driver" nvidia-smi; fi
-retry "the login to the registry" log_in
-retry "the image" docker pull --quiet "$image"
+retry "the image" pull
 
 options=(
     --rm --name trainer --network host --shm-size 2g --stop-timeout 110
@@ -89,15 +130,14 @@ for variable in GCE_METADATA_HOST GCE_METADATA_IP STORAGE_EMULATOR_HOST "${!CLOU
     if [[ -n ${!variable:-} ]]; then options+=(--env "$variable=${!variable}"); fi # other servers than Google's own
 done
 
-restarts=0
-next=$((5 * PAUSE))
+restarts=0 next=$((5 * PAUSE))
 while true; do
     docker rm --force trainer >/dev/null 2>&1 || true # of a machine that lost its power
     say "starting the trainer"
-    started=$SECONDS
+    since=$EPOCHSECONDS
     # Its output goes to Cloud Logging by the log driver, and to `docker logs trainer`; here it would be there twice.
     docker run "${options[@]}" "$image" --bucket "$bucket" --run "$run" --name "$name" --role "$role" \
-        --address "$address" --platform google >/dev/null &
+        --address "$address" --platform google >/dev/null 2>"$errors" &
     container=$!
     code=0
     wait "$container" || code=$?
@@ -106,23 +146,28 @@ while true; do
         wait "$container" || code=$?
     done
     container=
-    if [[ -n $stopping ]]; then
-        say "the trainer has left"
-        exit 0
+    tail -n 20 "$errors"
+    if [[ -n $stopping ]]; then say "the trainer has left"; exit 0; fi
+    if ((code == 0)); then say "the trainer is done; nothing is left to do here"; exit 0; fi
+    # Docker's own codes, if they come at once: it did not start the container. The GPU toolkit may not be ready yet, or
+    # the log driver still lack its grant. Later, 125 is a lost connection to Docker: the trainer had started.
+    if ((code >= 125 && code <= 127 && EPOCHSECONDS - since < REFUSAL)); then
+        said=$(sed -n 's/^docker: //p' "$errors" | tail -n 1)
+        said=${said:-code $code}
+        if [[ -z $refused ]]; then refused=$since delay=$PAUSE; fi
+        ((EPOCHSECONDS < refused + PATIENCE)) || give_up "waited $PATIENCE s for docker to start the trainer: $said"
+        say "waiting for docker to start the trainer ($said)"
+        pause "$delay"
+        delay=$(longer "$delay")
+        continue
     fi
-    if ((code == 0)); then
-        say "the trainer is done; nothing is left to do here"
-        exit 0
-    fi
-    if ((SECONDS - started >= LIFE)); then
-        restarts=0
-        next=$((5 * PAUSE))
-    fi
+    refused=
+    if ((EPOCHSECONDS - since >= LIFE)); then restarts=0 next=$((5 * PAUSE)); fi
     ((restarts < RESTARTS)) ||
-        give_up "the trainer ended $((RESTARTS + 1)) times, last with code $code; its log is in Cloud Logging and in" \
-            "the bucket, and raising \`launch\` starts the run again"
+        give_up "the trainer ended $((RESTARTS + 1)) times, last with code $code ($(tail -n 1 "$errors"));" \
+            "its log is in Cloud Logging, and raising \`launch\` starts the run again"
     restarts=$((restarts + 1))
     say "the trainer ended with code $code; restart $restarts of $RESTARTS in $next s"
     pause "$next"
-    next=$((next * 2 < LONGEST_PAUSE ? next * 2 : LONGEST_PAUSE))
+    next=$(longer "$next")
 done

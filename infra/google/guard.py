@@ -5,10 +5,10 @@ every VM has a termination time, and a scheduler job for each role resizes its g
 that is over: the master runs them early. They exist before any group does.
 """
 
-import datetime
 import json
 import math
 import time
+from contextlib import suppress
 
 import pulumi
 from pulumi.dynamic import CreateResult, DiffResult, Resource
@@ -16,14 +16,13 @@ from pulumi_gcp import billing, cloudscheduler
 
 from infra import lifecycle
 from infra.config import StackConfig
+from infra.dynamic import Properties, Provider, changed, plain
+from infra.google.deadline import cron, hours_left, record
 from infra.google.identity import Identity
 from infra.google.machines import Group
-from infra.local.storage import Properties, Provider, changed, plain
-from infra.prices import hourly_cost
 from trainer.spec import JobSpec
-from trainer.storage import open_storage
+from trainer.storage import NoBucket, open_storage
 
-HOUR = 3600
 ALERTS = (0.5, 0.9, 1.0)  # of maxCostUsd
 
 
@@ -45,7 +44,8 @@ class LaunchProvider(Provider):
 
     def delete(self, _id: str, props: Properties) -> None:
         props = plain(props)
-        lifecycle.end(open_storage(props["bucket"]), props["run"], props["launch"])
+        with suppress(NoBucket):  # somebody has deleted it: nothing is left to write into
+            lifecycle.end(open_storage(props["bucket"]), props["run"], props["launch"])
 
 
 class Launch(Resource, module="google", name="Launch"):
@@ -54,35 +54,6 @@ class Launch(Resource, module="google", name="Launch"):
     def __init__(self, bucket: pulumi.Input[str], job: JobSpec, opts: pulumi.ResourceOptions):
         props = {"bucket": bucket, "run": job.run, "launch": job.launch, "started": None}
         super().__init__(LaunchProvider(), "launch", props, opts)
-
-
-def record(run: str, launch: int) -> str:
-    """Where a launch notes when it started, so that the next `up` knows whether its time is over."""
-    return f"runs/{run}/launches/{launch}.json"
-
-
-def utc(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-
-
-def termination_time(started: float, hours: float) -> str:
-    """As Google wants it: RFC 3339."""
-    return utc(started + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def hours_left(config: StackConfig) -> float:
-    """Hours from the launch to its end: maxHours, or less if maxCostUsd is used up before."""
-    limits = config.file.limits
-    cost = hourly_cost(config)
-    if limits.max_cost_usd is None or cost is None:
-        return limits.max_hours
-    return min(limits.max_hours, limits.max_cost_usd / cost)
-
-
-def cron(started: float, hours: float) -> str:
-    """The minute at which the groups are resized to zero, rounded up."""
-    then = utc(math.ceil((started + hours * HOUR) / 60) * 60)
-    return f"{then.minute} {then.hour} {then.day} {then.month} *"
 
 
 class Guard(pulumi.ComponentResource):

@@ -21,9 +21,10 @@ class Identity(pulumi.ComponentResource):
     machines: dict[Role, serviceaccount.Account]
     reaper: serviceaccount.Account
 
-    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
+    def __init__(self, config: StackConfig, there: set[str], opts: pulumi.ResourceOptions):
+        """there: ids of the custom roles that an earlier stack of this name left."""
         super().__init__("gpt2-training:google:Identity", "identity", {}, opts)
-        self._config, self._child = config, pulumi.ResourceOptions(parent=self)
+        self._config, self._there, self._child = config, there, pulumi.ResourceOptions(parent=self)
         self.machines = {}
         for role in counts(config):
             account = self.machines[role] = self._account(role, f"{role} of the stack {config.stack}")
@@ -45,11 +46,17 @@ class Identity(pulumi.ComponentResource):
         )
 
     def _custom(self, name: str, title: str, permissions: list[str], account: serviceaccount.Account) -> None:
+        role_id = f"gpt2_{self._config.stack.replace('-', '_')}_{name}"
+        full = f"projects/{self._config.project}/roles/{role_id}"
         role = projects.IAMCustomRole(
             f"{name}-role",
-            role_id=f"gpt2_{self._config.stack.replace('-', '_')}_{name}",
+            role_id=role_id,
             title=f"{title} of gpt2-{self._config.stack}",
             permissions=permissions,
-            opts=self._child,
+            # Google blocks the id of a deleted role for weeks, in which the next `up` would fail. Nobody holds a role
+            # that is kept: its grants go.
+            opts=pulumi.ResourceOptions(
+                parent=self, retain_on_delete=True, import_=full if role_id in self._there else None
+            ),
         )
         self._grant(name, role.name, account)

@@ -44,6 +44,11 @@ class Image(pulumi.ComponentResource):
             )
         if config.file.image is not None:
             self.reference = pulumi.Output.from_input(config.file.image)
+            if not config.file.image.startswith(f"{image_name(config)}@"):
+                pulumi.log.warn(
+                    "image: is not in this stack's repository; its accounts need roles/artifactregistry.reader there",
+                    self,
+                )
         else:
             trainer = config.root / "trainer"
             image = docker_build.Image(

@@ -10,7 +10,7 @@ from infra.config import StackConfig
 DAY = 86400  # seconds
 SOFT_DELETE = 7 * DAY  # what is deleted can be had back for so long, and is billed for so long
 KEEP_OLD_VERSIONS = 7  # days
-KEEP_IMAGES = 10  # newest; older ones go after a month
+KEEP_IMAGES = 10  # newest; all others go when they are a month old
 MONTH = f"{30 * DAY}s"
 
 

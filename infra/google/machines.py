@@ -57,6 +57,8 @@ def _group(config: StackConfig, job: JobSpec, role: Role, count: int) -> Group:
     template = template_arguments(config, job, role)
     # All that makes it another group; the number of its machines does not, nor what is known only when it is made.
     identity = [job.run, job.launch, zone, config.file.limits.max_hours, template]
+    if flex:
+        identity.append(count)  # a request for capacity adds machines: another number is another group
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     deadline = f"gpt2-{config.stack}-{role}-deadline"
     return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, deadline, template)
@@ -150,9 +152,10 @@ class Machines(pulumi.ComponentResource):
         image: pulumi.Input[str],
         ends: pulumi.Input[str],
         finished: bool,
+        expired: bool,
         opts: pulumi.ResourceOptions,
     ):
-        """ends: RFC 3339, when Google ends each VM; finished: the run has nothing left to do in this launch."""
+        """ends: RFC 3339, when Google ends each VM; finished, expired: see infra.google.found.Found."""
         super().__init__("gpt2-training:google:Machines", group.role, {}, opts)
         known = group.template
         schedule = known["scheduling"] if group.flex_start else {**known["scheduling"], "termination_time": ends}
@@ -171,7 +174,8 @@ class Machines(pulumi.ComponentResource):
             },
             opts=pulumi.ResourceOptions(parent=self),
         )
-        size = 0 if finished or group.flex_start else group.count
+        over = finished or expired
+        size = 0 if over or group.flex_start else group.count
         manager = compute.RegionInstanceGroupManager(
             f"{group.role}-group",
             name=group.name,
@@ -197,10 +201,11 @@ class Machines(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(
                 parent=self,
                 delete_before_replace=True,  # old machines go first, so that the quota is enough for both
+                # A finished run has resized its groups itself, behind our back.
                 ignore_changes=["targetSize"] if finished or group.flex_start else None,
             ),
         )
-        if group.flex_start and not finished:
+        if group.flex_start and not over:
             compute.RegionResizeRequest(
                 f"{group.role}-request",
                 name=group.name,

@@ -25,34 +25,20 @@ METRICS = {  # of each: value type, unit, what it is
 }
 
 
-class Monitoring(pulumi.ComponentResource):
+class Metrics(pulumi.ComponentResource):
+    """What is counted."""
+
     def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
-        super().__init__("gpt2-training:google:Monitoring", "monitoring", {}, opts)
+        super().__init__("gpt2-training:google:Metrics", "metrics", {}, opts)
         self._config, self._child = config, pulumi.ResourceOptions(parent=self)
-        self._channels: list[pulumi.Output[str]] = []
-        described: list[pulumi.Resource] = [self._descriptor(*item) for item in METRICS.items()]
-        preempted = self._preempted()
-        if config.file.notify is not None:
-            channel = monitoring.NotificationChannel(
-                "e-mail",
-                display_name=f"gpt2-{config.stack}",
-                type="email",
-                labels={"email_address": config.file.notify},
-                opts=self._child,
-            )
-            self._channels = [channel.name]
-        stalled = f"no step for {STALLED // 60} minutes"
-        self._alert("stalled", stalled, _own(config, metrics.SECONDS_SINCE_STEP), STALLED, described)
-        self._alert("failed", "the run has failed", _own(config, metrics.FAILED), 0, described)
-        often = f"more than {OFTEN} machines were preempted within an hour"
-        log_metric = f'metric.type="logging.googleapis.com/user/{_log_metric(config)}"'
-        self._alert("preempted", often, log_metric, OFTEN, [preempted], hourly=True)
-        monitoring.Dashboard("dashboard", dashboard_json=json.dumps(dashboard(config)), opts=self._child)
+        for item in METRICS.items():
+            self._descriptor(*item)
+        self._preempted()
         self.register_outputs({})
 
-    def _descriptor(self, kind: str, about: tuple[str, str, str]) -> monitoring.MetricDescriptor:
+    def _descriptor(self, kind: str, about: tuple[str, str, str]) -> None:
         value_type, unit, description = about
-        return monitoring.MetricDescriptor(
+        monitoring.MetricDescriptor(
             kind.rpartition("/")[2].replace("_", "-"),
             type=kind,
             metric_kind="GAUGE",
@@ -63,14 +49,14 @@ class Monitoring(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True),
         )
 
-    def _preempted(self) -> logging.Metric:
+    def _preempted(self) -> None:
         """Docker's log driver puts a whole line into one field, so lines are told by how they start."""
         filters = [
             f'logName="projects/{self._config.project}/logs/gcplogs-docker-driver"',
             f'jsonPayload.instance.name=~"^{self._config.stack}-(master|worker|ps)-"',
             f'jsonPayload.message=~"{PREEMPTED.strip()}"',
         ]
-        return logging.Metric(
+        logging.Metric(
             "preempted",
             name=_log_metric(self._config),
             description="Machines that Google took back",
@@ -79,13 +65,38 @@ class Monitoring(pulumi.ComponentResource):
             opts=self._child,
         )
 
+
+class Alerts(pulumi.ComponentResource):
+    """Who is told what, and the dashboard. Declared last: Google may take minutes to know a new metric, and refuses an
+    alert on one that it does not know yet; then the machines are there all the same, and another `up` adds it."""
+
+    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
+        super().__init__("gpt2-training:google:Alerts", "alerts", {}, opts)
+        self._config, self._child = config, pulumi.ResourceOptions(parent=self)
+        self._channels: list[pulumi.Output[str]] = []
+        if config.file.notify is not None:
+            channel = monitoring.NotificationChannel(
+                "e-mail",
+                display_name=f"gpt2-{config.stack}",
+                type="email",
+                labels={"email_address": config.file.notify},
+                opts=self._child,
+            )
+            self._channels = [channel.name]
+        monitoring.Dashboard("dashboard", dashboard_json=json.dumps(dashboard(config)), opts=self._child)
+        stalled = f"no step for {STALLED // 60} minutes"
+        self._alert("stalled", stalled, _own(config, metrics.SECONDS_SINCE_STEP), STALLED)
+        self._alert("failed", "the run has failed", _own(config, metrics.FAILED), 0)
+        often = f"more than {OFTEN} machines were preempted within an hour"
+        self._alert("preempted", often, _preemptions(config), OFTEN, hourly=True)
+        self.register_outputs({})
+
     def _alert(
         self,
         name: str,
         title: str,
         series: str,
         above: float,
-        after: list[pulumi.Resource],
         hourly: bool = False,
     ) -> None:
         aligner = {"alignment_period": "60s", "per_series_aligner": "ALIGN_MAX"}
@@ -112,12 +123,17 @@ class Monitoring(pulumi.ComponentResource):
                 "content": f"`python -m scripts.watch --stack {self._config.stack}` shows the run.",
                 "mime_type": "text/markdown",
             },
-            opts=pulumi.ResourceOptions(parent=self, depends_on=after),
+            opts=self._child,
         )
 
 
 def _log_metric(config: StackConfig) -> str:
     return f"gpt2-{config.stack}-preempted"
+
+
+def _preemptions(config: StackConfig) -> str:
+    """A filter for the count of preemptions; Docker's log driver writes as the VM."""
+    return f'metric.type="logging.googleapis.com/user/{_log_metric(config)}" AND resource.type="gce_instance"'
 
 
 def _own(config: StackConfig, kind: str) -> str:
@@ -131,7 +147,7 @@ def dashboard(config: StackConfig) -> dict[str, Any]:
         ("Steps", _own(config, metrics.STEP)),
         ("Loss (nats a token)", _own(config, metrics.LOSS)),
         ("Tokens a second", _own(config, metrics.TOKENS_PER_SECOND)),
-        ("Preemptions", f'metric.type="logging.googleapis.com/user/{_log_metric(config)}"'),
+        ("Preemptions", _preemptions(config)),
     ]
     tiles = []
     for i, (title, series) in enumerate(charts):

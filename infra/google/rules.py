@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
 STACK_NAME = re.compile(r"[a-z]([a-z0-9-]{0,14}[a-z0-9])?")  # gpt2-<stack>-master is an account's id: 30 at most
 PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
-DIGEST = re.compile(r"[a-z0-9.-]+(:[0-9]+)?/[a-z0-9._/-]+@sha256:[0-9a-f]{64}")
+# Machines log in where their account's token counts, and have no way to other registries.
+DIGEST = re.compile(r"[a-z0-9-]+-docker\.pkg\.dev/[a-z0-9._/-]+@sha256:[0-9a-f]{64}")
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 BILLING_ACCOUNT = re.compile(r"[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}")
 FLEX_HOURS = 168  # 7 days are Google's most
+# Google gives parts of an H100 machine as Spot or flex-start only, and a master is neither unless it waits.
+WAITING_ONLY = ("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g")
 
 
 def counts(config: "StackConfig") -> dict[Role, int]:
@@ -89,6 +92,11 @@ def _name_problems(config: "StackConfig") -> list[str]:
         problems.append(
             f"stack {config.stack}: on Google Cloud a stack's name is at most 16 small letters, digits and hyphens and"
             " starts with a letter; choose another"
+        )
+    for key in config.provider.keys() - {"project", "region"}:
+        problems.append(
+            f"gcp:{key}: has no effect here, only project and region do; remove it (to act as an account:"
+            " `gcloud auth application-default login --impersonate-service-account`)"
         )
     if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+", config.region):
         problems.append(f"gcp:region: found {config.region!r}, must be a region such as us-central1")
@@ -204,6 +212,14 @@ def _capacity_problems(machines: Machines, config: "StackConfig") -> list[str]:
                 f"limits.maxHours: found {config.file.limits.max_hours:g}, more than the {FLEX_HOURS} hours that"
                 f" machines.flexStart gives; use at most {FLEX_HOURS}"
             )
+    else:
+        for role in counts(config):
+            name = config.file.training_input.machine_types()[role]
+            if name in WAITING_ONLY and machines.reservation is None:
+                problems.append(
+                    f"trainingInput.{TYPE_KEYS[role]}: {name} is not to be had on demand; set machines.flexStart: true,"
+                    " or use a3-highgpu-8g"
+                )
     if machines.spot and not config.workers:
         problems.append("machines.spot: only workers can be Spot VMs, and there are none; remove it or add workers")
     if machines.reservation is not None and not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", machines.reservation):
@@ -241,8 +257,8 @@ def _other_problems(config: "StackConfig") -> list[str]:
     file, problems = config.file, []
     if file.image is not None and not DIGEST.fullmatch(file.image):
         problems.append(
-            f"image: found {file.image!r}, must be pinned by digest, NAME@sha256:...; `python -m scripts.build_image`"
-            " prints one"
+            f"image: found {file.image!r}, must be in Artifact Registry and pinned by digest,"
+            " REGION-docker.pkg.dev/...@sha256:...; `python -m scripts.build_image` prints one"
         )
     if file.notify is not None and not EMAIL.fullmatch(file.notify):
         problems.append(f"notify: found {file.notify!r}, must be an e-mail address")

@@ -36,7 +36,7 @@ class Storage(pulumi.ComponentResource):
                     member=account.member,
                     opts=self._child,
                 )
-        self._text_elsewhere(config, identity)
+        self._say_elsewhere(job, identity)
         self._inputs(job)
         self.register_outputs({})
 
@@ -50,18 +50,18 @@ class Storage(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if full in there else None),
         )
 
-    def _text_elsewhere(self, config: StackConfig, identity: Identity) -> None:
-        """A text in a bucket of somebody else's: our machines may read that bucket."""
-        lock = read_lock(config.text)
-        if lock is None or lock.url.startswith(f"{config.data_bucket}/"):
-            return
-        for role, account in identity.machines.items():
-            storage.BucketIAMMember(
-                f"{role}-text-grant",
-                bucket=lock.url.split("/")[2],
-                role="roles/storage.objectViewer",
-                member=account.member,
-                opts=self._child,
+    def _say_elsewhere(self, job: JobSpec, identity: Identity) -> None:
+        """What lies in other buckets is read with rights that only their owner can give."""
+        named = [job.data.path, job.model.initialize or ""]
+        others = {url.split("/")[2] for url in named if url.startswith("gs://")} - {
+            url.removeprefix("gs://") for url in (self._config.bucket, self._config.data_bucket)
+        }
+        for bucket in sorted(others):
+            accounts = [f"gpt2-{self._config.stack}-{role}@{self._config.project}" for role in identity.machines]
+            pulumi.log.warn(
+                f"gs://{bucket} does not belong to this stack; grant roles/storage.objectViewer on it to"
+                f" {', '.join(f'{account}.iam.gserviceaccount.com' for account in accounts)}",
+                self,
             )
 
     def _inputs(self, job: JobSpec) -> None:
@@ -75,14 +75,25 @@ class Storage(pulumi.ComponentResource):
                 self.put(f"vocabulary-{name}", self.data, f"vocabulary/gpt2/{name}", source, "text/plain")
 
     def put(
-        self, name: str, bucket: storage.Bucket, path: str, source: pulumi.Asset, content_type: str
+        self,
+        name: str,
+        bucket: storage.Bucket,
+        path: str,
+        source: pulumi.Asset,
+        content_type: str,
+        after: list[pulumi.Resource] | None = None,
     ) -> storage.BucketObject:
-        """Declares an object. It stays when it is not declared any more: a new run must not take an old one's away."""
+        """Declares an object. It stays when it is not declared any more: a new run must not take an old one's away.
+
+        after: what must be there before.
+        """
         return storage.BucketObject(
             name,
             bucket=bucket.name,
             name=path,
             source=source,
             content_type=content_type,
-            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True, delete_before_replace=False),
+            opts=pulumi.ResourceOptions(
+                parent=self, retain_on_delete=True, delete_before_replace=False, depends_on=after or []
+            ),
         )

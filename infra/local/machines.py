@@ -6,8 +6,9 @@ from pathlib import Path
 import pulumi
 from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
+from infra.dynamic import Properties, Provider, changed, plain
 from infra.local import processes
-from infra.local.storage import Properties, Provider, changed, folder, plain
+from infra.local.storage import folder
 from trainer.spec import JobSpec, Role
 from trainer.status import is_over
 from trainer.storage import open_storage

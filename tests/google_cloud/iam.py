@@ -141,6 +141,22 @@ class Member(Behaviour):
                 )
 
 
+class CustomRole(Behaviour):
+    """A role's id is blocked for weeks after the role was deleted."""
+
+    def __init__(self, cloud: Cloud, token: str) -> None:
+        super().__init__(cloud, token)
+        self._deleted: set[str] = set()
+
+    def check_create(self, props: Json) -> None:
+        if f"{props['project']}/{props['roleId']}" in self._deleted:
+            raise CloudError(400, "failedPrecondition", f"You can't create a role with role_id ({props['roleId']})"
+                " where there is an existing role with that role_id in a deleted state.")  # fmt: skip
+
+    def delete(self, id: str, state: Json) -> None:  # noqa: A002
+        self._deleted.add(f"{state['project']}/{state['roleId']}")
+
+
 class Service(Behaviour):
     """An API that is enabled."""
 
@@ -162,5 +178,26 @@ class Service(Behaviour):
 def register(cloud: Cloud) -> None:
     for token in MEMBERS:
         cloud.behaviours[token] = Member(cloud, token)
+    cloud.behaviours[CUSTOM_ROLE] = CustomRole(cloud, CUSTOM_ROLE)
+
+    def get_custom_roles(args: Json) -> Json:
+        project = str(args.get("project"))
+        cloud.require_api(project, "iam")
+        found = [
+            {
+                "id": role.id,
+                "name": role.state["name"],
+                "roleId": role.state["roleId"],
+                "title": role.state["title"],
+                "permissions": role.state["permissions"],
+                "description": role.state.get("description", ""),
+                "stage": "GA",
+                "deleted": False,
+            }
+            for role in cloud.find(CUSTOM_ROLE, project=project)
+        ]
+        return {"id": project, "project": project, "roles": found}
+
+    cloud.invokes["gcp:projects/getIamCustomRoles:getIamCustomRoles"] = get_custom_roles
     service = "gcp:projects/service:Service"
     cloud.behaviours[service] = Service(cloud, service)

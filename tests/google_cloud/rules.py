@@ -125,6 +125,9 @@ def _subnetwork(state: Json) -> Iterator[str]:
 def _alert(state: Json) -> Iterator[str]:
     if not 1 <= len(state.get("conditions") or []) <= 6:
         yield "An alert policy has between 1 and 6 conditions."
+    for condition in state.get("conditions") or []:
+        if "resource.type" not in str(_one(condition.get("conditionThreshold")).get("filter", "resource.type")):
+            yield 'Field condition_threshold.filter must specify a restriction on "resource.type".'
 
 
 def _resize_request(state: Json) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from infra import config
+from infra.google.deadline import record
 from tests.trainer.runs import text
+from trainer.metrics import read_records
 from trainer.spec import JobSpec, Status
 from trainer.status import read_status
 from trainer.storage import Storage, open_storage
@@ -153,6 +156,7 @@ def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: P
     left.pop("gcp:storage/bucketObject:BucketObject")
     left.pop("gcp:artifactregistry/repository:Repository")
     left.pop("docker-build:index:Image")
+    left.pop("gcp:projects/iAMCustomRole:IAMCustomRole")  # a deleted one's name is blocked for weeks
     left.pop("gcp:monitoring/metricDescriptor:MetricDescriptor")
     assert left == {}
     now = run.status()
@@ -228,6 +232,19 @@ def test_a_deadline_ends_a_run_that_hangs(life: Callable[..., Life]) -> None:
     assert run.sizes() == {"master": 0}
     no_violations(run.cloud)
 
+    # As the days pass: an `up` says that the time is over and boots nothing, whatever the state still believes.
+    path, long_ago = record(run.job().run, 1), json.dumps({"started": time.time() - 6 * 3600}).encode()
+    run.storage.write(path, long_ago)
+    assert "the time of launch 1 is over (limits: 5.0 h); set gpt2-training:launch to 2" in run.cloud.up()
+    assert (run.sizes(), run.vms()) == ({"master": 0}, [])
+    run.cloud.pulumi("preview", "--refresh", "--expect-no-changes")
+    # What was destroyed starts its clock anew.
+    run.cloud.destroy()
+    run.fault("clock", epoch=time.time())
+    run.storage.write(path, long_ago)
+    run.cloud.up()
+    assert run.sizes() == {"master": 1}
+
 
 def test_a_failed_run_goes_on_with_the_next_launch(life: Callable[..., Life]) -> None:
     run = life(workers=0, steps=4000, every=20)
@@ -244,13 +261,14 @@ def test_a_failed_run_goes_on_with_the_next_launch(life: Callable[..., Life]) ->
     assert "the disk was eaten" in said
     assert "set gpt2-training:launch to 2" in said
 
-    path = f"runs/{run.job().run}"
     cloud.edit("dev", "gpt2-training:platform", "gpt2-training:launch: 2\n  gpt2-training:platform")
     assert run.changes()["master-group"] == "replace"
     cloud.up()
     run.until(lambda: (now := run.status()) and now.state == "RUNNING" and now.launch == 2, "launch 2")
-    first = json.loads(run.storage.read(f"{path}/machines/master-0.json"))
-    assert any("step 2" in line or "checkpoint" in line for line in first["log"]), first["log"]
+    run.training(now.step + 5)
+    attempt = max(one.attempt for one in read_records(run.storage, run.job().run))
+    steps = [one.step for one in read_records(run.storage, run.job().run) if one.attempt == attempt]
+    assert min(steps) > 20  # from the checkpoint, not from the start
     cloud.destroy()
 
 

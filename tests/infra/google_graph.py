@@ -90,7 +90,7 @@ class _Mocks(pulumi.runtime.Mocks):
         return f"{args.name}-id", {"selfLink": f"//{args.name}", **outputs}
 
     def call(self, args: pulumi.runtime.MockCallArgs) -> Any:
-        return {"buckets": [], "repositories": [], "bucketObjects": []}, []
+        return {"buckets": [], "repositories": [], "bucketObjects": [], "roles": []}, []
 
 
 class _Monitor(MockMonitor):

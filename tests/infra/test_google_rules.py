@@ -12,7 +12,7 @@ import yaml
 from infra import config, lifecycle
 from infra.config import ConfigError
 from infra.data_lock import DataLock, write_lock
-from infra.google import guard, machines
+from infra.google import deadline, machines
 from infra.google.inputs import LARGEST_OBJECT
 from infra.prices import hourly_cost
 from trainer.spec import Status
@@ -94,7 +94,10 @@ PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
         ({"limits.maxHours": 3000}, "limits.maxHours", "at most 2880"),
         ({"limits.maxCostUsd": 1}, "limits.maxCostUsd", "less than the first hour, 7.51 USD"),
         ({"limits.billingAccount": "abc"}, "limits.billingAccount", "must look like 012345-6789AB-CDEF01"),
-        ({"image": "trainer:latest"}, "image", "must be pinned by digest"),
+        ({"image": "trainer:latest"}, "image", "and pinned by digest"),
+        ({"image": "docker.io/trainer@sha256:" + "0" * 64}, "image", "must be in Artifact Registry"),
+        ({"gcp:zone": "us-central1-a"}, "gcp:zone", "has no effect here, only project and region do; remove it"),
+        ({"trainingInput.masterType": "a3-highgpu-1g"}, "machines.accelerator", "has 1 x nvidia-h100-80gb built in"),
         ({"notify": "me"}, "notify", "must be an e-mail address"),
         ({"machines.bootDiskGb": 10}, "machines.bootDiskGb", "at least 50"),
         ({"machines.zone": "a"}, "machines.zone", "unknown key; did you mean zones?"),
@@ -209,12 +212,12 @@ def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
     read = load(values(), root)
     cost = hourly_cost(read)
     assert cost is not None
-    assert guard.hours_left(read) == 24
+    assert deadline.hours_left(read) == 24
     read = load(changed({"limits.maxCostUsd": 2 * cost}), root)
-    assert guard.hours_left(read) == pytest.approx(2)
+    assert deadline.hours_left(read) == pytest.approx(2)
     started = 1_790_000_041  # 2026-09-21 14:14:01 UTC
-    assert guard.termination_time(started, 24) == "2026-09-22T14:14:01Z"
-    assert guard.cron(started, 2) == "15 16 21 9 *"
+    assert deadline.termination_time(started, 24) == "2026-09-22T14:14:01Z"
+    assert deadline.cron(started, 2) == "15 16 21 9 *"
 
 
 def test_a_finished_run_needs_no_machines(root: Path) -> None:

@@ -9,8 +9,9 @@ import pulumi
 import pytest
 
 from infra import config
+from infra.dynamic import plain
 from infra.lifecycle import newest_checkpoint, standing
-from infra.local.storage import JobProvider, TextProvider, plain
+from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
 from trainer.spec import JobSpec, Status
 from trainer.status import read_status
