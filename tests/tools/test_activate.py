@@ -72,6 +72,24 @@ def test_what_the_person_has_set_stays(name: str, checkout: Path) -> None:
     assert not (checkout / ".pulumi-state").exists()
     found = variables(shell(name, ". tools/activate; env", checkout, PULUMI_CONFIG_PASSPHRASE="x"))
     assert found["PULUMI_CONFIG_PASSPHRASE"] == "x"
+    found = variables(shell(name, ". tools/activate; env", checkout, PULUMI_BACKEND_URL="gs://team"))
+    assert "PULUMI_CONFIG_PASSPHRASE" not in found  # an empty one would protect nothing
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_team_names_its_state_in_the_project(name: str, checkout: Path) -> None:
+    (checkout / "Pulumi.yaml").write_text("name: gpt2-training\nbackend: {url: gs://team}\n")
+    found = variables(shell(name, ". tools/activate; env", checkout))
+    assert not {"PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE"} & set(found)
+    assert not (checkout / ".pulumi-state").exists()
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_another_checkout_in_the_same_shell_has_a_state_of_its_own(name: str, checkout: Path) -> None:
+    found = variables(
+        shell(name, ". tools/activate; env", checkout, PULUMI_BACKEND_URL="file:///elsewhere/.pulumi-state")
+    )
+    assert found["PULUMI_BACKEND_URL"] == f"file://{checkout}/.pulumi-state"
 
 
 @pytest.mark.parametrize("name", ["bash", SHELLS[2]])

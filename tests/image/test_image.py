@@ -1,0 +1,210 @@
+"""The image for real: trainer/Dockerfile, built, pushed, pulled and run by boot.sh's own words, trains to the end.
+
+`make image-test`; not part of `make test`, as it takes minutes, gigabytes, root and a Docker engine.
+"""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from scripts.download_model import fetched
+from tests.image import engine as engines
+from tests.image.engine import TOKEN, Engine
+from tests.trainer.google_vm import JOBS, Vm, into_bucket
+from tests.trainer.runs import PATIENCE, ROOT, Run
+from trainer import google_monitoring
+from trainer.google_machine import SUCCEEDED
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+BOOT = ROOT / "infra/google/boot.sh"
+RUN = "gpt2-0123abcd"
+UID = 10001
+STEPS = 3000
+BUILT = "gpt2-training-test-trainer"
+# What boot.sh calls. Two words are others here: machines share an engine, so each has a name of its own for its
+# container; and Cloud Logging's driver needs Google, so Docker's own log driver stands in, with the same option.
+# boot.sh throws away what a container prints; here it is kept.
+DOCKER = """#!/bin/bash
+words=()
+for word; do
+    case $word in
+        trainer) word=$CONTAINER ;;
+        gcplogs) word=json-file ;;
+    esac
+    words+=("$word")
+done
+[[ $1 != run ]] || exec >>"$PRINTED"
+exec "$CLIENT" "${words[@]}"
+"""
+
+
+class Machine:
+    """A VM's startup script at work, with a metadata server, Google's REST services and the docker command."""
+
+    def __init__(self, folder: Path, engine: Engine, run: Run, role: str, image: str) -> None:
+        folder.mkdir()
+        self._engine, self._folder, self.container = engine, folder, f"gpt2-test-{os.getpid()}-{role}"
+        attributes = {"gpt2-bucket": run.storage.url, "gpt2-run": RUN, "gpt2-image": image, "gpt2-gpus": "0"}
+        self.vm = Vm(folder, role, **attributes)
+        (folder / "docker").write_text(DOCKER)
+        (folder / "docker").chmod(0o755)
+        self.boot: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {
+            **os.environ,  # with the address of the test's bucket
+            **self._engine.variables,
+            **self.vm.environment,
+            "PATH": f"{self._folder}:{os.environ['PATH']}",
+            "DOCKER_CONFIG": str(self._folder / "login"),
+            "CLIENT": self._engine.client,
+            "CONTAINER": self.container,
+            "PRINTED": str(self._folder / "trainer.log"),
+            "BOOT_PAUSE": "1",
+        }
+        with (self._folder / "boot.log").open("ab") as log:
+            self.boot = subprocess.Popen([BOOT], env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait(self) -> None:
+        """Until the script has left, content."""
+        assert self.boot is not None
+        assert self.boot.wait(PATIENCE) == 0, self.said() + self.printed()
+
+    def said(self) -> str:
+        return (self._folder / "boot.log").read_text()
+
+    def printed(self) -> str:
+        return (self._folder / "trainer.log").read_text()
+
+    def inspect(self, what: str) -> str:
+        """A field of the running container; empty where there is none."""
+        return self._engine.docker("inspect", "--format", what, self.container, check=False)
+
+    def close(self) -> None:
+        if self.boot is not None and self.boot.poll() is None:
+            self.boot.send_signal(signal.SIGKILL)
+            self.boot.wait()
+        self._engine.docker("rm", "--force", self.container, check=False)
+        self.vm.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with engines.running() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder trainer/ as it was when the test began, with two things that belong in no image."""
+    folder = tmp_path_factory.mktemp("image") / "trainer"
+    shutil.copytree(ROOT / "trainer", folder)
+    (folder / "key.json").write_text("secret")
+    (folder / "__pycache__").mkdir(exist_ok=True)
+    (folder / "__pycache__/old.pyc").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, source: Path) -> Iterator[str]:
+    """NAME@sha256:DIGEST of trainer/Dockerfile's image in a registry."""
+    with engines.registry() as address:
+        name = f"{address}/my-project/gpt2-dev/trainer"
+        engine.build(source, BUILT, BASE=engines.base_image(engine))
+        try:
+            engine.docker("tag", BUILT, f"{name}:test")
+            pushed = engine.push(f"{name}:test")
+            assert pushed.startswith(f"{name}@sha256:")
+            yield pushed
+        finally:
+            engine.docker("rmi", f"{name}:test", check=False)  # the other tag keeps the layers for the next test
+
+
+@pytest.fixture
+def new_machine(tmp_path: Path, engine: Engine, image: str) -> Iterator[Callable[[Run, str], Machine]]:
+    made: list[Machine] = []
+
+    def make(run: Run, role: str) -> Machine:
+        made.append(Machine(tmp_path / f"vm-{role}", engine, run, role, image))
+        return made[-1]
+
+    yield make
+    for machine in made:
+        machine.close()
+
+
+def test_the_image_holds_the_code_and_nothing_else(engine: Engine, image: str, source: Path) -> None:
+    def inside(program: str, *arguments: str) -> str:
+        return engine.docker("run", "--rm", "--network", "none", "--entrypoint", program, image, *arguments)
+
+    code = [source / "requirements.txt", *source.glob("*.py")]
+    expected = {f"/app/trainer/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in code}
+    lines = inside("find", "/app", "-not", "-type", "d", "-exec", "sha256sum", "{}", "+").splitlines()
+    assert {path: digest for digest, path in map(str.split, lines)} == expected
+    assert inside("sh", "-c", "touch /app/trainer/x || id -u").endswith(str(UID))  # it cannot change its own code
+    variables = engine.docker("inspect", "--format", "{{range .Config.Env}}{{println .}}{{end}}", image).split()
+    assert {variable.partition("=")[0] for variable in variables} == {"PATH", "PYTHONUNBUFFERED"}
+
+
+def test_the_registry_wants_a_login(engine: Engine, image: str, tmp_path: Path) -> None:
+    """Else boot.sh's login would prove nothing."""
+    assert engine.docker("--config", str(tmp_path), "pull", "--quiet", image, check=False) == ""
+
+
+def test_containers_train_to_the_end(
+    engine: Engine, tmp_path: Path, gcs_bucket: str, new_machine: Callable[[Run, str], Machine]
+) -> None:
+    # Without its worker the run waits, so it cannot end before the worker is back.
+    cluster = {"workers": 1, "minWorkers": 1, "parameterServers": 1}
+    local = Run(tmp_path / "source", run=RUN, cluster=cluster, hyperparameters={"steps": STEPS})
+    run = into_bucket(local, gcs_bucket)
+    machines = {role: new_machine(run, role) for role in ("master", "worker", "ps")}
+    for machine in machines.values():
+        machine.start()
+    run.until_step(20)
+    for role, machine in machines.items():
+        assert machine.inspect("{{.State.Running}} {{.HostConfig.NetworkMode}} {{.HostConfig.ShmSize}}") == (
+            f"true host {2 * 1024**3}"
+        )
+        _, *processes = engine.docker("top", machine.container, "-eo", "pid,uid").splitlines()
+        assert {line.split()[1] for line in processes} == {str(UID)}, role
+        assert TOKEN not in machine.inspect("{{json .Config}}")
+
+    # A machine is shut down: process 1 of its container gets the signal, saves what is its own and leaves in time.
+    worker = machines["worker"]
+    assert worker.boot is not None
+    worker.boot.send_signal(signal.SIGTERM)
+    worker.wait()
+    assert worker.said().splitlines()[-1] == "gpt2-training: the trainer has left"
+    assert worker.inspect("{{.State.Status}}") == ""  # nothing is left of the container
+    assert run.machine("worker-x7kq").state == "stopped"
+    # A container is lost: boot.sh sees the engine's code for a killed one, and starts another.
+    engine.docker("kill", machines["ps"].container)
+    run.until(lambda: "ended with code 137; restart 1 of 5" in machines["ps"].said(), "the lost container is seen")
+    worker.start()  # the group brings the machine back
+    for machine in machines.values():
+        machine.wait()
+
+    status = run.status()
+    assert status is not None
+    assert (status.state, status.step) == ("SUCCEEDED", STEPS)
+    assert {record.trainers for record in run.records() if record.loss is not None} == {2}
+    assert run.machine("ps-x7kq").state == "finished"
+    folder = fetched(run.storage, RUN, tmp_path / "model")
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == 257
+    assert AutoTokenizer.from_pretrained(folder).decode([104, 105])
+
+    # google-auth in the container found the metadata server: each call came with the VM's token, or stands in `wrong`.
+    master = machines["master"].vm
+    assert [machine.vm.rest.wrong for machine in machines.values()] == [[], [], []]
+    assert master.rest.paths("cloudscheduler") == [f"{job}:run" for job in JOBS]
+    assert master.rest.points(google_monitoring.STEP)[-1] == STEPS
+    assert f"{SUCCEEDED}{RUN}\n" in machines["master"].printed()
+    assert not [role for role, machine in machines.items() if TOKEN in machine.said() + machine.printed()]
