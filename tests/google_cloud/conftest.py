@@ -212,6 +212,15 @@ def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> 
         stop(daemon, url)
 
 
+@pytest.fixture
+def lab(tmp_path: Path, gcs_address: str) -> Iterator[Any]:
+    """The stand-in cloud without Pulumi: a tests.google_cloud.lab.Lab."""
+    from tests.google_cloud.lab import laboratory  # it imports this module
+
+    with laboratory(tmp_path / "cloud", gcs_address) as found:
+        yield found
+
+
 def copy_project(root: Path, project: str) -> None:
     """What a person has who has cloned the repository and set gcp:project; the environment is this one."""
     ignore = shutil.ignore_patterns("__pycache__", "logs")

@@ -3,9 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psutil
 import pytest
@@ -25,15 +23,8 @@ from tests.google_cloud.lab import (
     ZONE,
     Json,
     Lab,
-    laboratory,
     wait_until,
 )
-
-
-@pytest.fixture
-def lab(tmp_path: Path, gcs_address: str) -> Iterator[Lab]:
-    with laboratory(tmp_path / "cloud", gcs_address) as lab:
-        yield lab
 
 
 def test_a_group_boots_vms_that_know_who_they_are(lab: Lab) -> None:

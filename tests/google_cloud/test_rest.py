@@ -2,13 +2,10 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import pytest
 import requests
 
 from tests.google_cloud.lab import (
@@ -19,15 +16,8 @@ from tests.google_cloud.lab import (
     ZONE,
     Json,
     Lab,
-    laboratory,
     wait_until,
 )
-
-
-@pytest.fixture
-def lab(tmp_path: Path, gcs_address: str) -> Iterator[Lab]:
-    with laboratory(tmp_path / "cloud", gcs_address) as lab:
-        yield lab
 
 
 def test_a_vm_reads_a_bucket_only_with_a_grant_and_while_storage_is_well(lab: Lab) -> None:
