@@ -213,6 +213,14 @@ def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def life(cloud: StandIn) -> Callable[..., Any]:
+    """Makes a small run: a tests.google_cloud.life.Life, from its settings."""
+    from tests.google_cloud.life import Life  # it imports this module
+
+    return lambda **settings: Life(cloud, **settings)
+
+
+@pytest.fixture
 def lab(tmp_path: Path, gcs_address: str) -> Iterator[Any]:
     """The stand-in cloud without Pulumi: a tests.google_cloud.lab.Lab."""
     from tests.google_cloud.lab import laboratory  # it imports this module

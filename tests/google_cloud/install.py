@@ -1,11 +1,15 @@
 """Puts the plugins into a PULUMI_HOME of a test's own; never into one that a person uses."""
 
+import functools
 import importlib.metadata
 import json
 import os
 import shlex
 import sys
 from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.google_cloud import schema
 
@@ -38,14 +42,26 @@ def install(home: Path) -> None:
 def environment(url: str, storage: str, folder: Path) -> dict[str, str]:
     """What leads plugins, scripts and VMs to the stand-in cloud. `folder` gets a credentials file for the deployer."""
     credentials = folder / "deployer.json"
-    deployer = {"type": "authorized_user", "client_id": "stand-in", "client_secret": "-", "refresh_token": "-"}
-    credentials.write_text(json.dumps({**deployer, "token_uri": f"{url}/token"}))
+    deployer = {
+        "type": "service_account",
+        "client_email": "deployer@stand-in.iam.gserviceaccount.com",
+        "private_key": _key(),  # for nothing but the daemon's token_uri, which looks at no signature
+        "token_uri": f"{url}/token",
+    }
+    credentials.write_text(json.dumps(deployer))
     return {
         "GPT2_TRAINING_STANDIN": url,
         "STORAGE_EMULATOR_HOST": storage,
         "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
         **{f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}": f"{url}/{path}" for name, path in SERVICES.items()},
     }
+
+
+@functools.cache
+def _key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    encoding, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, kind, serialization.NoEncryption()).decode()
 
 
 def without_google(environ: dict[str, str] | None = None) -> dict[str, str]:

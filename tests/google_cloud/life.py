@@ -1,0 +1,108 @@
+"""A small run on the stand-in cloud: its stack file, and what tests ask of it while it lives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infra import config
+from tests.google_cloud.conftest import StandIn, wait_for
+from tests.trainer.runs import text
+from trainer.spec import JobSpec, Status
+from trainer.status import read_status
+from trainer.storage import Storage, open_storage
+
+GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
+FIREWALL = "gcp:compute/firewall:Firewall"
+BUCKET = "gcp:storage/bucket:Bucket"
+PATIENCE = 150.0  # seconds for anything to happen on a busy machine with two cores
+# The smallest run that has everything: a master, Spot workers, checkpoints.
+STACK = """config:
+  gcp:project: {project}
+  gcp:region: us-central1
+  gpt2-training:platform: google
+  gpt2-training:trainingInput:
+    masterType: n1-standard-2
+    workerType: n1-standard-2
+    workerCount: {workers}
+    hyperparameters:
+      {{learningRate: 0.01, batchSize: 8, sequenceLength: 32, steps: {steps}, warmupSteps: 20, microBatchSize: 2}}
+  gpt2-training:model: {{layers: 2, heads: 2, width: 32, positions: 32}}
+  gpt2-training:data: {{path: data/text.txt, tokenizer: byte}}
+  gpt2-training:evaluation: {{every: 1000, sequences: 32}}
+  gpt2-training:checkpoints: {{every: {every}}}
+  gpt2-training:machines: {{spot: {spot}}}
+  gpt2-training:limits: {{maxHours: 5}}
+"""
+
+
+class Life:
+    """A stack on the stand-in cloud, and what a test asks of it."""
+
+    def __init__(self, cloud: StandIn, *, workers: int = 1, steps: int = 60, every: int = 20) -> None:
+        self.cloud, self.root = cloud, cloud.root
+        spot = "true" if workers else "false"
+        (self.root / "data" / "text.txt").write_text(text())
+        stack = STACK.format(project=cloud.project, workers=workers, steps=steps, every=every, spot=spot)
+        (self.root / "Pulumi.dev.yaml").write_text(stack)
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(config.bucket_of("dev", self.root))
+
+    def job(self) -> JobSpec:
+        return config.job_spec(config.from_file("dev", self.root))
+
+    def status(self, run: str = "") -> Status | None:
+        return read_status(self.storage, run or self.job().run)
+
+    def vms(self, role: str = "") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.cloud.call("GET", "/vms")[1]
+        return [vm for vm in found if f"-{role}" in vm["group"]]
+
+    def sizes(self) -> dict[str, int]:
+        every = self.cloud.call("GET", "/resources")[1]
+        groups = [one["state"] for one in every if one["token"] == GROUP]
+        return {group["name"].split("-")[1]: group["targetSize"] for group in groups}
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        def look() -> Any:
+            status = self.status()
+            assert status is None or status.state != "FAILED", status
+            return condition()
+
+        try:
+            return wait_for(look, what, PATIENCE)
+        except BaseException:
+            for vm in self.vms():
+                serial = Path(vm["serial"])
+                print(f"== {vm['name']} {vm['action']}\n{serial.read_text()[-1500:] if serial.exists() else ''}")
+            for entry in self.storage.list(f"runs/{self.job().run}/machines"):
+                print(entry.path, self.storage.read(entry.path).decode()[-1500:])
+            raise
+
+    def finished(self) -> None:
+        self.until(lambda: (now := self.status()) and now.state == "SUCCEEDED", "SUCCEEDED")
+        self.until(lambda: set(self.sizes().values()) == {0} and not self.vms(), "the groups at zero")
+
+    def training(self, step: int = 1) -> None:
+        """Until so many steps are done and everyone takes part."""
+
+        def there() -> bool:
+            now = self.status()
+            return now is not None and now.state == "RUNNING" and now.step >= step
+
+        self.until(there, f"step {step}")
+
+    def fault(self, name: str, **body: Any) -> None:
+        status, answer = self.cloud.call("POST", f"/faults/{name}", body)
+        assert status == 200, answer
+
+    def changes(self, *arguments: str) -> dict[str, str]:
+        found = self.cloud.steps("dev", *arguments)
+        return {name: op for name, op in found.items() if op != "refresh"}
+
+
+def no_violations(cloud: StandIn) -> None:
+    """No call that Google's documents do not know."""
+    status, found = cloud.call("GET", "/violations")
+    assert (status, found) == (200, []), found
