@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from infra import plain_yaml
-from infra.explain import explain, unknown
+from infra.explain import explain, shown, unknown
 from infra.preflight import DEFAULT_TEXT, disk_problem, host_problems, text_problems
 from infra.stack_file import StackFile, combination_problems
 from trainer import spec
@@ -38,7 +38,6 @@ EXAMPLES = {
     "network": "network: {nat: true}",
 }
 DEFAULT_REGION = "us-central1"
-MISSING_PROJECT = "gcp:project: missing; run `pulumi config set gcp:project YOUR-PROJECT --stack {stack}`"
 
 
 class ConfigError(Exception):
@@ -114,14 +113,16 @@ def bucket_of(stack: str, root: Path = ROOT) -> str:
     values, provider = stack_values(stack, root)
     if values.get("platform", "local") != "google":
         return bucket_url(stack, root)
-    project = _text(provider.get("project"))
-    if not project:
-        raise ConfigError([MISSING_PROJECT.format(stack=stack)])
-    return google_bucket(project, stack)
+    from infra.google.rules import project_problems
+
+    if problems := project_problems(provider, stack):
+        raise ConfigError(problems)
+    return google_bucket(_text(provider.get("project")), stack)
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """As Pulumi hands it over: YAML's numbers are texts, too."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def load(
@@ -151,23 +152,45 @@ def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[st
         raise ConfigError([f"stack {stack}: there is no {path.name}; {unknown(stack, sorted(stacks))}"])
     try:
         content = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError([f"{path.name} cannot be read: {line}{error.problem}"]) from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path.name} cannot be read: {' '.join(str(error).split())}"]) from None
-    found = content.get("config") if isinstance(content, dict) else None
-    every = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
-    own = {name: _parsed(value) if isinstance(value, str) else value for name, value in _own(every).items()}
+    every = {str(name): value for name, value in _section(path.name, content).items()}
+    own = {name: _parsed(value) if isinstance(value, str) else value for name, value in _own(every, stack).items()}
     return own, _gcp(every)
 
 
-def _own(found: Mapping[str, Any]) -> dict[str, Any]:
+def _section(file: str, content: Any) -> dict[Any, Any]:
+    """What stands below config: in a stack file. Raises ConfigError if nothing does."""
+    fix = "write your keys below it, as Pulumi.local.yaml and Pulumi.single.yaml do"
+    if content is None:
+        raise ConfigError([f"{file} is empty; give it a config: and {fix}"])
+    if not isinstance(content, dict) or "config" not in content:
+        names = [str(name) for name in content] if isinstance(content, dict) else []
+        close = difflib.get_close_matches("config", names, n=1)
+        raise ConfigError([f"{file} has no config:; {f'is {close[0]}: meant for it? else ' if close else ''}{fix}"])
+    found = content["config"]
+    if not isinstance(found, dict):
+        raise ConfigError([f"{file}: config: found {shown(found)}, must be keys and values; {fix}"])
+    return found
+
+
+def _own(found: Mapping[str, Any], stack: str) -> dict[str, Any]:
     """The project's own keys; a misspelt project name is an error, as Pulumi would pass over it in silence."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in found.items():
         namespace, _, short = name.rpartition(":")
         if namespace in ("", PROJECT):  # Pulumi lets the project's own name be left out
+            if short in values:
+                raise ConfigError([f"{name}: is there twice, as {short} and {PROJECT}:{short}; remove one"])
             values[short] = value
         elif difflib.get_close_matches(namespace, [PROJECT], cutoff=0.8):
             raise ConfigError([f"{name}: unknown key; did you mean {PROJECT}:{short}?"])
+    if not values:  # one line instead of one for each key that there must be
+        copied = "Pulumi.local.yaml and Pulumi.single.yaml are there to be copied"
+        raise ConfigError([f"Pulumi.{stack}.yaml has no keys of {PROJECT} below config:; {copied}"])
     return values
 
 
@@ -187,7 +210,7 @@ def from_pulumi() -> StackConfig:
     from pulumi.runtime.config import CONFIG
 
     texts: dict[str, Any] = CONFIG.get()  # Pulumi hands over all values as texts, and objects as JSON
-    values = {name: _parsed(text) for name, text in _own(texts).items()}
+    values = {name: _parsed(text) for name, text in _own(texts, pulumi.get_stack()).items()}
     return load(values, pulumi.get_stack(), ROOT, _gcp(texts))
 
 

@@ -8,7 +8,12 @@ from pydantic import Field, ValidationError
 from trainer.spec import InputError, Strict
 from trainer.storage import explain, new_file
 
-AGAIN = "`python -m scripts.upload_data` writes it anew"
+# What each key must be, in place of a regular expression.
+MUST = {
+    "url": "must be the text's address, gs://bucket/object",
+    "sha256": "must be 64 hexadecimal digits",
+    "size": "must be the text's bytes, a whole number from 1",
+}
 
 
 class DataLock(Strict):
@@ -29,21 +34,35 @@ def lock_path(text: Path) -> Path:
     return text.with_name(f"{text.name}.lock.json")
 
 
-def read_lock(text: Path) -> DataLock | None:
-    """The lock of a text, None if there is no such file. Raises InputError for one that cannot be used."""
+def read_lock(text: Path, named: str = "", stack: str = "") -> DataLock | None:
+    """The lock of a text, None if there is no such file. Raises InputError for one that cannot be used.
+
+    named, stack: how the stack file calls the text, and the stack, for the command that an error tells.
+    """
     path = lock_path(text)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check it, or {AGAIN}") from None
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); check it, or {_again(text, named, stack)}"
+        ) from None
     try:
         return DataLock.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}; {AGAIN}") from None
+        key = str(first["loc"][0]) if first["loc"] else ""
+        words = "is not JSON" if first["type"] == "json_invalid" else "must be url, sha256 and size in one JSON object"
+        if key:
+            words = f"{key} is missing" if first["type"] == "missing" else f"{key}: {MUST.get(key, 'unknown key')}"
+        raise InputError(f"{path}: {words}; {_again(text, named, stack)}") from None
+
+
+def _again(text: Path, named: str, stack: str) -> str:
+    """The command that writes a lock anew: from the text if it is here, else from where it lies."""
+    what = f"{named or text} --stack {stack or 'STACK'}" if text.is_file() else "gs://BUCKET/OBJECT"
+    return f"`python -m scripts.upload_data {what}` writes it anew"
 
 
 def write_lock(text: Path, lock: DataLock) -> Path:

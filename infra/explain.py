@@ -88,7 +88,8 @@ def _follow(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 def _resolve(schema: dict[str, Any], path: Sequence[int | str]) -> dict[str, Any]:
     node = schema
     for part in path:
-        node = _follow(node.get("properties", {}).get(part, {}), schema)
+        inner = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        node = _follow(inner, schema)
     return node
 
 
@@ -100,6 +101,7 @@ def _allowed(node: dict[str, Any]) -> str:
     if kind == "object":
         return "keys and values"
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text"}
+    words["array"] = "a list"
     text = words.get(str(kind), "something else")
     bounds = []
     for name, phrase in (("exclusiveMinimum", "above"), ("minimum", "at least")):
@@ -108,4 +110,4 @@ def _allowed(node: dict[str, Any]) -> str:
         bounds += [f"{phrase} {node[name]:.12g}"] if name in node else []
     text += ", " * bool(bounds) + " and ".join(bounds)
     default = node.get("default")
-    return text if default is None else f"{text} (default {json.dumps(default)})"
+    return text if default in (None, []) else f"{text} (default {json.dumps(default)})"

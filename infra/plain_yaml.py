@@ -7,7 +7,22 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """Reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts."""
+    """Reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts.
+
+    A key that is there twice is an error, as it is there.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for name, _ in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.tag == "tag:yaml.org,2002:merge":
+                continue
+            if name.value in lines:
+                words = f"the key {name.value} is there twice, first in line {lines[name.value]}; remove one"
+                raise yaml.MarkedYAMLError(problem=words, problem_mark=name.start_mark)
+            lines[name.value] = name.start_mark.line + 1
+        return node
 
 
 _PLAIN = {

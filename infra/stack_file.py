@@ -100,7 +100,7 @@ class StackFile(spec.Strict):
     data: spec.Data
     evaluation: spec.Evaluation = spec.Evaluation()
     checkpoints: spec.Checkpoints = spec.Checkpoints()
-    launch: int = Field(1, ge=1)
+    launch: int = Field(1, ge=1, le=1_000_000)
     machines: Machines = Machines()
     limits: Limits = Limits()
     network: Network = Network()
@@ -154,7 +154,7 @@ def combination_problems(file: StackFile) -> list[str]:
 
 def _local_problems(file: StackFile, servers: int) -> list[str]:
     problems = [
-        f"{to_camel(name)}: means something to platform google only; remove it"
+        f"{to_camel(name)}: means something to platform google only; set platform: google, or remove it"
         for name in GOOGLE_ONLY
         if name in file.model_fields_set
     ]

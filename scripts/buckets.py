@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 from infra.config import StackConfig
 from infra.google.kept import bucket_settings
 from scripts.common import UserError
-from trainer.google_api import LOGIN
+from trainer.google_api import LOGIN, key_file_problem
 
 CHUNK_BYTES = 16 * 1024 * 1024
 
@@ -84,7 +84,8 @@ def _for_people(doing: str, rights: str) -> Iterator[None]:
     try:
         yield
     except (auth.DefaultCredentialsError, auth.RefreshError, api.Unauthorized):
-        raise UserError(f"cannot {doing}: no valid Google credentials; {LOGIN}") from None
+        why = key_file_problem() or f"no valid Google credentials; {LOGIN}"
+        raise UserError(f"cannot {doing}: {why}") from None
     except api.Conflict:
         raise UserError(f"cannot {doing}: another project has a bucket of this name; rename the stack") from None
     except api.PreconditionFailed:

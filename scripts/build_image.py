@@ -14,7 +14,6 @@ from pydantic.alias_generators import to_camel
 
 from infra.config import StackConfig
 from infra.google.kept import image_name, repository, repository_settings
-from scripts.buckets import ensure_bucket
 from scripts.build_context import pack
 from scripts.common import CHECKOUT, UserError, google_stack, megabytes, run_main
 from trainer.google_api import ApiError, GoogleApi
@@ -148,6 +147,8 @@ def build_image(
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """The digest of the image of the code as it is, built if need be. Raises UserError, ApiError, StorageError."""
+    from scripts.buckets import ensure_bucket  # loads Google's library, which --help need not wait for
+
     api = GoogleApi()
     ensure_repository(api, config, sleep)
     folder = CHECKOUT / "trainer"

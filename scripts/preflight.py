@@ -1,10 +1,13 @@
-"""Ask Google, before money is spent, whether a stack can stand up: rights, quotas, machine types, image.
+"""Look, before money is spent, whether a stack can stand up: text and Docker here; rights, quotas, machines at Google.
 
-A line each: ok, a problem with what to do, or unknown, which is never taken for ok. Exit code: 1 if there are problems.
+A line each: ok, a problem with what to do, or unknown, which is never taken for ok. Exit code: 1 if there are problems
+or Google does not tell of the project.
 """
 
 import argparse
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -12,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.config import StackConfig
+from infra.config import ConfigError, StackConfig, job_spec
 from infra.google import rules
 from scripts.common import google_stack, run_main
 from scripts.quotas import Check, Limits, check_quotas
-from trainer.google_api import API_OFF, ApiError, GoogleApi
+from trainer.google_api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
+from trainer.spec import InputError
 
 IMAGES = "deeplearning-platform-release"
 # What the stack makes. Creating is asked for; who may create one of these may as a rule delete it too.
@@ -42,17 +46,20 @@ PERMISSIONS = [
 ]
 STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
 NO_QUOTA_PROJECT = "requires a quota project"
+DOCKER_SECONDS = 30
 
 
 def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> list[Check]:
     """All checks of a stack, in the order in which a person mends them."""
+    checks = here(config)
     try:
         api = connect()
-    except ApiError as error:
-        return [Check("credentials", "problem", str(error).partition(";")[0], str(error).partition("; ")[2])]
-    checks = [Check("credentials", "ok", "application default credentials are there")]
-    project, number = _project(api, config.project)
-    checks.append(project)
+        project, number = _project(api, config.project)
+    except ApiError as error:  # all else would say the same
+        found, _, fix = str(error).partition("; ")
+        name = "network" if fix == CHECK_NETWORK else "credentials"
+        return [*checks, Check(name, "problem", found, fix)]
+    checks += [Check("credentials", "ok", "Google accepts them"), project]
     if project.state == "problem":  # all else would say the same
         return checks
     checks.append(
@@ -69,6 +76,44 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
     return checks + check_quotas(config, Limits(api, config.project, config.region))
 
 
+def here(config: StackConfig) -> list[Check]:
+    """What `pulumi up` needs of this machine: all that the run starts from, and Docker to build the image."""
+    problems: list[str] = []
+    try:
+        job = job_spec(config)
+    except ConfigError as error:
+        problems = error.problems
+    except InputError as error:
+        problems = [f"lock file: {error}"]
+    checks = []
+    for problem in problems:
+        name, _, rest = problem.partition(": ")
+        found, _, fix = rest.partition("; ")
+        checks.append(Check(name, "problem", found, fix))
+    if not problems:
+        checks.append(Check("inputs", "ok", f"all that {job.run} starts from is there"))
+    if config.file.image is None:
+        checks.append(_docker(config))
+    return checks
+
+
+def _docker(config: StackConfig) -> Check:
+    fix = f"or run `python -m scripts.build_image --stack {config.stack}` and write the image: that it prints"
+    if (docker := shutil.which("docker")) is None:
+        return Check("docker", "problem", "is not on PATH, and `pulumi up` builds the image", f"install it, {fix}")
+    fix = f"start it, {fix}"
+    try:
+        done = subprocess.run(
+            [docker, "info"], capture_output=True, text=True, errors="replace", timeout=DOCKER_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return Check("docker", "problem", f"`docker info` does not answer in {DOCKER_SECONDS} s", fix)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["without a word"])[-1][:200].rstrip(".?! ")
+        return Check("docker", "problem", f"`docker info` fails: {said}", fix)
+    return Check("docker", "ok", "answers, to build the image")
+
+
 def _unknown(name: str, error: ApiError, fix: str = "") -> Check:
     """A question that was not answered; an API that is off is no problem, as the stack enables what it needs."""
     if NO_QUOTA_PROJECT in str(error):
@@ -80,13 +125,18 @@ def _unknown(name: str, error: ApiError, fix: str = "") -> Check:
 
 
 def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
-    """The project, and its number if it is known."""
+    """The project, and its number if it is known. Raises ApiError where Google or a login is out of reach."""
     try:
         found = api.call("cloudresourcemanager", "GET", f"projects/{project}")
     except ApiError as error:
         if error.status in (403, 404) and not any(sign in str(error) for sign in (*API_OFF, NO_QUOTA_PROJECT)):
             fix = "check gcp:project in the stack file, or ask its owner for access"
             return Check("project", "problem", f"{project} is not there, or this account may not see it", fix), ""
+        if error.status in (0, 401):
+            raise
+        if any(sign in str(error) for sign in API_OFF):
+            fix = f"run `gcloud services enable cloudresourcemanager.googleapis.com --project {project}`"
+            return Check("project", "unknown", "the API that tells of projects is not enabled", fix), ""
         return _unknown("project", error), ""
     state = found.get("lifecycleState", "unspecified")
     if state != "ACTIVE":
@@ -232,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
         show(checks, console)
         counted = [f"{sum(c.state == state for c in checks)} {state}" for state in STYLES]
         console.print(", ".join(counted), highlight=False)
-    return 1 if any(check.state == "problem" for check in checks) else 0
+    unasked = any(check.name == "project" and check.state == "unknown" for check in checks)
+    return 1 if unasked or any(check.state == "problem" for check in checks) else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from scripts import default_corpus
 from scripts.common import UserError, load_stack, progress_bar, run_main
 from trainer.data import check_enough, prepare
 from trainer.prepared import find
+from trainer.spec import InputError, JobSpec
 from trainer.storage import Progress, explain, new_file, open_storage
 from trainer.tokenizer import GPT2_FILES, GPT2_HUB, gpt2
 
@@ -29,12 +30,17 @@ def _steps(advance: Progress) -> Callable[[int, int], None]:
     return update
 
 
-def prepare_here(stack: config.StackConfig) -> None:
-    """Text and tokens, into the bucket of a stack on this machine."""
+def declared(stack: config.StackConfig) -> JobSpec:
+    """The run that a stack declares. Raises UserError with all that is in its way here, one line each."""
     try:
-        job = config.job_spec(stack)
+        return config.job_spec(stack)
     except config.ConfigError as error:
         raise UserError(str(error)) from None
+
+
+def prepare_here(stack: config.StackConfig) -> None:
+    """Text and tokens, into the bucket of a stack on this machine."""
+    job = declared(stack)
     storage = open_storage(stack.bucket)
     prepared = find(storage, job.data, job.fingerprint)
     if prepared is None:
@@ -56,6 +62,7 @@ def prepare_for_google(stack: config.StackConfig) -> None:
     data = stack.file.data
     if data.tokenizer == "gpt2" and data.vocabulary_path is None:
         fetch_vocabulary(stack.root / VOCABULARY)
+    declared(stack)
     print("data: the rest is done by `pulumi up`, which uploads the text, and by the run's master, which makes tokens")
 
 
@@ -65,9 +72,11 @@ def fetch_vocabulary(folder: Path) -> None:
         gpt2(str(folder))
         print(f"{folder} has GPT-2's vocabulary: kept")
         return
-    gpt2(None)  # brings them into the hub's cache
     from huggingface_hub import hf_hub_download
 
+    if not _in_cache():
+        ask_hub()
+    gpt2(None)  # brings them into the hub's cache
     for name in GPT2_FILES[0]:
         try:
             content = Path(hf_hub_download(GPT2_HUB, name, local_files_only=True)).read_bytes()
@@ -76,6 +85,30 @@ def fetch_vocabulary(folder: Path) -> None:
         except OSError as error:
             raise explain(error, f"write {folder / name}") from None
     print(f"{folder} written: GPT-2's vocabulary from {GPT2_HUB}")
+
+
+def _in_cache() -> bool:
+    """Whether the hub's cache on this machine has GPT-2's vocabulary."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return all(hf_hub_download(GPT2_HUB, name, local_files_only=True) for name in GPT2_FILES[0])
+    except Exception:  # many kinds
+        return False
+
+
+def ask_hub() -> None:
+    """Asks the hub once for anything: its library tries for half a minute. Raises InputError if nothing answers."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of the library that the hub's library uses, which is now one and now another
+        why = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(
+            f"data.tokenizer gpt2: the hub cannot give its vocabulary ({why}): check the network, or set"
+            " data.vocabularyPath to a folder with vocab.json and merges.txt"
+        ) from None
 
 
 def main(arguments: list[str] | None = None) -> int:

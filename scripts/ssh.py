@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 
+from infra.google.rules import counts
 from scripts.common import UserError, google_stack, run_main
 from scripts.google_groups import Group, Json, instance_name, read_groups
 from trainer.google_api import ApiError, GoogleApi
@@ -46,16 +47,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("role", metavar="ROLE", choices=["master", "worker", "ps"], help="master, worker or ps")
     parser.add_argument("--stack", default="dev", help="the stack (default: %(default)s)")
     parser.add_argument("--index", type=int, default=0, metavar="N", help="which of the role's machines, from 0")
-    parser.add_argument("--print", action="store_true", help="print the gcloud command instead of running it")
+    parser.add_argument("--print", action="store_true", help="print the gcloud command, do not run it")
     own, there = _split(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(own)
     if options.index < 0:
         parser.error("--index: use 0 or more")
     config = google_stack(options.stack)
+    if options.role not in counts(config):
+        roles = ", ".join(counts(config))
+        raise UserError(
+            f"{options.role}: stack {config.stack} has no such machines by its stack file (it has: {roles})"
+        )
     gcloud = shutil.which("gcloud")
     if gcloud is None and not options.print:
         raise UserError("there is no gcloud on PATH; install the Google Cloud CLI, or see the command with --print")
-    groups = read_groups(GoogleApi(), config.project, config.region, config.stack)
+    try:
+        groups = read_groups(GoogleApi(), config.project, config.region, config.stack)
+    except ApiError as error:
+        if error.status:
+            raise
+        raise UserError(
+            f"the machine's name and zone, which Google must be asked for, are not known: {error}"
+        ) from None
     instance, zone = choose(groups, options.role, options.index, config.stack)
     command = ["gcloud", "compute", "ssh", instance, "--tunnel-through-iap"]
     command += ["--project", config.project, "--zone", zone]

@@ -7,8 +7,10 @@ Exit code: 0 the run succeeded, 1 it failed, 3 it was stopped, 4 no machine is a
 import argparse
 import json
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -23,6 +25,7 @@ from trainer.storage import Storage, StorageError, open_storage
 SUCCEEDED, FAILED, STOPPED, NOT_ALIVE, INTERRUPTED = 0, 1, 3, 4, 130
 WAIT_FOR_RUN = 20.0  # seconds until there must be a run to follow
 TROUBLE = 120.0  # seconds for which a bucket may be out of reach
+PATIENCE = 5.0  # seconds until a bucket that does not answer is told
 LINE_EVERY = 10.0  # seconds between lines, where there is no terminal
 LAST_WORDS = 20  # lines of log after a failure
 
@@ -203,9 +206,10 @@ def wait_for_run(
     began, said = clock(), ""
     while True:
         try:
-            run = find_run(storage, wanted)
-            if any(entry.path == f"runs/{run}/job.json" for entry in storage.list(f"runs/{run}")):
-                return run
+            with _not_in_silence(storage, console):
+                run = find_run(storage, wanted)
+                if any(entry.path == f"runs/{run}/job.json" for entry in storage.list(f"runs/{run}")):
+                    return run
             missing = f"there is no job.json of {run} in {storage.url}; `pulumi up` (or `make train`) writes it"
         except UserError as error:
             missing = str(error)
@@ -217,6 +221,19 @@ def wait_for_run(
             )
             said = missing
         sleep(1.0)
+
+
+@contextmanager
+def _not_in_silence(storage: Storage, console: Console) -> Iterator[None]:
+    """Says so if a bucket lets us wait: Google's library tries for two minutes before it gives up."""
+    words = f"{storage.url} does not answer; trying for up to two minutes: check the network meanwhile"
+    timer = threading.Timer(PATIENCE, lambda: console.print(words, soft_wrap=True, highlight=False, markup=False))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def watch(

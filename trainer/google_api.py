@@ -3,7 +3,10 @@
 Each call names its method as Google's discovery documents do, so that tests can hold it against them.
 """
 
+import json
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import google.auth
@@ -14,6 +17,16 @@ from google.auth.transport.requests import AuthorizedSession
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between bytes
 LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+CHECK_NETWORK = "check the network"
+KEY_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
+# What a library's words mean; the first that fits.
+NETWORK = (
+    ("proxy", "the proxy does not let it through"),
+    ("resolve", "its name is not found"),
+    ("refused", "connection refused"),
+    ("timed out", "no answer in time"),
+    ("certificate", "its certificate is not trusted"),
+)
 # What an error says where a project has not enabled an API.
 API_OFF = ("SERVICE_DISABLED", "has not been used in project", "it is disabled")
 BASES = {
@@ -29,7 +42,10 @@ BASES = {
 
 
 class ApiError(Exception):
-    """One line for a person: what Google was asked, what it answered, what to do. `status` is HTTP's, 0 for none."""
+    """One line for a person: what Google was asked, what it answered, what to do.
+
+    `status` is HTTP's; 0 where no question was answered, for want of a network or of a login.
+    """
 
     def __init__(self, line: str, status: int = 0) -> None:
         super().__init__(line)
@@ -41,10 +57,14 @@ class GoogleApi:
 
     def __init__(self) -> None:
         """Raises ApiError where nobody is logged in."""
+        if why := key_file_problem():
+            raise ApiError(why)
         try:
             credentials, _ = google.auth.default(scopes=[SCOPE])
-        except auth.DefaultCredentialsError:
-            raise ApiError(f"no Google credentials; {LOGIN}") from None
+        except auth.DefaultCredentialsError as error:
+            path = os.environ.get(KEY_FILE)
+            words = f"which Google's library does not take ({error.args[0]})"
+            raise ApiError(_no_key_file(path, words) if path else f"no Google credentials; {LOGIN}") from None
         self._session = AuthorizedSession(credentials)
 
     def call(
@@ -61,10 +81,15 @@ class GoogleApi:
         try:
             answer = self._session.request(verb, url, params=query, json=body, timeout=TIMEOUT)
         except (auth.GoogleAuthError, requests.RequestException) as error:
-            raise ApiError(f"{service} cannot be asked ({str(error).splitlines()[0][:200]}); {LOGIN}") from None
+            raise ApiError(_unanswered(error)) from None
+        if answer.status_code == 401:
+            raise ApiError(f"Google does not accept the login ({_said(answer)}); {LOGIN}", 401)
         if not answer.ok:
             raise ApiError(f"{service} {verb} {path}: {answer.status_code}, {_said(answer)}", answer.status_code)
-        found: dict[str, Any] = answer.json() if answer.content else {}
+        try:
+            found: dict[str, Any] = answer.json() if answer.content else {}
+        except ValueError:
+            raise ApiError(f"Google cannot be reached (something else answers in its place); {CHECK_NETWORK}") from None
         return found
 
     def pages(self, service: str, path: str, key: str, query: dict[str, Any] | None = None) -> list[Any]:
@@ -82,6 +107,41 @@ def base(service: str) -> str:
     """Where a service answers; gcloud's own variable can lead elsewhere, such as to a private endpoint."""
     override = os.environ.get(f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{service.upper()}")
     return f"{override.rstrip('/')}/" if override else BASES[service]
+
+
+def key_file_problem() -> str:
+    """What is wrong with the key file that the environment names; empty if nothing is, or if it names none."""
+    if not (path := os.environ.get(KEY_FILE)):
+        return ""
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        return _no_key_file(path, f"which cannot be read ({error.strerror})")
+    except ValueError:
+        return _no_key_file(path, "which is not JSON")
+    if not isinstance(found, dict) or "type" not in found:
+        return _no_key_file(path, "which has no `type`, as every key file has")
+    return ""
+
+
+def _no_key_file(path: str, why: str) -> str:
+    fix = "name a key file there, or unset it and run `gcloud auth application-default login`"
+    return f"{KEY_FILE} names {path}, {why}; {fix}"
+
+
+def _unanswered(error: Exception) -> str:
+    """Why a question got no answer: the network or the login, each with its own remedy."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(" ".join(map(str, causes)).split())
+    if not any(isinstance(c, (auth.TransportError, requests.RequestException)) for c in causes):
+        return f"Google does not accept the login ({str(error.args[0] if error.args else error)[:100]}); {LOGIN}"
+    host = re.search(r"host='([^']+)'", text)
+    short = next((words for sign, words in NETWORK if sign in text.lower()), text[:100])
+    return f"Google cannot be reached ({f'{host[1]}: ' if host else ''}{short}); {CHECK_NETWORK}"
 
 
 def _said(answer: requests.Response) -> str:

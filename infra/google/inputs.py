@@ -28,7 +28,7 @@ def input_problems(config: "StackConfig") -> list[str]:
             f"data.path: {named} is an address; run `python -m scripts.upload_data {named}`, which notes its size and"
             " hash in a lock file, and give the path that it prints"
         )
-    elif (lock := read_lock(config.text)) is not None:
+    elif (lock := read_lock(config.text, named, config.stack)) is not None:
         # Its size alone: to hash a large text at each preview would take longer than the rest.
         if config.text.is_file() and config.text.stat().st_size != lock.size:
             problems.append(

@@ -5,9 +5,10 @@ Pure: nothing here asks Google. Quotas and capacity are scripts/preflight's.
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from infra.google.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, MachineType, known_zones
+from infra.google.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, ZONES, MachineType, known_zones
 from infra.prices import hourly_cost
 from infra.stack_file import TIER_ACCELERATOR, Accelerator, Machines
 from trainer.spec import Role
@@ -15,6 +16,8 @@ from trainer.spec import Role
 if TYPE_CHECKING:
     from infra.config import StackConfig
 
+PROVIDER_KEYS = {"project", "region"}
+FAMILIES = {name.partition("-")[0] for name in MACHINE_TYPES}
 TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
 STACK_NAME = re.compile(r"[a-z]([a-z0-9-]{0,14}[a-z0-9])?")  # gpt2-<stack>-master is an account's id: 30 at most
 PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
@@ -65,11 +68,12 @@ def zones(config: "StackConfig") -> list[str]:
 def stack_problems(config: "StackConfig") -> list[str]:
     """Everything about the stack that Google would refuse, each line starting with the full key."""
     names = _name_problems(config)
+    region = _region_problems(config)
     own = _machine_problems(config)
-    if not own:  # the rest would follow from these
+    if not own and not region:  # the rest would follow from these
         own = _zone_problems(config) + _limit_problems(config)
     own += _capacity_problems(config.file.machines, config) + _other_problems(config)
-    return names + [f"gpt2-training:{problem}" for problem in own]
+    return names + region + [f"gpt2-training:{problem}" for problem in own]
 
 
 def _attached(config: "StackConfig") -> Accelerator | None:
@@ -78,29 +82,51 @@ def _attached(config: "StackConfig") -> Accelerator | None:
 
 
 def _name_problems(config: "StackConfig") -> list[str]:
-    from infra.config import MISSING_PROJECT
-
-    problems = []
-    if not config.project:
-        problems.append(MISSING_PROJECT.format(stack=config.stack))
-    elif not PROJECT_ID.fullmatch(config.project):
-        problems.append(
-            f"gcp:project: found {config.project!r}, must be a project's id (6 to 30 small letters, digits, hyphens);"
-            " `gcloud projects list` shows them"
-        )
+    problems = project_problems(config.provider, config.stack)
     if not STACK_NAME.fullmatch(config.stack):
         problems.append(
-            f"stack {config.stack}: on Google Cloud a stack's name is at most 16 small letters, digits and hyphens and"
-            " starts with a letter; choose another"
+            f"stack {config.stack}: on Google Cloud a stack's name is at most 16 small letters, digits and hyphens,"
+            " starts with a letter and does not end with a hyphen; choose another"
         )
-    for key in config.provider.keys() - {"project", "region"}:
-        problems.append(
-            f"gcp:{key}: has no effect here, only project and region do; remove it (to act as an account:"
-            " `gcloud auth application-default login --impersonate-service-account`)"
-        )
-    if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+", config.region):
-        problems.append(f"gcp:region: found {config.region!r}, must be a region such as us-central1")
+    for key in config.provider.keys() - PROVIDER_KEYS:
+        if not _misspelt(key):
+            problems.append(
+                f"gcp:{key}: has no effect here, only project and region do; remove it (to act as an account:"
+                " `gcloud auth application-default login --impersonate-service-account`)"
+            )
     return problems
+
+
+def project_problems(provider: Mapping[str, Any], stack: str) -> list[str]:
+    """What is wrong with the project and, as it may be the project, with misspelt keys of gcp."""
+    misspelt = {key: meant for key in sorted(provider.keys() - PROVIDER_KEYS) if (meant := _misspelt(key))}
+    problems = [f"gcp:{key}: unknown key; did you mean gcp:{meant}?" for key, meant in misspelt.items()]
+    project = provider.get("project")
+    if project in (None, ""):
+        if "project" not in misspelt.values():
+            problems.append(f"gcp:project: missing; run `pulumi config set gcp:project YOUR-PROJECT --stack {stack}`")
+    elif not PROJECT_ID.fullmatch(str(project)):
+        problems.append(
+            f"gcp:project: found {str(project)!r}, must be a project's id (6 to 30 small letters, digits, hyphens;"
+            " neither its number nor its name); `gcloud projects list` shows them"
+        )
+    return problems
+
+
+def _misspelt(key: str) -> str:
+    """The key of gcp that was meant; empty if none is near."""
+    return next(iter(difflib.get_close_matches(key, PROVIDER_KEYS, n=1, cutoff=0.75)), "")
+
+
+def _region_problems(config: "StackConfig") -> list[str]:
+    region = config.region
+    close = difflib.get_close_matches(region.lower(), ZONES, n=1, cutoff=0.85)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+", region):
+        return [f"gcp:region: found {region!r}, must be a region such as us-central1{hint}"]
+    if close and region not in ZONES and not config.file.machines.zones:
+        return [f"gcp:region: found {region!r}, which is not in our table{hint} If not, name machines.zones"]
+    return []
 
 
 def _machine_problems(config: "StackConfig") -> list[str]:
@@ -112,7 +138,7 @@ def _machine_problems(config: "StackConfig") -> list[str]:
         if not name:
             problems.append(f"{key}: missing; give a machine type, for example n1-highmem-16")
         elif name not in MACHINE_TYPES:
-            problems.append(f"{key}: unknown machine type {name!r}; {_close(name, list(MACHINE_TYPES))}")
+            problems.append(f"{key}: unknown machine type {name!r}; {_close_machine(name)}")
         elif wanted is not None and role != "ps":
             problems += _accelerator_problems(key, MACHINE_TYPES[name], wanted)
     if wanted is not None and wanted.type in ACCELERATORS:
@@ -159,6 +185,11 @@ def _image_problems(config: "StackConfig", wanted: Accelerator) -> list[str]:
 def _zone_problems(config: "StackConfig") -> list[str]:
     given = config.file.machines.zones
     problems = [
+        f"machines.zones: {zone} is there {given.count(zone)} times; name each zone once"
+        for zone in dict.fromkeys(given)
+        if given.count(zone) > 1
+    ]
+    problems += [
         f"machines.zones: {zone} is not in gcp:region {config.region}; use zones of that region"
         for zone in given
         if not re.fullmatch(rf"{re.escape(config.region)}-[a-z]", zone)
@@ -173,7 +204,8 @@ def _zone_problems(config: "StackConfig") -> list[str]:
             return [
                 (
                     f"machines.zones: missing; region {config.region} is not in our table, so name zones that have"
-                    f" {what}: `gcloud compute accelerator-types list` shows them"
+                    f" {what}: `gcloud compute {'accelerator' if model else 'machine'}-types list"
+                    f" --filter=name={what}` shows them"
                 )
             ]
         for zone in given:
@@ -265,6 +297,16 @@ def _other_problems(config: "StackConfig") -> list[str]:
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", file.machines.image_family):
         problems.append(f"machines.imageFamily: found {file.machines.image_family!r}, must be an image family's name")
     return problems
+
+
+def _close_machine(name: str) -> str:
+    """Only within its family: the nearest name of another may be a machine of quite another price."""
+    family = name.lower().partition("-")[0]
+    if family not in FAMILIES:
+        return "known are N1 and, with GPUs built in, G2, A2 and A3; for example n1-standard-4 or g2-standard-8"
+    mine = [known for known in MACHINE_TYPES if known.startswith(f"{family}-")]
+    close = difflib.get_close_matches(name.lower(), mine, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"for example {mine[0]} or {mine[-1]}"
 
 
 def _close(name: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ import json
 import platform
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import pulumi
 import pytest
 import yaml
 
-from infra import config
+from infra import config, plain_yaml
 from infra.config import ConfigError
 from trainer import spec
 
@@ -80,7 +81,7 @@ HYPER = "trainingInput.hyperparameters"
         (f"{HYPER}.foo", 1, "unknown key; there are: batchSize, beta1,"),
         ("trainingInput.region", "us-central1", "this key of AI Platform has no meaning here; remove it"),
         ("platform", "gogle", "found 'gogle', must be one of local, google; did you mean google?"),
-        ("machines", {"spot": True}, "means something to platform google only; remove it"),
+        ("machines", {"spot": True}, "platform google only; set platform: google, or remove it"),
         (f"{HYPER}.learningRate", "fast", "found 'fast', must be a number, above 0 and at most 10"),
         (f"{HYPER}.learningRate", "0.01", "write 0.01 without quotes (pulumi config set: add --type float)"),
         (f"{HYPER}.learningRate", -1, "found -1, must be a number, above 0 and at most 10"),
@@ -102,6 +103,8 @@ HYPER = "trainingInput.hyperparameters"
         ("model.size", "gpt2", "give exactly one of: size, or layers + heads + width, or initialize"),
         ("data.tokenizer", "checkpoint", "checkpoint needs model.initialize"),
         ("launch", 0, "found 0, must be a whole number, at least 1"),
+        ("launch", 10**20, "must be a whole number, at least 1 and at most 1000000"),
+        ("machines.zones", "us-central1-a", "found 'us-central1-a', must be a list; for example zones: [us-central1-a"),
         ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
         ("data.path", "data", "data: this is a folder: give one text file"),
         ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
@@ -119,6 +122,11 @@ def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value
         assert found[0].startswith(f"gpt2-training:{path}: ") or said.startswith(("give exactly", "width"))
         assert said in found[0]
     assert "\n" not in found[0]
+
+
+def test_an_item_of_a_list_is_told_by_its_number(root: Path) -> None:
+    (line,) = problems(changed("machines.zones", [1]), root)
+    assert line == "gpt2-training:machines.zones.0: found 1, must be a text"
 
 
 def test_all_mistakes_are_told_at_once(root: Path) -> None:
@@ -194,9 +202,48 @@ def test_stacks_that_are_not_there(root: Path) -> None:
     (root / "Pulumi.odd.yaml").write_text("config: [")
     with pytest.raises(ConfigError, match=r"Pulumi\.odd\.yaml cannot be read"):
         config.from_file("odd", root)
-    (root / "Pulumi.empty.yaml").write_text("")
-    with pytest.raises(ConfigError, match="trainingInput: missing"):
-        config.from_file("empty", root)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", r"Pulumi\.odd\.yaml is empty; give it a config:"),
+        ("# to be written\n", r"Pulumi\.odd\.yaml is empty"),
+        ("encryptionsalt: v1\n", r"Pulumi\.odd\.yaml has no config:; write your keys below it"),
+        ("[a]\n", r"Pulumi\.odd\.yaml has no config:"),
+        ("confg: {a: 1}\n", r"Pulumi\.odd\.yaml has no config:; is confg: meant for it\?"),
+        ("config: [a]\n", r'Pulumi\.odd\.yaml: config: found \["a"\], must be keys and values'),
+        ("config:\n", r"Pulumi\.odd\.yaml: config: found nothing, must be keys and values"),
+        ("config: {gcp:project: my-project}\n", r"Pulumi\.odd\.yaml has no keys of gpt2-training below config:"),
+        (
+            "config:\n  a: 1\n  b: {c: 1,\n    c: 2}\n",
+            r"cannot be read: line 4: the key c is there twice, first in line 3;",
+        ),
+        (
+            "config: {launch: 1, gpt2-training:launch: 2}\n",
+            r"^gpt2-training:launch: is there twice, as launch and gpt2-",
+        ),
+        ("config:\n\ta: 1\n", r"cannot be read: line 2: found character '\\t'"),
+    ],
+)
+@pytest.mark.parametrize("read", [config.from_file, config.bucket_of])
+def test_files_that_are_no_stack_files(root: Path, read: Callable[..., object], content: str, said: str) -> None:
+    """One line each, and never taken for a stack on this machine."""
+    (root / "Pulumi.odd.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read("odd", root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_overrides_a_merged_one_is_there_once() -> None:
+    assert plain_yaml.parse("a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\n")["b"] == {"x": 2, "y": 1}
+
+
+def test_a_program_without_configuration_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulumi.runtime.set_all_config({"gcp:region": "us-central1"})
+    monkeypatch.setattr(pulumi, "get_stack", lambda: "bare")
+    with pytest.raises(ConfigError, match=r"^Pulumi\.bare\.yaml has no keys of gpt2-training below config:; [^\n]*$"):
+        config.from_pulumi()
 
 
 def test_the_committed_stack_file(root: Path) -> None:

@@ -15,7 +15,7 @@ from infra.data_lock import DataLock, write_lock
 from infra.google import deadline, machines
 from infra.google.inputs import LARGEST_OBJECT
 from infra.prices import hourly_cost
-from trainer.spec import Status
+from trainer.spec import InputError, Status
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TEXT = "It was the best of times, it was the worst of times.\n" * 20_000
@@ -77,9 +77,16 @@ PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
     [
         ({"gcp:project": ...}, "gcp:project", "missing; run `pulumi config set gcp:project YOUR-PROJECT --stack dev`"),
         ({"gcp:project": "My Project"}, "gcp:project", "must be a project's id"),
+        ({"gcp:project": 123456789}, "gcp:project", "found '123456789', must be a project's id"),
         ({"gcp:region": "Iowa"}, "gcp:region", "must be a region such as us-central1"),
         ({"trainingInput.masterType": ...}, "trainingInput.masterType", "missing; give a machine type"),
         ({"trainingInput.workerType": "n1-highmen-16"}, "trainingInput.workerType", "did you mean n1-highmem-16?"),
+        ({"trainingInput.masterType": "N1-highmem16"}, "trainingInput.masterType", "did you mean n1-highmem-16?"),
+        (
+            {"machines.zones": ["us-central1-a"] * 2},
+            "machines.zones",
+            "us-central1-a is there 2 times; name each zone once",
+        ),
         ({f"{ACCELERATOR}.type": "nvidia-tesla-t5"}, f"{ACCELERATOR}.type", "did you mean nvidia-tesla-t4?"),
         ({f"{ACCELERATOR}.count": 3}, f"{ACCELERATOR}.count", "use count 1 or 2 or 4"),
         ({ACCELERATOR: {**V100, "count": 1}, "image": PINNED}, f"{ACCELERATOR}.count", "use count 2 or 4 or 8"),
@@ -112,6 +119,61 @@ def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[st
     assert all("\n" not in line for line in found)
     full = key if key.startswith("gcp:") else f"gpt2-training:{key}"
     assert [line for line in found if line.startswith(f"{full}: ") and said in line], found
+
+
+@pytest.mark.parametrize("name", ["e2-standard-4", "c3-standard-8", "large", "n1-x", "g2"])
+def test_a_machine_type_of_another_family_is_not_taken_for_one_with_a_gpu(root: Path, name: str) -> None:
+    (line,) = problems(changed({"trainingInput.masterType": name}), root)
+    assert "did you mean" not in line or f"did you mean {name[:2]}" in line
+    assert ("known are N1 and, with GPUs built in, G2, A2 and A3" in line) == (name[:2] not in ("n1", "g2"))
+    assert len(line) < 200
+
+
+@pytest.mark.parametrize("region", ["us-centrall", "US-Central1", "us-centrl1"])
+def test_a_misspelt_region_is_one_line(root: Path, region: str) -> None:
+    """Neither its zones nor its prices are told to be missing."""
+    (line,) = problems(changed({"gcp:region": region}), root)
+    assert line.startswith(f"gcp:region: found '{region}', ")
+    assert "did you mean us-central1?" in line
+
+
+@pytest.mark.parametrize("region", ["us-east1", "us-west1", "southamerica-east1", "northamerica-northeast1"])
+def test_a_region_that_is_not_in_the_table_is_no_misspelling(root: Path, region: str) -> None:
+    found = problems(changed({"gcp:region": region, "limits": {}}), root)
+    assert [line.split(":")[1] for line in found] == ["machines.zones"]
+
+
+def test_zones_are_looked_up_by_what_is_lacking(root: Path) -> None:
+    elsewhere = {"gcp:region": "europe-west4", "limits": {}}
+    (line,) = problems(changed(elsewhere), root)
+    assert "`gcloud compute accelerator-types list --filter=name=nvidia-tesla-t4` shows them" in line
+    (line,) = problems(changed(elsewhere, "single"), root, "single")
+    assert "`gcloud compute machine-types list --filter=name=n1-standard-16` shows them" in line
+
+
+def test_a_misspelt_key_of_gcp_is_one_line(root: Path) -> None:
+    everything = changed({"gcp:project": ..., "gcp:projct": "my-project"})
+    assert problems(everything, root) == ["gcp:projct: unknown key; did you mean gcp:project?"]
+    with pytest.raises(ConfigError, match=r"^gcp:projct: unknown key; did you mean gcp:project\?$"):
+        config.bucket_of("dev", root)
+
+
+def test_a_number_for_a_project_leads_to_no_bucket(root: Path) -> None:
+    (root / "Pulumi.dev.yaml").write_text(yaml.safe_dump({"config": changed({"gcp:project": 123456789})}))
+    with pytest.raises(ConfigError, match=r"^gcp:project: found '123456789', must be a project's id"):
+        config.bucket_of("dev", root)
+
+
+def test_a_name_that_ends_in_a_hyphen(root: Path) -> None:
+    (line,) = problems(values(), root, "run-")
+    assert "does not end with a hyphen" in line
+
+
+def test_a_broken_lock_names_the_text_and_the_stack(root: Path) -> None:
+    (root / "data" / "my-data.txt.lock.json").write_text("{}")
+    again = r"`python -m scripts\.upload_data data/my-data\.txt --stack dev` writes it anew$"
+    with pytest.raises(InputError, match=again):
+        config.job_spec(load(values(), root))
 
 
 def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:

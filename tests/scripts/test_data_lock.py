@@ -36,15 +36,15 @@ def test_no_lock_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "the file: Invalid JSON"),
-        ("[]", "the file: "),
-        ("{}", "url: Field required"),
-        (json.dumps(LOCK | {"size": 0}), "size: "),
-        (json.dumps(LOCK | {"sha256": "AB"}), "sha256: "),
-        (json.dumps(LOCK | {"url": "https://example.com/x"}), "url: "),
-        (json.dumps(LOCK | {"url": "gs://bucket"}), "url: "),
-        (json.dumps(LOCK | {"extra": 1}), "extra: "),
-        ("\xff", "the file: "),
+        ("", "is not JSON;"),
+        ("[]", "must be url, sha256 and size in one JSON object;"),
+        ("{}", "url is missing;"),
+        (json.dumps(LOCK | {"size": 0}), "size: must be the text's bytes, a whole number from 1;"),
+        (json.dumps(LOCK | {"sha256": "AB"}), "sha256: must be 64 hexadecimal digits;"),
+        (json.dumps(LOCK | {"url": "https://example.com/x"}), "url: must be the text's address, gs://bucket/object;"),
+        (json.dumps(LOCK | {"url": "gs://bucket"}), "url: must be the text's address"),
+        (json.dumps(LOCK | {"extra": 1}), "extra: unknown key;"),
+        ("\xff", "is not JSON;"),
     ],
 )
 def test_a_broken_lock_is_one_line_that_says_how_to_mend_it(tmp_path: Path, content: str, words: str) -> None:
@@ -54,8 +54,14 @@ def test_a_broken_lock_is_one_line_that_says_how_to_mend_it(tmp_path: Path, cont
         read_lock(tmp_path / "my.txt")
     line = str(found.value)
     assert line.startswith(f"{path}: {words}")
-    assert "scripts.upload_data" in line
+    assert line.endswith("`python -m scripts.upload_data gs://BUCKET/OBJECT` writes it anew")
     assert "\n" not in line
+    text = tmp_path / "my.txt"
+    text.write_text("x")
+    with pytest.raises(InputError, match=f"upload_data {text} --stack STACK` writes it anew"):
+        read_lock(text)
+    with pytest.raises(InputError, match=r"upload_data data/my\.txt --stack dev` writes it anew"):
+        read_lock(text, "data/my.txt", "dev")
 
 
 def test_a_lock_that_cannot_be_read_or_written(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from google.auth.exceptions import RefreshError, TransportError
 from rich.console import Console
 
 from infra import config
@@ -32,10 +34,24 @@ def quotas(limits: dict[str, float], used: dict[str, float] | None = None) -> di
     return {"quotas": [{"metric": m, "limit": v, "usage": (used or {}).get(m, 0.0)} for m, v in limits.items()]}
 
 
+def docker(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A docker on PATH, and no other."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin" / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+
+
 @pytest.fixture
 def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGoogle:
     """A project in which the stack can stand up, as far as Compute Engine's own quotas tell."""
     monkeypatch.setattr(common, "CHECKOUT", project(tmp_path))
+    (tmp_path / "data" / "gpt2-vocabulary").mkdir(parents=True)
+    (tmp_path / "data" / "my.txt").write_text("It was the best of times, it was the worst of times.\n" * 20_000)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "data" / "gpt2-vocabulary" / name).write_text("{}")
+    (tmp_path / "trainer").mkdir()
+    docker(tmp_path, monkeypatch, "exit 0")
     found = {"projectId": "test-project", "projectNumber": "123456", "lifecycleState": "ACTIVE"}
     google.on("cloudresourcemanager", "GET", P, found)
     google.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", lambda call: call.body)
@@ -75,7 +91,7 @@ def test_a_project_that_is_ready(ready: FakeGoogle, capsys: pytest.CaptureFixtur
     assert "ok: quota GPUS_ALL_REGIONS: 11 needed, limit 20 in all regions\n" in out
     assert out.count("unknown: ") == 1
     assert "unknown: billing: a deployer cannot see it; `gcloud billing projects describe test-project`" in out
-    assert out.endswith("18 ok, 0 problem, 1 unknown, 0 note\n")
+    assert out.endswith("20 ok, 0 problem, 1 unknown, 0 note\n")
 
 
 def test_json_is_for_programs(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,10 +113,128 @@ def test_a_terminal_gets_a_table() -> None:
 
 @pytest.mark.usefixtures("nobody")
 def test_nobody_logged_in(tmp_path: Path) -> None:
-    (only,) = preflight.run(config.from_file("dev", project(tmp_path)))
-    assert only.state == "problem"
-    assert only.found == "no Google credentials"
-    assert only.fix.startswith("run `gcloud auth application-default login`")
+    last = preflight.run(config.from_file("dev", project(tmp_path)))[-1]
+    assert (last.name, last.state, last.found) == ("credentials", "problem", "no Google credentials")
+    assert last.fix.startswith("run `gcloud auth application-default login`")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"cannot be read (No such file or directory)"),
+        ("", "is not JSON"),
+        ("{}", "has no `type`, as every key file has"),
+        ("[]", "has no `type`"),
+        ('{"type": "robot"}', "Google's library does not take"),
+    ],
+)
+def test_a_key_file_that_is_none_is_named(
+    ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, said: str
+) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    found = checks()["credentials"]
+    assert found.state == "problem"
+    assert found.found.startswith(f"GOOGLE_APPLICATION_CREDENTIALS names {path}, which {said}")
+    assert found.fix == "name a key file there, or unset it and run `gcloud auth application-default login`"
+
+
+def test_without_a_network_it_is_one_problem(
+    ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDRESOURCEMANAGER", "http://127.0.0.1:9/")
+    assert preflight.main([]) == 1
+    out = capsys.readouterr().out
+    assert "problem: network: Google cannot be reached (127.0.0.1: connection refused); check the network\n" in out
+    assert out.count("cannot be reached") == 1
+    assert "login" not in out
+    assert "unknown: " not in out
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Failed to resolve 'x' ([Errno -2] Name or service not known)", "x.example: its name is not found"),
+        ("Read timed out.", "x.example: no answer in time"),
+        ("certificate verify failed", "x.example: its certificate is not trusted"),
+        ("Unable to connect to proxy", "x.example: the proxy does not let it through"),
+    ],
+)
+def test_why_google_cannot_be_reached_is_short(
+    ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch, said: str, words: str
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        """As google-auth says it when it fetches a token."""
+        raise TransportError(requests.ConnectionError(f"HTTPSConnectionPool(host='x.example', port=443): {said}"))
+
+    monkeypatch.setattr("google.auth.transport.requests.AuthorizedSession.request", broken)
+    found = checks()["network"]
+    assert (found.state, found.found, found.fix) == (
+        "problem",
+        f"Google cannot be reached ({words})",
+        "check the network",
+    )
+
+
+def test_a_portal_in_place_of_google_is_no_traceback(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def portal(*_: object, **__: object) -> requests.Response:
+        answer = requests.Response()
+        answer.status_code, answer._content = 200, b"<html>Welcome to the hotel</html>"
+        return answer
+
+    monkeypatch.setattr("google.auth.transport.requests.AuthorizedSession.request", portal)
+    assert checks()["network"].found == "Google cannot be reached (something else answers in its place)"
+
+
+def test_a_login_that_google_does_not_accept_is_one_problem(
+    ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready.deny("cloudresourcemanager", P, 401, "invalid authentication credentials")
+    assert preflight.main([]) == 1
+    out = capsys.readouterr().out
+    assert out.count("problem: ") == 1
+    assert "problem: credentials: Google does not accept the login (invalid authentication credentials); run `gc" in out
+    assert "ok: credentials" not in out
+
+    def expired(*_: object, **__: object) -> None:
+        raise RefreshError("Reauthentication is needed.", {"error": "invalid_grant"})
+
+    monkeypatch.setattr("google.auth.transport.requests.AuthorizedSession.request", expired)
+    assert checks()["credentials"].found == "Google does not accept the login (Reauthentication is needed.)"
+
+
+# This machine
+
+
+@pytest.mark.usefixtures("nobody")
+def test_what_the_run_starts_from_is_looked_at_without_a_login(ready: FakeGoogle, tmp_path: Path) -> None:
+    (tmp_path / "data" / "my.txt").unlink()
+    (tmp_path / "data" / "gpt2-vocabulary" / "vocab.json").unlink()
+    found = checks()
+    assert found["gpt2-training:data.path"].found == "there is no file data/my.txt"
+    assert found["gpt2-training:data.path"].state == "problem"
+    assert found["gpt2-training:data.tokenizer"].fix.startswith("run `python -m scripts.prepare_data --stack dev`")
+    (tmp_path / "data" / "my.txt.lock.json").write_text("{}")
+    lock = checks()["lock file"]
+    assert (lock.state, lock.found.endswith("my.txt.lock.json: url is missing")) == ("problem", True)
+    assert lock.fix == "`python -m scripts.upload_data gs://BUCKET/OBJECT` writes it anew"
+
+
+def test_docker_is_needed_where_the_stack_builds_its_image(
+    ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker(tmp_path, monkeypatch, "echo '[info]'; echo 'Cannot connect to the Docker daemon?' >&2; exit 1")
+    found = checks()["docker"]
+    assert (found.state, found.found) == ("problem", "`docker info` fails: Cannot connect to the Docker daemon")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = checks()["docker"]
+    assert found.state == "problem"
+    assert found.found.startswith("is not on PATH")
+    assert "run `python -m scripts.build_image --stack dev`" in found.fix
+    project(tmp_path, image="us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64)
+    assert "docker" not in checks()
 
 
 def test_a_project_that_is_not_there(ready: FakeGoogle) -> None:
@@ -115,6 +249,8 @@ def test_a_fresh_project_whose_apis_are_off_is_unknown_and_never_ok(ready: FakeG
     for service in ("cloudresourcemanager", "serviceusage", "compute"):
         ready.deny(service, message=off)
     found = states()
+    assert preflight.main([]) == 1  # nothing is known of the project
+    assert "gcloud services enable cloudresourcemanager.googleapis.com" in checks()["project"].fix
     assert set(found.values()) == {"unknown"}
     assert {"project", "APIs", "your permissions", "Google APIs service agent", "image family"} <= set(found)
     assert {"machines in us-central1-a", "quota NVIDIA_T4_GPUS", "quota GPUS_ALL_REGIONS"} <= set(found)

@@ -91,6 +91,16 @@ def test_what_is_not_there_is_one_line(google: FakeGoogle, monkeypatch: pytest.M
         ssh.main(["worker"])
 
 
+@pytest.mark.usefixtures("nobody")
+def test_what_can_be_told_without_a_login(stack: Path) -> None:
+    project(stack, "single", trainingInput={"masterType": "n1-standard-4", "hyperparameters": {}}, machines=None)
+    with pytest.raises(UserError, match=r"^worker: stack single has no such machines by its stack file \(it has: mast"):
+        ssh.main(["worker", "--print", "--stack", "single"])
+    needs = "the machine's name and zone, which Google must be asked for, are not known: no Google credentials; run"
+    with pytest.raises(UserError, match=f"^{needs}"):
+        ssh.main(["worker", "--print"])
+
+
 def test_no_permission_is_one_line_and_2(google: FakeGoogle, stack: Path) -> None:
     google.deny("compute")
     code = (

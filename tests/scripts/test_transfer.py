@@ -314,7 +314,7 @@ def test_a_local_stack_needs_none_of_googles_packages(module: str) -> None:
 
 def test_the_bucket_of_a_stack(tmp_path: Path) -> None:
     (tmp_path / "Pulumi.local.yaml").write_text("config:\n  gpt2-training:platform: local\n")
-    (tmp_path / "Pulumi.bare.yaml").write_text("")
+    (tmp_path / "Pulumi.bare.yaml").write_text("config: {launch: 1}\n")
     (tmp_path / "Pulumi.dev.yaml").write_text("config:\n  gpt2-training:platform: google\n  gcp:project: my-project\n")
     (tmp_path / "Pulumi.new.yaml").write_text("config:\n  gpt2-training:platform: google\n")
     (tmp_path / "Pulumi.broken.yaml").write_text("config: {\n")

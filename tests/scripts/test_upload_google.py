@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from infra.data_lock import read_lock
 from scripts import buckets, common, prepare_data, upload_data
 from scripts.common import UserError, stack_bucket
 from tests.scripts.google import FakeGoogle, project
-from tests.scripts.test_transfer import NOT_TEXT
+from tests.scripts.test_transfer import CHECKOUT, NOT_TEXT
 from trainer import tokenizer as vocabularies
 from trainer.spec import InputError, fingerprint
 from trainer.storage import open_storage
@@ -120,6 +123,14 @@ def test_a_bucket_that_cannot_be_made_is_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_key_file_that_is_none_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(checkout / "none.json"))
+    said = r"^cannot make gs://.*: GOOGLE_APPLICATION_CREDENTIALS names .*none\.json, which cannot be read \(No such"
+    with pytest.raises(UserError, match=said):
+        buckets.ensure_bucket(config.from_file("dev", checkout))
+
+
 @pytest.mark.usefixtures("nobody")
 def test_nobody_logged_in_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
@@ -217,6 +228,8 @@ def test_the_vocabulary_is_fetched_once(
     hub = tmp_path / "hub"
     files = small_vocabulary(hub, monkeypatch)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name, **_: str(hub / name))
+    (checkout / "data" / "my.txt").write_text("Once upon a time. " * 5000)
+    (checkout / "trainer").mkdir()
     assert prepare_data.main(["--stack", "dev"]) == 0
     folder = checkout / "data" / "gpt2-vocabulary"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
@@ -233,11 +246,51 @@ def test_the_vocabulary_is_fetched_once(
         prepare_data.main(["--stack", "dev"])
 
 
+@pytest.mark.parametrize(("content", "said"), [(None, "there is no file data/my.txt"), ("short", "is too small")])
+def test_the_text_is_looked_at(checkout: Path, content: str | None, said: str) -> None:
+    given: dict[str, Any] = {"data": {"path": "data/my.txt", "tokenizer": "train", "vocabularySize": 300}}
+    project(checkout, **given)
+    if content is not None:
+        (checkout / "data" / "my.txt").write_text(content)
+    with pytest.raises(UserError, match=f"^gpt2-training:data.path: .*{said}"):
+        prepare_data.main(["--stack", "dev"])
+
+
+NO_NETWORK = """
+import socket, sys, time
+from pathlib import Path
+from scripts.prepare_data import fetch_vocabulary
+from trainer.spec import InputError
+asked = []
+def refuse(address, *_, **__):
+    asked.append(address)
+    raise OSError("no network here")
+socket.create_connection, time.sleep = refuse, lambda seconds: None
+try:
+    fetch_vocabulary(Path(sys.argv[1]))
+except InputError as error:
+    print(len(asked), error)
+"""
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(tmp_path: Path) -> None:
+    """Its library would ask seven times, with pauses that grow."""
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, "-c", NO_NETWORK, str(tmp_path / "vocabulary")]
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    asked, _, said = done.stdout.partition(" ")
+    assert int(asked) <= 2  # the library has a question of its own
+    assert said.startswith(
+        "data.tokenizer gpt2: the hub cannot give its vocabulary (no network here): check the network"
+    )
+
+
 def test_without_a_hub_it_is_said_what_to_do(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> str:
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_session", unreachable)
     with pytest.raises(InputError, match=r"the hub cannot give its vocabulary .* set data\.vocabularyPath"):
         prepare_data.main(["--stack", "dev"])
     assert not (checkout / "data" / "gpt2-vocabulary").exists()
@@ -246,5 +299,6 @@ def test_without_a_hub_it_is_said_what_to_do(checkout: Path, monkeypatch: pytest
 def test_the_default_text_is_written_and_nothing_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"data": {"path": "data/default.txt", "tokenizer": "train", "vocabularySize": 300}}
     monkeypatch.setattr(common, "CHECKOUT", project(tmp_path, **given))
+    (tmp_path / "trainer").mkdir()
     assert prepare_data.main(["--stack", "dev"]) == 0
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.txt")] == ["data/default.txt"]

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from scripts.render import picture
 from scripts.run_files import RunFiles
 from scripts.watch import watch
 from trainer.spec import Cluster, Data, Exit, Hyperparameters, JobSpec, MachineStatus, Model, Record, Status
-from trainer.storage import StorageError, open_storage
+from trainer.storage import Entry, StorageError, open_storage
 
 RUN = "gpt2-4x128-01234567"
 START = 1_800_000_000.0
@@ -369,6 +370,25 @@ def test_waits_for_a_run_and_then_says_that_there_is_none(run: FakeRun) -> None:
         run.watch()
     assert run.now - START >= 20
     assert run.text.count("waiting up to 20 s") == 1
+
+
+def test_a_bucket_that_does_not_answer_is_not_waited_for_in_silence(
+    run: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running(run, STEPS)
+    run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=run.now)
+    listed, said = run.storage.list, "does not answer; trying for up to two minutes: check the network meanwhile"
+
+    def slow(prefix: str) -> list[Entry]:
+        deadline = time.monotonic() + 10
+        while said not in run.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return listed(prefix)
+
+    monkeypatch.setattr("scripts.watch.PATIENCE", 0.01)
+    monkeypatch.setattr(run.storage, "list", slow)
+    assert run.watch() == 0
+    assert said in run.text
 
 
 def test_a_run_that_is_declared_meanwhile_is_followed(run: FakeRun) -> None:
