@@ -3,17 +3,15 @@
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import google_crc32c
 import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.cloud import storage as gcs
-from pydantic.alias_generators import to_camel
 
 from infra.config import StackConfig
-from infra.google.kept import bucket_settings
+from infra.google.kept import as_json, bucket_settings
 from scripts.common import UserError
 from trainer.google_api import LOGIN, key_file_problem
 
@@ -39,15 +37,10 @@ def ensure_bucket(config: StackConfig) -> bool:
         bucket.soft_delete_policy.retention_duration_seconds = settings["soft_delete_policy"][
             "retention_duration_seconds"
         ]
-        bucket.lifecycle_rules = [_camel(rule) for rule in settings["lifecycle_rules"]]
+        bucket.lifecycle_rules = as_json(settings["lifecycle_rules"])
         bucket.labels = {"gpt2-stack": config.stack, "goog-pulumi-provisioned": "true"}  # as the provider sets them
         client.create_bucket(bucket, location=settings["location"])
         return True
-
-
-def _camel(value: Any) -> Any:
-    """Keys as Google's JSON has them."""
-    return {to_camel(key): _camel(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def read_object(url: str) -> tuple[int, Iterator[bytes]]:

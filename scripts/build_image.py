@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pydantic.alias_generators import to_camel
-
 from infra.config import StackConfig
-from infra.google.kept import image_name, repository, repository_settings
+from infra.google.kept import as_json, image_name, repository, repository_settings
 from scripts.build_context import pack
 from scripts.common import CHECKOUT, UserError, google_stack, megabytes, run_main
 from trainer.google_api import ApiError, GoogleApi
@@ -38,7 +36,7 @@ def ensure_repository(api: GoogleApi, config: StackConfig, sleep: Callable[[floa
     if _has_repository(api, config):
         return
     settings = repository_settings(config.stack)
-    policies = {policy["id"]: _camel(policy) for policy in settings.pop("cleanup_policies")}
+    policies = {policy["id"]: as_json(policy) for policy in settings.pop("cleanup_policies")}
     body = {**settings, "cleanupPolicies": policies, "labels": {"gpt2-stack": config.stack}}
     parent, _, name = repository(config).rpartition("/")
     try:
@@ -63,11 +61,6 @@ def _has_repository(api: GoogleApi, config: StackConfig) -> bool:
             return False
         raise
     return True
-
-
-def _camel(value: Any) -> Any:
-    """Keys as Google's JSON has them."""
-    return {to_camel(key): _camel(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def built(api: GoogleApi, config: StackConfig, tag: str) -> str | None:

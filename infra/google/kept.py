@@ -5,6 +5,8 @@ The stack then adopts what it finds, and changes it to what stands here.
 
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from infra.config import StackConfig
 
 DAY = 86400  # seconds
@@ -39,6 +41,13 @@ def repository_settings(stack: str) -> dict[str, Any]:
             {"id": "delete-old", "action": "DELETE", "condition": {"tag_state": "ANY", "older_than": MONTH}},
         ],
     }
+
+
+def as_json(value: Any) -> Any:
+    """Settings with the names that Google's REST APIs have for them."""
+    if isinstance(value, list):
+        return [as_json(item) for item in value]
+    return {to_camel(key): as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def repository(config: StackConfig) -> str:
