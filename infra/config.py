@@ -266,7 +266,12 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         hyperparameters=training.hyperparameters,
         evaluation=file.evaluation,
         checkpoints=file.checkpoints,
-        cluster=spec.Cluster(workers=config.workers, parameter_servers=config.servers, threads=threads),
+        cluster=spec.Cluster(
+            workers=config.workers,
+            min_workers=training.min_workers,
+            parameter_servers=config.servers,
+            threads=threads,
+        ),
     )
 
 

@@ -45,6 +45,7 @@ class TrainingInput(spec.Strict):
     master_type: str | None = None
     worker_type: str | None = None
     worker_count: Count = 0
+    min_workers: Count = 0  # with fewer, no step is taken: those that are there wait
     parameter_server_type: str | None = None
     parameter_server_count: Count = 0
     hyperparameters: spec.Hyperparameters = spec.Hyperparameters()
@@ -130,6 +131,11 @@ def combination_problems(file: StackFile) -> list[str]:
         problems.append(
             f"trainingInput.hyperparameters.batchSize: found {parameters.batch_size}, less than the {1 + workers}"
             f" trainers (master and {workers} workers); use at least {1 + workers}, or fewer workers"
+        )
+    if training.min_workers > workers:
+        problems.append(
+            f"trainingInput.minWorkers: found {training.min_workers}, more than the {workers} workers there will be;"
+            f" use at most {workers}"
         )
     if parameters.sequence_length > file.model.positions:
         problems.append(

@@ -93,6 +93,7 @@ HYPER = "trainingInput.hyperparameters"
         ("trainingInput.workerCount", -1, "found -1, must be a whole number, at least 0"),
         ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
         ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
+        ("trainingInput.minWorkers", 2, "found 2, more than the 1 workers there will be; use at most 1"),
         ("trainingInput.parameterServerCount", 1, "found 1, but parameter servers are not there yet; use scaleTier"),
         ("trainingInput.scaleTier", "BASIC", None),
         ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
@@ -283,6 +284,12 @@ def test_presets_and_quoted_counts(root: Path) -> None:
     (line,) = problems(values() | {"trainingInput": training_input}, root)
     assert "STANDARD_1 with 3 parameter servers" in line
     assert "use scaleTier: CUSTOM with workerCount: 4 alone" in line
+
+
+def test_the_least_number_of_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
+    job = config.job_spec(config.load(changed("trainingInput.minWorkers", 1), "local", root))
+    assert job.cluster.min_workers == 1
+    assert job.run == config.job_spec(config.load(values(), "local", root)).run
 
 
 def test_an_uneven_batch_is_told(root: Path) -> None:
