@@ -256,6 +256,8 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     trainers = 1 + config.workers
     # With more threads than cores, trainers are 20 times slower; on one machine they share its cores.
     threads = placed.threads if config.google else max(1, (cores or placed.threads) // trainers)
+    # Left out where they are none: a preview lists all of a changed object that was given.
+    few = {"min_workers": training.min_workers, "parameter_servers": config.servers}
     return spec.JobSpec(
         run=run,
         launch=file.launch,
@@ -266,12 +268,7 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         hyperparameters=training.hyperparameters,
         evaluation=file.evaluation,
         checkpoints=file.checkpoints,
-        cluster=spec.Cluster(
-            workers=config.workers,
-            min_workers=training.min_workers,
-            parameter_servers=config.servers,
-            threads=threads,
-        ),
+        cluster=spec.Cluster(workers=config.workers, threads=threads, **{k: v for k, v in few.items() if v}),
     )
 
 
