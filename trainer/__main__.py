@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,7 @@ def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
     from trainer import google_machine  # needs packages that nothing local needs
 
     where = f"runs/{arguments.run}/job.json"
-    spec = google_machine.retried(where, lambda: read_spec(storage, arguments.run), print)
+    spec = google_machine.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))
     supervisor = Supervisor(storage, spec, arguments.name, arguments.role, arguments.address)
     return google_machine.supervise(supervisor, storage, spec, arguments.name, arguments.role)
 
