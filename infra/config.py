@@ -238,14 +238,13 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     if config.google:
         from infra.google.inputs import input_problems, place
 
-        problems, where = input_problems(config), place
+        problems = input_problems(config)
     else:
         problems = [*text_problems(config), *host_problems(config)]
-        where = _place
     if problems:
         raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
     file, training = config.file, config.file.training_input
-    placed = where(config)
+    placed = place(config) if config.google else _place(config, cores or _cores())
     data = file.data.model_copy(update=placed.data)
     model = file.model.model_copy(update={"initialize": placed.initialize})
     start = file.model.model_copy(update={"initialize": placed.content})
@@ -253,9 +252,6 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, code)
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
-    trainers = 1 + config.workers
-    # With more threads than cores, trainers are 20 times slower; on one machine they share its cores.
-    threads = placed.threads if config.google else max(1, (cores or placed.threads) // trainers)
     # Left out where they are none: a preview lists all of a changed object that was given.
     few = {"min_workers": training.min_workers, "parameter_servers": config.servers}
     return spec.JobSpec(
@@ -268,11 +264,11 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         hyperparameters=training.hyperparameters,
         evaluation=file.evaluation,
         checkpoints=file.checkpoints,
-        cluster=spec.Cluster(workers=config.workers, threads=threads, **{k: v for k, v in few.items() if v}),
+        cluster=spec.Cluster(workers=config.workers, threads=placed.threads, **{k: v for k, v in few.items() if v}),
     )
 
 
-def _place(config: StackConfig) -> Placed:
+def _place(config: StackConfig, cores: int) -> Placed:
     """On this machine: the text is copied into the bucket, folders are used where they are."""
     file = config.file
     fingerprint = spec.fingerprint(config.text)
@@ -284,7 +280,8 @@ def _place(config: StackConfig) -> Placed:
         where, content = _located(config.root, file.model.initialize)
         if file.data.tokenizer == "checkpoint":
             data["vocabulary_path"] = where
-    return Placed(fingerprint, data, where, content, _cores())
+    # With more threads than cores, trainers are 20 times slower, and here they share the cores.
+    return Placed(fingerprint, data, where, content, max(1, cores // (1 + config.workers)))
 
 
 def _located(root: Path, named: str) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import pulumi
 from pulumi_gcp import compute
 
 from infra.config import StackConfig
+from infra.google.deadline import HOUR
 from infra.google.identity import Identity
 from infra.google.rules import accelerator, counts, machine_type, zones
 from infra.prices import is_spot
@@ -23,7 +24,6 @@ from trainer.spec import JobSpec, Role
 BOOT = Path(__file__).with_name("boot.sh")
 IMAGE_PROJECT = "deeplearning-platform-release"
 NOTICE = 120  # seconds of warning before a Spot VM is taken
-HOUR = 3600
 
 
 @dataclass(frozen=True)

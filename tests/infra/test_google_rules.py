@@ -17,31 +17,18 @@ from infra.google.inputs import LARGEST_OBJECT
 from infra.prices import hourly_cost
 from trainer.spec import InputError, Status
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-TEXT = "It was the best of times, it was the worst of times.\n" * 20_000
+from .google_graph import TEXT, make_root, stack_values
+from .google_graph import read as load
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout as far as stack files need one."""
-    (tmp_path / "data" / "gpt2-vocabulary").mkdir(parents=True)
-    for name in ("my-data.txt", "default.txt"):
-        (tmp_path / "data" / name).write_text(TEXT)
-    for name in ("vocab.json", "merges.txt"):
-        (tmp_path / "data" / "gpt2-vocabulary" / name).write_text("{}")
-    (tmp_path / "trainer").mkdir()
-    (tmp_path / "trainer" / "code.py").write_text("pass\n")
-    return tmp_path
-
-
-def values(stack: str = "dev") -> dict[str, Any]:
-    content = yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
-    return dict(content) | {"gcp:project": "my-project"}
+    return make_root(tmp_path)
 
 
 def changed(changes: dict[str, Any], stack: str = "dev") -> dict[str, Any]:
     """The committed values with some set at a path, or removed with ...; missing parts are made."""
-    everything = copy.deepcopy(values(stack))
+    everything = copy.deepcopy(stack_values(stack))
     for path, value in changes.items():
         *parents, last = path.split(".")
         node = everything
@@ -54,11 +41,6 @@ def changed(changes: dict[str, Any], stack: str = "dev") -> dict[str, Any]:
         else:
             node[last] = value
     return everything
-
-
-def load(everything: dict[str, Any], root: Path, stack: str = "dev") -> config.StackConfig:
-    (root / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump({"config": everything}))
-    return config.from_file(stack, root)
 
 
 def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list[str]:
@@ -165,7 +147,7 @@ def test_a_number_for_a_project_leads_to_no_bucket(root: Path) -> None:
 
 
 def test_a_name_that_ends_in_a_hyphen(root: Path) -> None:
-    (line,) = problems(values(), root, "run-")
+    (line,) = problems(stack_values(), root, "run-")
     assert "does not end with a hyphen" in line
 
 
@@ -173,7 +155,7 @@ def test_a_broken_lock_names_the_text_and_the_stack(root: Path) -> None:
     (root / "data" / "my-data.txt.lock.json").write_text("{}")
     again = r"`python -m scripts\.upload_data data/my-data\.txt --stack dev` writes it anew$"
     with pytest.raises(InputError, match=again):
-        config.job_spec(load(values(), root))
+        config.job_spec(load(stack_values(), root))
 
 
 def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:
@@ -183,37 +165,37 @@ def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:
 
 
 def test_a_name_that_is_too_long_for_an_account(root: Path) -> None:
-    (line,) = problems(values(), root, "a-very-long-stack-name")
+    (line,) = problems(stack_values(), root, "a-very-long-stack-name")
     assert "at most 16" in line
 
 
 def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
     text = root / "data" / "my-data.txt"
     text.write_bytes(TEXT.encode() * (LARGEST_OBJECT // len(TEXT) + 2))
-    (line,) = problems(values(), root)
+    (line,) = problems(stack_values(), root)
     assert "run `python -m scripts.upload_data data/my-data.txt --stack dev` and commit my-data.txt.lock.json" in line
     lock = DataLock(url="gs://elsewhere/my-data.txt", sha256="ab" * 32, size=text.stat().st_size)
     write_lock(text, lock)
     with text.open("ab") as file:
         file.write(b"more")
-    (line,) = problems(values(), root)
+    (line,) = problems(stack_values(), root)
     assert "and my-data.txt.lock.json says" in line
     text.unlink()
-    job = config.job_spec(load(values(), root))
+    job = config.job_spec(load(stack_values(), root))
     assert (job.data.path, job.fingerprint) == (lock.url, "ab" * 8)
 
 
 def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
-    job = config.job_spec(load(values(), root))
+    job = config.job_spec(load(stack_values(), root))
     assert job.data.vocabulary_path == "gs://my-project-dev-gpt2-data/vocabulary/gpt2"
     shutil.rmtree(root / "data" / "gpt2-vocabulary")
-    (line,) = problems(values(), root)
+    (line,) = problems(stack_values(), root)
     assert "run `python -m scripts.prepare_data --stack dev`, or set network.nat: true" in line
     assert config.job_spec(load(changed({"network.nat": True}), root)).data.vocabulary_path is None
 
 
 def test_the_reference_job(root: Path) -> None:
-    read = load(values(), root)
+    read = load(stack_values(), root)
     plan = {group.role: group for group in machines.groups(read, config.job_spec(read))}
     assert {role: group.count for role, group in plan.items()} == {"master": 1, "worker": 10, "ps": 3}
     types = {role: group.template["machine_type"] for role, group in plan.items()}
@@ -271,7 +253,7 @@ def test_capacity_by_waiting_or_reservation(root: Path) -> None:
 
 
 def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
-    read = load(values(), root)
+    read = load(stack_values(), root)
     cost = hourly_cost(read)
     assert cost is not None
     assert deadline.hours_left(read) == 24
@@ -283,7 +265,7 @@ def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
 
 
 def test_a_finished_run_needs_no_machines(root: Path) -> None:
-    job = config.job_spec(load(values(), root))
+    job = config.job_spec(load(stack_values(), root))
 
     def finished(**fields: Any) -> bool:
         return lifecycle.is_finished(Status(**{"state": "FAILED", "updated": 0.0, **fields}), job)
@@ -301,5 +283,5 @@ def test_a_finished_run_needs_no_machines(root: Path) -> None:
 def test_an_image_that_is_pinned_names_the_code(root: Path) -> None:
     job = config.job_spec(load(changed({"image": PINNED}), root))
     assert job.code == "sha256:" + "0" * 64
-    assert job.run != config.job_spec(load(values(), root)).run
+    assert job.run != config.job_spec(load(stack_values(), root)).run
     assert json.dumps(job.to_json())
