@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from infra import plain_yaml
 from infra.explain import explain, shown, unknown
-from infra.preflight import DEFAULT_TEXT, disk_problem, host_problems, text_problems
+from infra.preflight import DEFAULT_TEXT, disk_problem, gpus, host_problems, text_problems
 from infra.stack_file import StackFile, combination_problems
 from trainer import spec
 
@@ -31,6 +31,7 @@ EXAMPLES = {
     "data.path": f"path: {DEFAULT_TEXT}",
     "evaluation": "evaluation: {every: 100}",
     "checkpoints": "checkpoints: {every: 250, keep: 2}",
+    "parallel": "parallel: {plan: auto, wire: bf16}",
     "machines": "machines: {spot: true, accelerator: {type: nvidia-tesla-t4, count: 1}}",
     "machines.accelerator": "accelerator: {type: nvidia-tesla-t4, count: 1}",
     "machines.zones": "zones: [us-central1-a, us-central1-b]",
@@ -224,13 +225,13 @@ def _parsed(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a run finds what it starts from, and by how many threads each trainer computes."""
+    """Where a run finds what it starts from, and what its machines have."""
 
     fingerprint: str  # of the text
     data: dict[str, Any]  # fields of spec.Data that differ from the stack file's
     initialize: str | None  # as the machines reach it
     content: str | None  # the same, named by its content
-    threads: int
+    cluster: dict[str, Any]  # fields of spec.Cluster that the machines decide
 
 
 def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
@@ -249,11 +250,12 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     model = file.model.model_copy(update={"initialize": placed.initialize})
     start = file.model.model_copy(update={"initialize": placed.content})
     code = file.image.rpartition("@")[2] if file.image else spec.code_hash(config.root / "trainer")
-    run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, code)
+    run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, file.parallel, code)
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
     # Left out where they are none: a preview lists all of a changed object that was given.
     few = {"min_workers": training.min_workers, "parameter_servers": config.servers}
+    cluster = placed.cluster | {name: count for name, count in few.items() if count}
     return spec.JobSpec(
         run=run,
         launch=file.launch,
@@ -264,7 +266,8 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         hyperparameters=training.hyperparameters,
         evaluation=file.evaluation,
         checkpoints=file.checkpoints,
-        cluster=spec.Cluster(workers=config.workers, threads=placed.threads, **{k: v for k, v in few.items() if v}),
+        parallel=file.parallel,
+        cluster=spec.Cluster(workers=config.workers, **cluster),
     )
 
 
@@ -280,8 +283,11 @@ def _place(config: StackConfig, cores: int) -> Placed:
         where, content = _located(config.root, file.model.initialize)
         if file.data.tokenizer == "checkpoint":
             data["vocabulary_path"] = where
-    # With more threads than cores, trainers are 20 times slower, and here they share the cores.
-    return Placed(fingerprint, data, where, content, max(1, cores // (1 + config.workers)))
+    processes = gpus() if file.parallel.parallelism == "fsdp" else 1
+    # With more threads than cores, trainers are 20 times slower, and here they share the cores. Parameter servers get
+    # none of them: they compute, with one thread, while trainers wait.
+    cluster = {"threads": max(1, cores // ((1 + config.workers) * processes))}
+    return Placed(fingerprint, data, where, content, cluster | ({"processes": processes} if processes > 1 else {}))
 
 
 def _located(root: Path, named: str) -> tuple[str, str]:

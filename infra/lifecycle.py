@@ -28,8 +28,8 @@ def _begun(old: Status | None, launch: int) -> Status | None:
     again = old.state in ("FAILED", "STOPPED") and launch > old.launch
     if not (old.taken_back or again):
         return None
-    begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "started": None, "finished": None}
-    return old.model_copy(update={**begun, "updated": time.time()})
+    begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "updated": time.time()}
+    return old.model_copy(update={**begun, **dict.fromkeys(("started", "finished", "traceback"))})
 
 
 def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Status | None:

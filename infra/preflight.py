@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 DEFAULT_TEXT = Path("data/default.txt")
 BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two moments
-TRAINER_BYTES = 600_000_000  # of memory, whatever the model: measured
+# Of memory, whatever the model: measured.
+TRAINER_BYTES = 900_000_000
+SERVER_BYTES = 620_000_000
 TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
+SERVERS_BYTES_PER_PARAMETER = 28  # of all parameter servers together, at most
 MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
 
 
@@ -49,25 +53,33 @@ def host_problems(config: "StackConfig") -> list[str]:
     """What this machine cannot do."""
     problems = []
     system, processor, version = platform.system(), platform.machine(), sys.version_info[:2]
-    if config.workers and not (
-        system == "Linux" and processor in ("x86_64", "AMD64") and (3, 11) <= version <= (3, 13)
-    ):
-        problems.append(
-            f"trainingInput.workerCount: found {config.workers}, but torchft, by which trainers work together, exists"
-            f" for Linux on x86-64 with Python 3.11 to 3.13, and this is {system} on {processor} with Python"
+    if not (system == "Linux" and processor in ("x86_64", "AMD64") and (3, 11) <= version <= (3, 13)):
+        problems += [
+            f"trainingInput.{key}: found {count}, but torchft, by which machines work together, exists for Linux on"
+            f" x86-64 with Python 3.11 to 3.13, and this is {system} on {processor} with Python"
             f" {version[0]}.{version[1]}; use 0"
-        )
+            for key, count in (("workerCount", config.workers), ("parameterServerCount", config.servers))
+            if count
+        ]
     file = config.file
+    if file.parallel.parallelism == "fsdp" and (found := gpus()) < 2:
+        problems.append(
+            f"parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has {found}; use"
+            " replicas"
+        )
     precision = file.training_input.hyperparameters.precision
-    if precision == "fp16" and shutil.which("nvidia-smi") is None:
+    if precision == "fp16" and not gpus():
         problems.append("trainingInput.hyperparameters.precision: fp16 needs a GPU, and here is none; use auto or fp32")
-    trainers = 1 + config.workers
+    trainers, who = 1 + config.workers, f"{1 + config.workers} trainers"
     need = trainers * (TRAINER_BYTES + TRAINER_BYTES_PER_PARAMETER * _parameters(config))
+    if config.servers:
+        who += f" and {config.servers} parameter servers"
+        need += config.servers * SERVER_BYTES + SERVERS_BYTES_PER_PARAMETER * _parameters(config)
     memory = psutil.virtual_memory().total
     if need > memory:
         problems.append(
-            f"trainingInput.workerCount: {trainers} trainers of this model need about {need / 1e9:.0f} GB of memory,"
-            f" and this machine has {memory / 1e9:.0f}; use fewer workers or a smaller model"
+            f"trainingInput.workerCount: {who} of this model need about {need / 1e9:.0f} GB of memory, and this machine"
+            f" has {memory / 1e9:.0f}; use fewer machines or a smaller model"
         )
     for key, value in (("model.initialize", file.model.initialize), ("data.vocabularyPath", file.data.vocabulary_path)):
         if (
@@ -77,6 +89,15 @@ def host_problems(config: "StackConfig") -> list[str]:
         ):
             problems.append(f"{key}: there is no folder {value}; check the path")
     return problems
+
+
+def gpus() -> int:
+    """How many NVIDIA GPUs this machine has, as its driver says: torch would take seconds to be asked."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def _parameters(config: "StackConfig") -> int:
@@ -96,13 +117,16 @@ def disk_problem(config: "StackConfig", run: str) -> str | None:
         return None
     file = config.file
     need = MARGIN + 3 * config.text.stat().st_size  # the copy, and tokens of two bytes
-    need += _parameters(config) * BYTES_PER_PARAMETER * (file.checkpoints.keep + 2)
+    kept = file.checkpoints.keep
+    if file.checkpoints.keep_every is not None:
+        kept += file.training_input.hyperparameters.steps // file.checkpoints.keep_every
+    need += _parameters(config) * BYTES_PER_PARAMETER * (kept + 2)
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     if free >= need:
         return None
     return (
-        f"checkpoints.keep: {file.checkpoints.keep} checkpoints, one being written, the model and the data need"
+        f"checkpoints.keep: {kept} checkpoints, one being written, the model and the data need"
         f" {need / 1e9:.1f} GB in artifacts/{config.stack}, and {free / 1e9:.1f} GB are free;"
-        " make room, lower it, or use a smaller model"
+        " make room, keep fewer, or use a smaller model"
     )

@@ -101,6 +101,7 @@ class StackFile(spec.Strict):
     data: spec.Data
     evaluation: spec.Evaluation = spec.Evaluation()
     checkpoints: spec.Checkpoints = spec.Checkpoints()
+    parallel: spec.Parallel = spec.Parallel()
     launch: int = Field(1, ge=1, le=1_000_000)
     machines: Machines = Machines()
     limits: Limits = Limits()
@@ -153,24 +154,64 @@ def combination_problems(file: StackFile) -> list[str]:
         )
     if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
         problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
+    often, keep = file.checkpoints.every, file.checkpoints.keep_every
+    if keep is not None and (problem := _multiple("checkpoints.keepEvery", keep, "checkpoints.every", often)):
+        problems.append(problem)
+    problems += _parallel_problems(file, workers, servers)
     if file.platform == "local":
-        problems += _local_problems(file, servers)
+        problems += [
+            f"{to_camel(name)}: means something to platform google only; set platform: google, or remove it"
+            for name in GOOGLE_ONLY
+            if name in file.model_fields_set
+        ]
     return problems
 
 
-def _local_problems(file: StackFile, servers: int) -> list[str]:
-    problems = [
-        f"{to_camel(name)}: means something to platform google only; set platform: google, or remove it"
-        for name in GOOGLE_ONLY
-        if name in file.model_fields_set
-    ]
-    if servers:
-        key, found = "parameterServerCount", str(servers)
-        if file.training_input.scale_tier in TIERS:
-            key, found = "scaleTier", f"{file.training_input.scale_tier} with {servers} parameter servers"
-        workers = file.training_input.counts()[0]
+def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]:
+    """How the trainers are to share the work, and with whom."""
+    parallel, problems = file.parallel, []
+    if parallel.parallelism == "fsdp" and (workers or servers):
         problems.append(
-            f"trainingInput.{key}: found {found}, but parameter servers are not there yet; use scaleTier: CUSTOM with"
-            f" workerCount: {workers} alone: the workers then exchange gradients directly"
+            "parallel.parallelism: fsdp shares a model among the GPUs of the master alone, and there are"
+            f" {workers} workers and {servers} parameter servers; use 0 of both, or parallelism: replicas"
+        )
+    if not servers:
+        for name, found, usual in (("plan", parallel.plan, "auto"), ("wire", parallel.wire, "fp32")):
+            if found != usual:
+                problems.append(
+                    f"parallel.{name}: found {found}, and there are no parameter servers that it could mean; remove it,"
+                    " or set trainingInput.parameterServerCount to 1 or more"
+                )
+    if parallel.synchronization == "step":
+        if parallel.every > 1:
+            problems.append(
+                f"parallel.every: found {parallel.every}, but trainers meet at every step; add synchronization: local,"
+                " or remove it"
+            )
+        return problems
+    if not servers:
+        problems.append(
+            "parallel.synchronization: local needs parameter servers, which hold what the trainers agree on, and there"
+            " are none; set trainingInput.parameterServerCount to 1 or more, or use step"
+        )
+    if parallel.every < 2:
+        problems.append(
+            "parallel.every: found 1, but with synchronization: local it is the steps from one meeting of the trainers"
+            " to the next; use 2 or more, for example 16"
+        )
+    for key, value in (("evaluation.every", file.evaluation.every), ("checkpoints.every", file.checkpoints.every)):
+        if problem := _multiple(key, value, "parallel.every", parallel.every):  # only then is there one model
+            problems.append(problem)
+    if (optimizer := file.training_input.hyperparameters.optimizer) != "adamw":
+        problems.append(
+            f"trainingInput.hyperparameters.optimizer: found {optimizer}, but parallel.synchronization: local is for"
+            " adamw; use adamw, or synchronization: step"
         )
     return problems
+
+
+def _multiple(key: str, value: int, of: str, unit: int) -> str | None:
+    """What to say if a number of steps is no multiple of another."""
+    if value % unit == 0:
+        return None
+    return f"{key}: found {value}, must be a multiple of {of}, {unit}; use {max(round(value / unit), 1) * unit}"

@@ -263,6 +263,8 @@ class RunFiles:
         except ValidationError:
             self._unreadable += 1
             return
+        if record.notice_seconds is not None:  # no step was taken for it
+            return
         evaluation = record.validation_loss is not None
         if not evaluation or record.loss is not None:
             self._put(self._steps, record)

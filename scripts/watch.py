@@ -150,7 +150,10 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
         console.print(f"model: {model}", soft_wrap=True, highlight=False, markup=False)  # in one piece, to be copied
     elif status and snapshot.state == "FAILED":
         say(Text(f"{snapshot.run} FAILED {at}: {status.reason or 'no reason was given'}", "red"))
-        _last_words(snapshot, say)
+        if status.traceback:  # that machine's log ends with the same
+            _lines(status.traceback, say)
+        else:
+            _last_words(snapshot, say)
         code = FAILED
     elif status and snapshot.state == "STOPPED":
         say(Text(f"{snapshot.run} STOPPED {at}: {status.reason or 'no reason was given'}", "yellow"))
@@ -176,7 +179,11 @@ def _last_words(snapshot: Snapshot, say: Callable[[str | Text], None]) -> None:
         return
     ended = machine.status.last_exit
     say(f"last words of {machine.status.name}" + (f" (exit {ended.code}: {ended.reason})" if ended else "") + ":")
-    for line in machine.status.log[-LAST_WORDS:]:
+    _lines(machine.status.log, say)
+
+
+def _lines(log: list[str], say: Callable[[str | Text], None]) -> None:
+    for line in log[-LAST_WORDS:]:
         if line := render.clean(line):
             say(f"  {line}")
 

@@ -36,13 +36,14 @@ PAUSE = 0.5  # seconds before a restart
 SILENCE, SLOWER = 600.0, 20.0  # seconds without a word after which a process hangs; or so many times the longest yet
 GRACE = 25.0  # seconds from SIGTERM to SIGKILL
 LAST_LINES = 40
-IDLE = "idle: parameter servers do not take part yet"
+TRACEBACK = "Traceback (most recent call last):"
 
 
 class Supervisor:
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
         self._terminated, self._why = threading.Event(), "told to leave"
         self.grace, self.heartbeat = GRACE, HEARTBEAT
         self._again = threading.Event()  # the child was told to leave and is to be started again
@@ -109,14 +110,17 @@ class Supervisor:
     def _outdated(self) -> bool:
         """Did the cluster change so that this process must start anew?
 
-        A single trainer cannot be found by others that are added; and with more threads than its share, all crawl.
+        Where the parameters are is decided when the cluster forms. A single trainer cannot be found by others that are
+        added; and with more threads than its share, all crawl.
         """
         try:
             new = read_spec(self._storage, self._spec.run).cluster
         except (StorageError, OSError, ValidationError):
             return False
         old = self._spec.cluster
-        return new.threads != old.threads or old.trainers == 1 < new.trainers
+        if (new.parameter_servers, new.processes) != (old.parameter_servers, old.processes):
+            return True
+        return self._status.role != "ps" and (new.threads != old.threads or old.trainers == 1 < new.trainers)
 
     def over(self) -> Status | None:
         """The status if the run is over; None also while the bucket does not answer."""
@@ -129,7 +133,12 @@ class Supervisor:
         assert child.stdout is not None
         for line in child.stdout:
             print(line, end="", flush=True)
-            self._lines.append(line.rstrip("\n")[:500])
+            line = line.rstrip("\n")[:500]
+            self._lines.append(line)
+            if line == TRACEBACK:
+                self._traceback.clear()
+            if line == TRACEBACK or self._traceback:
+                self._traceback.append(line)
 
     def _read_reports(self, descriptor: int) -> None:
         with os.fdopen(descriptor) as reports:
@@ -154,8 +163,6 @@ class Supervisor:
     def _run(self) -> int:
         if self.over() is not None:
             return self._come_late()
-        if self._status.role == "ps":
-            return self._idle()
         crashes = kills = 0
         while not self._terminated.is_set():
             before = self._status.step
@@ -191,29 +198,19 @@ class Supervisor:
         self._say(state="finished", message="the run was over before this machine started")
         return 0
 
-    def _idle(self) -> int:
-        while not self._terminated.is_set():
-            self._say(state="running", message=IDLE)
-            if self.over() is not None:
-                self._say(state="finished", message="the run is over")
-                return 0
-            self._terminated.wait(self.heartbeat)
-        self._say(state="stopped", message=self._why)
-        return 0
-
     def _compute_once(self) -> int:
         reading, writing = os.pipe()
         # fmt: off
         command = [
             sys.executable, "-m", "trainer.compute", "--bucket", self._storage.url, "--run", self._spec.run,
-            "--name", self._status.name, "--address", self._address,
+            "--name", self._status.name, "--role", self._status.role, "--address", self._address,
         ]
         # fmt: on
         environment = {
             **os.environ,
             "GPT2_TRAINING_REPORT_FD": str(writing),
             "GPT2_TRAINING_SUPERVISOR": str(os.getpid()),
-            "OMP_NUM_THREADS": str(self._spec.cluster.threads),
+            "OMP_NUM_THREADS": "1" if self._status.role == "ps" else str(self._spec.cluster.threads),
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
@@ -222,6 +219,7 @@ class Supervisor:
         if interface := _interface(self._address):
             environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         self._heard = time.monotonic()
+        self._traceback.clear()
         os.set_inheritable(writing, True)
         # close_fds=False: the child also inherits the lock that says that this machine lives (infra/local/processes.py)
         child = subprocess.Popen(
@@ -272,8 +270,10 @@ class Supervisor:
         reason = f"{self._status.name}: {self._last_words(code)}"
         self._say(state="failed", message=reason, trainer_pid=None)
         run, launch = self._spec.run, self._spec.launch
+        traceback = list(self._traceback) if code > 0 and code not in (INPUT, LEFT) else []
+        end = {"state": "FAILED", "reason": reason, "traceback": traceback or None, "finished": time.time()}
         with suppress(Fenced):
-            update_status(self._storage, run, launch, state="FAILED", reason=reason, finished=time.time())
+            update_status(self._storage, run, launch, **end)
         print(f"the run has failed: {reason}", flush=True)
         return 1
 

@@ -1,4 +1,4 @@
-"""The process that computes on a master or worker: read the spec, prepare, join the cluster, train, export.
+"""The process that computes: read the spec, join the cluster, train or serve parameters, export.
 
 Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0 the run is over; INPUT what the
 user gave cannot be trained, trying again is no use; LEFT the machine was told to leave (a notice, a stop); any other
@@ -15,21 +15,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from trainer import status as status_file
-from trainer.spec import InputError, JobSpec
+from trainer.spec import InputError, JobSpec, Role
 from trainer.status import Fenced
 from trainer.storage import Storage, StorageError, open_storage
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import GPT2LMHeadModel
-
+    from trainer.checkpoint import Checkpoints
+    from trainer.cluster import Cluster, Quorum
+    from trainer.journal import Journal
     from trainer.prepared import Prepared
-    from trainer.train import Training
 
 INPUT, LEFT = 2, 75
 LEADER_SILENT = 30.0  # seconds without a heartbeat of the machine that exports the model
@@ -75,13 +75,13 @@ def die_with_parent() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.compute", description=__doc__)
-    for option in ("--bucket", "--run", "--name", "--address"):
+    for option in ("--bucket", "--run", "--name", "--role", "--address"):
         parser.add_argument(option, required=True)
     arguments = parser.parse_args()
     die_with_parent()
     process = Process(arguments.name)
     try:
-        return train(process, open_storage(arguments.bucket), arguments.run, arguments.address)
+        return take_part(process, open_storage(arguments.bucket), arguments.run, arguments.role, arguments.address)
     except InputError as error:
         print(error, flush=True)
         return INPUT
@@ -90,18 +90,20 @@ def main() -> int:
         return 1
 
 
-def train(process: Process, storage: Storage, run: str, address: str) -> int:
+def take_part(process: Process, storage: Storage, run: str, role: Role, address: str) -> int:
     spec = status_file.read_spec(storage, run)
     if status_file.is_over(storage, run, spec.launch):
         return 0
-    if process.name == "master-0":
+    if role == "ps":
+        return _take_part(process, storage, spec, address, _server)
+    if role == "master":
         now = status_file.read_status(storage, run)
         if now is None or now.state == "PROVISIONING":
             status_file.update_status(storage, run, spec.launch, state="STARTING", reason="the trainers are starting")
     process.report("importing")
     prepared = _prepare(process, storage, spec)
     process.report("loading torch and the model")
-    return _train(process, storage, spec, address, prepared)
+    return _take_part(process, storage, spec, address, partial(_trainer, prepared=prepared))
 
 
 def _prepare(process: Process, storage: Storage, spec: JobSpec) -> "Prepared":
@@ -122,36 +124,45 @@ def _prepare(process: Process, storage: Storage, spec: JobSpec) -> "Prepared":
     return prepared
 
 
-def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prepared: "Prepared") -> int:
+@dataclass
+class Parts:
+    """What a trainer and a parameter server are made of alike."""
+
+    process: Process
+    storage: Storage
+    spec: JobSpec
+    cluster: "Cluster"
+    checkpoints: "Checkpoints"
+    scratch: Path | None
+    journal: "Journal"
+    stopping: Callable[[], bool]
+
+
+class Member(Protocol):
+    """A trainer or a parameter server, as it is run here."""
+
+    def prepare(self) -> None:
+        """All that can be done before others wait for this member."""
+
+    def run(self) -> "Quorum":
+        """To the last step; Stopping if this machine is told to leave before."""
+
+    def finish(self) -> None:
+        """What the first member does when all steps are taken: it writes the model."""
+
+    def leave(self, since_told: Callable[[], float]) -> None:
+        """This machine was told to leave."""
+
+
+def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) -> Parts:
+    """Of this process, whether it trains or serves."""
     import torch
 
-    from trainer import model as model_module
-    from trainer.batches import Batches, Windows
     from trainer.checkpoint import Checkpoints
-    from trainer.cluster import Cluster, Stopping
-    from trainer.device import peak_speed, pick
+    from trainer.cluster import Cluster
+    from trainer.journal import Journal
     from trainer.metrics import Metrics
-    from trainer.model import Flat
-    from trainer.optimizer import Optimizer
-    from trainer.train import Training
 
-    torch.set_num_threads(spec.cluster.threads)
-    scratch = _scratch(storage, spec.run, process.name)
-    hyper = spec.hyperparameters
-    device, precision = pick(hyper.precision)
-    tokenizer = prepared.tokenizer()
-    model = model_module.build(spec.model, tokenizer, hyper.dropout, hyper.seed).to(device)
-    if hyper.sequence_length > model.config.n_positions:  # of a checkpoint, which has its own
-        raise InputError(
-            f"hyperparameters.sequenceLength: {hyper.sequence_length} is longer than the {model.config.n_positions}"
-            f" positions of {spec.model.initialize}; lower it"
-        )
-    # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
-    model.train(hyper.dropout > 0)
-    flat = Flat(model, device)
-    loss = model_module.make_loss(model, precision, device)
-    if hyper.compile:
-        loss = model_module.compiled(loss, process.log)
     status = status_file.StatusWriter(storage, spec.run, spec.launch, process.log)
     metrics = Metrics(storage, spec.run, process.name, process.log)
 
@@ -162,63 +173,84 @@ def _train(process: Process, storage: Storage, spec: JobSpec, address: str, prep
         storage,
         spec.run,
         process.name,
-        trainers=spec.cluster.trainers,
-        least=1 + spec.cluster.min_workers,
+        declared=spec.cluster,
         address=address,
-        device=device,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         log=process.log,
         report=process.report,
         stopping=stopping,
     )
-    training = Training(
-        spec,
-        flat=flat,
-        loss=loss,
-        optimizer=Optimizer(flat, hyper),
-        batches=Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed),
-        validation=Windows(prepared.tokens("validation"), hyper.sequence_length),
-        cluster=cluster,
-        checkpoints=Checkpoints(storage, spec.run, spec.checkpoints.keep, process.log, scratch),
-        metrics=metrics,
-        status=status,
-        device=device,
-        scaled=precision == torch.float16,
-        peak_speed=peak_speed(device, precision, model, hyper.sequence_length),
-        log=process.log,
-        report=process.report,
-        stopping=stopping,
-    )
-    training.restore()
-    warm_up = time.monotonic()
-    process.report("warming up")
-    training.gradient(training.progress.step, 0, spec.cluster.trainers, spec.cluster.trainers)
+    scratch = _scratch(storage, spec.run, process.name)
+    kept = spec.checkpoints
+    checkpoints = Checkpoints(storage, spec.run, kept.keep, process.log, scratch, kept.keep_every, cluster.fenced)
+    journal = Journal(metrics, status, cluster, process.log, process.report)
+    return Parts(process, storage, spec, cluster, checkpoints, scratch, journal, stopping)
+
+
+def _take_part(
+    process: Process, storage: Storage, spec: JobSpec, address: str, make: "Callable[[Parts], Member]"
+) -> int:
+    import torch
+
+    from trainer.lighthouse import Stopping
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", spec.cluster.threads)))
+    parts = make_parts(process, storage, spec, address)
+    cluster, journal = parts.cluster, parts.journal
+    member = make(parts)
+    begun = time.monotonic()
+    member.prepare()
     process.report("joining the cluster")
     code = 0
     try:
-        cluster.join(time.monotonic() - warm_up)
+        cluster.join(time.monotonic() - begun)
         while True:
-            quorum = training.run()
+            quorum = member.run()
             if quorum.rank == 0:
-                _finish(process, storage, spec, training, model, tokenizer, prepared)
+                process.report("writing the model")
+                journal.metrics.close()
+                member.finish()
+                journal.status.close()
+                now = time.time()
+                changes = {"step": spec.hyperparameters.steps, "attempt": quorum.attempt, "finished": now}
+                status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
+                process.log(f"finished: the model is at {storage.url}/runs/{spec.run}/model")
                 break
-            if _wait_for_the_end(process, storage, spec, quorum.members[0].name, stopping):
+            if _wait_for_the_end(process, storage, spec, quorum.members[0].name, parts.stopping):
                 break
     except Stopping:
-        if status.fenced:  # the run is over, or goes on without this process: then it is to come back
-            process.log(f"leaving: {status.fenced}")
+        if journal.status.fenced:  # the run is over, or goes on without this process: then it is to come back
+            process.log(f"leaving: {journal.status.fenced}")
             code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
         else:
             code = LEFT
-            cluster.close()  # the others go on at once: what follows may take a while
-            if training.leads and training.progress.step > 0:
-                _save_before_leaving(process, storage, spec, training)
-            process.log(f"leaving at step {training.progress.step}")
+            process.report("leaving")
+            member.leave(process.since_told)
+            process.log("left")
     finally:  # also of a run that fails: its last steps are what one wants to see
         cluster.close()
-        training.checkpoints.wait()
-        metrics.close()
-        status.close()
+        parts.checkpoints.wait()
+        journal.metrics.close()
+        journal.status.close()
     return code
+
+
+def _trainer(parts: Parts, prepared: "Prepared") -> Member:
+    from trainer.assembly import assemble
+
+    return assemble(parts, prepared)
+
+
+def _server(parts: Parts) -> Member:
+    from trainer.parallel.server import Server
+
+    kind = Server
+    if parts.spec.parallel.synchronization == "local":
+        from trainer.parallel.outer import OuterServer
+
+        kind = OuterServer
+    index = int(parts.process.name.removeprefix("ps-"))
+    return kind(parts.spec, index, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
 
 
 def _scratch(storage: Storage, run: str, name: str) -> Path | None:
@@ -231,44 +263,6 @@ def _scratch(storage: Storage, run: str, name: str) -> Path | None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     return folder
-
-
-def _save_before_leaving(process: Process, storage: Storage, spec: JobSpec, training: "Training") -> None:
-    from trainer import checkpoint
-
-    process.report("checkpointing before leaving")
-    training.save(wait=True)
-    name = checkpoint.name(*training.saved)
-    with suppress(StorageError, FileNotFoundError):  # save() has said it
-        storage.read(f"runs/{spec.run}/checkpoints/{name}/manifest.json")
-        process.log(f"checkpoint {name} was whole {process.since_told():.1f} s after the notice")
-
-
-def _finish(
-    process: Process,
-    storage: Storage,
-    spec: JobSpec,
-    training: "Training",
-    model: "GPT2LMHeadModel",
-    tokenizer: "Tokenizer",
-    prepared: "Prepared",
-) -> None:
-    """The leader alone: last checkpoint, the model, and then the state that everybody waits for."""
-    from trainer.export import export
-
-    process.report("writing the model")
-    training.save(wait=True)
-    training.metrics.close()
-    facts = {
-        "validation_loss": training.progress.validation_loss or math.nan,
-        "unigram_entropy": prepared.manifest.validation.unigram_entropy,
-    }
-    export(storage, spec, model, tokenizer, facts, _scratch(storage, spec.run, process.name))
-    training.status.close()
-    now = time.time()
-    changes = {"step": training.progress.step, "attempt": training.cluster.attempt, "finished": now}
-    status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
-    process.log(f"finished: the model is at {storage.url}/runs/{spec.run}/model")
 
 
 def _wait_for_the_end(

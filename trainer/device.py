@@ -1,9 +1,13 @@
 """Which device and precision this machine trains with, and what the device can do at best."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from transformers import GPT2LMHeadModel
 
 from trainer.spec import InputError
+
+if TYPE_CHECKING:  # parameter servers load no model
+    from transformers import GPT2LMHeadModel
 
 # Dense TFLOP/s by words of the device's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan.
 # The first whose words are all there counts. Columns: bf16 or fp16; fp32, which is TF32 where the device has it.
@@ -32,7 +36,7 @@ def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
 
 
 def peak_speed(
-    device: torch.device, precision: torch.dtype | None, model: GPT2LMHeadModel, sequence_length: int
+    device: torch.device, precision: torch.dtype | None, model: "GPT2LMHeadModel", sequence_length: int
 ) -> float | None:
     """Tokens/s that the device could train at its peak; None where the peak is not known: then no MFU is shown.
 

@@ -5,7 +5,7 @@ ours is how it is called: no cache, no dropout modules in the way, no full fp32 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from trainer import tokenizer as vocabularies
 from trainer.prepared import cache_folder
+from trainer.progress import Layout
 from trainer.spec import InputError, Model
 from trainer.storage import open_storage
 
@@ -157,33 +158,25 @@ class Flat:
 
     Order: reverse of the forward pass, so that gradients get ready from the front. Each tensor starts at a multiple
     of 64 elements. One vector is what members send each other, what a checkpoint holds, and what parameter servers
-    will cut into shards.
+    cut into shards.
     """
 
     def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:
         self.model = model
         named = list(reversed(list(model.named_parameters())))  # tied weights appear once
-        self.layout: list[tuple[str, int, int]] = []  # name, start, elements
+        self.layout: Layout = []
         end = 0
         for name, parameter in named:
-            self.layout.append((name, end, parameter.numel()))
+            self.layout.append((name, end, parameter.numel(), parameter.dim() >= 2))  # matrices and embeddings decay
             end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
         self.parameters = torch.zeros(end, device=device)
         self.gradients = torch.zeros(end, device=device)
-        self.decayed: list[torch.nn.Parameter] = []  # matrices and embeddings
-        self.undecayed: list[torch.nn.Parameter] = []  # biases and LayerNorm gains
-        for (_, parameter), (_, start, size) in zip(named, self.layout, strict=True):
+        for (_, parameter), (_, start, size, _) in zip(named, self.layout, strict=True):
             shape = parameter.shape
             view = self.parameters[start : start + size].view(shape)
             view.copy_(parameter.data)
             parameter.data = view
             parameter.grad = self.gradients[start : start + size].view(shape)
-            (self.decayed if parameter.dim() >= 2 else self.undecayed).append(parameter)
-
-    def views(self, vector: Tensor) -> Iterator[Tensor]:
-        """`vector`, laid out like the parameters, as tensors of flat shape, in the order of `layout`."""
-        for _, start, size in self.layout:
-            yield vector[start : start + size]
 
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]

@@ -1,68 +1,97 @@
-"""AdamW or plain SGD over the flat vectors of model.Flat, the learning-rate schedule, and the global norm."""
+"""AdamW or plain SGD over a flat vector, or the ranges of it that a parameter server owns; and the global norm."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from trainer.model import Flat
+from trainer.progress import Layout, Ranges
 from trainer.spec import Hyperparameters
 
-NORM_BLOCK = 65536  # elements
+Segments = list[tuple[int, int, bool]]  # start, stop, whether weight decay is for it
 
 
-def learning_rate(hyper: Hyperparameters, step: int) -> float:
-    """The rate of the update after `step` updates are done (the first has step 0): linear warm-up, then cosine."""
-    if step < hyper.warmup_steps:
-        return hyper.learning_rate * (step + 1) / hyper.warmup_steps
-    if hyper.schedule == "constant":
-        return hyper.learning_rate
-    done = (step - hyper.warmup_steps) / max(1, hyper.steps - hyper.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return hyper.learning_rate * (hyper.final_fraction + (1 - hyper.final_fraction) * cosine)
+def squares(vector: Tensor, block: int) -> Tensor:
+    """The sum of squares of each block of `block` elements, in float64; the last block may be shorter.
 
-
-def norm(vector: Tensor) -> float:
-    """The Euclidean norm, summed in float64 over fixed blocks in index order, so that it does not depend on shards."""
-    whole = len(vector) // NORM_BLOCK * NORM_BLOCK
-    squares = 0.0
-    if whole:
-        blocks = torch.linalg.vector_norm(vector[:whole].view(-1, NORM_BLOCK), dim=1, dtype=torch.float64)
-        squares = float((blocks * blocks).sum())
+    Blocks are fixed places of the flat vector and servers own whole ones, so that their sum in order of index, and
+    with it clipping, does not depend on how many servers there are.
+    """
+    whole = len(vector) // block * block
+    norms = torch.linalg.vector_norm(vector[:whole].view(-1, block), dim=1, dtype=torch.float64)
     if whole < len(vector):
-        squares += float(torch.linalg.vector_norm(vector[whole:], dtype=torch.float64)) ** 2
-    return math.sqrt(squares) if math.isfinite(squares) else math.nan
+        rest = torch.linalg.vector_norm(vector[whole:], dtype=torch.float64)
+        norms = torch.cat([norms, rest.view(1)])
+    found: Tensor = norms * norms
+    return found
+
+
+def norm(block_squares: Tensor) -> float:
+    """The Euclidean norm of the whole vector; nan if an element is not finite."""
+    total = float(block_squares.sum())
+    return math.sqrt(total) if math.isfinite(total) else math.nan
+
+
+def segments(layout: Layout, total: int, ranges: Ranges) -> Segments:
+    """The tensors of the flat vector, cut by `ranges`, as places in a vector that holds only these, end to end.
+
+    The padding after a tensor counts as its own: all is zero there and stays so, and every segment is a multiple of
+    64 elements, whose arithmetic is the same however the vector is cut.
+    """
+    stops = [start for _, start, _, _ in layout[1:]] + [total]
+    found, offset, first = [], 0, 0
+    for begin, end in ranges:
+        while first < len(stops) and stops[first] <= begin:
+            first += 1
+        for (_, start, _, decayed), stop in zip(layout[first:], stops[first:], strict=True):
+            if start >= end:
+                break
+            low, high = max(start, begin), min(stop, end)
+            found.append((offset + low - begin, offset + high - begin, decayed))
+        offset += end - begin
+    return found
 
 
 class Optimizer:
-    """`update` takes one step on flat.parameters with flat.gradients. Its state is flat vectors too."""
+    """`update` takes one step on `parameters` with `gradients`. Its own state is flat vectors too."""
 
-    def __init__(self, flat: Flat, hyper: Hyperparameters) -> None:
-        self._flat, self._adamw = flat, None
+    def __init__(
+        self,
+        parameters: Tensor,
+        gradients: Tensor,
+        parts: Segments,
+        hyper: Hyperparameters,
+        moments: list[Tensor] | None = None,
+    ) -> None:
+        """moments: to begin with, instead of zeros."""
+        self._parameters, self._gradients = parameters, gradients
+        self._adamw: torch.optim.AdamW | None = None
         self.vectors: list[Tensor] = []  # AdamW: first and second moment, laid out like the parameters; SGD: none
         if hyper.optimizer == "sgd":
             return
-        self.vectors = [torch.zeros_like(flat.parameters), torch.zeros_like(flat.parameters)]
+        self.vectors = moments or [torch.zeros_like(parameters), torch.zeros_like(parameters)]
+        tensors: dict[bool, list[Tensor]] = {True: [], False: []}
+        state = {}
+        for start, stop, decayed in parts:
+            tensor = parameters[start:stop]
+            tensor.grad = gradients[start:stop]
+            tensors[decayed].append(tensor)
+            first, second = (vector[start:stop] for vector in self.vectors)
+            state[tensor] = {"step": torch.zeros((), device=tensor.device), "exp_avg": first, "exp_avg_sq": second}
         groups = [
-            {"params": flat.decayed, "weight_decay": hyper.weight_decay},
-            {"params": flat.undecayed, "weight_decay": 0.0},
+            {"params": tensors[True], "weight_decay": hyper.weight_decay},
+            {"params": tensors[False], "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=(hyper.beta1, hyper.beta2), eps=1e-8, fused=True)
-        places = {p.data_ptr(): p for p in (*flat.decayed, *flat.undecayed)}
-        for value, first, second in zip(
-            flat.views(flat.parameters), *(flat.views(v) for v in self.vectors), strict=True
-        ):
-            parameter = places[value.data_ptr()]
-            self._adamw.state[parameter] = {
-                "step": torch.zeros((), device=value.device),
-                "exp_avg": first.view(parameter.shape),
-                "exp_avg_sq": second.view(parameter.shape),
-            }
+        if not parts:
+            return
+        used = [group for group in groups if group["params"]]
+        self._adamw = torch.optim.AdamW(used, lr=0.0, betas=(hyper.beta1, hyper.beta2), eps=1e-8, fused=True)
+        self._adamw.state.update(state)
 
     @torch.no_grad()
     def update(self, rate: float) -> None:
         if self._adamw is None:
-            self._flat.parameters.add_(self._flat.gradients, alpha=-rate)
+            self._parameters.add_(self._gradients, alpha=-rate)
             return
         for group in self._adamw.param_groups:
             group["lr"] = rate

@@ -152,7 +152,23 @@ class Evaluation(Strict):
 
 class Checkpoints(Strict):
     every: int = Field(250, ge=1)  # steps
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1)  # the newest
+    keep_every: int | None = Field(None, ge=1)  # also those whose step is a multiple of this, for ever
+
+
+class Parallel(Strict):
+    """How the trainers share a step's work."""
+
+    parallelism: Literal["replicas", "fsdp"] = "replicas"  # fsdp: one machine, its GPUs hold a part of the model each
+    # The rest is for parameter servers.
+    plan: Literal["auto", "star", "hierarchical"] = "auto"  # auto: what the cost model says (trainer/parallel/cost.py)
+    wire: Literal["fp32", "bf16"] = "fp32"  # how gradients and parameters travel; servers keep fp32
+    synchronization: Literal["step", "local"] = "step"  # local: trainers go `every` steps alone, then meet
+    every: int = Field(1, ge=1)  # steps between two meetings
+
+    def meeting(self, step: int, steps: int) -> int:
+        """How many steps from `step` to the next meeting, in a run of `steps`."""
+        return min(self.every - step % self.every, steps - step)
 
 
 class Cluster(Strict):
@@ -162,6 +178,9 @@ class Cluster(Strict):
     min_workers: int = Field(0, ge=0)
     parameter_servers: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # of each trainer process
+    processes: int = Field(1, ge=1)  # of each trainer machine: one a GPU
+    trainer_gbps: float | None = Field(None, gt=0)  # Gbit/s of a trainer's network; None is not known
+    server_gbps: float | None = Field(None, gt=0)
 
     @property
     def trainers(self) -> int:
@@ -187,6 +206,7 @@ class JobSpec(Strict):
     hyperparameters: Hyperparameters
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    parallel: Parallel = Parallel()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
@@ -199,7 +219,9 @@ class JobSpec(Strict):
         return self
 
 
-def run_id(model: Model, data: Data, fingerprint: str, hyperparameters: Hyperparameters, code: str) -> str:
+def run_id(
+    model: Model, data: Data, fingerprint: str, hyperparameters: Hyperparameters, parallel: Parallel, code: str
+) -> str:
     """The run's name: the model's name and a hash of all that changes the result.
 
     Not in it: where the text lies, how many machines take part, how often is evaluated, launch.
@@ -210,6 +232,7 @@ def run_id(model: Model, data: Data, fingerprint: str, hyperparameters: Hyperpar
         "model": model.to_json(),
         "data": [fingerprint, data.tokens_key()],
         "hyperparameters": parameters,
+        "talk": [parallel.wire, parallel.synchronization, parallel.every],
         "code": code,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -256,6 +279,7 @@ class Status(Strict):
     updated: float  # seconds since the epoch
     started: float | None = None  # when the first step began
     finished: float | None = None
+    traceback: list[str] | None = None  # FAILED by an error of the program: its last lines
 
     @property
     def taken_back(self) -> bool:
@@ -289,7 +313,7 @@ class MachineStatus(Strict):
 
 
 class Record(Strict):
-    """One line of runs/<run>/metrics/*.jsonl: a training step, or an evaluation (validation_loss set)."""
+    """One line of runs/<run>/metrics/*.jsonl: a training step, an evaluation (validation_loss) or a notice."""
 
     step: int  # steps done, so the first record has step 1
     time: float
@@ -301,5 +325,7 @@ class Record(Strict):
     tokens_per_second: float | None = None
     mfu: float | None = None  # fraction of the device's peak; None where the peak is not known
     trainers: int | None = None
+    communication_seconds: float | None = None  # of step_seconds: waiting for gradients and parameters to travel
+    notice_seconds: float | None = None  # a record of its own: from a notice to leave to a whole checkpoint
     skipped: bool | None = None  # a gradient was not finite: the step was not taken
     validation_loss: float | None = None

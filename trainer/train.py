@@ -1,134 +1,163 @@
-"""The training loop: what master and workers compute, together and exactly.
+"""The training loop of a master or worker: what trainers compute, together and exactly.
 
 A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
 until the vote is in, so a member that is lost in between costs the others nothing but the time to notice. Micro-batch
-i of a step goes to member i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
+i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
 who is there changes neither the global batch nor the order of the data.
+
+Who holds parameters and optimizer state, and how gradients are summed, is the engine's: trainer/parallel/.
 """
 
-import gc
-import math
-import time
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainer.batches import PIECE_TOKENS, Batches, Indices, Windows, pieces
-from trainer.checkpoint import Checkpoints, Progress
-from trainer.cluster import Cluster, GroupFailed, Quorum, Stopping
-from trainer.metrics import Metrics
-from trainer.model import Flat, Loss
-from trainer.optimizer import Optimizer, learning_rate, norm
-from trainer.spec import InputError, JobSpec, Record
-from trainer.status import StatusWriter
+from trainer.cluster import Cluster, Quorum
+from trainer.group import GroupFailed
+from trainer.journal import Journal
+from trainer.lighthouse import Stopping
+from trainer.model import Loss
+from trainer.progress import Decision, Progress, decide
+from trainer.spec import JobSpec
 
-NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: in fp16
 FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
-LOG_EVERY = 10.0  # seconds
+
+
+class Engine(Protocol):
+    """One trainer's hold of the model. Any method may raise GroupFailed: then no step was taken."""
+
+    progress: Progress
+    writes: bool  # does the first trainer write records and status?
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the other members must know: "peak", tokens/s or None; "scaled", of the loss; and its own."""
+
+    def restore(self) -> None:
+        """The newest checkpoint's state, before this member joins."""
+
+    def prepare(self, quorum: Quorum) -> bool:
+        """All members are at the same point now; False: that takes another quorum."""
+
+    def start(self, quorum: Quorum) -> None:
+        """The parameters of this point are here, or on their way."""
+
+    def ready(self) -> None:
+        """They are here."""
+
+    def backward_begins(self) -> None:
+        """The step's last backward pass begins: gradients that are final may travel."""
+
+    def backward_ends(self) -> None:
+        """All gradients of this trainer are final."""
+
+    def sum(self, vote: Tensor) -> float:
+        """Gradients, and `vote` in place, are summed over all members. The norm of the summed gradient."""
+
+    def commit(self, decision: Decision, key: str, scaled: bool) -> None:
+        """The step is taken."""
+
+    def abandon(self) -> None:
+        """The group has failed in the middle of a step."""
+
+    def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
+        """A checkpoint of this point, in the background unless `wait`. Whether it is known to be whole."""
+
+    def finish(self, quorum: Quorum) -> bool:
+        """After the last step: the last checkpoint is written, the leader has the model; False: ask again."""
 
 
 @dataclass
 class Training:
-    """One member's part of a run. All state that a step changes is in `flat`, `optimizer` and `progress`."""
+    """One trainer's part of a run."""
 
     spec: JobSpec
-    flat: Flat
+    engine: Engine
+    model: torch.nn.Module
     loss: Loss
-    optimizer: Optimizer
+    zero: Callable[[], object]  # sets the gradients to zero
     batches: Batches
     validation: Windows
     cluster: Cluster
-    checkpoints: Checkpoints
-    metrics: Metrics
-    status: StatusWriter
+    journal: Journal
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
-    peak_speed: float | None  # tokens/s at the device's peak, None if unknown
-    log: Callable[[str], None]
-    report: Callable[..., None]
     stopping: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self.progress = Progress(scale=FP16_SCALE if self.scaled else 1.0)
-        self.vectors: dict[str, Tensor] = {"parameters": self.flat.parameters}
-        self.vectors |= {f"moment{i + 1}": vector for i, vector in enumerate(self.optimizer.vectors)}
-        self.saved = (0, 0)  # step and attempt of the newest checkpoint
         self.leads = False
-        self.last_step, self.started, self.last_line = time.monotonic(), time.time(), 0.0
+
+    @property
+    def progress(self) -> Progress:
+        return self.engine.progress
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Quorum:
         """Train to the last step, or raise Stopping. Returns the last quorum: its first member finishes the run."""
-        steps = self.spec.hyperparameters.steps
-        self.last_step, self.started = time.monotonic(), time.time()
+        self.journal.begin()
         while True:
             if self.stopping():
                 raise Stopping
             try:
-                quorum = self.cluster.quorum(self._identity())
+                quorum = self.cluster.quorum(self.progress.identity, self.engine.told)
+                if not quorum.enough:
+                    continue
                 self.leads = quorum.rank == 0
-                self._agree(quorum)
-                if self._evaluation_due():
+                if not self.engine.prepare(quorum):
+                    continue
+                if self.progress.evaluation_due(self.spec):
                     self._evaluate(quorum)
-                elif self.progress.step >= steps:
-                    return quorum
-                else:
+                elif self.progress.step < self.spec.hyperparameters.steps:
                     self.step(quorum)
+                elif self.engine.finish(quorum):
+                    return quorum
             except GroupFailed as error:
-                self.log(f"step {self.progress.step}: a member was lost ({error}); going on with those that are left")
-                self.report(message="a member was lost: forming a new group")
-                self.status.set(state="RECOVERING", reason="a member was lost: forming a new group")
-
-    def _identity(self) -> tuple[int, int, int]:
-        return self.progress.step, self.progress.evaluations, self.progress.lineage
-
-    def _agree(self, quorum: Quorum) -> None:
-        """Bring members that are behind (new, or restored from a checkpoint) to the state of the furthest one."""
-        states = [member.progress for member in quorum.members]
-        if len(set(states)) == 1 and states[0][0] >= 0:
-            return
-        root = max(range(quorum.size), key=lambda rank: (states[rank][:2], -rank))
-        if states[root][0] < 0:  # the only whole copies were lost in the middle of a transfer
-            self.restore()
-            raise GroupFailed("no member has a whole state; back to the newest checkpoint")
-        if states[0] != states[root] == states[quorum.rank]:
-            self.metrics.fill_in()
-        if quorum.rank != root:
-            self.progress.step = -1  # until all of it has come, this copy is worth nothing
-        progress = self.cluster.broadcast_json(asdict(self.progress), root, quorum.rank)
-        for vector in self.vectors.values():
-            self.cluster.broadcast(vector, root)
-        self.progress = Progress(**progress)
-        self.optimizer.updates = self.progress.updates
-        if quorum.rank != root:
-            self.log(f"took over the state of {quorum.members[root].name} at step {self.progress.step}")
+                self.engine.abandon()
+                self.cluster.failed()
+                self.journal.recovering(self.progress.step, error)
 
     def step(self, quorum: Quorum) -> None:
         """Take one step with these members, or raise GroupFailed and have taken none."""
-        step = self.progress.step
-        vote = self.gradient(step, quorum.rank, quorum.size, quorum.declared)
-        self.cluster.sum(self.flat.gradients)
-        self.cluster.sum(vote)
-        self._commit(quorum, loss=float(vote[0]), tokens=int(vote[1]))
+        engine = self.engine
+        engine.start(quorum)
+        vote = self.gradient(self.progress.step, quorum, engine.backward_begins)
+        engine.backward_ends()
+        norm = engine.sum(vote)
+        decision = decide(self.spec.hyperparameters, self.progress, float(vote[0]), float(vote[1]), norm)
+        engine.commit(decision, quorum.key, self.scaled)
+        writes, waited = engine.writes and self.leads, float(vote[2]) / len(quorum.trainers)
+        self.journal.step(quorum, self.progress, decision, waited, writes=writes)
+        if self.progress.step % self.spec.checkpoints.every == 0:
+            engine.save(quorum.attempt, leads=self.leads)
 
-    def gradient(self, step: int, rank: int, size: int, declared: int) -> Tensor:
-        """flat.gradients = the summed gradient of my micro-batches. Returns float64 [summed loss, tokens]."""
+    def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Tensor:
+        """Adds up the gradients of this trainer's micro-batches of a step, from zero. Without a quorum: of the first's.
+
+        Returns float64 [summed loss, tokens, 0]. before_last: called before the last backward pass.
+        """
         hyper = self.spec.hyperparameters
+        declared = quorum.declared if quorum else self.spec.cluster.trainers
+        rank, size = (quorum.rank, len(quorum.trainers)) if quorum else (0, declared)
         parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
-        self.flat.gradients.zero_()
+        self.zero()
         indices = self.batches.batch(step)
-        vote = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for i in range(rank, len(parts), size):
+        vote = torch.zeros(3, dtype=torch.float64, device=self.device)
+        mine = range(rank, len(parts), size)
+        for i in mine:
             inputs, targets = self._rows(self.batches, indices[parts[i]])
             if hyper.dropout:  # a function of seed, step and index too, so that it does not depend on who computes it
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets, self.progress.scale)
+            if i == mine[-1]:
+                before_last()
             loss.backward()  # type: ignore[no-untyped-call]
-            self.report()  # alive: a step may take long
+            self.journal.report()  # alive: a step may take long
             vote[0] += loss.detach()
             vote[1] += targets.numel()
         return vote
@@ -139,112 +168,37 @@ class Training:
             inputs, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (inputs, targets))
         return inputs, targets
 
-    def _commit(self, quorum: Quorum, loss: float, tokens: int) -> None:
-        """Everyone has the same sum, so everyone decides the same and gets the same parameters."""
-        hyper, progress = self.spec.hyperparameters, self.progress
-        divisor = tokens * progress.scale
-        gradient_norm = norm(self.flat.gradients) / divisor
-        finite = math.isfinite(gradient_norm) and math.isfinite(loss)
-        rate = learning_rate(hyper, progress.step)
-        if finite:
-            clip = min(1.0, hyper.gradient_clip / (gradient_norm + 1e-6)) if hyper.gradient_clip else 1.0
-            self.flat.gradients.mul_(clip / divisor)
-            self.optimizer.update(rate)
-        progress.count(finite, self.scaled)
-        if progress.skipped >= NOT_FINITE[self.scaled]:
-            raise InputError(
-                f"the gradient was not finite for {progress.skipped} steps in a row up to step {progress.step};"
-                " lower hyperparameters.learningRate or raise warmupSteps"
-            )
-        progress.lineage = zlib.crc32(f"{progress.lineage}/{quorum.key}/{progress.step}".encode())
-        self._after_step(quorum, loss / tokens, rate, gradient_norm, tokens, finite)
-
-    def _after_step(
-        self, quorum: Quorum, loss: float, rate: float, gradient_norm: float, tokens: int, finite: bool
-    ) -> None:
-        progress, leads = self.progress, quorum.rank == 0
-        now = time.monotonic()
-        seconds, self.last_step = now - self.last_step, now
-        self.cluster.stepped(seconds)
-        if progress.updates == 1:
-            gc.collect()
-            gc.freeze()  # nothing older than the first step is garbage: no long collections in the middle of a step
-        speed = tokens / seconds
-        self.report(step=progress.step, message="training")
-        attempt = self.cluster.attempt
-        self.status.set(
-            leads=leads, state="RUNNING", reason="", step=progress.step, attempt=attempt, started=self.started
-        )
-        self.metrics.add(
-            Record(
-                step=progress.step,
-                time=time.time(),
-                attempt=attempt,
-                loss=loss if math.isfinite(loss) else None,
-                learning_rate=rate,
-                gradient_norm=gradient_norm if finite else None,
-                step_seconds=seconds,
-                tokens_per_second=speed,
-                mfu=speed / (self.peak_speed * quorum.size) if self.peak_speed else None,
-                trainers=quorum.size,
-                skipped=None if finite else True,
-            ),
-            leads=leads,
-        )
-        if leads and now - self.last_line > LOG_EVERY:
-            self.last_line = now
-            self.log(f"step {progress.step}: loss {loss:.4f}, {speed:,.0f} tokens/s, {quorum.size} trainers")
-        if leads and progress.step % self.spec.checkpoints.every == 0:
-            self.save(wait=False)
-
     # -- evaluation ------------------------------------------------------------------------------------------------
 
-    def _evaluation_due(self) -> bool:
-        step = self.progress.step
-        due = step % self.spec.evaluation.every == 0 or step == self.spec.hyperparameters.steps
-        return step > 0 and due and self.progress.evaluations < step
-
     def _evaluate(self, quorum: Quorum) -> None:
-        """Mean loss of the held-out windows, in nats, computed by all members together."""
+        """Mean loss of the held-out windows, in nats, computed by all trainers together."""
         windows = self.validation.first(self.spec.evaluation.sequences)
         rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
+        self.engine.start(quorum)
+        self.engine.ready()
         vote = torch.zeros(2, dtype=torch.float64, device=self.device)
-        self.flat.model.eval()
+        self.model.eval()
         with torch.no_grad():
-            for part in parts[quorum.rank :: quorum.size]:
+            for part in parts[quorum.rank :: len(quorum.trainers)]:
                 inputs, targets = self._rows(self.validation, part)
                 vote[0] += self.loss(inputs, targets, 1.0)
                 vote[1] += targets.numel()
-        self.flat.model.train(self.spec.hyperparameters.dropout > 0)
-        self.cluster.sum(vote)
-        progress, mean = self.progress, float(vote[0] / vote[1])
-        progress.evaluations, progress.validation_loss = progress.step, mean
-        progress.lineage = zlib.crc32(f"{progress.lineage}/{quorum.key}/evaluated".encode())
-        self.last_step = time.monotonic()  # so that the next step's speed is its own
-        record = Record(step=progress.step, time=time.time(), attempt=self.cluster.attempt, validation_loss=mean)
-        self.metrics.add(record, leads=quorum.rank == 0)
-        if quorum.rank == 0:
-            self.log(f"step {progress.step}: validation loss {mean:.4f}, perplexity {math.exp(min(mean, 20)):.1f}")
+        self.model.train(self.spec.hyperparameters.dropout > 0)
+        vote = vote.to(quorum.group.device)
+        quorum.group.sum(vote)
+        self.progress.evaluated(float(vote[0] / vote[1]))
+        self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
+    # -- leaving ---------------------------------------------------------------------------------------------------
 
-    def save(self, *, wait: bool) -> None:
-        """Of this step, once. `wait`: return when it is written, else it is written while training goes on."""
-        if wait:
-            self.checkpoints.wait()
-        if self.saved != (self.progress.step, self.cluster.attempt):
-            self.saved = (self.progress.step, self.cluster.attempt)
-            self.checkpoints.save(self.vectors, self.progress, self.saved[1], self.flat.layout, self.metrics.flush)
-        if wait:
-            self.checkpoints.wait()
-
-    def restore(self) -> None:
-        """The newest whole checkpoint, if there is one; else the state that the seed gives."""
-        progress = self.checkpoints.restore(self.vectors, self.flat.layout)
-        if progress is not None:
-            self.progress = progress
-            self.optimizer.updates = progress.updates
-            self.log(f"restored the checkpoint of step {progress.step}")
-        elif self.progress.step < 0:
-            raise RuntimeError("no whole copy of the parameters is left and no checkpoint: start again from the seed")
+    def leave(self, since_told: Callable[[], float]) -> None:
+        """Let the others go on at once; then write a checkpoint, if this trainer is the one that has to."""
+        attempt = self.cluster.attempt
+        if not self.engine.writes:
+            self.cluster.leave(self.progress.identity, self.engine.told)  # the servers write one now
+        self.cluster.close()
+        if self.progress.step > 0 and self.engine.save(attempt, leads=self.leads, wait=True):
+            seconds = since_told()
+            self.journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
+            self.journal.notice(self.progress, attempt, seconds)

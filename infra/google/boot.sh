@@ -69,8 +69,8 @@ last_words() { # as a MachineStatus (trainer/spec.py), unless the newest contain
         \"heartbeat\": $EPOCHSECONDS, \"started\": $booted, \"host\": \"$HOSTNAME\"}"
 }
 
-# Without a master the run cannot end the machines at its end; so they end now. A worker or server that is missing is no
-# reason to end the others: it stays idle until the master or the deadline ends it.
+# Without a master the run cannot end the machines at its end; so they end now. Only the master may do that: this VM of
+# a worker or server stays until the master or the deadline ends it. Without a server the others wait, and say so.
 give_up() {
     local job jobs base=${CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER:-https://cloudscheduler.googleapis.com/v1/}
     say "gave up: $*"

@@ -23,6 +23,11 @@ class MachineType:
     def family(self) -> str:
         return self.name.split("-")[0]
 
+    @property
+    def gbps(self) -> float | None:
+        """Gbit/s that it sends at most: of N1, 2 for each vCPU and 32 in all. None where this table does not know."""
+        return min(2.0 * self.vcpus, 32.0) if self.family == "n1" else None
+
 
 @dataclass(frozen=True)
 class Accelerator:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.data_lock import lock_path, read_lock
-from infra.google.rules import machine_type
+from infra.google.rules import accelerator, machine_type
 from infra.preflight import text_problems
 from trainer import spec
 
@@ -89,9 +89,19 @@ def place(config: "StackConfig") -> "Placed":
     start = config.file.model.initialize
     if config.file.data.tokenizer == "checkpoint":
         data["vocabulary_path"] = start
-    # Hyperthreads do not help matrix products: one thread for each core. Every role computes alike in a run.
-    threads = max(1, min(machine_type(config, role).vcpus for role in _trainers(config)) // 2)
-    return Placed(fingerprint, data, start, start, threads)
+    trainers = [machine_type(config, role) for role in _trainers(config)]
+    processes = accelerator(config, "master")[1] if config.file.parallel.parallelism == "fsdp" else 1
+    # Hyperthreads do not help matrix products: one thread for each core. All trainers of a run compute alike.
+    cluster: dict[str, Any] = {"threads": max(1, min(machine.vcpus for machine in trainers) // 2 // processes)}
+    if processes > 1:
+        cluster["processes"] = processes
+    if config.servers:  # the cost model alone asks how fast the network is
+        known = [machine.gbps for machine in trainers if machine.gbps is not None]
+        if len(known) == len(trainers):
+            cluster["trainer_gbps"] = min(known)
+        if (gbps := machine_type(config, "ps").gbps) is not None:
+            cluster["server_gbps"] = gbps
+    return Placed(fingerprint, data, start, start, cluster)
 
 
 def text_object(config: "StackConfig", fingerprint: str) -> str:

@@ -73,6 +73,11 @@ def stack_problems(config: "StackConfig") -> list[str]:
     if not own and not region:  # the rest would follow from these
         own = _zone_problems(config) + _limit_problems(config)
     own += _capacity_problems(config.file.machines, config) + _other_problems(config)
+    if not own and config.file.parallel.parallelism == "fsdp" and (found := accelerator(config, "master")[1]) < 2:
+        own.append(
+            f"parallel.parallelism: fsdp shares a model among the GPUs of one machine, and the master has {found}; use"
+            " machines.accelerator.count 2 or more, or a masterType with several built in, for example a2-highgpu-2g"
+        )
     return names + region + [f"gpt2-training:{problem}" for problem in own]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import platform
 import re
 import shutil
@@ -53,8 +54,19 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.preflight.shutil.which", lambda name: None)
+def give_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many GPUs this machine has, as its driver's tool tells; none to begin with."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def give(count: int) -> None:
+        lines = [f"echo 'GPU {i}: NVIDIA H100 80GB HBM3 (UUID: GPU-{i})'; echo '  MIG 1g.10gb'" for i in range(count)]
+        tool.write_text("\n".join(["#!/bin/sh", *(lines or ["echo 'No devices were found'; exit 6"]), ""]))
+        tool.chmod(0o755)
+
+    give(0)
+    return give
 
 
 def problems(everything: dict[str, Any], root: Path) -> list[str]:
@@ -94,8 +106,10 @@ HYPER = "trainingInput.hyperparameters"
         ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
         ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
         ("trainingInput.minWorkers", 2, "found 2, more than the 1 workers there will be; use at most 1"),
-        ("trainingInput.parameterServerCount", 1, "found 1, but parameter servers are not there yet; use scaleTier"),
-        ("trainingInput.scaleTier", "BASIC", None),
+        ("parallel.parallelism", "fsdp", "there are 1 workers and 1 parameter servers; use 0 of both, or parallelism"),
+        ("parallel.plan", "ring", "found 'ring', must be one of auto, star, hierarchical"),
+        ("parallel.every", 2, "found 2, but trainers meet at every step; add synchronization: local, or remove it"),
+        ("checkpoints.keepEvery", 300, "found 300, must be a multiple of checkpoints.every, 250; use 250"),
         ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
         ("trainingInput.workerCount", 16, None),
         (f"{HYPER}.batchSize", 1, "found 1, less than the 2 trainers (master and 1 workers); use at least 2"),
@@ -179,7 +193,11 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
     everything = values() | {"model": {"size": "gpt2"}}
     (line,) = problems(everything, root)
-    assert re.search(r"checkpoints\.keep: .* need 4\.4 GB in artifacts/local, and 0\.0 GB are free; make room", line)
+    assert re.search(
+        r"checkpoints\.keep: 2 checkpoints, .* need 4\.4 GB in artifacts/local, and 0\.0 GB are free; make room", line
+    )
+    (line,) = problems(everything | {"checkpoints": {"keepEvery": 250}}, root)
+    assert re.search(r"checkpoints\.keep: 6 checkpoints, .* need 8\.5 GB", line)
     (root / "artifacts/local/runs").mkdir(parents=True)
     monkeypatch.undo()
     run = config.job_spec(config.load(everything, "local", root)).run
@@ -190,11 +208,14 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    (line,) = problems(values(), root)
-    assert line.startswith("gpt2-training:trainingInput.workerCount: found 1, but torchft")
-    assert "arm64" in line
-    assert line.endswith("use 0")
-    config.job_spec(config.load(changed("trainingInput.workerCount", 0), "local", root))
+    found = problems(values(), root)
+    for line, key in zip(found, ("workerCount", "parameterServerCount"), strict=True):
+        assert line.startswith(f"gpt2-training:trainingInput.{key}: found 1, but torchft")
+        assert "arm64" in line
+        assert line.endswith("use 0")
+    alone = changed("trainingInput.workerCount", 0)
+    alone["trainingInput"]["parameterServerCount"] = 0
+    config.job_spec(config.load(alone, "local", root))
 
 
 def test_stacks_that_are_not_there(root: Path) -> None:
@@ -251,8 +272,8 @@ def test_the_committed_stack_file(root: Path) -> None:
     read = config.from_file("local", root)
     job = config.job_spec(read, cores=8)
     assert job.run.startswith("gpt2-4x128-")
-    assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker")]
-    assert job.cluster.threads == 4
+    assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker"), ("ps-0", "ps")]
+    assert job.cluster.threads == 4  # servers compute while trainers wait, and get no cores of their own
     assert job.data.path == f"data/{spec.fingerprint(root / 'data/default.txt')}/default.txt"
     assert read.words() == values()
     assert config.division(read) is None
@@ -265,6 +286,8 @@ def test_what_changes_the_run_and_what_does_not(root: Path) -> None:
 
     same = run("launch", 1)
     assert {run("launch", 2), run("trainingInput.workerCount", "3"), run("checkpoints.every", 10)} == {same}
+    assert {run("trainingInput.parameterServerCount", count) for count in (0, 2)} == {same}
+    assert run("parallel.wire", "bf16") != same
     assert run(f"{HYPER}.learningRate", 0.004) != same
     assert run("data.vocabularySize", 512) != same
     (root / "trainer" / "code.py").write_text("raise\n")
@@ -277,13 +300,96 @@ def test_presets_and_quoted_counts(root: Path) -> None:
     training = {"scaleTier": "CUSTOM", "masterType": "n1-highmem-16", "workerCount": "10", "parameterServerCount": "0"}
     training_input = training | {"hyperparameters": parameters}
     assert config.load(values() | {"trainingInput": training_input}, "local", root).workers == 10
+    twice = training_input | {"scaleTier": "BASIC"}
+    for line in problems(values() | {"trainingInput": twice}, root):
+        assert re.match(
+            r"gpt2-training:trainingInput\.\w+Count: scaleTier BASIC sets it; remove one, or use CUSTOM", line
+        )
     for tier in ("BASIC", "BASIC_GPU"):
         training_input = {"scaleTier": tier, "hyperparameters": parameters}
         assert config.load(values() | {"trainingInput": training_input}, "local", root).workers == 0
     training_input = {"scaleTier": "STANDARD_1", "hyperparameters": parameters}
-    (line,) = problems(values() | {"trainingInput": training_input}, root)
-    assert "STANDARD_1 with 3 parameter servers" in line
-    assert "use scaleTier: CUSTOM with workerCount: 4 alone" in line
+    read = config.load(values() | {"trainingInput": training_input}, "local", root)
+    assert (read.workers, read.servers) == (4, 3)
+
+
+def shared(training: dict[str, Any], **parallel: Any) -> dict[str, Any]:
+    """The committed values with other machines, and how they share the work."""
+    everything = values() | {"parallel": parallel}
+    everything["trainingInput"] = everything["trainingInput"] | training
+    return everything
+
+
+ALONE = {"workerCount": 0, "parameterServerCount": 0}
+
+
+@pytest.mark.parametrize(
+    ("everything", "said"),
+    [
+        (
+            shared({"parameterServerCount": 0}, plan="star", wire="bf16"),
+            [
+                "parallel.plan: found star, and there are no parameter servers that it could mean",
+                "parallel.wire: found bf16, and there are no parameter servers that it could mean",
+            ],
+        ),
+        (shared({}, synchronization="local"), ["parallel.every: found 1, but with synchronization: local it is"]),
+        (shared({"workerCount": 0}, parallelism="fsdp"), ["parallel.parallelism: fsdp shares a model among the GPUs"]),
+        (
+            shared({"parameterServerCount": 0}, synchronization="local", every=50),
+            ["parallel.synchronization: local needs parameter servers"],
+        ),
+        (
+            shared({}, synchronization="local", every=40),
+            [
+                "evaluation.every: found 100, must be a multiple of parallel.every, 40; use 80",
+                "checkpoints.every: found 250, must be a multiple of parallel.every, 40; use 240",
+            ],
+        ),
+        (
+            shared({}, synchronization="local", every=400),
+            ["evaluation.every: found 100, must be a multiple of parallel.every, 400; use 400", "checkpoints.every: "],
+        ),
+        (
+            shared({"hyperparameters": {"optimizer": "sgd", "sequenceLength": 8}}, synchronization="local", every=50),
+            ["trainingInput.hyperparameters.optimizer: found sgd, but parallel.synchronization: local is for adamw"],
+        ),
+    ],
+)
+def test_ways_to_share_the_work_that_do_not_fit(root: Path, everything: dict[str, Any], said: list[str]) -> None:
+    found = problems(everything, root)
+    assert len(found) == len(said), found
+    for line, start in zip(found, said, strict=True):
+        assert line.startswith(f"gpt2-training:{start}")
+        assert "\n" not in line
+
+
+def test_ways_to_share_the_work_that_fit(root: Path) -> None:
+    everything = shared({}, plan="hierarchical", wire="bf16", synchronization="local", every=50)
+    everything["checkpoints"] = {"every": 250, "keepEvery": 500}
+    job = config.job_spec(config.load(everything, "local", root))
+    assert (job.parallel.plan, job.parallel.every, job.checkpoints.keep_every) == ("hierarchical", 50, 500)
+    assert (job.cluster.parameter_servers, job.cluster.trainer_gbps) == (1, None)  # nobody knows how fast it is here
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], count: int) -> None:
+    give_gpus(count)
+    (line,) = problems(shared(ALONE, parallelism="fsdp"), root)
+    assert line == (
+        "gpt2-training:parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has"
+        f" {count}; use replicas"
+    )
+
+
+def test_fsdp_is_a_process_for_each_gpu(root: Path, give_gpus: Callable[[int], None]) -> None:
+    give_gpus(4)
+    everything = shared(ALONE, parallelism="fsdp")
+    job = config.job_spec(config.load(everything, "local", root), cores=8)
+    assert (job.cluster.processes, job.cluster.threads) == (4, 2)
+    give_gpus(2)
+    other = config.job_spec(config.load(everything, "local", root), cores=8)
+    assert (other.run, other.cluster.processes) == (job.run, 2)
 
 
 def test_the_least_number_of_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
@@ -328,7 +434,13 @@ def test_too_many_trainers_for_the_memory(root: Path) -> None:
     wanted["trainingInput"]["hyperparameters"]["batchSize"] = 901
     (root / "data" / "default.txt").write_text(TEXT * 100)
     (line,) = problems(wanted, root)
-    assert re.search(r"workerCount: 901 trainers .* GB of memory, and this machine has \d+; use fewer workers", line)
+    said = r"workerCount: 901 trainers and 1 parameter servers of .* GB of memory, and this machine has \d+; use fewer"
+    assert re.search(said, line)
+
+
+def test_too_many_parameter_servers_for_the_memory(root: Path) -> None:
+    (line,) = problems(changed("trainingInput.parameterServerCount", 1000), root)
+    assert re.search(r"2 trainers and 1000 parameter servers of this model need about 6\d\d GB", line)
 
 
 def test_a_start_checkpoint_counts_by_its_content(root: Path) -> None:

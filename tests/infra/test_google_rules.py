@@ -51,6 +51,7 @@ def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list
 
 ACCELERATOR = "machines.accelerator"
 V100 = {"type": "nvidia-tesla-v100", "count": 2}
+ALONE = {"trainingInput.workerCount": 0, "trainingInput.parameterServerCount": 0}
 PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
 
 
@@ -94,6 +95,12 @@ PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
         ({"data.path": "gs://b/o.txt"}, "data.path", "run `python -m scripts.upload_data gs://b/o.txt`"),
         ({"model": {"initialize": "gpt2"}}, "model.initialize", "the machines have no internet; set network.nat: true"),
         ({"trainingInput.scaleTier": "BASIC"}, "trainingInput.masterType", "scaleTier BASIC sets it"),
+        ({"parallel.parallelism": "fsdp"}, "parallel.parallelism", "there are 10 workers and 3 parameter servers; use"),
+        (
+            {"parallel.parallelism": "fsdp", "machines.spot": ...} | ALONE,
+            "parallel.parallelism",
+            "and the master has 1; use machines.accelerator.count 2 or more, or a masterType with several built in",
+        ),
     ],
 )
 def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[str, Any], key: str, said: str) -> None:
@@ -250,6 +257,32 @@ def test_capacity_by_waiting_or_reservation(root: Path) -> None:
     plan = {group.role: group.template for group in machines.groups(read, config.job_spec(read))}
     assert plan["worker"]["reservation_affinity"]["specific_reservation"]["values"] == ["mine"]
     assert "reservation_affinity" not in plan["ps"]
+
+
+def test_fsdp_is_a_process_for_each_gpu_of_the_master(root: Path) -> None:
+    fsdp = {"parallel.parallelism": "fsdp", "machines.spot": ..., **ALONE}
+    job = config.job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 4}), root))
+    assert (job.cluster.processes, job.cluster.threads) == (4, 2)
+    two = config.job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 2}), root))
+    assert (two.run, two.cluster.processes) == (job.run, 2)
+    built_in = {**fsdp, "machines.accelerator": ..., "trainingInput.masterType": "a2-highgpu-8g", "limits": {}}
+    assert config.job_spec(load(changed(built_in), root)).cluster.processes == 8
+
+
+def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root: Path) -> None:
+    def gbps(changes: dict[str, Any]) -> tuple[float | None, float | None]:
+        cluster = config.job_spec(load(changed(changes), root)).cluster
+        return cluster.trainer_gbps, cluster.server_gbps
+
+    assert gbps({}) == (32, 16)
+    assert gbps({"trainingInput.workerType": "n1-standard-4"}) == (8, 16)  # the slowest trainer counts
+    assert gbps({"trainingInput.parameterServerType": "n1-standard-32"}) == (32, 32)
+    assert gbps({"trainingInput.parameterServerType": "g2-standard-8", "limits": {}}) == (32, None)
+    assert gbps({"trainingInput.parameterServerCount": 0}) == (None, None)
+    large = {f"trainingInput.{role}Type": "a2-highgpu-1g" for role in ("master", "worker")}
+    assert gbps({**large, "machines.accelerator": ..., "limits": {}}) == (None, 16)
+    runs = {config.job_spec(load(changed(ps), root)).run for ps in ({}, {"trainingInput.parameterServerCount": 0})}
+    assert len(runs) == 1
 
 
 def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:

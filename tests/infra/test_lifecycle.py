@@ -16,7 +16,7 @@ from infra.local import processes
 from .conftest import CHECKOUT, Project
 
 pytestmark = pytest.mark.slow
-BOTH = {"master-0", "worker-0"}
+ALL = {"master-0", "worker-0", "ps-0"}
 
 
 def marked(project: Project) -> list[psutil.Process]:
@@ -31,14 +31,14 @@ def leave(project: Project) -> None:
 def test_up_again_destroy_and_up_again(project: Project) -> None:
     project.up()
     assert (project.root / "Pulumi.local.yaml").read_text() == (CHECKOUT / "Pulumi.local.yaml").read_text()
-    assert project.living() == BOTH
+    assert project.living() == ALL
     assert project.status().state == "PROVISIONING"
-    pids = {name: project.pid(name) for name in BOTH}
+    pids = {name: project.pid(name) for name in ALL}
     environment = psutil.Process(pids["worker-0"]).environ()
     assert not [name for name in environment if name.startswith("PULUMI_")]
 
     project.up("--expect-no-changes")
-    assert {name: project.pid(name) for name in BOTH} == pids
+    assert {name: project.pid(name) for name in ALL} == pids
 
     project.set_status(state="RUNNING", step=7)
     project.destroy()
@@ -49,7 +49,7 @@ def test_up_again_destroy_and_up_again(project: Project) -> None:
     project.destroy()
 
     project.up()
-    assert project.living() == BOTH
+    assert project.living() == ALL
     assert (project.status().state, project.status().step) == ("PROVISIONING", 7)
 
 
@@ -62,10 +62,10 @@ def test_a_dead_machine_is_seen_and_started_again(project: Project) -> None:
     master = project.pid("master-0")
 
     project.up()
-    assert project.living() == BOTH
+    assert project.living() == ALL
     assert project.pid("master-0") == master
     assert project.steps() == {}
-    assert len(marked(project)) == 4  # no orphan is left of the dead one
+    assert len(marked(project)) == 2 * len(ALL)  # no orphan is left of the dead one
 
     os.kill(project.pid("worker-0"), signal.SIGKILL)
     project.run("refresh", "--yes", "--skip-preview")
@@ -91,28 +91,28 @@ def test_previews_show_what_a_change_does(project: Project) -> None:
     project.edit("workerCount: 1", "workerCount: 2")
     assert project.steps() == {"training": "update", "job": "update", "worker-1": "create"}
     changes = [line.strip() for line in project.run("preview", "--diff").splitlines() if "=>" in line]
-    assert [" ".join(line.split()) for line in changes] == ["~ workerCount : 1 => 2", "~ workers: 1 => 2"]
-    pids = {name: project.pid(name) for name in BOTH}
+    assert [" ".join(line.split()) for line in changes] == ["~ workerCount : 1 => 2", "~ workers : 1 => 2"]
+    pids = {name: project.pid(name) for name in ALL}
     project.up()
-    assert project.living() == {*BOTH, "worker-1"}
-    assert {name: project.pid(name) for name in BOTH} == pids
+    assert project.living() == {*ALL, "worker-1"}
+    assert {name: project.pid(name) for name in ALL} == pids
 
     project.edit("workerCount: 2", "workerCount: 1")
     project.up()
-    assert project.living() == BOTH
+    assert project.living() == ALL
     old = project.job().run
 
     project.edit("learningRate: 0.003", "learningRate: 0.004")
     new = project.job().run
     steps = project.steps()
     assert steps["training"] == "update"
-    assert {steps[name] for name in ("job", *BOTH)} <= {"replace", "create-replacement", "delete-replaced"}
+    assert {steps[name] for name in ("job", *ALL)} <= {"replace", "create-replacement", "delete-replaced"}
     changes = [" ".join(line.split()) for line in project.run("preview", "--diff").splitlines() if "=>" in line]
     assert "~ learningRate : 0.003 => 0.004" in changes
     assert {line.split(" ")[1] for line in changes} == {"learningRate", "path", "run", "model"}
     project.up()
-    assert project.living() == BOTH
-    assert len(marked(project)) == 4
+    assert project.living() == ALL
+    assert len(marked(project)) == 2 * len(ALL)
     assert f"replaced by {new}" in (project.bucket / "runs" / old / "status.json").read_text()
 
 
@@ -126,7 +126,7 @@ def test_a_failed_run_waits_for_a_raised_launch(project: Project) -> None:
     project.edit("launch: 1", "launch: 2")
     project.up()
     assert (project.status().state, project.status().launch, project.status().step) == ("PROVISIONING", 2, 30)
-    assert project.living() == BOTH
+    assert project.living() == ALL
 
 
 def test_destroy_ends_what_ignores_sigterm_and_what_no_state_knows(project: Project) -> None:
@@ -150,8 +150,8 @@ def test_up_after_everything_was_deleted_by_hand(project: Project) -> None:
     project.up()
     shutil.rmtree(project.bucket)
     project.up()
-    assert project.living() == BOTH
-    assert len(marked(project)) == 4
+    assert project.living() == ALL
+    assert len(marked(project)) == 2 * len(ALL)
     assert project.status().state == "PROVISIONING"
 
 
@@ -171,8 +171,8 @@ def test_an_interrupted_up_can_be_repeated(project: Project) -> None:
     held.close()
     project.run("cancel", "--yes")  # Pulumi's own lock stays when it is killed
     project.up()
-    assert project.living() == BOTH
-    assert len(marked(project)) == 4
+    assert project.living() == ALL
+    assert len(marked(project)) == 2 * len(ALL)
     project.up("--expect-no-changes")
 
 

@@ -55,7 +55,8 @@ def test_what_a_stack_declares(stack: config.StackConfig, job: JobSpec, preview:
     pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model.apply(models.append))()
     assert next(iter(mocks.seen)) == "TrainingRun training"
     assert set(mocks.seen) == {
-        *("TrainingRun training", "Bucket bucket", "Text text", "Job job", "Machine master-0", "Machine worker-0")
+        *("TrainingRun training", "Bucket bucket", "Text text", "Job job"),
+        *("Machine master-0", "Machine worker-0", "Machine ps-0"),
     }
     assert plain(mocks.seen["TrainingRun training"]) == stack.words()
     assert JobSpec.model_validate(plain(mocks.seen["Job job"]["spec"])) == job
@@ -106,6 +107,16 @@ def test_declaring_launch_2(
     storage = open_storage(stack.bucket)
     assert json.loads(storage.read("current.json")) == {"run": job.run, "launch": 2}
     assert JobSpec.model_validate_json(storage.read(f"runs/{job.run}/job.json")) == job
+
+
+def test_a_new_launch_forgets_how_the_last_one_failed(stack: config.StackConfig, job: JobSpec) -> None:
+    put(
+        stack, job, state="FAILED", step=9, reason="ps-0: IndexError", traceback=["Traceback", "IndexError"], finished=1
+    )
+    JobProvider().create(props(stack, job.model_copy(update={"launch": 2})))
+    status = read_status(open_storage(stack.bucket), job.run)
+    assert status is not None
+    assert (status.step, status.reason, status.traceback, status.finished) == (9, "", None, None)
 
 
 def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: JobSpec) -> None:

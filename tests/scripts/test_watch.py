@@ -42,7 +42,7 @@ class FakeRun:
         self.out = io.StringIO()
         self.records: list[Record] = []
 
-    def declare(self, launch: int = 1, workers: int = 1) -> None:
+    def declare(self, launch: int = 1, workers: int = 1, servers: int = 0) -> None:
         spec = JobSpec(
             run=RUN,
             launch=launch,
@@ -51,7 +51,7 @@ class FakeRun:
             fingerprint="0" * 16,
             code="0" * 16,
             hyperparameters=Hyperparameters(steps=STEPS, sequence_length=128),
-            cluster=Cluster(workers=workers),
+            cluster=Cluster(workers=workers, parameter_servers=servers),
         )
         self.put("job.json", spec.to_json())
         self.storage.write("current.json", json.dumps({"run": RUN, "launch": launch}).encode())
@@ -65,7 +65,7 @@ class FakeRun:
         self.put("status.json", Status(state=state, updated=self.now, **further).to_json())
 
     def machine(self, name: str, state: str = "running", *, ago: float = 0, **further: Any) -> None:
-        role = "master" if name.startswith("master") else "worker"
+        role = name.partition("-")[0]
         status = MachineStatus(
             name=name,
             role=role,
@@ -143,6 +143,26 @@ def test_one_picture_says_how_the_run_stands(run: FakeRun) -> None:
     assert re.search(r"worker-0\s+running\s+400\s+0 s ago\s+500 MB", text)
     assert "log of master-0\n  tokens are ready\n  step 400\n" in text
     assert re.search("[\u2801-\u28ff]", text), "no curve"
+
+
+def test_a_parameter_server_is_shown_like_the_others(run: FakeRun) -> None:
+    running(run)
+    run.declare(servers=2)
+    run.machine("ps-0", step=400, memory_mb=620, message="holds 0.8 M of 0.8 M parameters")
+    assert run.watch(once=True) == 0
+    assert re.search(r"master-0 .*\n\s*worker-0 .*\n\s*ps-0\s+running\s+400\s+0 s ago\s+620 MB\s+holds 0.8 M", run.text)
+    assert re.search(r"ps-1\s+not there yet", run.text)
+    assert "RUNNING  2 trainers" in run.text
+
+
+def test_a_notice_is_no_step(run: FakeRun) -> None:
+    running(run)
+    run.now += 2
+    leaving = Record(step=400, time=run.now, attempt=1, notice_seconds=1.5)
+    run.metrics([leaving], "attempt-1-master-0-00001")
+    run.metrics([leaving.model_copy(update={"step": 401})], "attempt-1-master-0-00002")
+    snapshot = RunFiles(run.storage, RUN, lambda: run.now).read()
+    assert (snapshot.steps[-1].step, snapshot.steps[-1].loss, snapshot.unreadable) == (400, 4.25, 0)
 
 
 def test_mfu_is_shown_where_it_is_known(run: FakeRun) -> None:
@@ -253,6 +273,20 @@ def test_a_failure_comes_with_its_reason_and_the_last_words(run: FakeRun) -> Non
     assert run.text.endswith(
         "last words of worker-0 (exit 1: RuntimeError: loss):\n  Traceback\n  RuntimeError: loss\n"
     )
+
+
+def test_a_crash_of_the_program_shows_the_end_of_its_traceback(run: FakeRun) -> None:
+    running(run)
+    frames = [part for i in range(18) for part in (f'  File "model.py", line {i}, in forward', "    return f(x)")]
+    traceback = ["Traceback (most recent call last):", *frames, "IndexError: index out of range in self"]
+    reason = "ps-0: IndexError: index out of range in self"
+    run.status("FAILED", step=400, attempt=1, finished=START, reason=reason, traceback=traceback)
+    run.machine("ps-0", "failed", log=["before it", *traceback])
+    assert run.watch() == 1
+    assert f"{RUN} FAILED at step 400 of 1,000: {reason}\n" in run.text
+    assert run.text.endswith("line 17, in forward\n      return f(x)\n  IndexError: index out of range in self\n")
+    assert run.text.count("in forward") == 9
+    assert "last words" not in run.text
 
 
 def test_a_stopped_run_says_why_and_how_to_go_on(run: FakeRun) -> None:

@@ -51,7 +51,7 @@ class Run:
             "cluster": {"workers": 0, "threads": 1},
         }  # fmt: skip
         for key, value in overrides.items():
-            fields[key] = {**fields[key], **value} if isinstance(value, dict) and key != "model" else value
+            fields[key] = {**fields.get(key, {}), **value} if isinstance(value, dict) and key != "model" else value
         self.spec = JobSpec.model_validate(fields)
         self.write_spec()
         self.machines: dict[str, subprocess.Popen[bytes]] = {}

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,19 +13,21 @@ import pytest
 import torch
 
 from trainer import cluster as cluster_module
-from trainer.cluster import Cluster, GroupFailed, Quorum, Stopping
+from trainer import lighthouse, spec
+from trainer.cluster import Cluster, Identity, Quorum
+from trainer.group import GroupFailed
 from trainer.lease import Lease
+from trainer.lighthouse import Stopping
 from trainer.storage import Storage, open_storage
 
 T = TypeVar("T")
-START = (0, 0, 0)
 PATIENCE = 60.0  # seconds for anything to happen on a busy machine
 
 
 class Member:
     """A machine: its Cluster, what it said, and a thread of its own."""
 
-    def __init__(self, storage: Storage, name: str, trainers: int, least: int = 1) -> None:
+    def __init__(self, storage: Storage, name: str, declared: spec.Cluster) -> None:
         self.name, self.stop = name, threading.Event()
         self.said: list[str] = []
         self.thread = ThreadPoolExecutor(1)
@@ -32,8 +35,7 @@ class Member:
             storage,
             "a-run",
             name,
-            trainers=trainers,
-            least=least,
+            declared=declared,
             address="127.0.0.1",
             device=torch.device("cpu"),
             log=self.said.append,
@@ -47,8 +49,12 @@ class Member:
     def join(self) -> "Future[None]":
         return self.start(self.cluster.join, 0.0)
 
-    def quorum(self, step: int = 0) -> "Future[Quorum]":
-        return self.start(self.cluster.quorum, (step, 0, 0))
+    def quorum(self, step: int = 0, told: Any = None) -> "Future[Quorum]":
+        return self.start(self.cluster.quorum, (step, 0, 0), told)
+
+
+def declare(trainers: int, servers: int = 0, least: int = 1) -> spec.Cluster:
+    return spec.Cluster(workers=trainers - 1, parameter_servers=servers, min_workers=least - 1)
 
 
 class Machines:
@@ -58,8 +64,8 @@ class Machines:
         self.storage = storage
         self.all: list[Member] = []
 
-    def add(self, name: str, trainers: int, least: int = 1) -> Member:
-        self.all.append(Member(self.storage, name, trainers, least))
+    def add(self, name: str, trainers: int = 1, servers: int = 0, least: int = 1) -> Member:
+        self.all.append(Member(self.storage, name, declare(trainers, servers, least)))
         return self.all[-1]
 
     def end(self) -> None:
@@ -77,8 +83,8 @@ class Machines:
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
     """Time runs faster here: what takes 15 seconds takes two."""
-    monkeypatch.setattr(cluster_module, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(cluster_module, "HEARTBEAT_LOST", 1.5)
+    monkeypatch.setattr(lighthouse, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(lighthouse, "HEARTBEAT_LOST", 1.5)
     monkeypatch.setattr("trainer.lease.RENEWED", 0.3)
     monkeypatch.setattr("trainer.lease.LOST", 2.0)
     found = Machines(open_storage(str(tmp_path)))
@@ -91,10 +97,24 @@ def each(futures: "list[Future[T]]") -> list[T]:
 
 
 def together(machines: Machines, names: list[str]) -> list[Member]:
-    """Members that have joined."""
-    members = [machines.add(name, len(names)) for name in names]
+    """Members that have joined, and are all that is declared."""
+    servers = sum(name.startswith("ps-") for name in names)
+    members = [machines.add(name, len(names) - servers, servers) for name in names]
     each([member.join() for member in members])
     return members
+
+
+def until(condition: Callable[[], bool], *unless: "Future[Any]") -> None:
+    """Poll until it is so; fails if one of the futures is done before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert not any(future.done() for future in unless)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def all_said(members: list[Member], words: str) -> Callable[[], bool]:
+    return lambda: all(words in member.said for member in members)
 
 
 def names(quorum: Quorum) -> list[str]:
@@ -118,17 +138,29 @@ def test_collectives(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     quorums = each([member.quorum() for member in members])
     tensors = [torch.full((1000,), float(10**i)) for i in range(3)]
-    each([m.start(m.cluster.sum, t) for m, t in zip(members, tensors, strict=True)])
+    each([m.start(q.group.sum, t) for m, q, t in zip(members, quorums, tensors, strict=True)])
     assert all(bool((t == 111.0).all()) for t in tensors)
 
     values = [torch.full((10,), float(i)) for i in range(3)]
-    each([m.start(m.cluster.broadcast, v, 1) for m, v in zip(members, values, strict=True)])
+    each([m.start(q.group.broadcast, v, 1) for m, q, v in zip(members, quorums, values, strict=True)])
     assert all(bool((v == 1.0).all()) for v in values)
 
     told = [{"rank": rank, "words": "Größe" * rank} for rank in range(3)]
     calls = zip(members, told, quorums, strict=True)
-    heard = each([m.start(m.cluster.broadcast_json, value, 2, q.rank) for m, value, q in calls])
+    heard = each([m.start(q.group.broadcast_json, value, 2) for m, value, q in calls])
     assert heard == [told[2]] * 3
+
+    sizes = [[(sender + 2 * receiver) % 3 for receiver in range(3)] for sender in range(3)]  # nothing goes to some
+    sources = [torch.cat([torch.full((sizes[i][j],), 10.0 * i + j) for j in range(3)]) for i in range(3)]
+    wanted = [torch.cat([torch.full((sizes[i][j],), 10.0 * i + j) for i in range(3)]) for j in range(3)]
+    outputs = [torch.zeros(len(tensor)) for tensor in wanted]
+
+    def exchange(rank: int) -> None:
+        received = [sizes[sender][rank] for sender in range(3)]
+        quorums[rank].group.all_to_all(outputs[rank], received, sources[rank], sizes[rank]).wait()
+
+    each([member.start(exchange, rank) for rank, member in enumerate(members)])
+    assert all(torch.equal(output, tensor) for output, tensor in zip(outputs, wanted, strict=True))
 
 
 def test_one_trainer_needs_nobody(machines: Machines) -> None:
@@ -137,28 +169,35 @@ def test_one_trainer_needs_nobody(machines: Machines) -> None:
         quorum = alone.cluster.quorum((5, 0, 0))
         assert (names(quorum), quorum.rank, quorum.declared) == (["master-0"], 0, 1)
         tensor = torch.ones(3)
-        alone.cluster.sum(tensor)
+        quorum.group.sum(tensor)
         assert tensor.tolist() == [1.0] * 3
-        assert alone.cluster.broadcast_json({"a": 1}, 0, 0) == {"a": 1}
+        assert quorum.group.broadcast_json({"a": 1}, 0) == {"a": 1}
+        output = torch.zeros(3)
+        quorum.group.all_to_all(output, [3], tensor, [3]).wait()
+        assert output.tolist() == [1.0] * 3
         assert machines.lease()["attempt"] == alone.cluster.attempt == attempt
 
 
 def test_a_member_that_leaves_fails_the_group_and_the_others_go_on(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "worker-1"])
-    first = each([member.quorum() for member in members])[0]
+    first = each([member.quorum() for member in members])
     for member in members:
         member.cluster.stepped(0.1)
     stays = members[:2]
-    sums = [m.start(m.cluster.sum, torch.ones(1000)) for m in stays]
+    sums = [m.start(q.group.sum, torch.ones(1000)) for m, q in zip(stays, first, strict=False)]
     members[2].cluster.close()
     for future in sums:
         with pytest.raises(GroupFailed):
             future.result(PATIENCE)
+    for quorum in first[:2]:  # it stays failed, whatever is asked of it
+        with pytest.raises(GroupFailed):
+            quorum.group.sum(torch.ones(1))
+    each([member.start(member.cluster.failed) for member in stays])
     quorums = each([member.quorum(1) for member in stays])
     assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
-    assert quorums[0].key == quorums[1].key != first.key
+    assert quorums[0].key == quorums[1].key != first[0].key
     tensors = [torch.ones(2), torch.ones(2)]
-    each([m.start(m.cluster.sum, t) for m, t in zip(stays, tensors, strict=True)])
+    each([m.start(q.group.sum, t) for m, q, t in zip(stays, quorums, tensors, strict=True)])
     assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
 
 
@@ -166,8 +205,7 @@ def test_the_first_step_waits_for_all_that_are_declared(machines: Machines) -> N
     early = machines.add("master-0", trainers=2)
     early.join().result(PATIENCE)
     waiting = early.quorum()
-    while "waiting for 1 more of 2 trainers; here: master-0" not in early.said:
-        assert not waiting.done()
+    until(all_said([early], "waiting for 1 more of 2 trainers; here: master-0"), waiting)
     late = machines.add("worker-0", trainers=2)
     late.join().result(PATIENCE)
     quorums = each([late.quorum(), waiting])
@@ -215,9 +253,9 @@ def test_with_fewer_than_the_least_nothing_is_done(machines: Machines) -> None:
 
 def _be_the_master(folder: str) -> None:
     """In a process of its own, which can be killed: a Lighthouse that is shut down still answers its own process."""
-    master = Member(open_storage(folder), "master-0", trainers=2)
+    master = Member(open_storage(folder), "master-0", declare(trainers=2))
     master.cluster.join(0.0)
-    master.cluster.quorum(START)
+    master.cluster.quorum((0, 0, 0))
     threading.Event().wait()
 
 
@@ -288,12 +326,12 @@ def test_who_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
     for member in (master, worker):
         member.cluster.stepped(0.1)
     usurper = machines.add("worker-1", trainers=2)
-    usurper.cluster._lease.read()
-    assert usurper.cluster._take(2)
+    usurper.cluster._lighthouse._lease.read()
+    assert usurper.cluster._lighthouse._take(2)
     quorum = master.quorum(1).result(PATIENCE)
     while master.cluster.attempt == 1:
         quorum = master.quorum(1).result(PATIENCE)
-    assert "another trainer took the Lighthouse over" in master.said
+    assert "another member took the Lighthouse over" in master.said
     assert names(quorum)[0] == "master-0"
     assert machines.lease()["holder"] == "worker-1"
 
@@ -301,17 +339,175 @@ def test_who_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
 def test_the_lease_is_renewed(machines: Machines) -> None:
     together(machines, ["master-0", "worker-0"])
     first = machines.lease()
-    while machines.lease()["renewed"] == first["renewed"]:
-        pass
+    until(lambda: bool(machines.lease()["renewed"] != first["renewed"]))
     assert {**machines.lease(), "renewed": 0} == {**first, "renewed": 0}
 
 
 def test_a_worker_waits_for_the_master_and_leaves_when_told(machines: Machines) -> None:
     worker = machines.add("worker-0", trainers=2)
     joining = worker.join()
-    while not worker.said:
-        pass
+    until(lambda: bool(worker.said), joining)
     assert "waiting for the Lighthouse" in worker.said[0]
     worker.stop.set()
     with pytest.raises(Stopping):
         joining.result(PATIENCE)
+
+
+# -- parameter servers -------------------------------------------------------------------------------------------------
+
+
+def test_trainers_come_first_and_then_servers_by_number(machines: Machines) -> None:
+    order = ["master-0", "worker-0", *(f"ps-{i}" for i in range(11))]  # by number: ps-10 is the last
+    members = together(machines, sorted(order, reverse=True))
+    quorums = each([member.quorum() for member in members])
+    assert [names(q) for q in quorums] == [order] * 13
+    assert [q.rank for q in quorums] == [order.index(member.name) for member in members]
+    assert [m.name for m in quorums[0].trainers] == order[:2]
+    assert [m.server for m in quorums[0].servers] == list(range(11))
+    assert {q.declared for q in quorums} == {2}
+
+
+def test_members_hear_what_the_others_tell(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0"])
+    quorums = each([member.quorum(told={"I am": member.name}) for member in members])
+    assert [m.told for q in quorums for m in q.members] == [{"I am": "master-0"}, {"I am": "ps-0"}] * 2
+
+
+def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0", "ps-1"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    members[2].cluster.close()
+    waiting = [member.quorum(1) for member in members[:2]]
+    until(all_said(members[:2], "waiting for ps-1; here: master-0, ps-0"), *waiting)
+    back = machines.add("ps-1", trainers=1, servers=2)
+    back.join().result(PATIENCE)
+    quorums = each([back.quorum(), *waiting])
+    assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3
+
+
+def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines: Machines) -> None:
+    members = [machines.add(name, trainers=3, servers=1, least=2) for name in ("master-0", "worker-0", "ps-0")]
+    each([member.join() for member in members])
+    waiting = [member.quorum() for member in members]
+    until(all_said(members, "waiting for 1 more of 3 trainers; here: master-0, worker-0, ps-0"), *waiting)
+    members.append(machines.add("worker-1", trainers=3, servers=1, least=2))
+    members[-1].join().result(PATIENCE)
+    each([*waiting, members[-1].quorum()])
+    for member in members:
+        member.cluster.stepped(0.1)
+    members.pop().cluster.close()
+    assert [names(q) for q in each([m.quorum(1) for m in members])] == [["master-0", "worker-0", "ps-0"]] * 3
+    members.pop(1).cluster.close()
+    waiting = [member.quorum(2) for member in members]
+    until(all_said(members, "waiting for 1 more of 2 trainers; here: master-0, ps-0"), *waiting)
+
+
+@pytest.mark.parametrize("furthest", [0, 1])
+def test_of_two_servers_of_one_name_the_furthest_counts(machines: Machines, furthest: int) -> None:
+    """One was frozen, and came back beside its successor."""
+    members = together(machines, ["master-0", "ps-0"])
+    members.append(machines.add("ps-0", trainers=1, servers=1))
+    members[2].join().result(PATIENCE)
+    servers, found = members[1:], [[], []]  # type: tuple[list[Member], list[list[Quorum]]]
+
+    def serve(i: int) -> None:
+        while True:
+            found[i].append(servers[i].cluster.quorum((7 if i == furthest else 6, 0, 0)))
+
+    serving = [server.start(serve, i) for i, server in enumerate(servers)]
+    quorum = members[0].quorum(7).result(PATIENCE)
+    while quorum.servers[0].progress != (7, 0, 0):
+        quorum = members[0].quorum(7).result(PATIENCE)
+    before = len(found[1 - furthest])
+    for _ in range(3):
+        quorum = members[0].quorum(7).result(PATIENCE)
+        assert [(m.name, m.progress) for m in quorum.members] == [("master-0", (7, 0, 0)), ("ps-0", (7, 0, 0))]
+    until(lambda: bool(found[furthest]) and found[furthest][-1].key == quorum.key)
+    assert len(found[1 - furthest]) == before  # it has no part in any group
+    for server, future in zip(servers, serving, strict=True):
+        server.stop.set()
+        with pytest.raises(Stopping):
+            future.result(PATIENCE)
+
+
+def test_two_servers_of_one_name_at_the_same_point_are_one(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0"])
+    twin = machines.add("ps-0", trainers=1, servers=1)
+    twin.join().result(PATIENCE)
+    waiting = [members[1].quorum(), twin.quorum()]
+    assert names(members[0].quorum().result(PATIENCE)) == ["master-0", "ps-0"]
+    until(lambda: sum(future.done() for future in waiting) == 1)
+
+
+def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0", "ps-1"])
+    first = each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    now: Identity = (1, 0, 5)
+    leaving = members[2].start(members[2].cluster.leave, now, {"holds": "much"})
+    staying = [member.start(member.cluster.quorum, now) for member in members[:2]]
+    seen, own = each(staying), leaving.result(PATIENCE)
+    assert own is not None
+    for quorum in (*seen, own):
+        assert names(quorum) == ["master-0", "ps-0"]
+        assert [(m.name, m.progress, m.told) for m in quorum.leaving] == [("ps-1", now, {"holds": "much"})]
+        assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # what it holds counts
+        assert not quorum.enough  # to take a step
+    assert [q.rank for q in (*seen, own)] == [0, 1, -1]
+    assert {q.group for q in seen} == {q.group for q in first[:2]}  # no group is made that takes no step
+
+
+def test_a_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
+    members = together(machines, ["master-0", "worker-0", "ps-0"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    leaving = members[1].start(members[1].cluster.leave, (1, 0, 0))
+    seen = each([members[0].quorum(1), members[2].quorum(1)])
+    own = leaving.result(PATIENCE)
+    assert own is not None
+    for quorum in (*seen, own):
+        assert names(quorum) == ["master-0", "ps-0"]
+        assert [m.name for m in quorum.leaving] == ["worker-0"]
+        assert quorum.enough
+    tensors = [torch.ones(2), torch.ones(2)]
+    stays = (members[0], members[2])
+    each([m.start(q.group.sum, t) for m, q, t in zip(stays, seen, tensors, strict=True)])  # at once, in a new group
+    assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
+
+
+def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "LEAVING", 0.5)
+    members = together(machines, ["master-0", "ps-0"])
+    each([member.quorum() for member in members])  # ps-0 then computes, and asks for no quorum
+    assert members[0].start(members[0].cluster.leave, (1, 0, 0)).result(PATIENCE) is None
+
+
+def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: Machines) -> None:
+    """Each machine starts anew when it reads the new number; until all have, shards are cut in two ways."""
+    members = together(machines, ["master-0", "ps-0"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    newcomer = machines.add("ps-1", trainers=1, servers=2)
+    newcomer.join().result(PATIENCE)
+    waiting = newcomer.quorum()
+    said = all_said(members, "waiting: the number of parameter servers is being changed")
+    futures = [member.quorum(1) for member in members]
+    while not said():  # they may take steps alone before
+        if all(future.done() for future in futures):
+            futures = [member.quorum(1) for member in members]
+    assert not waiting.done()
+    for member in members:
+        member.stop.set()
+        member.thread.shutdown()
+        member.cluster.close()
+    again = [machines.add(name, trainers=1, servers=2) for name in ("master-0", "ps-0")]
+    each([member.join() for member in again])
+    quorums = each([waiting, *(member.quorum(1) for member in again)])
+    assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.trainer.runs import PATIENCE, ROOT, Run
+from trainer import data
 from trainer.status import update_status
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,24 @@ def test_an_error_that_comes_again_and_again_fails_the_run(new_run: NewRun) -> N
     assert machine.last_exit is not None
     assert (machine.last_exit.code, machine.last_exit.reason) == (1, machine.log[-1])
     assert "Traceback" not in "".join(machine.log)
+    assert status.traceback is None
+
+
+def test_a_program_that_crashes_again_and_again_fails_the_run_with_its_traceback(new_run: NewRun) -> None:
+    """Tokens that no model of this vocabulary knows: made so that no check sees them, the embedding refuses them."""
+    run = new_run()
+    prepared = data.prepare(run.storage, run.spec.data, run.spec.fingerprint, lambda done, total: None)
+    for shard in prepared.manifest.train.shards:
+        run.storage.write(f"{prepared.folder}/{shard.name}", b"\xff\xff" * shard.tokens)
+    status = run.start().wait()
+    machine = run.machine("master-0")
+    assert (status.state, status.step, machine.restarts) == ("FAILED", 0, 2)  # tried three times
+    assert status.traceback is not None
+    assert 2 < len(status.traceback) <= 40
+    assert status.traceback[-1].startswith("IndexError: ")
+    assert status.reason == f"master-0: {status.traceback[-1]}"
+    assert machine.log[-len(status.traceback) :] == status.traceback  # of the last try alone
+    assert sum("Traceback (most" in line for line in status.traceback) <= 1
 
 
 def test_a_process_that_is_killed_again_and_again_fails_the_run(new_run: NewRun) -> None:
@@ -80,6 +99,7 @@ def test_a_process_that_is_killed_again_and_again_fails_the_run(new_run: NewRun)
             os.kill(process, signal.SIGKILL)
     status = run.wait()
     assert (status.state, status.reason) == ("FAILED", "master-0: killed by SIGKILL")
+    assert status.traceback is None
     assert len(seen) == 10
 
 
@@ -133,6 +153,34 @@ def test_a_machine_that_was_believed_dead_comes_back(undisturbed: Run, new_run: 
     assert status is not None
     assert status.attempt == 6
     assert run.losses() == undisturbed.losses()
+
+
+def test_other_parameter_servers_are_a_new_start_for_everybody_and_other_threads_for_trainers(new_run: NewRun) -> None:
+    run = new_run(hyperparameters={"steps": 100_000}, cluster={"parameterServers": 1}).start()
+    run.until(lambda: _step(run, "ps-0") >= 5, "steps that the server reports")
+    first = {name: compute(run, name) for name in ("master-0", "ps-0")}
+    _declare(run, threads=2)
+    run.until(lambda: _machine_pid(run, "master-0") not in (None, first["master-0"]), "a master that starts again")
+    step = _step(run, "ps-0")
+    run.until(lambda: _step(run, "ps-0") > step, "steps that go on")
+    assert compute(run, "ps-0") == first["ps-0"]
+    _declare(run, parameter_servers=2)
+    run.start("ps-1")
+    run.until(lambda: _machine_pid(run, "ps-0") not in (None, first["ps-0"]), "a server that starts again")
+    run.until(lambda: _step(run, "ps-1") > 5, "steps with two servers")
+    assert [run.machine(name).restarts for name in ("master-0", "ps-0", "ps-1")] == [0, 0, 0]
+
+
+def _step(run: Run, name: str) -> int:
+    try:
+        return run.machine(name).step
+    except FileNotFoundError:
+        return 0
+
+
+def _declare(run: Run, **cluster: int) -> None:
+    run.spec = run.spec.model_copy(update={"cluster": run.spec.cluster.model_copy(update=cluster)})
+    run.write_spec()
 
 
 @pytest.mark.parametrize(

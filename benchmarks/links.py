@@ -1,0 +1,80 @@
+"""Machines that are not there: a network namespace each, joined by a bridge, with links of a given speed both ways."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+
+PREFIX = "gpt2-links"
+MTU = 8896  # bytes: the most that Google's networks carry
+BURST, QUEUE = "32kb", "100ms"  # of a link's token bucket
+CLONE_NEWNET = 0x40000000
+
+
+class Unavailable(Exception):
+    """This machine does not let us make namespaces or shape links; says why."""
+
+
+def address(member: int) -> str:
+    return f"10.213.0.{member + 1}"
+
+
+@contextlib.contextmanager
+def links(rates: Sequence[float]) -> Iterator[list[str]]:
+    """A namespace for each rate (bits/s, each way), by name; its link is called eth0, its address is address(i).
+
+    All of it is gone afterwards, with what an earlier run that was killed left. Raises Unavailable.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("it takes root to make network namespaces")
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            raise Unavailable(f"there is no `{tool}`: install iproute2")
+    sweep()
+    switch, members = f"{PREFIX}-{os.getpid()}-switch", [f"{PREFIX}-{os.getpid()}-{i}" for i in range(len(rates))]
+    try:
+        _run("ip", "netns", "add", switch)
+        _run("ip", "-n", switch, "link", "add", "bridge", "mtu", str(MTU), "type", "bridge")
+        _run("ip", "-n", switch, "link", "set", "bridge", "up")
+        for i, (name, rate) in enumerate(zip(members, rates, strict=True)):
+            port = f"port{i}"
+            _run("ip", "netns", "add", name)
+            _run("ip", "-n", switch, "link", "add", port, "mtu", str(MTU), "type", "veth",
+                 "peer", "name", "eth0", "netns", name, "mtu", str(MTU))  # fmt: skip
+            _run("ip", "-n", switch, "link", "set", port, "master", "bridge", "up")
+            _run("ip", "-n", name, "address", "add", f"{address(i)}/24", "dev", "eth0")
+            for link in ("lo", "eth0"):
+                _run("ip", "-n", name, "link", "set", link, "up")
+            for where, link in ((name, "eth0"), (switch, port)):  # what it sends, what is sent to it
+                _run("tc", "-n", where, "qdisc", "add", "dev", link, "root", "tbf",
+                     "rate", f"{rate:.0f}bit", "burst", BURST, "latency", QUEUE)  # fmt: skip
+        yield members
+    finally:
+        sweep()
+
+
+def sweep() -> None:
+    """Remove the namespaces of this process and of those that are no more."""
+    found = subprocess.run(["ip", "netns", "list"], check=False, capture_output=True, text=True).stdout
+    for line in found.splitlines():
+        name = line.split()[0]
+        if not name.startswith(f"{PREFIX}-"):
+            continue
+        owner = int(name.removeprefix(f"{PREFIX}-").split("-")[0])
+        if owner == os.getpid() or not os.path.exists(f"/proc/{owner}"):  # noqa: PTH110
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def enter(name: str) -> None:
+    """This process is in that namespace from now on."""
+    with open(f"/run/netns/{name}") as handle:  # noqa: PTH123
+        if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {name}")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise Unavailable(f"`{' '.join(command)}` says: {(done.stderr.strip().splitlines() or ['nothing'])[0]}")

@@ -1,0 +1,120 @@
+"""What the members of a group do together. Every collective either works for all or fails, and ends the group."""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import (
+    AllreduceOptions,
+    AllToAllOptions,
+    BroadcastOptions,
+    ReduceOp,
+)
+
+
+class GroupFailed(Exception):
+    """A member was lost in the middle of a collective: nothing was committed; ask for a new quorum."""
+
+
+class Pending:
+    """A collective that is under way."""
+
+    def __init__(self, group: "Group", work: Any) -> None:
+        self._group, self._work = group, work
+
+    def wait(self) -> None:
+        """Until its output is there. Raises GroupFailed."""
+        self._group.run(lambda: self._work)
+
+
+class Group:
+    """The members of one quorum. Alone, all is done already. Every method raises GroupFailed."""
+
+    def __init__(self, members: Any, rank: int, size: int, device: torch.device) -> None:
+        """members: a torchft process group, None if this member is alone; device: where what it sends must lie."""
+        self._members, self.rank, self.size, self.device = members, rank, size, device
+        self._lock = threading.Lock()
+        self.failed = False
+
+    def sum(self, tensor: Tensor) -> None:
+        """All-reduce in place."""
+        if self.size > 1:
+            options = AllreduceOptions()
+            options.reduceOp = ReduceOp.SUM
+            self.run(lambda: self._members.allreduce([tensor], options))
+
+    def broadcast(self, tensor: Tensor, root: int) -> None:
+        """Everyone gets root's tensor, in place."""
+        if self.size > 1:
+            options = BroadcastOptions()
+            options.rootRank = root
+            self.run(lambda: self._members.broadcast([tensor], options))
+
+    def broadcast_json(self, value: Any, root: int) -> Any:
+        """Everyone gets root's JSON value."""
+        body = json.dumps(value).encode() if self.rank == root else b""
+        length = torch.tensor([len(body)], device=self.device)
+        self.broadcast(length, root)
+        text = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.rank == root:
+            text.copy_(torch.frombuffer(bytearray(body), dtype=torch.uint8))
+        self.broadcast(text, root)
+        return json.loads(bytes(text.cpu().numpy()))
+
+    def all_to_all(self, output: Tensor, output_sizes: list[int], source: Tensor, source_sizes: list[int]) -> Pending:
+        """Begin to send `source`, cut by `source_sizes`, a part to each rank, and to fill `output` likewise.
+
+        Sizes are in elements, by rank. All members must begin their collectives in the same order.
+        """
+        if self.size == 1:
+            output.copy_(source)
+            return Pending(self, None)
+        begun = self._begin(
+            lambda: self._members.alltoall_base(output, source, output_sizes, source_sizes, AllToAllOptions())
+        )
+        return Pending(self, begun)
+
+    def _begin(self, call: Callable[[], Any]) -> Any:
+        if self.failed:
+            raise GroupFailed("the group has failed before")
+        try:
+            return call()
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def run(self, call: Callable[[], Any]) -> None:
+        """Begin a collective and wait for it."""
+        work = self._begin(call)
+        if work is None:
+            return
+        try:
+            work.wait()
+            error = self._members.errored()
+            if error is not None:
+                raise error
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def _fail(self, error: Exception) -> GroupFailed:
+        self.failed = True
+        self.close()
+        return GroupFailed(first_line(error))
+
+    def close(self) -> None:
+        """End the group at once: the others then see it in a second instead of waiting for the time-out."""
+        with self._lock:
+            members, self._members = self._members, None
+        if members is not None:
+            self.failed = True
+            with suppress(Exception):
+                members.abort(errored=False)
+
+
+def first_line(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[/[^]]*\] ", "", first)[:160]  # without the place in torch's sources

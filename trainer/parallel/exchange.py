@@ -1,0 +1,317 @@
+"""How gradients get to the parameter servers, and parameters back: in buckets, over one group of all members.
+
+Two plans. *Star*: every trainer sends each server its part of every bucket, and the server adds. *Hierarchical*: the
+trainers exchange a bucket among themselves, each adds up one slice of it and sends that sum to the slice's owners;
+parameters come back the same way. A server's link then carries 1/W of what it carries with star.
+
+Sums are made in rank order with explicit adds in fp32, and sums travel as fp32 whatever the wire: so the plan does not
+change a bit of the result.
+
+Everything is an uneven all-to-all of all members; those who have no part in it pass nothing. A pass over the buckets is
+a pipeline of such collectives, its stages. Gloo matches collectives by the order in which they are issued, and
+`_pipeline` is that order, on every member.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.parallel.shards import Shards
+
+if TYPE_CHECKING:
+    from trainer.group import Group, Pending
+
+Plan = Literal["star", "hierarchical"]
+Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
+Stage = Callable[[int], "Pending"]  # issues a bucket's next collective
+Finish = Callable[[int], None]  # what remains to be done with a bucket after its last collective
+ALIGNMENT = 64  # elements: where slices are cut, for the speed of adds
+
+
+def nothing(bucket: int) -> None:
+    """No bucket has to be waited for, nobody has to be told."""
+
+
+class Exchange:
+    """One group's traffic: first the trainers, by rank, then the servers.
+
+    While trainers call push, pull, push_and_pull or fill, servers call collect, serve, collect_and_serve or fill. All
+    calls raise GroupFailed when a member is lost. For each way a server has with star buffers of 2·W times its piece of
+    a bucket, none with hierarchical and fp32; a trainer's are of about two buckets.
+    """
+
+    def __init__(self, group: "Group", trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
+        """wire: float32 or bfloat16, in which gradients and parameters travel."""
+        assert group.size == trainers + shards.servers
+        self._group, self._trainers, self._shards, self._plan, self._wire = group, trainers, shards, plan, wire
+        self._me = group.rank
+        self._serves = self._me >= trainers
+        self._places = shards.places(self._me - trainers) if self._serves else []
+        self._slices = [_cut(start, stop, trainers) for start, stop in shards.buckets]
+        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+
+    # -- trainers --------------------------------------------------------------------------------------------------
+
+    def push(self, vector: Tensor, ready: Callable[[int], None] = nothing) -> None:
+        """Send `vector`, laid out like the parameters, to be added up.
+
+        `ready(k)` blocks until bucket k of it is final; it is called once for each k, ascending.
+        """
+        self._pipeline(self._ascending, *self._push(vector, ready))
+
+    def pull(self, vector: Tensor, arrived: Callable[[int], None] = nothing, *, exact: bool = False) -> None:
+        """Fill `vector` with the servers' parameters, the last bucket first: the order of a forward pass.
+
+        `arrived(k)` is called when bucket k is there. exact: as fp32, whatever the wire.
+        """
+        self._pipeline(reversed(self._ascending), *self._pull(vector, arrived, exact))
+
+    def push_and_pull(self, gradients: Tensor, parameters: Tensor, ready: Callable[[int], None] = nothing) -> None:
+        """The new parameters of a bucket come back while the next buckets of gradients are on their way."""
+        push, _ = self._push(gradients, ready)
+        pull, finish = self._pull(parameters, nothing, exact=False)
+        self._pipeline(self._ascending, [*push, *pull], finish)
+
+    # -- servers ---------------------------------------------------------------------------------------------------
+
+    def collect(self, vector: Tensor) -> None:
+        """This server's own vector, fp32 [shards.size(server)], becomes the sum of what the trainers push."""
+        self._pipeline(self._ascending, *self._collect(vector))
+
+    def serve(self, vector: Tensor, *, exact: bool = False) -> None:
+        """Send this server's own vector to all trainers, who pull."""
+        self._pipeline(reversed(self._ascending), *self._serve(lambda bucket: self._own(vector, bucket), exact))
+
+    def collect_and_serve(self, gradients: Tensor, update: Callable[[int], Tensor]) -> None:
+        """The other end of push_and_pull: as soon as this server's piece of bucket k is summed in `gradients`,
+        `update(k)` returns that piece of the new parameters, fp32."""
+        collect, collected = self._collect(gradients)
+
+        def updated(bucket: int) -> Tensor:
+            collected(bucket)
+            return update(bucket)
+
+        serve, finish = self._serve(updated, exact=False)
+        self._pipeline(self._ascending, [*collect, *serve], finish)
+
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    def fill(self, vector: Tensor) -> None:
+        """The first trainer's vector goes to the servers' own vectors, as fp32; other trainers' are not used."""
+
+        def sizes(bucket: int, sender: int, receiver: int) -> int:
+            return self._to_owners(bucket, sender, receiver) if sender == 0 else 0
+
+        def stage(bucket: int) -> "Pending":
+            if self._serves:
+                return self._issue(sizes, bucket, output=self._own(vector, bucket))
+            if self._me > 0:
+                return self._issue(sizes, bucket)
+            return self._issue(sizes, bucket, self._outgoing(self._whole(vector, bucket), bucket, torch.float32))
+
+        self._pipeline(self._ascending, [stage], nothing)
+
+    # -- the plans: each half's stages, and what remains after the last one ----------------------------------------
+
+    def _push(self, vector: Tensor, ready: Callable[[int], None]) -> tuple[list[Stage], Finish]:
+        def outgoing(bucket: int) -> Tensor:
+            ready(bucket)
+            return self._outgoing(self._whole(vector, bucket), bucket, self._wire)
+
+        def slices(bucket: int) -> Tensor:
+            return self._buffer("slices", bucket, self._trainers * self._slice(bucket, self._me), self._wire)
+
+        def send(bucket: int) -> "Pending":
+            return self._issue(self._to_owners, bucket, outgoing(bucket))
+
+        def scatter(bucket: int) -> "Pending":
+            return self._issue(self._among_trainers, bucket, outgoing(bucket), slices(bucket))
+
+        def forward(bucket: int) -> "Pending":
+            total = self._buffer("sum", bucket, self._slice(bucket, self._me), torch.float32)
+            self._add(slices(bucket), total)
+            return self._issue(self._slice_to_owners, bucket, total)
+
+        return ([send] if self._plan == "star" else [scatter, forward]), nothing
+
+    def _collect(self, vector: Tensor) -> tuple[list[Stage], Finish]:
+        def parts(bucket: int) -> Tensor:
+            return self._buffer("parts", bucket, self._trainers * len(self._own(vector, bucket)), self._wire)
+
+        def receive(bucket: int) -> "Pending":
+            return self._issue(self._to_owners, bucket, output=parts(bucket))
+
+        def add(bucket: int) -> None:
+            self._add(parts(bucket), self._own(vector, bucket))
+
+        def scatter(bucket: int) -> "Pending":
+            return self._issue(self._among_trainers, bucket)
+
+        def receive_sums(bucket: int) -> "Pending":
+            return self._issue(self._slice_to_owners, bucket, output=self._own(vector, bucket))
+
+        return ([receive], add) if self._plan == "star" else ([scatter, receive_sums], nothing)
+
+    def _pull(self, vector: Tensor, arrived: Callable[[int], None], exact: bool) -> tuple[list[Stage], Finish]:
+        wire = torch.float32 if exact else self._wire
+
+        def incoming(bucket: int) -> Tensor:
+            return self._incoming(self._whole(vector, bucket), bucket, wire)
+
+        def own_slice(bucket: int) -> Tensor:
+            return self._buffer("slice", bucket, self._slice(bucket, self._me), wire)
+
+        def receive(bucket: int) -> "Pending":
+            return self._issue(_back(self._to_owners), bucket, output=incoming(bucket))
+
+        def receive_slice(bucket: int) -> "Pending":
+            return self._issue(_back(self._slice_to_owners), bucket, output=own_slice(bucket))
+
+        def spread(bucket: int) -> "Pending":
+            copies = self._copies(own_slice(bucket), bucket, wire)
+            return self._issue(_back(self._among_trainers), bucket, copies, incoming(bucket))
+
+        def finish(bucket: int) -> None:
+            self._land(incoming(bucket), self._whole(vector, bucket))
+            arrived(bucket)
+
+        return ([receive] if self._plan == "star" else [receive_slice, spread]), finish
+
+    def _serve(self, piece: Callable[[int], Tensor], exact: bool) -> tuple[list[Stage], Finish]:
+        wire = torch.float32 if exact else self._wire
+
+        def send(bucket: int) -> "Pending":
+            return self._issue(_back(self._to_owners), bucket, self._copies(piece(bucket), bucket, wire))
+
+        def send_slices(bucket: int) -> "Pending":
+            return self._issue(_back(self._slice_to_owners), bucket, self._outgoing(piece(bucket), bucket, wire))
+
+        def spread(bucket: int) -> "Pending":
+            return self._issue(_back(self._among_trainers), bucket)
+
+        return ([send] if self._plan == "star" else [send_slices, spread]), nothing
+
+    def _pipeline(self, buckets: Iterable[int], stages: list[Stage], finish: Finish) -> None:
+        """Stage s of a bucket is issued after stage s - 1 of the next one: while one is waited for, another is on its
+        way. So stage s of a bucket is over before stage s of the bucket after the next one is issued."""
+        order = list(buckets)
+        pending: dict[int, Pending] = {}
+        for tick in range(len(order) + len(stages)):
+            for depth in range(len(stages) + 1):
+                if not 0 <= tick - depth < len(order):
+                    continue
+                bucket = order[tick - depth]
+                if depth > 0:
+                    pending.pop(bucket).wait()
+                if depth < len(stages):
+                    pending[bucket] = stages[depth](bucket)
+                else:
+                    finish(bucket)
+
+    # -- who sends what to whom: trainers to servers; parameters take the same ways back ---------------------------
+
+    def _to_owners(self, bucket: int, sender: int, receiver: int) -> int:
+        """A trainer sends each server its piece of the bucket."""
+        if not sender < self._trainers <= receiver:
+            return 0
+        start, stop = self._shards.pieces[bucket][receiver - self._trainers]
+        return stop - start
+
+    def _among_trainers(self, bucket: int, sender: int, receiver: int) -> int:
+        """A trainer sends each trainer its slice of the bucket."""
+        return self._slice(bucket, receiver) if max(sender, receiver) < self._trainers else 0
+
+    def _slice_to_owners(self, bucket: int, sender: int, receiver: int) -> int:
+        """A trainer sends each server what that owns of the trainer's slice."""
+        if not sender < self._trainers <= receiver:
+            return 0
+        start, stop = self._slices[bucket][sender]
+        first, last = self._shards.pieces[bucket][receiver - self._trainers]
+        return max(0, min(stop, last) - max(start, first))
+
+    def _slice(self, bucket: int, trainer: int) -> int:
+        start, stop = self._slices[bucket][trainer]
+        return stop - start
+
+    def _issue(
+        self, sizes: Sizes, bucket: int, source: Tensor | None = None, output: Tensor | None = None
+    ) -> "Pending":
+        source = torch.empty(0, dtype=self._wire if output is None else output.dtype) if source is None else source
+        output = torch.empty(0, dtype=source.dtype) if output is None else output
+        ranks, me = range(self._group.size), self._me
+        incoming, outgoing = [sizes(bucket, r, me) for r in ranks], [sizes(bucket, me, r) for r in ranks]
+        return self._group.all_to_all(output, incoming, source, outgoing)
+
+    # -- places and buffers ----------------------------------------------------------------------------------------
+
+    @property
+    def _ascending(self) -> range:
+        return range(len(self._shards.buckets))
+
+    def _whole(self, vector: Tensor, bucket: int) -> Tensor:
+        start, stop = self._shards.buckets[bucket]
+        return vector[start:stop]
+
+    def _own(self, vector: Tensor, bucket: int) -> Tensor:
+        start, stop = self._places[bucket]
+        return vector[start:stop]
+
+    def _buffer(self, name: str, bucket: int, elements: int, dtype: torch.dtype, pinned: bool = False) -> Tensor:
+        """Host memory for one stage of a bucket; two take turns (see _pipeline)."""
+        key = (name, bucket % 2, dtype)
+        found = self._buffers.get(key)
+        if found is None or len(found) < elements:
+            found = self._buffers[key] = torch.empty(elements, dtype=dtype, pin_memory=pinned)
+        return found[:elements]
+
+    def _copies(self, part: Tensor, bucket: int, dtype: torch.dtype) -> Tensor:
+        """`part` once for each trainer."""
+        copies = self._buffer("copies", bucket, self._trainers * len(part), dtype)
+        copies.view(self._trainers, len(part)).copy_(part)
+        return copies
+
+    def _add(self, parts: Tensor, total: Tensor) -> None:
+        """The sum of the trainers' parts, which lie one after the other, in rank order, in fp32."""
+        first, *others = parts.view(self._trainers, len(total))
+        total.copy_(first)
+        for other in others:
+            total.add_(other)
+
+    def _outgoing(self, part: Tensor, bucket: int, dtype: torch.dtype) -> Tensor:
+        """`part` as it travels: itself where that is possible, else a copy."""
+        host = self._incoming(part, bucket, dtype, "outgoing")
+        self._land(part, host)
+        return host
+
+    def _incoming(self, part: Tensor, bucket: int, dtype: torch.dtype, name: str = "incoming") -> Tensor:
+        """Where what becomes `part` is received: there where that is possible, else in a buffer."""
+        if part.device.type == "cpu" and part.dtype == dtype:
+            return part
+        return self._buffer(name, bucket, len(part), dtype, pinned=part.is_cuda)
+
+    def _land(self, source: Tensor, target: Tensor) -> None:
+        """Copy between a buffer and a part of a vector, on a stream of its own if that is on a GPU."""
+        if source.data_ptr() == target.data_ptr():  # it travels from and to where it lies
+            return
+        if source.device == target.device:
+            target.copy_(source)
+            return
+        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):  # half of fp32 crosses the bus where the wire is bf16
+            moved = source.to(target.dtype) if source.is_cuda else source.to(target.device, non_blocking=True)
+            target.copy_(moved, non_blocking=True)
+        self._stream.synchronize()
+
+
+def _back(sizes: Sizes) -> Sizes:
+    return lambda bucket, sender, receiver: sizes(bucket, receiver, sender)
+
+
+def _cut(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
+    """A bucket's slices, one for each trainer; equal but for alignment."""
+    cuts = [start + (stop - start) * i // parts // ALIGNMENT * ALIGNMENT for i in range(parts)]
+    return list(pairwise([*cuts, stop]))

@@ -1,0 +1,277 @@
+"""FSDP2: each process of one machine, one a GPU, holds a part of the parameters and of the optimizer's state.
+
+A process owns some rows of every parameter, which are a contiguous range of the flat vector (model.Flat): so its
+checkpoints are parts like those of parameter servers, and restore onto these, onto replicas, or onto another number of
+processes. Parameters are gathered block by block where they are needed, gradients are summed as they are made.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import GPT2LMHeadModel
+
+from trainer.checkpoint import Checkpoints, Vectors, order
+from trainer.cluster import Quorum
+from trainer.journal import Journal
+from trainer.model import ALIGNMENT, make_loss
+from trainer.progress import Decision, Layout, Progress, Ranges
+from trainer.spec import Hyperparameters
+
+
+class _Root(nn.Module):
+    """The model and its loss as one module, so that the head's weight is there while the loss is computed with it."""
+
+    def __init__(self, model: GPT2LMHeadModel, precision: torch.dtype | None, device: torch.device) -> None:
+        super().__init__()
+        self.model, self._precision, self._device = model, precision, device
+
+    def forward(self, inputs: Tensor, targets: Tensor, scale: float) -> Tensor:
+        return make_loss(self.model, self._precision, self._device)(inputs, targets, scale)  # of what is gathered now
+
+
+def layout_of(model: GPT2LMHeadModel) -> Layout:
+    """Where each tensor lies in the flat vector: as model.Flat has it, without making one."""
+    layout, end = [], 0
+    for name, parameter in reversed(list(model.named_parameters())):
+        layout.append((name, end, parameter.numel(), parameter.dim() >= 2))
+        end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+    return layout
+
+
+class Sharded:
+    """One process's hold of the model. All processes call all methods alike: most have collectives in them.
+
+    The processes never change, and an error in any of them ends all (trainer/parallel/processes.py).
+    """
+
+    writes = True  # the first process writes records and status
+
+    def __init__(
+        self,
+        model: GPT2LMHeadModel,
+        hyper: Hyperparameters,
+        device: torch.device,
+        precision: torch.dtype | None,
+        mesh: DeviceMesh,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        progress: Progress,
+        told: dict[str, Any],
+    ) -> None:
+        """Takes `model` apart in place; it must be the same in all processes, and on `device`."""
+        self.progress, self.told = progress, told
+        self._model, self._hyper, self._device = model, hyper, device
+        self._mesh, self._group = mesh, mesh.get_group()
+        self._checkpoints, self._journal = checkpoints, journal
+        self._saved = -1  # step of the newest checkpoint
+        self._passes = 0  # forward passes since zero() or start()
+        self.exported: GPT2LMHeadModel | None = None
+        self.layout = layout_of(model)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self._root = self._shard(precision)
+        sharded = dict(model.named_parameters())  # DTensors; later, while they are gathered, the model shows others
+        self._whole = [(name, sharded[name]) for name, *_ in self.layout]
+        self.ranges: Ranges = []  # of the flat vector, that this process owns
+        self._mine: list[tuple[nn.Parameter, Tensor, bool]] = []  # the whole, a flat view of my rows, decayed
+        for (name, start, _, decayed), (_, whole) in zip(self.layout, self._whole, strict=True):
+            rows, row = shapes[name][0], math.prod(shapes[name][1:])
+            most = -(-rows // mesh.size())  # as DTensor cuts
+            first, last = (min(rows, most * i) for i in (mesh.get_local_rank(), mesh.get_local_rank() + 1))
+            local = whole.detach().to_local().view(-1)
+            assert len(local) == (last - first) * row
+            if len(local):
+                self.ranges.append((start + first * row, start + last * row))
+                self._mine.append((whole, local, decayed))
+        self._sizes = [len(local) for _, local, _ in self._mine]
+        self._moments: Vectors = {}
+        self._adamw = self._make_adamw() if hyper.optimizer == "adamw" else None
+
+    def _shard(self, precision: torch.dtype | None) -> _Root:
+        policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        root = _Root(self._model, precision, self._device)
+        for block in self._model.transformer.h:
+            fully_shard(block, mesh=self._mesh, mp_policy=policy)
+        # What is left, the tied embeddings, is used at both ends of the forward pass and first in the backward pass.
+        fully_shard(root, mesh=self._mesh, mp_policy=policy, reshard_after_forward=False)
+        for module in root.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # the sum of all micro-batches, not the mean of the processes
+                module.set_force_sum_reduction_for_comms(True)  # gloo knows nothing else
+        return root
+
+    def _make_adamw(self) -> torch.optim.AdamW:
+        """On plain views of my rows, as DTensors would be slower. Its state is flat vectors, for checkpoints."""
+        self._moments = {key: torch.zeros(sum(self._sizes), device=self._device) for key in ("moment1", "moment2")}
+        groups = [
+            {"params": [local for _, local, other in self._mine if other == decayed], "weight_decay": decay}
+            for decayed, decay in ((True, self._hyper.weight_decay), (False, 0.0))
+        ]
+        betas = (self._hyper.beta1, self._hyper.beta2)
+        adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, eps=1e-8, fused=True)
+        firsts, seconds = (torch.split(moment, self._sizes) for moment in self._moments.values())
+        for (_, local, _), first, second in zip(self._mine, firsts, seconds, strict=True):
+            step = torch.zeros((), device=self._device)
+            adamw.state[local] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+        return adamw
+
+    # -- a step: what trainer/train.py asks of an engine -----------------------------------------------------------
+
+    def prepare(self, quorum: Quorum) -> bool:
+        """All processes started from the same checkpoint and took the same steps."""
+        return True
+
+    def start(self, quorum: Quorum) -> None:
+        self._passes = 0
+
+    def ready(self) -> None:
+        """Parameters come as they are needed."""
+
+    def zero(self) -> None:
+        self._passes = 0
+        for _, whole in self._whole:
+            whole.grad = None
+
+    def loss(self, inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+        """As model.make_loss has it: summed cross-entropy in nats. Each process has rows of its own."""
+        self._passes += 1
+        result: Tensor = self._root(inputs, targets, scale)
+        return result
+
+    def backward_begins(self) -> None:
+        """Gradients travel as they are made."""
+
+    def backward_ends(self) -> None:
+        """Collectives of a pass are of all processes: those that had fewer micro-batches pass nothing."""
+        self._even_out()
+
+    def forward_ends(self) -> None:
+        """As backward_ends(), after passes without a gradient."""
+        with torch.no_grad():
+            self._even_out()
+
+    def _even_out(self) -> None:
+        most = torch.tensor(self._passes, device=self._device)
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=self._group)
+        nothing = torch.zeros((1, self._hyper.sequence_length), dtype=torch.int64, device=self._device)
+        while self._passes < int(most):
+            loss = self.loss(nothing, nothing, 0.0)  # the scale of its gradient, which so is zero
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+
+    def sum(self, vote: Tensor) -> float:
+        """Sums `vote` over all processes, in place; the norm of the summed gradient, nan if it is not finite."""
+        squares = [torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in self._gradients()]
+        both = torch.cat([vote, torch.stack(squares).sum().view(1)])
+        dist.all_reduce(both, group=self._group)
+        vote.copy_(both[:-1])
+        total = float(both[-1])
+        return math.sqrt(total) if math.isfinite(total) else math.nan
+
+    def _gradients(self) -> list[Tensor]:
+        """Of my rows: flat views, as long as nothing else is added to them."""
+        return [cast(DTensor, whole.grad).to_local().view(-1) for whole, _, _ in self._mine]
+
+    @torch.no_grad()
+    def commit(self, decision: Decision, key: str, scaled: bool) -> None:
+        if decision.finite:
+            gradients = self._gradients()
+            torch._foreach_mul_(gradients, decision.factor)
+            locals_ = [local for _, local, _ in self._mine]
+            if self._adamw is None:
+                torch._foreach_add_(locals_, gradients, alpha=-decision.rate)
+            else:
+                for local, gradient in zip(locals_, gradients, strict=True):
+                    local.grad = gradient
+                for group in self._adamw.param_groups:
+                    group["lr"] = decision.rate
+                self._adamw.step()
+        self.progress.commit(decision, key, scaled)
+
+    def abandon(self) -> None:
+        """Never: an error ends all processes."""
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
+        """This process's part of this step's checkpoint, once. `wait`: for all parts, and say whether it is whole."""
+        step = self.progress.step
+        if wait:
+            self._checkpoints.wait()
+        if self._saved != step:
+            self._saved = step
+            part = self._mesh.get_local_rank()
+            before = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
+            self._checkpoints.save(
+                self._vectors(),
+                self.progress,
+                attempt,
+                self.layout,
+                part=part,
+                parts=self._mesh.size(),
+                ranges=self.ranges,
+                before=before,
+            )
+        if wait:
+            self._checkpoints.wait()
+            dist.barrier(self._group)
+        return wait and self._checkpoints.whole(step, attempt)
+
+    def _vectors(self) -> Vectors:
+        return {"parameters": torch.cat([local for _, local, _ in self._mine]), **self._moments}
+
+    def restore(self) -> None:
+        """The newest checkpoint whose parts are all good, if there is one; else the state that the seed gives."""
+        skip: set[str] = set()
+        while True:
+            vectors = {key: torch.zeros(sum(self._sizes)) for key in ("parameters", *self._moments)}
+            restored = self._checkpoints.restore(vectors, self.ranges, skip=skip, layout=self.layout)
+            step, attempt = order(restored.name) if restored else (-1, 0)
+            mine = step << 32 | attempt
+            bounds = torch.tensor([mine, -mine], device=self._device)
+            dist.all_reduce(bounds, dist.ReduceOp.MIN, group=self._group)
+            oldest, newest = int(bounds[0]), -int(bounds[1])
+            if oldest == newest:
+                break
+            if restored is not None and mine > oldest:  # it is damaged for another process
+                skip.add(restored.name)
+        if restored is not None:
+            self._take(vectors, restored.progress)
+            self._journal.log(f"restored the checkpoint of step {self.progress.step}")
+
+    @torch.no_grad()
+    def _take(self, vectors: Vectors, progress: Progress) -> None:
+        for (_, local, _), values in zip(self._mine, torch.split(vectors["parameters"], self._sizes), strict=True):
+            local.copy_(values)
+        for key, moment in self._moments.items():
+            moment.copy_(vectors[key])
+        for state in self._adamw.state.values() if self._adamw else ():
+            state["step"].fill_(progress.updates)
+        self.progress, self._saved = progress, progress.step
+
+    def finish(self, quorum: Quorum) -> bool:
+        """The last checkpoint is written, and the first process has the whole model, for export, in `exported`."""
+        self.save(quorum.attempt, leads=quorum.rank == 0, wait=True)
+        self.exported = self._gather()
+        return True
+
+    @torch.no_grad()
+    def _gather(self) -> GPT2LMHeadModel | None:
+        """The model, plain and on the CPU, in the first process."""
+        first, model = self._mesh.get_local_rank() == 0, None
+        if first:
+            with torch.device("meta"):
+                model = GPT2LMHeadModel(self._model.config)
+            model.to_empty(device="cpu")
+            model.tie_weights()
+        targets = dict(model.named_parameters()) if model else {}
+        for name, whole in self._whole:
+            full = whole.full_tensor()  # one at a time: the model may be larger than a GPU
+            if first:
+                targets[name].copy_(full)
+        return model

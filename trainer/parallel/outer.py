@@ -1,0 +1,51 @@
+"""A parameter server for trainers that go several steps alone (`synchronization: local`).
+
+After DiLoCo (Douillard et al. 2023): what a trainer moved its parameters by is a gradient to an outer optimizer, SGD
+with Nesterov momentum, which is here. Unlike there, trainers keep nothing from one meeting to the next: AdamW's moments
+travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and a run resumes
+exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
+
+Memory: 28 bytes a parameter of its part, 16 more while a checkpoint is written.
+"""
+
+import torch
+from torch import Tensor
+
+from trainer.parallel.server import Server
+from trainer.progress import Decision, Layout, Ranges, decide_meeting
+
+OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
+
+
+class OuterServer(Server):
+    @property
+    def _steps(self) -> int:
+        """Of the next meeting: the last may come earlier."""
+        return self._spec.parallel.meeting(self.progress.step, self._spec.hyperparameters.steps)
+
+    def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
+        super()._make_room(layout)
+        self._momentum = torch.zeros_like(self._parameters)
+        self._moments = [torch.zeros_like(self._parameters) for _ in self._optimizer.vectors]  # as trainers send them
+        self._vectors["momentum"] = self._momentum
+        return self._vectors, self._ranges
+
+    def _serve(self) -> None:
+        for vector in (self._parameters, *self._optimizer.vectors):
+            self._trade.serve(vector)
+
+    def _collect(self) -> None:
+        for vector in (self._gradients, *self._moments):
+            self._trade.collect(vector)
+
+    def _decide(self, vote: list[float]) -> Decision:
+        return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, *vote)
+
+    def _commit(self, decision: Decision, key: str) -> None:
+        if decision.finite:
+            self._momentum.mul_(MOMENTUM).add_(self._gradients)
+            self._parameters.sub_(self._gradients.add_(self._momentum, alpha=MOMENTUM), alpha=OUTER_RATE)
+            for kept, sent in zip(self._optimizer.vectors, self._moments, strict=True):
+                kept.copy_(sent)
+        self._prepared = ""
+        self.progress.commit(decision, key, self._scaled, self._steps)

@@ -1,0 +1,66 @@
+"""What trainers and parameter servers conclude from the same quorum, so that both do the same collectives in order.
+
+A step of a group with servers is: (a layout and a first vector, if the servers have none;) (a progress, if a trainer
+has another;) (pull, if a trainer has other parameters;) push; one vote. See docs/architecture.md.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from trainer.cluster import Quorum
+from trainer.parallel.cost import Links, choose, describe
+from trainer.parallel.exchange import Exchange
+from trainer.parallel.shards import Shards
+from trainer.progress import Layout
+from trainer.spec import JobSpec
+
+ALIGNMENT = 64  # of the tensors in the flat vector, in elements
+VOTE = 3  # loss, tokens, seconds of waiting: before the sums of squares
+WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def total(layout: Layout) -> int:
+    """Elements of the flat vector, padding included."""
+    _, start, size, _ = layout[-1]
+    return start + -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def settled(quorum: Quorum) -> bool:
+    """Are all servers at the same point? If not, they mend that first."""
+    return len({server.progress for server in quorum.servers}) == 1
+
+
+def filled(quorum: Quorum) -> bool:
+    """Do all servers have parameters? If not, which is at the very start, the first trainer gives them its own."""
+    return all(server.told["filled"] for server in quorum.servers)
+
+
+def strangers(quorum: Quorum) -> bool:
+    """Is a trainer at another point than the servers?"""
+    here = quorum.servers[0].progress
+    return any(trainer.progress != here for trainer in quorum.trainers)
+
+
+def stale(quorum: Quorum) -> bool:
+    """Must parameters be pulled, because a trainer has none or others?"""
+    lineage = quorum.servers[0].progress[2]
+    return not filled(quorum) or any(trainer.told["holds"] != lineage for trainer in quorum.trainers)
+
+
+def done(quorum: Quorum) -> bool:
+    """Have all servers written the last checkpoint?"""
+    return all(server.told["done"] for server in quorum.servers)
+
+
+def make_exchange(quorum: Quorum, spec: JobSpec, shards: Shards, log: Callable[[str], None]) -> Exchange:
+    """The group's exchange, by the plan that the stack file names or the cost model chooses."""
+    trainers, wire = len(quorum.trainers), WIRE[spec.parallel.wire]
+    links = Links.of(spec.cluster.trainer_gbps, spec.cluster.server_gbps)
+    size, interleaved = shards.total * wire.itemsize, not spec.hyperparameters.gradient_clip
+    plan = spec.parallel.plan
+    if plan == "auto":
+        plan = choose(size, trainers, shards.servers, links, interleaved)
+    if quorum.rank in (0, trainers):  # the first of each role
+        log(describe(plan, size, trainers, shards.servers, links, interleaved))
+    return Exchange(quorum.group, trainers, shards, plan, wire)

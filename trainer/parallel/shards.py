@@ -1,0 +1,71 @@
+"""Which parameter server owns what of the flat vector (model.Flat), and in which buckets it travels.
+
+Buckets are cut in the vector's order, which is the order in which gradients become ready. Each bucket is shared out
+among all servers: so every server's link works all the time, and a bucket can be sent from where it lies.
+"""
+
+from itertools import pairwise
+
+BUCKET_ELEMENTS = 4 * 2**20  # 16 MiB of fp32
+NORM_BLOCKS = 8192  # at most: their sums of squares travel with every step's vote
+
+
+def norm_block(total: int) -> int:
+    """Elements of a block of the global norm: a power of two, at least 64, with at most NORM_BLOCKS blocks in `total`.
+
+    It depends on `total` alone, and servers own whole blocks: so the norm does not depend on how many they are.
+    """
+    block = 64
+    while block * NORM_BLOCKS < total:
+        block *= 2
+    return block
+
+
+class Shards:
+    """The ownership of a flat vector of `total` elements. Servers differ by at most two blocks of the norm.
+
+    buckets: (start, stop) of each bucket in the vector.
+    pieces: pieces[bucket][server] = (start, stop) in the vector, ascending by server; may be empty.
+    """
+
+    def __init__(self, total: int, servers: int, bucket: int = BUCKET_ELEMENTS) -> None:
+        """bucket: elements at most, but at least one block of the norm."""
+        self.total, self.servers = total, servers
+        block = norm_block(total)
+        stride = max(block, bucket // block * block)
+        self.buckets = [(start, min(start + stride, total)) for start in range(0, total, stride)]
+        self.pieces: list[list[tuple[int, int]]] = []
+        held = [0] * servers  # held[n]: what the first n servers own together; aimed at n/servers of all so far
+        for start, stop in self.buckets:
+            cuts = [start]
+            for n in range(1, servers):
+                wanted = start + round(stop * n / servers / block) * block - held[n]
+                cuts.append(min(max(wanted, cuts[-1]), stop))
+                held[n] += cuts[n] - start
+            self.pieces.append(list(pairwise([*cuts, stop])))
+
+    def owned(self, server: int) -> list[tuple[int, int]]:
+        """The ranges of the vector that a server owns, ascending; empty ones left out, neighbours merged."""
+        ranges: list[tuple[int, int]] = []
+        for pieces in self.pieces:
+            start, stop = pieces[server]
+            if start == stop:
+                continue
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = (ranges[-1][0], stop)
+            else:
+                ranges.append((start, stop))
+        return ranges
+
+    def size(self, server: int) -> int:
+        """Elements that a server owns: the length of its own vector."""
+        return sum(stop - start for start, stop in self.owned(server))
+
+    def places(self, server: int) -> list[tuple[int, int]]:
+        """For each bucket, (start, stop) of the server's piece inside the server's own vector."""
+        found, start = [], 0
+        for pieces in self.pieces:
+            size = pieces[server][1] - pieces[server][0]
+            found.append((start, start + size))
+            start += size
+        return found
