@@ -48,8 +48,7 @@ def links(rates: Sequence[float]) -> Iterator[list[str]]:
             for link in ("lo", "eth0"):
                 _run("ip", "-n", name, "link", "set", link, "up")
             for where, link in ((name, "eth0"), (switch, port)):  # what it sends, what is sent to it
-                _run("tc", "-n", where, "qdisc", "add", "dev", link, "root", "tbf",
-                     "rate", f"{rate:.0f}bit", "burst", BURST, "latency", QUEUE)  # fmt: skip
+                _shape(where, link, rate)
         yield members
     finally:
         sweep()
@@ -72,6 +71,23 @@ def enter(name: str) -> None:
     with open(f"/run/netns/{name}") as handle:  # noqa: PTH123
         if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {name}")
+
+
+def _shape(namespace: str, link: str, rate: float) -> None:
+    import os
+    tc = ("tc", "-n", namespace)
+    lim = os.environ.get("LIM", "4000000")
+    if os.environ.get("TBF"):
+        _run(*tc, "qdisc", "add", "dev", link, "root", "tbf",
+                     "rate", f"{rate:.0f}bit", "burst", BURST, "limit", lim)
+        return
+    speed = (f"{rate:.0f}bit", "ceil", f"{rate:.0f}bit", "burst", BURST, "cburst", BURST)
+    _run(*tc, "qdisc", "add", "dev", link, "root", "handle", "1:", "htb", "default", "20")
+    _run(*tc, "class", "add", "dev", link, "parent", "1:", "classid", "1:1", "htb", "rate", *speed)
+    for n, share in ((10, 0.1), (20, 0.9)):
+        _run(*tc, "class", "add", "dev", link, "parent", "1:1", "classid", f"1:{n}", "htb", "rate", f"{rate*share:.0f}bit", "ceil", f"{rate:.0f}bit", "burst", BURST, "cburst", BURST, "prio", str(n))
+        _run(*tc, "qdisc", "add", "dev", link, "parent", f"1:{n}", "bfifo", "limit", lim)
+    _run(*tc, "filter", "add", "dev", link, "parent", "1:", "protocol", "ip", "u32", "match", "u16", "0", "0xffc0", "at", "2", "flowid", "1:10")
 
 
 def _run(*command: str) -> None:

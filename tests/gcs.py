@@ -102,19 +102,28 @@ class Faults:
     requests: list[str] = field(default_factory=list)  # "METHOD path", as they came
 
 
+@contextlib.contextmanager
+def failing_proxy(upstream: str) -> Iterator[tuple[str, Faults]]:
+    """host:port of a proxy before a server at `upstream`, and the hooks that make it fail."""
+    faults = Faults()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(upstream, faults))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", faults
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def gcs_faults(gcs_address: str, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     """Puts a proxy before gcs_bucket; set its hooks to make the network or the server fail. Retries are quick."""
-    faults = Faults()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(gcs_address, faults))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(google_storage, "RETRY", google_storage.RETRY.with_delay(0.01, 0.05).with_timeout(20))
-    yield faults
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with failing_proxy(gcs_address) as (address, faults):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{address}")
+        monkeypatch.setattr(google_storage, "RETRY", google_storage.RETRY.with_delay(0.01, 0.05).with_timeout(20))
+        yield faults
 
 
 def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:

@@ -50,14 +50,14 @@ class Member:
     told: Any = None  # what else it lets the others know, as JSON
 
     @property
-    def server(self) -> int | None:
-        """Which parameter server it is, None for a trainer."""
-        return int(self.name.removeprefix("ps-")) if self.name.startswith("ps-") else None
+    def serves(self) -> bool:
+        """Is it a parameter server, or does it train?"""
+        return self.name.startswith("ps-")
 
 
 @dataclass(frozen=True)
 class Quorum:
-    members: tuple[Member, ...]  # by rank: trainers by name, then parameter servers by number
+    members: tuple[Member, ...]  # by rank: trainers by name, then parameter servers by name
     leaving: tuple[Member, ...]  # those that are here for the last time; they have no rank
     enough: bool  # to take a step; if not, somebody is leaving
     rank: int  # -1 for one that is leaving
@@ -67,13 +67,13 @@ class Quorum:
 
     @property
     def trainers(self) -> tuple[Member, ...]:
-        return tuple(member for member in self.members if member.server is None)
+        return tuple(member for member in self.members if not member.serves)
 
     @property
     def servers(self) -> tuple[Member, ...]:
-        """Also those that are leaving: what they hold counts."""
-        found = [member for member in (*self.members, *self.leaving) if member.server is not None]
-        return tuple(sorted(found, key=lambda member: member.server or 0))
+        """By name. Also those that are leaving: what they hold counts."""
+        found = [member for member in (*self.members, *self.leaving) if member.serves]
+        return tuple(sorted(found, key=lambda member: member.name))
 
     @property
     def declared(self) -> int:
@@ -95,12 +95,16 @@ class Cluster:
         device: torch.device,
         log: Callable[[str], None],
         report: Callable[..., None],
+        waits: Callable[[str], None],
         stopping: Callable[[], bool],
     ) -> None:
-        """address: this machine, as the others see it; device: where tensors of the group's collectives lie."""
+        """address: this machine, as the others see it; device: where tensors of the group's collectives lie.
+
+        waits: hears which machines are missing, as long as there are not enough for a step.
+        """
         self._name, self._declared = name, declared
         self._address, self._device = address, device
-        self._log, self._report, self._stopping = log, report, stopping
+        self._log, self._waits, self._stopping = log, waits, stopping
         self._alone = not AVAILABLE or declared.trainers + declared.parameter_servers == 1
         self._identity = f"{name}:{uuid.uuid4().hex[:8]}"
         self._lighthouse = Lighthouse(storage, run, name, self._identity, address, log, report, stopping)
@@ -182,9 +186,7 @@ class Cluster:
     def _judge(self, answer: Any) -> Quorum | None:
         """What the Lighthouse's answer means to this member, a function of what all see alike; None: ask again."""
         people = [(p, _member(p)) for p in answer.participants]
-        people.sort(
-            key=lambda pair: (pair[1].server is not None, pair[1].server or 0, pair[1].name, pair[0].replica_id)
-        )
+        people.sort(key=lambda pair: (pair[1].serves, pair[1].name, pair[0].replica_id))
         people = _one_of_each_server(people)
         staying = [(p, m) for p, m in people if not m.leaving]
         leaving = tuple(m for _, m in people if m.leaving)
@@ -209,23 +211,26 @@ class Cluster:
             return False
         first = people[0][0].data
         if len({p.data["servers"] for p, _ in people}) > 1:
-            self._report("waiting: the number of parameter servers is being changed")
+            self._waits("waiting: the number of parameter servers is being changed")
             return False
-        trainers = [m.name for _, m in people if m.server is None]
-        wanted = first["trainers"] if all(p.data["patient"] for p, _ in people) else first["least"]
-        servers = {m.server for _, m in people}
-        missing = [f"ps-{i}" for i in range(first["servers"]) if i not in servers]
-        if len(trainers) < wanted:
-            missing.insert(0, f"{wanted - len(trainers)} more of {wanted} trainers")
+        patient = all(p.data["patient"] for p, _ in people)
+        wanted = {"trainers": first["trainers"] if patient else first["least"], "parameter servers": first["servers"]}
+        serving = sum(m.serves for _, m in people)
+        here = {"trainers": len(people) - serving, "parameter servers": serving}
+        missing = [f"{wanted[r] - here[r]} more of {wanted[r]} {r}" for r in here if here[r] < wanted[r]]
         if missing:
-            here = ", ".join(m.name for _, m in people)
-            self._report(f"waiting for {', '.join(missing)}; here: {here}")
-        return not missing
+            names = {m.name for _, m in people}
+            lost = ", ".join(sorted(self._before - names))
+            said = f"{', '.join(sorted(names))}{f'; lost: {lost}' if lost else ''}"
+            self._waits(f"waiting for {' and '.join(missing)}; here: {said}")
+        elif serving > first["servers"]:  # one that is no longer declared is still here
+            self._waits(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
+        return not missing and serving == first["servers"]
 
     def _configure(self, key: str, members: list[Member], rank: int, store: str, quorum_id: int) -> None:
         self._drop_group()
         size = len(members)
-        served = any(member.server is not None for member in members)
+        served = any(member.serves for member in members)
         device = torch.device("cpu") if served else self._device  # a server's NIC is reached from host memory
         group = None
         if size > 1:
@@ -278,16 +283,7 @@ def _member(participant: Any) -> Member:
 
 def _one_of_each_server(people: list[tuple[Any, Member]]) -> list[tuple[Any, Member]]:
     """A machine that was frozen may come back beside its successor: of two servers of a name, the furthest counts."""
-    best: dict[int, Identity] = {}
-    for _, member in people:
-        if member.server is not None:
-            best[member.server] = max(member.progress, best.get(member.server, member.progress))
-    seen: set[int] = set()
-    found = []
+    best: dict[str, tuple[Identity, str]] = {}
     for participant, member in people:
-        if member.server is not None:
-            if member.server in seen or member.progress != best[member.server]:
-                continue
-            seen.add(member.server)
-        found.append((participant, member))
-    return found
+        best[member.name] = max((member.progress, participant.replica_id), best.get(member.name, ((-1, -1, -1), "")))
+    return [(p, m) for p, m in people if not m.serves or best[m.name] == (m.progress, p.replica_id)]

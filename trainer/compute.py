@@ -169,6 +169,12 @@ def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) 
     def stopping() -> bool:
         return process.stopping() or bool(status.fenced)
 
+    def waits(reason: str) -> None:
+        process.report(reason)
+        status.set(
+            state="RECOVERING", reason=reason
+        )  # written if this machine has led a step: before, all are starting
+
     cluster = Cluster(
         storage,
         spec.run,
@@ -178,6 +184,7 @@ def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) 
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         log=process.log,
         report=process.report,
+        waits=waits,
         stopping=stopping,
     )
     scratch = _scratch(storage, spec.run, process.name)
@@ -249,8 +256,7 @@ def _server(parts: Parts) -> Member:
         from trainer.parallel.outer import OuterServer
 
         kind = OuterServer
-    index = int(parts.process.name.removeprefix("ps-"))
-    return kind(parts.spec, index, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
+    return kind(parts.spec, parts.process.name, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
 
 
 def _scratch(storage: Storage, run: str, name: str) -> Path | None:

@@ -108,4 +108,5 @@ def newest_record(storage: Storage, run: str) -> Record | None:
         return None
     lines = storage.read(max(files, key=lambda entry: entry.updated).path).splitlines()
     records = (Record.model_validate_json(line) for line in reversed(lines))
-    return next((record for record in records if record.validation_loss is None), None)
+    steps = (r for r in records if r.validation_loss is None and r.notice_seconds is None)
+    return next(steps, None)

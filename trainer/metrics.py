@@ -111,12 +111,12 @@ class Metrics:
 
 def read_records(storage: Storage, run: str) -> list[Record]:
     """All records in order of step; of a step that was taken twice, the newest. For commands, not for the loop."""
-    records: dict[tuple[int, bool], Record] = {}
+    records: dict[tuple[int, bool, bool], Record] = {}
     for entry in storage.list(f"runs/{run}/metrics"):
         if Path(entry.path).suffix == ".jsonl":
             for line in storage.read(entry.path).splitlines():
                 record = Record.model_validate_json(line)
-                key = (record.step, record.validation_loss is not None)
+                key = (record.step, record.validation_loss is not None, record.notice_seconds is not None)
                 if key not in records or (record.attempt, record.time) >= (records[key].attempt, records[key].time):
                     records[key] = record
     return [records[key] for key in sorted(records)]

@@ -40,7 +40,7 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
             raise Fenced(f"launch {old.launch}, attempt {old.attempt} is newer")
         fresh: dict[str, Any] = {"reason": ""} if "state" in changes else {}
         if again:
-            fresh |= {"finished": None, "started": None}
+            fresh |= {"finished": None, "started": None, "traceback": None}
         elif old.started is not None:
             changes.pop("started", None)  # the first step of this launch, whoever took over since
         return old.model_copy(update={**fresh, **changes, "launch": launch, "updated": time.time()})

@@ -30,6 +30,7 @@ class Run:
     """A run in a folder of its own. `spec` overrides are merged into the defaults, section by section."""
 
     def __init__(self, folder: Path, **overrides: Any) -> None:
+        self.folder = folder
         self.storage: Storage = open_storage(str(folder))
         source = folder / "text.txt"
         source.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,7 @@ class Run:
             },
             "evaluation": {"every": 300, "sequences": 32},
             "checkpoints": {"every": 100},
+            "parallel": {},
             "cluster": {"workers": 0, "threads": 1},
         }  # fmt: skip
         for key, value in overrides.items():
@@ -107,9 +109,13 @@ class Run:
     def records(self) -> list[Record]:
         return read_records(self.storage, self.spec.run)
 
+    def steps(self) -> list[Record]:
+        others = ("validation_loss", "notice_seconds")
+        return [r for r in self.records() if all(getattr(r, name) is None for name in others)]
+
     def losses(self) -> list[float | None]:
         """Training loss of every step."""
-        return [record.loss for record in self.records() if record.validation_loss is None]
+        return [record.loss for record in self.steps()]
 
     def validation(self) -> list[float]:
         return [record.validation_loss for record in self.records() if record.validation_loss is not None]

@@ -40,6 +40,7 @@ class Member:
             device=torch.device("cpu"),
             log=self.said.append,
             report=lambda *words: self.said.extend(words),
+            waits=self.said.append,
             stopping=self.stop.is_set,
         )
 
@@ -498,10 +499,14 @@ def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: 
     newcomer.join().result(PATIENCE)
     waiting = newcomer.quorum()
     said = all_said(members, "waiting: the number of parameter servers is being changed")
-    futures = [member.quorum(1) for member in members]
-    while not said():  # they may take steps alone before
-        if all(future.done() for future in futures):
-            futures = [member.quorum(1) for member in members]
+    asked = [member.quorum(1) for member in members]
+
+    def said_when_asked() -> bool:
+        if all(future.done() for future in asked):  # they may take steps alone before
+            asked[:] = [member.quorum(1) for member in members]
+        return said()
+
+    until(said_when_asked, waiting)
     assert not waiting.done()
     for member in members:
         member.stop.set()

@@ -85,9 +85,9 @@ def lives(folder: Path, before: set[int], after: set[int]) -> tuple[list[float |
     processes = {name: Process(name) for name, _ in run.spec.cluster.machines()}
 
     def server(parts: compute.Parts) -> Server:
-        index = int(parts.process.name.removeprefix("ps-"))
-        kind = Forgetful if index == 1 else Server
-        made = kind(parts.spec, index, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
+        name = parts.process.name
+        kind = Forgetful if name == "ps-1" else Server
+        made = kind(parts.spec, name, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
         if isinstance(made, Forgetful):
             made.before, made.after = set(before), set(after)
         return made

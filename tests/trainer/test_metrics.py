@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from trainer import metrics as metrics_module
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint import Checkpoints
 from trainer.metrics import Metrics, read_records
+from trainer.progress import Progress
 from trainer.spec import Record
 from trainer.storage import FileStorage, Storage, StorageError, open_storage
 
@@ -142,7 +143,7 @@ def test_the_records_of_a_checkpoints_steps_are_there_before_it(
     for step in (1, 2, 3):
         metrics.add(record(step), leads=True)
     checkpoints = Checkpoints(storage, RUN, 2, print)
-    checkpoints.save({"parameters": torch.ones(64)}, Progress(step=3), 1, [("a", 0, 64)], before=metrics.flush)
+    checkpoints.save({"parameters": torch.ones(64)}, Progress(step=3), 1, [("a", 0, 64, True)], before=metrics.flush)
     checkpoints.wait()
     assert steps(storage) == [1, 2, 3]
     metrics.close()

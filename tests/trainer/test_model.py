@@ -125,14 +125,14 @@ def test_bf16_is_near_fp32(model: GPT2LMHeadModel) -> None:
 def test_flat_vectors_are_the_parameters(model: GPT2LMHeadModel) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flat = Flat(model, CPU)
-    assert all(start % ALIGNMENT == 0 for _, start, _ in flat.layout)
-    names = [name for name, _, _ in flat.layout]
+    assert all(start % ALIGNMENT == 0 for _, start, _, _ in flat.layout)
+    names = [name for name, _, _, _ in flat.layout]
     assert names == [name for name, _ in reversed(list(model.named_parameters()))]
     assert "lm_head.weight" not in names  # tied to transformer.wte.weight, which is there once
     assert names.count("transformer.wte.weight") == 1
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
-    ends = [start + size for _, start, size in flat.layout]
-    assert all(end <= start for end, (_, start, _) in zip(ends, flat.layout[1:], strict=False))
+    ends = [start + size for _, start, size, _ in flat.layout]
+    assert all(end <= start for end, (_, start, _, _) in zip(ends, flat.layout[1:], strict=False))
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name  # moved, not changed
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_gradients_arrive_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
     make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
     once = flat.gradients.clone()
     assert float(once.abs().sum()) > 0
-    for (_, start, size), parameter in zip(flat.layout, reversed(list(model.parameters())), strict=True):
+    for (_, start, size, _), parameter in zip(flat.layout, reversed(list(model.parameters())), strict=True):
         assert parameter.grad is not None
         assert parameter.grad.data_ptr() == flat.gradients[start : start + size].data_ptr()
         assert bool((flat.gradients[start + size : -(-(start + size) // ALIGNMENT) * ALIGNMENT] == 0).all())
@@ -156,9 +156,9 @@ def test_gradients_arrive_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
 
 def test_matrices_decay_and_vectors_do_not(model: GPT2LMHeadModel) -> None:
     flat = Flat(model, CPU)
-    assert {p.dim() for p in flat.decayed} == {2}
-    assert {p.dim() for p in flat.undecayed} == {1}
-    assert len(flat.decayed) + len(flat.undecayed) == len(list(model.parameters()))
+    decayed = {name: decays for name, _, _, decays in flat.layout}
+    assert decayed == {name: parameter.dim() == 2 for name, parameter in model.named_parameters()}
+    assert len(set(decayed.values())) == 2
 
 
 # -- building and exporting --------------------------------------------------------------------------------------------

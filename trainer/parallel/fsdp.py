@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GPT2LMHeadModel
 
+from trainer.batches import pieces
 from trainer.checkpoint import Checkpoints, Vectors, order
 from trainer.cluster import Quorum
 from trainer.journal import Journal
@@ -71,6 +72,8 @@ class Sharded:
         self._checkpoints, self._journal = checkpoints, journal
         self._saved = -1  # step of the newest checkpoint
         self._passes = 0  # forward passes since zero() or start()
+        parts = pieces(hyper.batch_size, hyper.sequence_length, mesh.size(), hyper.micro_batch_size)
+        self._passes_of_step = -(-len(parts) // mesh.size())
         self.exported: GPT2LMHeadModel | None = None
         self.layout = layout_of(model)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -147,19 +150,17 @@ class Sharded:
         """Gradients travel as they are made."""
 
     def backward_ends(self) -> None:
-        """Collectives of a pass are of all processes: those that had fewer micro-batches pass nothing."""
-        self._even_out()
+        """All processes take part in each pass: those that have fewer micro-batches pass nothing."""
+        self._even_out(self._passes_of_step)
 
-    def forward_ends(self) -> None:
-        """As backward_ends(), after passes without a gradient."""
+    def forward_ends(self, passes: int) -> None:
+        """As backward_ends(), after evaluation. passes: of the process that has most."""
         with torch.no_grad():
-            self._even_out()
+            self._even_out(passes)
 
-    def _even_out(self) -> None:
-        most = torch.tensor(self._passes, device=self._device)
-        dist.all_reduce(most, dist.ReduceOp.MAX, group=self._group)
+    def _even_out(self, passes: int) -> None:
         nothing = torch.zeros((1, self._hyper.sequence_length), dtype=torch.int64, device=self._device)
-        while self._passes < int(most):
+        while self._passes < passes:
             loss = self.loss(nothing, nothing, 0.0)  # the scale of its gradient, which so is zero
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -174,7 +175,7 @@ class Sharded:
         return math.sqrt(total) if math.isfinite(total) else math.nan
 
     def _gradients(self) -> list[Tensor]:
-        """Of my rows: flat views, as long as nothing else is added to them."""
+        """Of my rows: flat views, so that they can be scaled in place."""
         return [cast(DTensor, whole.grad).to_local().view(-1) for whole, _, _ in self._mine]
 
     @torch.no_grad()

@@ -27,8 +27,9 @@ def total(layout: Layout) -> int:
 
 
 def settled(quorum: Quorum) -> bool:
-    """Are all servers at the same point? If not, they mend that first."""
-    return len({server.progress for server in quorum.servers}) == 1
+    """Does every server know which it is, and are all at the same point? If not, they mend that first."""
+    places = [server.told["place"] for server in quorum.servers]
+    return places == list(range(len(places))) and len({server.progress for server in quorum.servers}) == 1
 
 
 def filled(quorum: Quorum) -> bool:

@@ -33,16 +33,17 @@ class Server:
     def __init__(
         self,
         spec: JobSpec,
-        index: int,
+        name: str,
         cluster: Cluster,
         checkpoints: Checkpoints,
         journal: Journal,
         stopping: Callable[[], bool],
     ) -> None:
-        """index: which of spec.cluster.parameter_servers it is."""
-        self._spec, self._index, self._cluster, self._checkpoints = spec, index, cluster, checkpoints
+        self._spec, self._name, self._cluster, self._checkpoints = spec, name, cluster, checkpoints
         self._journal, self._stopping = journal, stopping
         self._servers = spec.cluster.parameter_servers
+        # Which of the servers it is: its name's place among all of theirs. On Google Cloud no name has a number.
+        self._place: int | None = None
         self.progress = Progress()
         self._layout: Layout = []
         self._key = ""
@@ -56,7 +57,7 @@ class Server:
     @property
     def leads(self) -> bool:
         """The first server writes for the run: what it says of a step is as lasting as the step."""
-        return self._index == 0
+        return self._place == 0
 
     @property
     def _steps(self) -> int:
@@ -106,6 +107,7 @@ class Server:
 
     def _told(self) -> dict[str, Any]:
         return {
+            "place": self._place,
             "filled": self._filled,
             "reaches": self.progress.next_lineage(self._prepared) if self._prepared else None,
             "vote": self._vote,
@@ -120,11 +122,19 @@ class Server:
         """Are all servers here and at the same point? If not, do this one's part of it; then ask for a new quorum."""
         if len(servers) < self._servers:
             return False
+        bad = {name for server in servers for name in server.told["bad"]}
+        place = [server.name for server in servers].index(self._name)
+        if place != self._place:
+            self._place = place
+            self._restore(bad)
+            return False
+        if any(server.told["place"] != place for place, server in enumerate(servers)):
+            return False
         furthest = max(servers, key=lambda server: server.progress[:2])
         step, evaluations, lineage = furthest.progress
         behind = [server for server in servers if (server.progress[0], server.progress[2]) != (step, lineage)]
         if behind and not all(server.told["reaches"] == lineage for server in behind):
-            self._restore(bad={name for server in servers for name in server.told["bad"]})
+            self._restore(bad)
             return False
         if behind:
             if (self.progress.step, self.progress.lineage) != (step, lineage):
@@ -138,15 +148,18 @@ class Server:
         return True
 
     def prepare(self) -> None:
-        """The newest whole checkpoint, if there is one; else the first trainer brings parameters."""
+        """What a server holds depends on which it is, and that is known when all are here. Only a first update."""
+        self._place = 0
         self._make_room([("warm-up", 0, protocol.ALIGNMENT * self._servers, True)])
-        self._optimizer.update(0.0)  # torch loads more than a second's worth of modules with the first
-        self._restore(bad=set())
+        self._optimizer.update(0.0)  # torch loads more than a second's worth of modules with it
+        self._place = None
+        self._forget()
 
     def finish(self) -> None:
         raise RuntimeError("a parameter server is never the first member")
 
     def _restore(self, bad: set[str]) -> None:
+        """The newest whole checkpoint, if there is one; else the first trainer brings parameters."""
         self._forget()
         restored = self._checkpoints.restore(self._make_room, skip=bad)
         if restored is not None:
@@ -165,8 +178,8 @@ class Server:
         self._layout = layout
         self._shards = Shards(protocol.total(layout) if layout else 0, self._servers)
         self._block = norm_block(self._shards.total)
-        self._ranges = self._shards.owned(self._index)
-        size = self._shards.size(self._index)
+        place = self._place or 0
+        self._ranges, size = self._shards.owned(place), self._shards.size(place)
         self._parameters, self._gradients = torch.zeros(size), torch.zeros(size)
         parts = segments(layout, self._shards.total, self._ranges)
         self._optimizer = Optimizer(self._parameters, self._gradients, parts, self._spec.hyperparameters)
@@ -251,10 +264,11 @@ class Server:
     def _tentative(self, bucket: int) -> Tensor:
         """The parameters of a bucket as they will be if the vote is for it; the same arithmetic as in _commit."""
         hyper = self._spec.hyperparameters
-        start, stop = self._shards.places(self._index)[bucket]
+        assert self._place is not None
+        start, stop = self._shards.places(self._place)[bucket]
         gradients = self._gradients[start:stop] / (hyper.batch_size * hyper.sequence_length * self.progress.scale)
         vectors = [vector[start:stop].clone() for vector in self._vectors.values()]
-        parts = segments(self._layout, self._shards.total, [self._shards.pieces[bucket][self._index]])
+        parts = segments(self._layout, self._shards.total, [self._shards.pieces[bucket][self._place]])
         optimizer = Optimizer(vectors[0], gradients, parts, hyper, vectors[1:])
         optimizer.updates = self.progress.updates
         optimizer.update(learning_rate(hyper, self.progress.step))
@@ -281,14 +295,14 @@ class Server:
 
     def _save(self, attempt: int) -> None:
         """This server's part of a checkpoint of this step, once, in the background."""
-        if self._saved != self.progress.step and self._filled:
+        if self._saved != self.progress.step and self._filled and self._place is not None:
             self._saved = self.progress.step
             self._checkpoints.save(
                 self._vectors,
                 self.progress,
                 attempt,
                 self._layout,
-                part=self._index,
+                part=self._place,
                 parts=self._servers,
                 ranges=self._ranges,
                 before=self._journal.metrics.flush if self.leads else lambda: None,

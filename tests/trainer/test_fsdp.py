@@ -1,0 +1,143 @@
+"""FSDP in two real processes on gloo: the same training as in one, the same checkpoints, and all end together."""
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.fsdp_process import HYPER, LEFT, RUN, Task, new_model, rows
+from tests.trainer.runs import PATIENCE, ROOT
+from trainer.checkpoint import Checkpoints
+from trainer.model import Flat, make_loss
+from trainer.optimizer import Optimizer, norm, segments, squares
+from trainer.parallel.fsdp import layout_of
+from trainer.progress import Progress, decide
+from trainer.storage import open_storage
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Plain:
+    """The same training in one process, with what replicas are made of."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.flat, self.progress = Flat(new_model(), torch.device("cpu")), Progress()
+        total = len(self.flat.parameters)
+        parts = segments(self.flat.layout, total, [(0, total)])
+        self.optimizer = Optimizer(self.flat.parameters, self.flat.gradients, parts, HYPER)
+        self.loss = make_loss(self.flat.model, None, torch.device("cpu"))
+        self.vectors = {"parameters": self.flat.parameters}
+        self.vectors |= {f"moment{i + 1}": moment for i, moment in enumerate(self.optimizer.vectors)}
+
+    def train(self, steps: int) -> "Plain":
+        while self.progress.step < steps:
+            inputs, targets = rows(self.progress.step)
+            self.flat.gradients.zero_()
+            loss = self.loss(inputs, targets, 1.0)
+            loss.backward()  # type: ignore[no-untyped-call]
+            size = norm(squares(self.flat.gradients, 65536))
+            decision = decide(HYPER, self.progress, float(loss), targets.numel(), size)
+            self.flat.gradients.mul_(decision.factor)
+            self.optimizer.update(decision.rate)
+            self.progress.commit(decision, "plain", scaled=False)
+            self.losses.append(decision.loss)
+            self.norms.append(decision.gradient_norm)
+        return self
+
+    def restore(self, folder: Path) -> "Plain":
+        checkpoints = Checkpoints(open_storage(str(folder)), RUN, 5, print)
+        restored = checkpoints.restore(self.vectors, layout=self.flat.layout)
+        assert restored is not None
+        self.progress, self.optimizer.updates = restored.progress, restored.progress.updates
+        return self
+
+    def save(self, folder: Path) -> None:
+        checkpoints = Checkpoints(open_storage(str(folder)), RUN, 5, print)
+        checkpoints.save(self.vectors, self.progress, 1, self.flat.layout)
+        checkpoints.wait()
+
+
+def run(task: Task, expected: int = 0) -> dict[str, Any]:
+    """Until both processes have ended; what the first one wrote."""
+    done = subprocess.run(task.start(), cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True, check=False)
+    assert done.returncode == expected, done.stdout + done.stderr
+    results = [json.loads(Path(task.folder, f"result-{rank}.json").read_text()) for rank in range(2)]
+    for key in ("losses", "norms", "attempt", "step"):
+        assert results[0][key] == results[1][key]
+    assert all("step-" not in line for line in results[0]["said"] + results[1]["said"])  # nothing about a checkpoint
+    return dict(results[0])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain().train(HYPER.steps)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of two processes with a checkpoint at step 25."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    return folder, run(Task(str(folder), save_at=25))
+
+
+def test_the_layout_is_that_of_the_flat_vector(plain: Plain) -> None:
+    assert layout_of(new_model()) == plain.flat.layout
+
+
+def test_two_processes_train_as_one(plain: Plain, trained: tuple[Path, dict[str, Any]]) -> None:
+    _, found = trained
+    assert plain.losses[-1] < 0.5 * plain.losses[0]  # there is something to compare
+    assert found["losses"] == pytest.approx(plain.losses, rel=0, abs=1e-5)
+    assert found["norms"] == pytest.approx(plain.norms, rel=1e-4)
+    assert found["norms"][0] == pytest.approx(plain.norms[0], rel=1e-6)
+
+
+def test_what_is_evaluated_and_exported_is_the_whole_model(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = trained
+    model = new_model()
+    model.load_state_dict(torch.load(folder / "exported.pt", weights_only=True))
+    inputs, targets = rows(10_000)
+    with torch.no_grad():
+        loss = make_loss(model, None, torch.device("cpu"))(inputs[:3], targets[:3], 1.0)
+    assert found["evaluated"] == pytest.approx(float(loss), rel=1e-5)
+    at_the_end = Plain().restore(folder)
+    for name, parameter in at_the_end.flat.model.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter), name
+
+
+def test_its_checkpoint_restores_into_one_process(plain: Plain, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = trained
+    storage, copy = open_storage(str(folder)), open_storage(str(tmp_path))
+    for entry in storage.list(f"runs/{RUN}/checkpoints/step-00000025-attempt-1"):
+        copy.write(entry.path, storage.read(entry.path))
+    resumed = Plain().restore(tmp_path)
+    assert resumed.progress.step == 25
+    assert resumed.train(HYPER.steps).losses == pytest.approx(plain.losses[25:], rel=0, abs=1e-5)
+
+
+def test_it_restores_the_checkpoint_of_one_process(plain: Plain, tmp_path: Path) -> None:
+    Plain().train(25).save(tmp_path)
+    found = run(Task(str(tmp_path), steps=30))
+    assert found["from"] == 25
+    assert found["losses"] == pytest.approx(plain.losses[25:30], rel=0, abs=1e-5)
+
+
+def test_a_part_damaged_for_one_process_is_passed_over_by_both(
+    plain: Plain, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = trained
+    storage, copy = open_storage(str(folder)), open_storage(str(tmp_path))
+    for entry in storage.list(f"runs/{RUN}/checkpoints"):
+        copy.write(entry.path, storage.read(entry.path))
+    copy.write(f"runs/{RUN}/checkpoints/step-00000050-attempt-1/part-00001-of-00002.safetensors", b"damaged")
+    ...
