@@ -1,10 +1,11 @@
-"""Seconds of a push and a pull beside the network's bound and a ring all-reduce: `python -m benchmarks.parameter_server`.
+"""A push and a pull beside the network's bound and a ring all-reduce: `python -m benchmarks.parameter_server`.
 
-A member is a process in a network namespace of its own, with a shaped link (benchmarks/links.py; Linux, root). The links
-are so slow that two cores do not bind, the vector so small that it is cut into about as many buckets as GPT-2's
-gradient at 16 MiB each. The methods take turns, each figure is the median of the rounds; sums and parameters are compared bit for bit.
+A member is a process in a network namespace of its own, with a shaped link (benchmarks/links.py; Linux, root). Links
+are so slow that two cores do not bind, and the vector is small, but cut into as many buckets as that of GPT-2 (124M).
+The methods take turns; each figure is the median of the rounds; sums and parameters are compared bit for bit.
 
-bound: what trainer/parallel/cost.py predicts; no method could be faster.
+bound: what trainer/parallel/cost.py says of these links. Without "interleaved", all wait for each other between push
+and pull, as they do when gradients are clipped.
 """
 
 import argparse
@@ -23,11 +24,12 @@ from typing import Any
 
 os.environ["RUST_LOG"] = "error"
 os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torchft import ProcessGroupGloo
 
 from benchmarks.links import Unavailable, address, enter, links
@@ -39,6 +41,7 @@ from trainer.parallel.shards import Shards
 PORT = 29500
 TIMEOUT = timedelta(seconds=120)
 RING = "ring all-reduce, no servers"
+SHAPES = [(4, 4, 100, 100), (6, 2, 100, 50), (10, 3, 100, 50)]  # trainers, servers, Mb/s of each
 METHODS = ["star", "star, interleaved", "hierarchical", "hierarchical, interleaved", RING]
 
 
@@ -134,10 +137,8 @@ def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> N
         begun = time.perf_counter()
         result = run(method)
         seconds = time.perf_counter() - begun
-        if method == RING:  # in another order
-            right = torch.allclose(result, total, atol=1e-4)
-        else:
-            right = torch.equal(result, total)
+        # a ring adds in another order
+        right = torch.allclose(result, total, atol=1e-4) if method == RING else torch.equal(result, total)
         orders.send((seconds, right))
     del store
 
@@ -164,8 +165,8 @@ def measure(setting: Setting, rounds: int, say: Callable[[str], None]) -> dict[s
             pipe.recv()
         for pipe in pipes:
             pipe.send("join")
-        for turn in range(rounds + 1):  # the first warms up: connections, buffers
-            for method in METHODS:
+        for turn in range(rounds + 1):
+            for method in METHODS if turn > 0 else METHODS[2:]:  # the quicker ones warm the connections up
                 for pipe in pipes:
                     pipe.send(method)
                 answers = [pipe.recv() for pipe in pipes]
@@ -181,31 +182,37 @@ def measure(setting: Setting, rounds: int, say: Callable[[str], None]) -> dict[s
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parameter_server", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="2 rounds")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s, about a minute each")
+    parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--elements", type=int, default=3_145_728, help="of the vector; default: %(default)s")
-    parser.add_argument("--buckets", type=int, default=30, help="default: %(default)s, as many as GPT-2 has")
+    parser.add_argument("--buckets", type=int, default=60, help="default: %(default)s")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(1)
-    for trainers, servers, trainer_mbps, server_mbps in ((4, 4, 400, 400), (6, 2, 400, 200), (10, 3, 400, 200)):
-        bucket = -(-options.elements // options.buckets)
-        setting = Setting(trainers, servers, trainer_mbps, server_mbps, options.elements, bucket)
+    bucket = -(-options.elements // options.buckets)
+    for shape in SHAPES:
+        setting = Setting(*shape, options.elements, bucket)
         try:
-            found = measure(setting, 2 if options.quick else options.rounds, lambda line: print(line, file=sys.stderr))
+            found = measure(setting, 1 if options.quick else options.rounds, lambda line: print(line, file=sys.stderr))
         except Unavailable as why:
             print(f"not measured: {why}")
             return 0
-        table = Table(title=f"{trainers} trainers of {trainer_mbps} Mb/s, {servers} servers of {server_mbps} Mb/s")
-        for column in ("push + pull of 12.6 MB", "ms", "bound", "of bound", "of ring"):
-            table.add_column(column, justify="left" if column.startswith("push") else "right")
-        ring = statistics.median(found[RING])
-        for method in METHODS:
-            median, bound = statistics.median(found[method]), setting.bound(method)
-            cells = (f"{median * 1e3:.0f}", f"{bound * 1e3:.0f}", f"{median / bound:.2f}", f"{median / ring:.2f}")
-            table.add_row(method, *cells)
-        Console().print(table)
+        show(setting, {method: statistics.median(seconds) for method, seconds in found.items()})
     return 0
+
+
+def show(setting: Setting, seconds: dict[str, float]) -> None:
+    table = Table(
+        title=f"{setting.trainers} trainers of {setting.trainer_mbps} Mb/s,"
+        f" {setting.servers} servers of {setting.server_mbps} Mb/s"
+    )
+    for column in (f"{setting.elements * 4 / 1e6:.1f} MB there and back", "ms", "bound", "/ bound", "/ ring"):
+        table.add_column(column, justify="right" if table.columns else "left")
+    for method in METHODS:
+        took, bound = seconds[method], setting.bound(method)
+        ratios = f"{took / bound:.2f}", f"{took / seconds[RING]:.2f}"
+        table.add_row(method, f"{took * 1e3:.0f}", f"{bound * 1e3:.0f}", *ratios)
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import contextlib
 import http.client
 import socket
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
@@ -102,11 +104,17 @@ class Faults:
     requests: list[str] = field(default_factory=list)  # "METHOD path", as they came
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client was killed in the middle of a request
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def failing_proxy(upstream: str) -> Iterator[tuple[str, Faults]]:
     """host:port of a proxy before a server at `upstream`, and the hooks that make it fail."""
     faults = Faults()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(upstream, faults))
+    server = _Server(("127.0.0.1", 0), _handler(upstream, faults))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

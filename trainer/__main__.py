@@ -135,9 +135,10 @@ class Supervisor:
             print(line, end="", flush=True)
             line = line.rstrip("\n")[:500]
             self._lines.append(line)
-            if line == TRACEBACK:
+            begins = line.endswith(TRACEBACK)  # torch puts the process's rank before it
+            if begins:
                 self._traceback.clear()
-            if line == TRACEBACK or self._traceback:
+            if begins or self._traceback:
                 self._traceback.append(line)
 
     def _read_reports(self, descriptor: int) -> None:

@@ -1,16 +1,19 @@
 """What a master or worker is made of: data, model and engine, put together as a job says; and what it leaves."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
+from transformers import GPT2LMHeadModel
 
 from trainer import model as model_module
 from trainer.batches import Batches, Windows
 from trainer.device import peak_speed, pick
 from trainer.export import export
-from trainer.model import Flat
+from trainer.model import Flat, Loss
 from trainer.parallel.local import LocalServed, LocalTraining
 from trainer.parallel.replicas import Replicas
 from trainer.parallel.served import Served
@@ -29,6 +32,7 @@ class Trainer(Training):
     parts: "Parts"
     tokenizer: Tokenizer
     unigram_entropy: float
+    exported: Callable[[], GPT2LMHeadModel]
 
     def prepare(self) -> None:
         """The newest state that is known, and a step that nobody counts: compiling and first allocations are slow."""
@@ -41,7 +45,7 @@ class Trainer(Training):
             "validation_loss": self.progress.validation_loss or math.nan,
             "unigram_entropy": self.unigram_entropy,
         }
-        export(self.parts.storage, self.spec, self.model, self.tokenizer, facts, self.parts.scratch)
+        export(self.parts.storage, self.spec, self.exported(), self.tokenizer, facts, self.parts.scratch)
 
 
 class LocalTrainer(LocalTraining, Trainer):
@@ -62,27 +66,17 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         )
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
     model.train(hyper.dropout > 0)
-    flat = Flat(model, device)
-    loss = model_module.make_loss(model, precision, device)
-    if hyper.compile:
-        loss = model_module.compiled(loss, parts.process.log)
     scaled = precision == torch.float16
     told = {"peak": peak_speed(device, precision, model, hyper.sequence_length), "scaled": scaled}
     progress = Progress(scale=FP16_SCALE if scaled else 1.0)
-    engine: Engine
-    kind = Trainer
-    if spec.parallel.synchronization == "local":
-        engine, kind = LocalServed(spec, flat, progress, parts.process.log, told), LocalTrainer
-    elif spec.cluster.parameter_servers:
-        engine = Served(spec, flat, progress, parts.process.log, told)
-    else:
-        engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
+    hold = _hold(parts, model, device, precision, progress, told)
+    kind = LocalTrainer if spec.parallel.synchronization == "local" else Trainer
     trainer = kind(
         spec,
-        engine=engine,
+        engine=hold.engine,
         model=model,
-        loss=loss,
-        zero=flat.gradients.zero_,
+        loss=hold.loss,
+        zero=hold.zero,
         batches=Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed),
         validation=Windows(prepared.tokens("validation"), hyper.sequence_length),
         cluster=parts.cluster,
@@ -91,6 +85,47 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         scaled=scaled,
         stopping=parts.stopping,
     )
+    trainer.exported = hold.exported
     trainer.parts, trainer.tokenizer = parts, tokenizer
     trainer.unigram_entropy = prepared.manifest.validation.unigram_entropy
     return trainer
+
+
+@dataclass(frozen=True)
+class _Hold:
+    """An engine, and the functions that go with where it has the parameters."""
+
+    engine: Engine
+    loss: Loss
+    zero: Callable[[], object]
+    exported: Callable[[], GPT2LMHeadModel]  # the whole model, when the engine has finished
+
+
+def _hold(
+    parts: "Parts",
+    model: GPT2LMHeadModel,
+    device: torch.device,
+    precision: torch.dtype | None,
+    progress: Progress,
+    told: dict[str, Any],
+) -> _Hold:
+    spec, hyper, log = parts.spec, parts.spec.hyperparameters, parts.process.log
+    if parts.processes is not None:
+        from trainer.parallel.fsdp import Sharded  # its imports take a second, and no other engine needs them
+
+        sharded = Sharded(
+            model, hyper, device, precision, parts.processes.mesh, parts.checkpoints, parts.journal, progress, told
+        )
+        return _Hold(sharded, sharded.loss, sharded.zero, lambda: sharded.exported or model)
+    flat = Flat(model, device)
+    loss = model_module.make_loss(model, precision, device)
+    if hyper.compile:
+        loss = model_module.compiled(loss, log)
+    engine: Engine
+    if spec.parallel.synchronization == "local":
+        engine = LocalServed(spec, flat, progress, log, told)
+    elif spec.cluster.parameter_servers:
+        engine = Served(spec, flat, progress, log, told)
+    else:
+        engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
+    return _Hold(engine, loss, flat.gradients.zero_, lambda: model)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoints
     from trainer.cluster import Cluster, Quorum
     from trainer.journal import Journal
+    from trainer.parallel.processes import Processes
     from trainer.prepared import Prepared
 
 INPUT, LEFT = 2, 75
@@ -136,6 +137,7 @@ class Parts:
     scratch: Path | None
     journal: "Journal"
     stopping: Callable[[], bool]
+    processes: "Processes | None" = None  # of this machine, if they share one model
 
 
 class Member(Protocol):
@@ -175,10 +177,17 @@ def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) 
             state="RECOVERING", reason=reason
         )  # written if this machine has led a step: before, all are starting
 
-    cluster = Cluster(
-        storage,
-        spec.run,
-        process.name,
+    processes: Processes | None = None
+    kind: Callable[..., Cluster] = Cluster
+    if spec.parallel.parallelism == "fsdp":
+        from trainer.parallel import processes as of_one_machine
+
+        processes = of_one_machine.Processes(spec.cluster.processes, (0, LEFT), process.log)
+        kind = partial(of_one_machine.Together, processes)
+    cluster = kind(
+        storage=storage,
+        run=spec.run,
+        name=process.name,
         declared=spec.cluster,
         address=address,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
@@ -187,11 +196,11 @@ def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) 
         waits=waits,
         stopping=stopping,
     )
-    scratch = _scratch(storage, spec.run, process.name)
+    scratch = _scratch(storage, spec.run, f"{process.name}-{processes.rank}" if processes else process.name)
     kept = spec.checkpoints
     checkpoints = Checkpoints(storage, spec.run, kept.keep, process.log, scratch, kept.keep_every, cluster.fenced)
     journal = Journal(metrics, status, cluster, process.log, process.report)
-    return Parts(process, storage, spec, cluster, checkpoints, scratch, journal, stopping)
+    return Parts(process, storage, spec, cluster, checkpoints, scratch, journal, stopping, processes)
 
 
 def _take_part(
@@ -222,6 +231,10 @@ def _take_part(
                 changes = {"step": spec.hyperparameters.steps, "attempt": quorum.attempt, "finished": now}
                 status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
                 process.log(f"finished: the model is at {storage.url}/runs/{spec.run}/model")
+                if parts.processes is not None:
+                    parts.processes.wait()
+                break
+            if parts.processes is not None:  # the first one of this machine does the rest
                 break
             if _wait_for_the_end(process, storage, spec, quorum.members[0].name, parts.stopping):
                 break

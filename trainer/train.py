@@ -56,6 +56,9 @@ class Engine(Protocol):
     def backward_ends(self) -> None:
         """All gradients of this trainer are final."""
 
+    def forward_ends(self, passes: int) -> None:
+        """Evaluation is over, in which the trainer that had most computed so many micro-batches."""
+
     def sum(self, vote: Tensor) -> float:
         """Gradients, and `vote` in place, are summed over all members. The norm of the summed gradient."""
 
@@ -142,7 +145,7 @@ class Training:
         Returns float64 [summed loss, tokens, 0]. before_last: called before the last backward pass.
         """
         hyper = self.spec.hyperparameters
-        declared = quorum.declared if quorum else self.spec.cluster.trainers
+        declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
         rank, size = (quorum.rank, len(quorum.trainers)) if quorum else (0, declared)
         parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
         self.zero()
@@ -184,6 +187,7 @@ class Training:
                 inputs, targets = self._rows(self.validation, part)
                 vote[0] += self.loss(inputs, targets, 1.0)
                 vote[1] += targets.numel()
+        self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
         self.model.train(self.spec.hyperparameters.dropout > 0)
         vote = vote.to(quorum.group.device)
         quorum.group.sum(vote)

@@ -357,14 +357,14 @@ def test_a_worker_waits_for_the_master_and_leaves_when_told(machines: Machines) 
 # -- parameter servers -------------------------------------------------------------------------------------------------
 
 
-def test_trainers_come_first_and_then_servers_by_number(machines: Machines) -> None:
-    order = ["master-0", "worker-0", *(f"ps-{i}" for i in range(11))]  # by number: ps-10 is the last
+def test_trainers_come_first_and_then_servers(machines: Machines) -> None:
+    order = ["master-0", "worker-0", "ps-0", "ps-1", "ps-2"]
     members = together(machines, sorted(order, reverse=True))
     quorums = each([member.quorum() for member in members])
-    assert [names(q) for q in quorums] == [order] * 13
+    assert [names(q) for q in quorums] == [order] * 5
     assert [q.rank for q in quorums] == [order.index(member.name) for member in members]
     assert [m.name for m in quorums[0].trainers] == order[:2]
-    assert [m.server for m in quorums[0].servers] == list(range(11))
+    assert [m.name for m in quorums[0].servers] == order[2:]
     assert {q.declared for q in quorums} == {2}
 
 
@@ -381,7 +381,9 @@ def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machine
         member.cluster.stepped(0.1)
     members[2].cluster.close()
     waiting = [member.quorum(1) for member in members[:2]]
-    until(all_said(members[:2], "waiting for ps-1; here: master-0, ps-0"), *waiting)
+    until(
+        all_said(members[:2], "waiting for 1 more of 2 parameter servers; here: master-0, ps-0; lost: ps-1"), *waiting
+    )
     back = machines.add("ps-1", trainers=1, servers=2)
     back.join().result(PATIENCE)
     quorums = each([back.quorum(), *waiting])
@@ -392,7 +394,7 @@ def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines:
     members = [machines.add(name, trainers=3, servers=1, least=2) for name in ("master-0", "worker-0", "ps-0")]
     each([member.join() for member in members])
     waiting = [member.quorum() for member in members]
-    until(all_said(members, "waiting for 1 more of 3 trainers; here: master-0, worker-0, ps-0"), *waiting)
+    until(all_said(members, "waiting for 1 more of 3 trainers; here: master-0, ps-0, worker-0"), *waiting)
     members.append(machines.add("worker-1", trainers=3, servers=1, least=2))
     members[-1].join().result(PATIENCE)
     each([*waiting, members[-1].quorum()])
@@ -402,7 +404,7 @@ def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines:
     assert [names(q) for q in each([m.quorum(1) for m in members])] == [["master-0", "worker-0", "ps-0"]] * 3
     members.pop(1).cluster.close()
     waiting = [member.quorum(2) for member in members]
-    until(all_said(members, "waiting for 1 more of 2 trainers; here: master-0, ps-0"), *waiting)
+    until(all_said(members, "waiting for 1 more of 2 trainers; here: master-0, ps-0; lost: worker-0"), *waiting)
 
 
 @pytest.mark.parametrize("furthest", [0, 1])
@@ -516,3 +518,15 @@ def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: 
     each([member.join() for member in again])
     quorums = each([waiting, *(member.quorum(1) for member in again)])
     assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3
+
+
+def test_a_server_that_is_no_longer_declared_is_waited_out(machines: Machines) -> None:
+    members = [machines.add(name, trainers=1, servers=1) for name in ("master-0", "ps-0", "ps-1")]
+    each([member.join() for member in members])
+    waiting = [member.quorum() for member in members]
+    until(all_said(members, "waiting: there are 2 parameter servers instead of 1"), *waiting)
+    members[2].stop.set()
+    with pytest.raises(Stopping):
+        waiting[2].result(PATIENCE)
+    members[2].cluster.close()
+    assert [names(q) for q in each(waiting[:2])] == [["master-0", "ps-0"]] * 2

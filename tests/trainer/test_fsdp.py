@@ -1,19 +1,20 @@
 """FSDP in two real processes on gloo: the same training as in one, the same checkpoints, and all end together."""
 
 import json
-import os
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from tests.trainer.fsdp_process import HYPER, LEFT, RUN, Task, new_model, rows
+from tests.trainer.fsdp_process import HYPER, RUN, Task, new_model, rows
 from tests.trainer.runs import PATIENCE, ROOT
 from trainer.checkpoint import Checkpoints
+from trainer.compute import LEFT
 from trainer.model import Flat, make_loss
 from trainer.optimizer import Optimizer, norm, segments, squares
 from trainer.parallel.fsdp import layout_of
@@ -46,7 +47,7 @@ class Plain:
             loss = self.loss(inputs, targets, 1.0)
             loss.backward()  # type: ignore[no-untyped-call]
             size = norm(squares(self.flat.gradients, 65536))
-            decision = decide(HYPER, self.progress, float(loss), targets.numel(), size)
+            decision = decide(HYPER, self.progress, loss.item(), targets.numel(), size)
             self.flat.gradients.mul_(decision.factor)
             self.optimizer.update(decision.rate)
             self.progress.commit(decision, "plain", scaled=False)
@@ -74,7 +75,7 @@ def run(task: Task, expected: int = 0) -> dict[str, Any]:
     results = [json.loads(Path(task.folder, f"result-{rank}.json").read_text()) for rank in range(2)]
     for key in ("losses", "norms", "attempt", "step"):
         assert results[0][key] == results[1][key]
-    assert all("step-" not in line for line in results[0]["said"] + results[1]["said"])  # nothing about a checkpoint
+    assert not any("does not count" in line or "could not" in line for result in results for line in result["said"])
     return dict(results[0])
 
 
@@ -96,7 +97,7 @@ def test_the_layout_is_that_of_the_flat_vector(plain: Plain) -> None:
 
 def test_two_processes_train_as_one(plain: Plain, trained: tuple[Path, dict[str, Any]]) -> None:
     _, found = trained
-    assert plain.losses[-1] < 0.5 * plain.losses[0]  # there is something to compare
+    assert plain.losses[-1] < 0.7 * plain.losses[0]  # there is something to compare
     assert found["losses"] == pytest.approx(plain.losses, rel=0, abs=1e-5)
     assert found["norms"] == pytest.approx(plain.norms, rel=1e-4)
     assert found["norms"][0] == pytest.approx(plain.norms[0], rel=1e-6)
@@ -115,7 +116,9 @@ def test_what_is_evaluated_and_exported_is_the_whole_model(trained: tuple[Path, 
         assert torch.equal(model.get_parameter(name), parameter), name
 
 
-def test_its_checkpoint_restores_into_one_process(plain: Plain, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_its_checkpoint_restores_into_one_process(
+    plain: Plain, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     folder, _ = trained
     storage, copy = open_storage(str(folder)), open_storage(str(tmp_path))
     for entry in storage.list(f"runs/{RUN}/checkpoints/step-00000025-attempt-1"):
@@ -133,11 +136,56 @@ def test_it_restores_the_checkpoint_of_one_process(plain: Plain, tmp_path: Path)
 
 
 def test_a_part_damaged_for_one_process_is_passed_over_by_both(
-    plain: Plain, trained: tuple[Path, dict[str, Any]], tmp_path: Path
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    folder, _ = trained
+    folder, before = trained
     storage, copy = open_storage(str(folder)), open_storage(str(tmp_path))
     for entry in storage.list(f"runs/{RUN}/checkpoints"):
         copy.write(entry.path, storage.read(entry.path))
     copy.write(f"runs/{RUN}/checkpoints/step-00000050-attempt-1/part-00001-of-00002.safetensors", b"damaged")
-    ...
+    found = run(Task(str(tmp_path), steps=27))
+    assert found["from"] == 25
+    assert found["losses"] == before["losses"][25:27]  # exactly: the same processes from the same state
+
+
+def test_all_leave_after_the_same_step_when_one_is_told_to(tmp_path: Path) -> None:
+    found = run(Task(str(tmp_path), stop_at=3), expected=LEFT)
+    assert (found["step"], found["attempt"], found["whole"]) == (3, 1, True)
+    again = run(Task(str(tmp_path), steps=4))
+    assert (again["from"], again["step"], again["attempt"]) == (3, 4, 2)
+
+
+def test_bf16(plain: Plain, tmp_path: Path) -> None:
+    found = run(Task(str(tmp_path), steps=20, precision="bf16"))
+    assert found["losses"] == pytest.approx(plain.losses[:20], rel=0, abs=3e-2)
+    assert found["losses"] != pytest.approx(plain.losses[:20], rel=0, abs=1e-5)  # it is not fp32
+
+
+def test_a_failure_of_one_process_ends_all(tmp_path: Path) -> None:
+    done = subprocess.run(
+        Task(str(tmp_path), fail_at=2).start(), cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "ValueError: a fault" in done.stderr
+    assert "process 1 of this machine ended with code 1: all end, to start again" in done.stdout
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
+    command = Task(str(tmp_path), hang_at=1).start("-u")
+    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + PATIENCE
+        while not all((tmp_path / f"pid-{rank}").exists() for rank in range(2)):
+            assert first.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        both = [psutil.Process(int((tmp_path / f"pid-{rank}").read_text())) for rank in range(2)]
+        listening = [c.laddr.ip for p in both for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+        assert set(listening) == {"127.0.0.1"}  # the store; nothing that another machine could reach
+        both[killed].kill()
+        assert first.wait(PATIENCE) != 0
+        assert psutil.wait_procs(both, PATIENCE)[1] == []
+    finally:
+        first.kill()
+        first.wait()

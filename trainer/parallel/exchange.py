@@ -28,6 +28,7 @@ Plan = Literal["star", "hierarchical"]
 Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
 Stage = Callable[[int], "Pending"]  # issues a bucket's next collective
 Finish = Callable[[int], None]  # what remains to be done with a bucket after its last collective
+AHEAD = 2  # buckets on their way while another is waited for: with 1 links fall idle, 3 gain nothing
 ALIGNMENT = 64  # elements: where slices are cut, for the speed of adds
 
 
@@ -39,8 +40,8 @@ class Exchange:
     """One group's traffic: first the trainers, by rank, then the servers.
 
     While trainers call push, pull, push_and_pull or fill, servers call collect, serve, collect_and_serve or fill. All
-    calls raise GroupFailed when a member is lost. For each way a server has with star buffers of 2·W times its piece of
-    a bucket, none with hierarchical and fp32; a trainer's are of about two buckets.
+    calls raise GroupFailed when a member is lost. For each way a server has with star buffers of 3·W times its piece of
+    a bucket, none with hierarchical and fp32; a trainer's are of three buckets.
     """
 
     def __init__(self, group: "Group", trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
@@ -196,15 +197,16 @@ class Exchange:
         return ([send] if self._plan == "star" else [send_slices, spread]), nothing
 
     def _pipeline(self, buckets: Iterable[int], stages: list[Stage], finish: Finish) -> None:
-        """Stage s of a bucket is issued after stage s - 1 of the next one: while one is waited for, another is on its
-        way. So stage s of a bucket is over before stage s of the bucket after the next one is issued."""
+        """Stage s of a bucket is issued after stage s - 1 of the bucket AHEAD of it: while it is waited for, others are
+        on their way. So stage s of a bucket is over before stage s of the one AHEAD + 1 after it is issued."""
         order = list(buckets)
         pending: dict[int, Pending] = {}
-        for tick in range(len(order) + len(stages)):
+        for tick in range(len(order) + AHEAD * len(stages)):
             for depth in range(len(stages) + 1):
-                if not 0 <= tick - depth < len(order):
+                place = tick - AHEAD * depth
+                if not 0 <= place < len(order):
                     continue
-                bucket = order[tick - depth]
+                bucket = order[place]
                 if depth > 0:
                     pending.pop(bucket).wait()
                 if depth < len(stages):
@@ -261,8 +263,8 @@ class Exchange:
         return vector[start:stop]
 
     def _buffer(self, name: str, bucket: int, elements: int, dtype: torch.dtype, pinned: bool = False) -> Tensor:
-        """Host memory for one stage of a bucket; two take turns (see _pipeline)."""
-        key = (name, bucket % 2, dtype)
+        """Host memory for one stage of a bucket; AHEAD + 1 take turns (see _pipeline)."""
+        key = (name, bucket % (AHEAD + 1), dtype)
         found = self._buffers.get(key)
         if found is None or len(found) < elements:
             found = self._buffers[key] = torch.empty(elements, dtype=dtype, pin_memory=pinned)

@@ -74,6 +74,9 @@ class Replicas:
     def backward_ends(self) -> None:
         """See sum()."""
 
+    def forward_ends(self, passes: int) -> None:
+        """Trainers evaluate on their own."""
+
     def sum(self, vote: Tensor) -> float:
         """Sums the gradients, and `vote` too, over all members, in place; the norm of the summed gradient."""
         begun = time.monotonic()

@@ -136,6 +136,9 @@ class Served:
         self._wait_for_mover()
         self._pushing = False
 
+    def forward_ends(self, passes: int) -> None:
+        """Trainers evaluate on their own."""
+
     def sum(self, vote: Tensor) -> float:
         """As Replicas.sum: the servers have summed the gradients, and everyone hears their norm."""
         assert self._group is not None

@@ -1,0 +1,253 @@
+"""Small real runs whose machines are killed, frozen, moved and told to leave: what benchmarks/faults.py draws from."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage as gcs
+
+from tests.gcs import Faults, failing_proxy, fake_gcs_server
+from tests.trainer.google_vm import into_bucket
+from tests.trainer.runs import ROOT, Run
+from trainer.spec import FINAL_STATES, MachineStatus
+
+PATIENCE = 180.0  # seconds for a run to go on, or to end
+STEPS = {False: 1500, True: 800}  # with parameter servers all wait for all, and less steps last as long
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What kind of run it is."""
+
+    trainers: int
+    servers: int
+    least: int  # trainers without which no step is taken
+    google: bool = False  # the bucket is a storage server's, which may answer 503
+
+    @property
+    def steps(self) -> int:
+        return STEPS[self.servers > 0]
+
+    def __str__(self) -> str:
+        least = f", at least {self.least} trainers" if self.least < self.trainers else ""
+        return f"{self.trainers} trainers, {self.servers} servers{least}{', gs://' if self.google else ''}"
+
+
+@dataclass
+class Fault:
+    kind: str
+    machines: list[str]
+    begun: float = 0.0  # seconds since the epoch
+    seconds: float = 0.0  # without a new step
+    repeated: int = 0  # steps
+
+    @property
+    def role(self) -> str:
+        return "all" if len(self.machines) > 1 else self.machines[0].split("-")[0]
+
+
+@dataclass
+class Storages:
+    """A storage server, and a way to it that may fail."""
+
+    direct: str  # host:port
+    failing: str
+    faults: Faults
+
+
+@contextmanager
+def storages(folder: Path) -> Iterator[Storages]:
+    """Raises ToolError where there is no fake-gcs-server."""
+    with fake_gcs_server(folder / "storage.log") as direct, failing_proxy(direct) as (failing, faults):
+        os.environ["STORAGE_EMULATOR_HOST"] = f"http://{direct}"  # of this process; machines go through the proxy
+        yield Storages(direct, failing, faults)
+
+
+class Machines:
+    """The machines of a run, and all that can happen to them."""
+
+    def __init__(self, folder: Path, setup: Setup, storages: Storages | None = None, steps: int = 0) -> None:
+        steps = steps or setup.steps
+        self.folder, self.setup, self._storages = folder, setup, storages
+        self.run = Run(
+            folder / "bucket",
+            hyperparameters={"steps": steps, "learningRate": 0.001},
+            evaluation={"every": steps // 2},
+            checkpoints={"every": 50},
+            cluster={
+                "workers": setup.trainers - 1,
+                "minWorkers": setup.least - 1,
+                "parameterServers": setup.servers,
+                "threads": 1,
+            },
+        )
+        if setup.google:
+            bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+            gcs.Client(project="test", credentials=AnonymousCredentials()).create_bucket(bucket)
+            into_bucket(self.run, f"gs://{bucket}")
+        self.names = [name for name, _ in self.run.spec.cluster.machines()]
+        self._roles = dict(self.run.spec.cluster.machines())
+        self._places = dict.fromkeys(self.names, 1)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.ended: list[str] = []  # machines that ended by themselves and should not have
+
+    def start(self, name: str) -> None:
+        # fmt: off
+        command = [
+            sys.executable, "-m", "trainer", "--bucket", self.run.storage.url, "--run", self.run.spec.run,
+            "--name", name, "--role", self._roles[name], "--address", f"127.0.0.{self._places[name]}",
+        ]
+        # fmt: on
+        environment = {**os.environ, "TMPDIR": "/tmp"}  # noqa: S108
+        if self._storages is not None:
+            environment["STORAGE_EMULATOR_HOST"] = f"http://{self._storages.failing}"
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def machine(self, name: str) -> MachineStatus | None:
+        try:
+            return self.run.machine(name)
+        except FileNotFoundError:
+            return None
+
+    def over(self) -> bool:
+        status = self.run.status()
+        return status is not None and status.state in FINAL_STATES
+
+    def step(self) -> int:
+        status = self.run.status()
+        return 0 if status is None else status.step
+
+    def steps(self) -> dict[str, int]:
+        """What each machine that is at work says of itself; others are not there."""
+        found = {name: self.machine(name) for name in self.names}
+        return {
+            name: machine.step
+            for name, machine in found.items()
+            if machine is not None and machine.message == "training" and machine.trainer_pid in self.computing(name)
+        }
+
+    def computing(self, name: str) -> list[int]:
+        """The process that computes on this machine, if there is one now."""
+        supervisor = self.processes[name].pid
+        with suppress(OSError):
+            return [int(child) for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
+        return []
+
+    def all_of(self, name: str) -> list[int]:
+        return [self.processes[name].pid, *self.computing(name)]
+
+    # -- faults ----------------------------------------------------------------------------------------------------
+
+    def kill_process(self, names: list[str], chance: random.Random) -> None:
+        for name in names:
+            send(self.computing(name), signal.SIGKILL)
+
+    def kill_machine(self, names: list[str], chance: random.Random) -> None:
+        for name in names:
+            self.processes[name].kill()
+        time.sleep(chance.uniform(0, 3))  # until the platform starts it again
+        for name in names:
+            self.processes[name].wait()
+            self.start(name)
+
+    def move(self, names: list[str], chance: random.Random) -> None:
+        for name in names:
+            self._places[name] = self._places[name] % 9 + 1
+        self.kill_machine(names, chance)
+
+    def freeze(self, names: list[str], chance: random.Random) -> None:
+        self._freeze(names, chance.uniform(1, 8), whole=chance.random() < 0.5)
+
+    def freeze_long(self, names: list[str], chance: random.Random) -> None:
+        """Longer than the time-out of a collective."""
+        self._freeze(names, chance.uniform(32, 45), whole=chance.random() < 0.5)
+
+    def _freeze(self, names: list[str], seconds: float, *, whole: bool) -> None:
+        frozen = [pid for name in names for pid in (self.all_of(name) if whole else self.computing(name))]
+        send(frozen, signal.SIGSTOP)
+        time.sleep(seconds)
+        send(frozen, signal.SIGCONT)
+
+    def notice_process(self, names: list[str], chance: random.Random) -> None:
+        for name in names:
+            send(self.computing(name), signal.SIGTERM)
+
+    def notice_machine(self, names: list[str], chance: random.Random) -> None:
+        """It is told to leave, does, and comes back."""
+        for name in names:
+            self.processes[name].terminate()
+        for name in names:
+            code = self.processes[name].wait(PATIENCE)
+            self.ended += [f"{name} was told to leave and ended with {code}"] if code else []
+            self.start(name)
+
+    def storage_away(self, names: list[str], chance: random.Random) -> None:
+        """Storage answers most requests of all machines with 503."""
+        assert self._storages is not None
+        share, draw = chance.uniform(0.5, 1), random.Random(chance.random())  # noqa: S311
+        self._storages.faults.before = lambda method, path: 503 if draw.random() < share else None
+        time.sleep(chance.uniform(2, 10))
+        self._storages.faults.before = lambda method, path: None
+
+    def disk_full(self, names: list[str], chance: random.Random) -> None:
+        """No process of this machine can make a file longer, as on a disk that is full: also its log."""
+        pids = [pid for name in names for pid in self.all_of(name)]
+        for pid in pids:
+            limit_files(pid, 0)
+        time.sleep(chance.uniform(2, 8))
+        for pid in {*pids, *(pid for name in names for pid in self.all_of(name))}:
+            limit_files(pid, resource.RLIM_INFINITY)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Until all machines have left, or PATIENCE seconds went by."""
+        end = time.monotonic() + PATIENCE
+        for name, process in self.processes.items():
+            try:
+                code = process.wait(max(0.1, end - time.monotonic()))
+                self.ended += [f"{name} ended with {code}"] if code else []
+            except subprocess.TimeoutExpired:
+                self.ended.append(f"{name} is still there {PATIENCE:.0f} s after the last fault")
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()  # its child dies with it
+                process.wait()
+
+
+KINDS: dict[str, tuple[Callable[[Machines, list[str], random.Random], None], float]] = {
+    "kill -9, process": (Machines.kill_process, 5),  # and how often, relative to the others
+    "kill -9, machine": (Machines.kill_machine, 5),
+    "notice, process": (Machines.notice_process, 3),
+    "notice, machine": (Machines.notice_machine, 3),
+    "frozen 1 to 8 s": (Machines.freeze, 4),
+    "frozen 32 to 45 s": (Machines.freeze_long, 1),
+    "another address": (Machines.move, 3),
+    "disk full": (Machines.disk_full, 3),
+    "storage 503": (Machines.storage_away, 12),
+}
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def limit_files(pid: int, size: int) -> None:
+    with suppress(ProcessLookupError):
+        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
