@@ -1,15 +1,27 @@
-"""Tokens per second of our training step beside nanoGPT's, in one run: `python -m benchmarks.throughput --nanogpt DIR`.
+"""Tokens per second of our training beside nanoGPT's, in one run: `python -m benchmarks.throughput --nanogpt DIR`.
 
-Same model, batch, sequence length, precision and threads; both take whole steps with data, clipping and optimizer, in
-many short turns, so that a noisy machine disturbs both alike. The figure is the median of the turns' ratios, with the
-middle half of them beside it.
+Same model, batch, sequence length, precision, tokens and cores; both take whole steps with data, clipping and
+optimizer, in turns, so that a noisy machine disturbs both alike. A figure is the median of the turns; a ratio is the
+median of the turns' ratios, with the middle half of them beside it.
 
-What ours does besides: everything of the real loop with one member (quorum, vote, metrics, status, heartbeat).
-nanoGPT is not part of this project: clone it, and give its folder.
+    one process     many short turns in this process, through everything of the real loop with one member (quorum,
+                    vote, metrics, status, heartbeat)
+    data parallel, parameter servers, fsdp
+                    real runs of two trainers through `python -m trainer`, in turns of the same length. They share the
+                    cores that nanoGPT's one process has, and so does a server: on one machine there is nothing to
+                    gain, and the ratio says what the exchange costs
+
+nanoGPT is not part of this project: clone it, and give its folder. On one GPU, the published GPT-2:
+
+    python -m benchmarks.throughput --nanogpt DIR --layers 12 --heads 12 --width 768 --length 1024 --vocabulary 50257 \
+        --batch 32 --dtype bf16 --compile --modes "one process"
 """
 
 import argparse
+import hashlib
 import importlib.util
+import math
+import signal
 import statistics
 import sys
 import tempfile
@@ -20,92 +32,112 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.models import BPE
 
-from trainer.batches import TOKEN, Batches, Tokens, Windows
-from trainer.checkpoint import Checkpoints
-from trainer.cluster import Cluster
-from trainer.device import peak_speed, pick
-from trainer.metrics import Metrics
-from trainer.model import Flat, build, compiled, make_loss
-from trainer.optimizer import Optimizer
-from trainer.spec import END_OF_TEXT, Data, Hyperparameters, JobSpec, Model
-from trainer.spec import Cluster as ClusterSpec
-from trainer.status import StatusWriter
-from trainer.storage import open_storage
+from tests.trainer.runs import Run
+from trainer.assembly import Trainer, assemble
+from trainer.batches import TOKEN
+from trainer.compute import Process, make_parts
+from trainer.device import pick
+from trainer.prepared import Manifest, Shard, Split, find
 from trainer.tokenizer import from_bytes
-from trainer.train import Training
 
 Step = Callable[[], None]
+NEVER = 10**9  # steps
+SETTLED = 5  # a run's first steps, which do not count
+TOKENS = {"train": 2_000_000, "validation": 100_000}
+ONE = "one process"
+RUNS: dict[str, dict[str, Any]] = {  # what is declared for two trainers
+    "data parallel": {"cluster": {"workers": 1}},
+    "parameter servers": {"cluster": {"workers": 1, "parameterServers": 1}},
+    "fsdp": {"cluster": {"processes": 2}, "parallel": {"parallelism": "fsdp"}},
+}
 
 
-class _Vocabulary:
-    """Stands in for a tokenizer: only its size matters here."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def get_vocab_size(self) -> int:
-        return self._size
-
-    def token_to_id(self, token: str) -> int:
-        assert token == END_OF_TEXT
-        return 0
-
-
-def our_step(options: argparse.Namespace, folder: Path, tokens: Path) -> Step:
-    hyper = Hyperparameters(
-        learning_rate=6e-4,
-        batch_size=options.batch,
-        sequence_length=options.length,
-        micro_batch_size=options.batch,
-        steps=10**6,
-        precision=options.dtype,
-        compile=options.compile,
-    )
-    spec = JobSpec(
-        run="benchmark",
-        model=Model(layers=options.layers, heads=options.heads, width=options.width, positions=options.length),
-        data=Data(path="data", tokenizer="byte"),
-        fingerprint="none",
-        code="none",
-        hyperparameters=hyper,
-        cluster=ClusterSpec(threads=options.threads),
-    )
-    storage = open_storage(str(folder))
-    device, precision = pick(hyper.precision)
-    vocabulary: Any = _Vocabulary(options.vocabulary) if options.vocabulary else from_bytes()
-    model = build(spec.model, vocabulary, hyper.dropout, hyper.seed).to(device).eval()
-    flat = Flat(model, device)
-    loss = make_loss(model, precision, device)
-    log = print
-    cluster = Cluster(
-        storage, spec.run, "master-0", trainers=1, least=1, address="127.0.0.1", device=device,
-        log=log, report=lambda *_: None, stopping=lambda: False,
+def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, threads: int, **declared: Any) -> Run:
+    """A run of the model that is compared, with tokens that were drawn before, in `folder`."""
+    declared["cluster"] = {"threads": threads, **declared.get("cluster", {})}
+    run = Run(
+        folder,
+        run=name,
+        model={
+            "layers": options.layers, "heads": options.heads, "width": options.width, "positions": options.length,
+        },
+        data={"tokenizer": "train", "vocabularySize": options.vocabulary},
+        hyperparameters={
+            "learningRate": 6e-4, "batchSize": options.batch, "sequenceLength": options.length, "steps": steps,
+            "microBatchSize": options.batch, "precision": options.dtype, "compile": options.compile,
+        },
+        evaluation={"every": NEVER},
+        checkpoints={"every": NEVER},
+        **declared,
     )  # fmt: skip
-    training = Training(
-        spec,
-        flat=flat,
-        loss=compiled(loss, log) if options.compile else loss,
-        optimizer=Optimizer(flat, hyper),
-        batches=Batches(Tokens([tokens]), options.batch, options.length, hyper.seed),
-        validation=Windows(Tokens([tokens]), options.length),
-        cluster=cluster,
-        checkpoints=Checkpoints(storage, spec.run, 1, log),
-        metrics=Metrics(storage, spec.run, "master-0", lambda line: None),
-        status=StatusWriter(storage, spec.run, 1, log),
-        device=device,
-        scaled=precision == torch.float16,
-        peak_speed=peak_speed(device, precision, model, options.length),
-        log=lambda line: None,
-        report=lambda **_: None,
-        stopping=lambda: False,
+    if find(run.storage, run.spec.data, run.spec.fingerprint) is None:
+        _draw_tokens(run, options.vocabulary)
+    return run
+
+
+def _draw_tokens(run: Run, vocabulary: int) -> None:
+    """What trainer/data.py would make of a text: speed depends on the size of the vocabulary, not on what is said."""
+    folder = f"data/{run.spec.fingerprint}/{run.spec.data.tokens_key()}"
+    tokenizer = from_bytes()
+    entries = tokenizer.get_vocab()
+    tokenizer.model = BPE(vocab=entries | {f"unused {i}": i for i in range(len(entries), vocabulary)}, merges=[])
+    content = tokenizer.to_str().encode()
+    run.storage.write(f"{folder}/tokenizer.json", content)
+    splits, random = {}, np.random.default_rng(0)
+    for name, count in TOKENS.items():
+        tokens = random.integers(0, vocabulary, count).astype(TOKEN).tobytes()
+        shard = Shard(name=f"{name}-00000.bin", tokens=count, sha256=hashlib.sha256(tokens).hexdigest())
+        run.storage.write(f"{folder}/{shard.name}", tokens)
+        splits[name] = Split(bytes=len(tokens), tokens=count, unigram_entropy=math.log(vocabulary), shards=[shard])
+    manifest = Manifest(
+        fingerprint=run.spec.fingerprint,
+        tokenizer="train",
+        tokenizer_sha256=hashlib.sha256(content).hexdigest(),
+        vocabulary_size=vocabulary,
+        **splits,
     )
-    cluster.join(0.0)
+    run.storage.write(f"{folder}/manifest.json", manifest.model_dump_json(by_alias=True).encode())
 
-    def step() -> None:
-        training.step(cluster.quorum((0, 0, 0)))
 
-    return step
+class _Quiet(Process):
+    def log(self, line: str) -> None:
+        """The table says it."""
+
+
+def our_trainer(run: Run) -> Trainer:
+    """The master of a run of one machine, in this process and ready to take steps."""
+    process = _Quiet("master-0")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the benchmark
+    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    assert prepared is not None
+    trainer = assemble(make_parts(process, run.storage, run.spec, "127.0.0.1"), prepared)
+    trainer.prepare()
+    trainer.cluster.join(0.0)
+    trainer.leads = True
+    return trainer
+
+
+def our_step(trainer: Trainer) -> None:
+    """As Training.run does it."""
+    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.told)
+    assert trainer.engine.prepare(quorum)
+    trainer.step(quorum)
+
+
+def run_speed(run: Run) -> float:
+    """Tokens per second of a whole run, once it has settled."""
+    try:
+        status = run.start().wait()
+    finally:
+        run.end()
+    if status.state != "SUCCEEDED":
+        raise SystemExit(f"{run.spec.run}: {status.state}, {status.reason}")
+    steps = run.steps()[SETTLED:]
+    hyper = run.spec.hyperparameters
+    a_step = hyper.batch_size * hyper.sequence_length
+    return a_step * (len(steps) - 1) / (steps[-1].time - steps[0].time)
 
 
 def nanogpt_step(options: argparse.Namespace, tokens: Path) -> Step:
@@ -117,10 +149,9 @@ def nanogpt_step(options: argparse.Namespace, tokens: Path) -> Step:
     sys.modules["nanogpt_model"] = module
     location.loader.exec_module(module)
     device, precision = pick(options.dtype)
-    vocabulary = options.vocabulary or 257
     config = module.GPTConfig(
         block_size=options.length,
-        vocab_size=-(-vocabulary // 64) * 64,
+        vocab_size=-(-options.vocabulary // 64) * 64,
         n_layer=options.layers,
         n_head=options.heads,
         n_embd=options.width,
@@ -136,7 +167,7 @@ def nanogpt_step(options: argparse.Namespace, tokens: Path) -> Step:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        starts = torch.randint(len(data) - options.length, (options.batch,))
+        starts = torch.randint(len(data) - options.length, (options.nanogpt_batch,))
         x = torch.stack([torch.from_numpy(data[i : i + options.length].astype(np.int64)) for i in starts])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + options.length].astype(np.int64)) for i in starts])
         if device.type == "cuda":
@@ -176,44 +207,94 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def compare(
+    ours: Callable[[float], float], theirs: Callable[[float], float], rounds: int, seconds: float
+) -> list[float]:
+    """Tokens/s of ours, theirs, and the ratio: medians over the turns, and the ratio's quartiles."""
+    speeds: list[tuple[float, float]] = []
+    for turn in range(rounds):
+        if turn % 2:
+            own, other = ours(seconds), theirs(seconds)
+        else:
+            other, own = theirs(seconds), ours(seconds)
+        speeds.append((own, other))
+        print(f"turn {turn + 1} of {rounds}: ratio {own / other:.3f}", file=sys.stderr, flush=True)
+    ratios = [a / b for a, b in speeds]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else 3 * ratios
+    return [*(statistics.median(column) for column in zip(*speeds, strict=True)), middle, low, high]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    options = _options()
+    torch.set_num_threads(options.threads)
+    rows: dict[str, list[float]] = {}
+    peak: float | None = None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        first = make_run(options, folder, "benchmark", NEVER, options.threads)
+        tokens = next(folder.glob("data/*/*/train-00000.bin"))
+        a_step, their_step = options.batch * options.length, options.nanogpt_batch * options.length
+        nanogpt = nanogpt_step(options, tokens)
+
+        def theirs(seconds: float) -> float:
+            return measure(nanogpt, seconds, their_step)
+
+        speed = theirs(2.0)  # warm-up, compiling included
+        if ONE in options.modes:
+            trainer = our_trainer(first)
+            peak = trainer.engine.told["peak"]
+
+            def ours(seconds: float) -> float:
+                return measure(lambda: our_step(trainer), seconds, a_step)
+
+            ours(2.0)
+            rows[ONE] = compare(ours, theirs, options.rounds, options.seconds)
+            trainer.cluster.close()
+            trainer.journal.metrics.close()
+            trainer.journal.status.close()
+        for mode in [mode for mode in options.modes if mode in RUNS]:
+
+            def a_run(seconds: float, mode: str = mode) -> float:
+                name = f"{mode.replace(' ', '-')}-{time.time_ns()}"
+                steps = SETTLED + 2 + round(seconds * speed / a_step)
+                return run_speed(make_run(options, folder, name, steps, max(1, options.threads // 2), **RUNS[mode]))
+
+            rows[mode] = compare(a_run, theirs, options.run_rounds, options.run_seconds)
+    batch = f"B{options.batch}" + (f" (nanoGPT B{options.nanogpt_batch})" if their_step != a_step else "")
+    shape = f"L{options.layers} E{options.width} V{options.vocabulary} {batch} T{options.length}"
+    print(f"\n{shape} {options.dtype}{' compiled' if options.compile else ''}, {options.threads} threads; tokens/s")
+    print(f"{'':18} {'ours':>10} {'nanoGPT':>10} {'ratio':>7}  middle half")
+    for mode, (own, other, ratio, low, high) in rows.items():
+        mfu = f"   MFU {own / peak:.1%}, nanoGPT {other / peak:.1%}" if peak else ""
+        print(f"{mode:18} {own:10,.0f} {other:10,.0f} {ratio:7.3f}  {low:.3f} to {high:.3f}{mfu}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--modes", nargs="+", choices=[ONE, *RUNS], help="default: all; on a GPU, one process")
     for name, value in (("layers", 4), ("heads", 4), ("width", 128), ("length", 128), ("batch", 16)):
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    parser.add_argument("--vocabulary", type=int, default=1024, help="tokens (default: %(default)s)")
+    parser.add_argument("--nanogpt-batch", type=int, help="where its best is another (default: as --batch)")
+    parser.add_argument("--vocabulary", type=int, default=1024, help="tokens, 257 or more (default: %(default)s)")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--compile", action="store_true", help="both through torch.compile")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=40, help="turns of each (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.7, help="of a turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of one process (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of such a turn (default: %(default)s)")
+    parser.add_argument("--run-rounds", type=int, default=5, help="turns of the other modes (default: %(default)s)")
+    parser.add_argument("--run-seconds", type=float, default=10.0, help="of such a turn (default: %(default)s)")
     options = parser.parse_args()
     if not (options.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt {options.nanogpt}: no model.py there; give a checkout of nanoGPT")
-    torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokens = Path(scratch) / "tokens.bin"
-        np.random.default_rng(0).integers(0, options.vocabulary, 2_000_000).astype(TOKEN).tofile(tokens)
-        steps = {"ours": our_step(options, Path(scratch), tokens), "nanoGPT": nanogpt_step(options, tokens)}
-        a_step = options.batch * options.length
-        for step in steps.values():
-            measure(step, 2.0, a_step)  # warm-up, compiling included
-        speeds: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(options.rounds):
-            for name in list(steps)[:: 1 if turn % 2 else -1]:
-                speeds[name].append(measure(steps[name], options.seconds, a_step))
-            if turn % 10 == 9:
-                print(f"{turn + 1} of {options.rounds} turns", file=sys.stderr, flush=True)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    ratios = sorted(a / b for a, b in zip(speeds["ours"], speeds["nanoGPT"], strict=True))
-    low, _, high = statistics.quantiles(ratios, n=4)
-    shape = f"L{options.layers} E{options.width} V{options.vocabulary} B{options.batch} T{options.length}"
-    print(
-        f"{shape} {options.dtype}{' compiled' if options.compile else ''}, {options.threads} threads:"
-        f" ours {medians['ours']:,.0f}, nanoGPT {medians['nanoGPT']:,.0f} tokens/s,"
-        f" ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
-    )
-    return 0
+    options.modes = options.modes or ([ONE] if torch.cuda.is_available() else [ONE, *RUNS])
+    options.nanogpt_batch = options.nanogpt_batch or options.batch
+    return options
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from torch import Tensor
 from trainer.progress import Layout, Ranges
 from trainer.spec import Hyperparameters
 
+AT_ONCE = 2**22  # elements
+
 Segments = list[tuple[int, int, bool]]  # start, stop, whether weight decay is for it
 
 
@@ -18,12 +20,13 @@ def squares(vector: Tensor, block: int) -> Tensor:
     with it clipping, does not depend on how many servers there are.
     """
     whole = len(vector) // block * block
-    norms = torch.linalg.vector_norm(vector[:whole].view(-1, block), dim=1, dtype=torch.float64)
+    at_once = max(1, AT_ONCE // block) * block  # torch makes a copy in float64
+    parts = torch.split(vector[:whole], at_once)
+    norms = [torch.linalg.vector_norm(part.view(-1, block), dim=1, dtype=torch.float64) for part in parts]
     if whole < len(vector):
-        rest = torch.linalg.vector_norm(vector[whole:], dtype=torch.float64)
-        norms = torch.cat([norms, rest.view(1)])
-    found: Tensor = norms * norms
-    return found
+        norms.append(torch.linalg.vector_norm(vector[whole:], dtype=torch.float64).view(1))
+    found = torch.cat(norms)
+    return found * found
 
 
 def norm(block_squares: Tensor) -> float:

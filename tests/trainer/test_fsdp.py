@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tests.trainer.fsdp_process import HYPER, RUN, Task, new_model, rows
-from tests.trainer.runs import PATIENCE, ROOT
+from tests.trainer.runs import PATIENCE, ROOT, Run
 from trainer.checkpoint import Checkpoints
 from trainer.compute import LEFT
 from trainer.model import Flat, make_loss
@@ -189,3 +190,26 @@ def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
     finally:
         first.kill()
         first.wait()
+
+
+FSDP: dict[str, Any] = {"parallel": {"parallelism": "fsdp"}, "cluster": {"workers": 0, "threads": 1, "processes": 2}}
+
+
+def test_a_whole_run(new_run: Callable[..., Run]) -> None:
+    run = new_run(**FSDP, hyperparameters={"steps": 60}, evaluation={"every": 30}, checkpoints={"every": 25})
+    assert run.start().wait().state == "SUCCEEDED"
+    records = run.records()
+    assert [record.step for record in records if record.validation_loss is None] == list(range(1, 61))
+    assert all(record.trainers == 2 for record in records if record.validation_loss is None)
+    assert run.validation()[-1] < run.validation()[0]
+    assert run.storage.read(f"runs/{run.spec.run}/model/manifest.json")
+
+
+def test_a_notice_ends_all_processes_with_a_checkpoint(new_run: Callable[..., Run]) -> None:
+    run = new_run(**FSDP, hyperparameters={"steps": 100_000}, checkpoints={"every": 100_000})
+    run.start().until_step(3)
+    run.machines["master-0"].terminate()
+    run.machines["master-0"].wait(PATIENCE)
+    found = [entry.path for entry in run.storage.list(f"runs/{run.spec.run}/checkpoints")]
+    assert sum(path.endswith("manifest.json") for path in found) == 1
+    assert sum(path.endswith("-of-00002.safetensors") for path in found) == 2

@@ -59,9 +59,10 @@ def make_exchange(quorum: Quorum, spec: JobSpec, shards: Shards, log: Callable[[
     trainers, wire = len(quorum.trainers), WIRE[spec.parallel.wire]
     links = Links.of(spec.cluster.trainer_gbps, spec.cluster.server_gbps)
     size, interleaved = shards.total * wire.itemsize, not spec.hyperparameters.gradient_clip
+    sums = torch.float32.itemsize / wire.itemsize
     plan = spec.parallel.plan
     if plan == "auto":
-        plan = choose(size, trainers, shards.servers, links, interleaved)
+        plan = choose(size, trainers, shards.servers, links, interleaved, sums)
     if quorum.rank in (0, trainers):  # the first of each role
-        log(describe(plan, size, trainers, shards.servers, links, interleaved))
+        log(describe(plan, size, trainers, shards.servers, links, interleaved, sums))
     return Exchange(quorum.group, trainers, shards, plan, wire)
