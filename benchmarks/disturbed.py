@@ -53,15 +53,15 @@ class Fault:
 
     @property
     def role(self) -> str:
-        return "all" if len(self.machines) > 1 else self.machines[0].split("-")[0]
+        roles = {name.split("-")[0] for name in self.machines}
+        return "all" if len(roles) > 1 else f"{len(self.machines)} × {roles.pop()}"
 
 
 @dataclass
 class Storages:
-    """A storage server, and a way to it that may fail."""
+    """A way to a storage server that may fail."""
 
-    direct: str  # host:port
-    failing: str
+    failing: str  # host:port
     faults: Faults
 
 
@@ -69,8 +69,13 @@ class Storages:
 def storages(folder: Path) -> Iterator[Storages]:
     """Raises ToolError where there is no fake-gcs-server."""
     with fake_gcs_server(folder / "storage.log") as direct, failing_proxy(direct) as (failing, faults):
+        before = os.environ.get("STORAGE_EMULATOR_HOST")
         os.environ["STORAGE_EMULATOR_HOST"] = f"http://{direct}"  # of this process; machines go through the proxy
-        yield Storages(direct, failing, faults)
+        try:
+            yield Storages(failing, faults)
+        finally:
+            del os.environ["STORAGE_EMULATOR_HOST"]
+            os.environ |= {"STORAGE_EMULATOR_HOST": before} if before is not None else {}
 
 
 class Machines:

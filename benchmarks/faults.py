@@ -1,10 +1,11 @@
 """Random faults under small real runs, and what each costs: `python -m benchmarks.faults [--faults 200] [--seed 1]`.
 
-Every run must end SUCCEEDED with each step's loss as the undisturbed run has it: bit-equal if all steps were taken by
-all trainers, else within 1e-4. Its model and checkpoints must be whole, and no process may be left. A run depends on
-the seed and its number alone, but for timing: `--run 7` does run 7 again. What a failed run leaves is kept, and named.
+Every run must end SUCCEEDED with each step's loss as the undisturbed run has it: bit-equal with one or two trainers,
+or if all steps were taken by all trainers; else within 1e-4. Its model and checkpoints must be whole, and no process
+may be left. A run depends on the seed and its number alone, but for timing: `--run 7` does run 7 again. What a failed
+run leaves is kept, and named.
 
-The table counts "seconds" without a new step, from a fault to the next one, and the steps that were taken twice.
+The table counts seconds without a new step, from a fault to the next one, and the steps that were taken twice.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import hashlib
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -30,13 +32,22 @@ from trainer import manifest
 from trainer.spec import Record
 
 KINDS_OF_LOSS = ("loss", "validation_loss")
+SUMMED = 1e-6  # nats: each trainer sums its part of an evaluation, so the order depends on how many there are
 CLOSE = 1e-4  # of losses in nats; where the batch was cut for another number of trainers, sums have another order
 
 
 def disturb(
-    machines: Machines, chance: random.Random, most: int, faults: list[Fault], said: Callable[[Fault], None]
+    machines: Machines,
+    chance: random.Random,
+    most: int,
+    but: Collection[str],
+    faults: list[Fault],
+    said: Callable[[Fault], None],
 ) -> None:
-    """Start the machines and let faults happen to them, and into `faults`, until the run is over, or `most` did."""
+    """Start the machines and let faults happen to them, and into `faults`, until the run is over, or `most` did.
+
+    but: kinds of faults that do not happen.
+    """
     for name in machines.names:
         machines.start(name)
     until(lambda: len(machines.steps()) == len(machines.names), machines, "the first step")
@@ -44,7 +55,7 @@ def disturb(
     while len(faults) < most and not machines.over():
         if late and len(faults) == most - 1:
             until(lambda: machines.step() >= machines.run.spec.hyperparameters.steps - 5, machines, "the last steps")
-        fault = draw(machines, chance)
+        fault = draw(machines, chance, but)
         until(lambda fault=fault: all(map(machines.computing, fault.machines)), machines, "a process to be disturbed")  # type: ignore[misc]
         fault.begun, before = time.time(), machines.steps()
         said(fault)
@@ -58,9 +69,9 @@ def disturb(
             time.sleep(chance.uniform(0, 2))
 
 
-def draw(machines: Machines, chance: random.Random) -> Fault:
-    weights = {kind: weight for kind, (_, weight) in KINDS.items()}
-    del weights["disk full" if machines.setup.google else "storage 503"]
+def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fault:
+    not_here = "disk full" if machines.setup.google else "storage 503"
+    weights = {kind: weight for kind, (_, weight) in KINDS.items() if kind not in (*but, not_here)}
     kind = chance.choices(list(weights), list(weights.values()))[0]
     role = chance.choice(sorted({name.split("-")[0] for name in machines.names}))
     names = [name for name in machines.names if name.startswith(role)]
@@ -115,12 +126,13 @@ def complaints(machines: Machines, calm: Run) -> list[str]:
         return [*wrong, f"the run did not succeed: {status}"]
     steps = [record for record in run.records() if record.learning_rate is not None]
     ours, theirs = losses(run), losses(calm)
-    difference = max((abs(loss - theirs[key]) for key, loss in ours.items()), default=0.0)
-    allowed = 0.0 if all(record.trainers == machines.setup.trainers for record in steps) else CLOSE
-    if not difference <= allowed:
-        wrong.append(f"losses differ by up to {difference:.1e}, allowed are {allowed}")
+    exact = machines.setup.trainers <= 2 or all(record.trainers == machines.setup.trainers for record in steps)
+    for kind, allowed in (("loss", 0.0 if exact else CLOSE), ("validation_loss", SUMMED if exact else CLOSE)):
+        worst = max((abs(loss - theirs[key]) for key, loss in ours.items() if key[1] == kind), default=0.0)
+        if not worst <= allowed:
+            wrong.append(f"{kind} differs by up to {worst:.1e}, allowed is {allowed:.0e}")
     if ours.keys() ^ theirs.keys():
-        wrong.append(f"steps and evaluations without a record or too many: {sorted(ours.keys() ^ theirs.keys())[:5]}")
+        wrong.append(f"records are missing, or too many: {sorted(ours.keys() ^ theirs.keys())[:5]}")
     folder = f"runs/{run.spec.run}"
     checkpoints = {entry.path.rsplit("/", 1)[0] for entry in run.storage.list(f"{folder}/checkpoints")}
     whole = [c for c in checkpoints if any(e.path == f"{c}/{manifest.NAME}" for e in run.storage.list(c))]
@@ -173,12 +185,16 @@ class Benchmark:
     seed: int
     storages: Storages
     console: Console
+    but: Collection[str] = ()  # kinds of faults that do not happen
     calm: dict[tuple[int, int, int], Run] = field(default_factory=dict)
 
     def undisturbed(self, setup: Setup, steps: int) -> Run:
-        key = (setup.trainers, setup.servers, steps)
+        """As few processes as compute the same bits: the two micro-batches of two trainers have one sum."""
+        trainers = setup.trainers if setup.trainers > 2 else 1
+        key = (trainers, min(setup.servers, 1) if trainers > 1 else 0, steps)
         if key not in self.calm:
-            machines = Machines(self.folder / f"calm-{'-'.join(map(str, key))}", setup, self.storages, steps)
+            calm = Setup(trainers, key[1], least=trainers)
+            machines = Machines(self.folder / f"calm-{'-'.join(map(str, key))}", calm, self.storages, steps)
             try:
                 for name in machines.names:
                     machines.start(name)
@@ -193,14 +209,14 @@ class Benchmark:
     def once(self, number: int, setup: Setup, most: int, steps: int = 0) -> Outcome:
         """One run with at most so many faults."""
         begun, chance = time.monotonic(), random.Random(f"{self.seed}/{number}")  # noqa: S311
-        calm = self.undisturbed(replace(setup, google=False), steps or setup.steps)
+        calm = self.undisturbed(setup, steps or setup.steps)
         machines = Machines(self.folder / f"run-{number}", setup, self.storages, steps)
         faults: list[Fault] = []
         try:
             wrong = []
             try:
-                disturb(machines, chance, most, faults, lambda fault: self._say(machines, fault))
-            except RuntimeError as error:
+                disturb(machines, chance, most, self.but, faults, lambda fault: self._say(machines, fault))
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
                 wrong.append(str(error))
             else:
                 machines.wait()

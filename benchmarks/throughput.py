@@ -21,6 +21,7 @@ import argparse
 import hashlib
 import importlib.util
 import math
+import os
 import signal
 import statistics
 import sys
@@ -298,4 +299,6 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    os._exit(exit_code)  # as trainer/compute.py: what is loaded only makes noise at the end

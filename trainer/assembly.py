@@ -83,7 +83,7 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         journal=parts.journal,
         device=device,
         scaled=scaled,
-        stopping=parts.stopping,
+        stopping=parts.stopping if parts.processes is None else lambda: False,  # they leave together: Together.quorum
     )
     trainer.exported = hold.exported
     trainer.parts, trainer.tokenizer = parts, tokenizer
@@ -113,6 +113,8 @@ def _hold(
     if parts.processes is not None:
         from trainer.parallel.fsdp import Sharded  # its imports take a second, and no other engine needs them
 
+        if hyper.compile:
+            log("hyperparameters.compile means nothing to fsdp: going on without it")
         sharded = Sharded(
             model, hyper, device, precision, parts.processes.mesh, parts.checkpoints, parts.journal, progress, told
         )

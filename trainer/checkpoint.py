@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer import manifest
-from trainer.progress import Layout, Progress, Ranges
+from trainer.layout import Layout, Ranges
+from trainer.progress import Progress
 from trainer.storage import Conflict, Storage
 
 Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, end to end

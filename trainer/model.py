@@ -18,8 +18,8 @@ from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from trainer import tokenizer as vocabularies
+from trainer.layout import Layout, padded, total
 from trainer.prepared import cache_folder
-from trainer.progress import Layout
 from trainer.spec import InputError, Model
 from trainer.storage import open_storage
 
@@ -27,7 +27,7 @@ from trainer.storage import open_storage
 # "gelu_pytorch_tanh", the same function, in one: 20 to 40 % faster on CPU. We train with one and export the other.
 TRAINED_ACTIVATION, EXPORTED_ACTIVATION = "gelu_pytorch_tanh", "gelu_new"
 ATTENTION = "gpt2_training_causal"
-ALIGNMENT = 64  # elements: vocabulary rows, and where each tensor starts in the flat vector
+ALIGNMENT = 64  # of the table of tokens, in rows
 CHUNK = 4096  # tokens whose logits exist at one time
 
 
@@ -153,6 +153,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def layout_of(model: GPT2LMHeadModel) -> Layout:
+    """Where each tensor lies in a flat vector of all parameters; matrices and embeddings decay."""
+    layout, end = [], 0
+    for name, parameter in reversed(list(model.named_parameters())):  # tied weights appear once
+        layout.append((name, end, parameter.numel(), parameter.dim() >= 2))
+        end += padded(parameter.numel())
+    return layout
+
+
 class Flat:
     """All parameters as views of one vector, and their gradients as views of another.
 
@@ -163,15 +172,12 @@ class Flat:
 
     def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:
         self.model = model
-        named = list(reversed(list(model.named_parameters())))  # tied weights appear once
-        self.layout: Layout = []
-        end = 0
-        for name, parameter in named:
-            self.layout.append((name, end, parameter.numel(), parameter.dim() >= 2))  # matrices and embeddings decay
-            end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        self.parameters = torch.zeros(end, device=device)
-        self.gradients = torch.zeros(end, device=device)
-        for (_, parameter), (_, start, size, _) in zip(named, self.layout, strict=True):
+        self.layout = layout_of(model)
+        parameters = dict(model.named_parameters())
+        self.parameters = torch.zeros(total(self.layout), device=device)
+        self.gradients = torch.zeros_like(self.parameters)
+        for name, start, size, _ in self.layout:
+            parameter = parameters[name]
             shape = parameter.shape
             view = self.parameters[start : start + size].view(shape)
             view.copy_(parameter.data)

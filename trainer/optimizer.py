@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.progress import Layout, Ranges
+from trainer.layout import Layout, Ranges
 from trainer.spec import Hyperparameters
 
 AT_ONCE = 2**22  # elements

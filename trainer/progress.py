@@ -13,10 +13,6 @@ from trainer.spec import Hyperparameters, InputError, JobSpec
 SCALE_GROWTH = 2000  # good steps after which the loss scale of fp16 doubles
 NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: in fp16
 
-# Name, start and elements of each tensor in the flat vector, and whether weight decay is for it.
-Layout = list[tuple[str, int, int, bool]]
-Ranges = list[tuple[int, int]]  # start and stop, ascending
-
 
 @dataclass
 class Progress:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import Checkpoints, Restored, overlaps
-from trainer.progress import SCALE_GROWTH, Layout, Progress, Ranges
+from trainer.layout import Layout, Ranges
+from trainer.progress import SCALE_GROWTH, Progress
 from trainer.storage import FileStorage, Storage, StorageError, open_storage
 
 RUN = "a-run"

@@ -18,7 +18,6 @@ from trainer.checkpoint import Checkpoints
 from trainer.compute import LEFT
 from trainer.model import Flat, make_loss
 from trainer.optimizer import Optimizer, norm, segments, squares
-from trainer.parallel.fsdp import layout_of
 from trainer.progress import Progress, decide
 from trainer.storage import open_storage
 
@@ -90,10 +89,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     """A run of two processes with a checkpoint at step 25."""
     folder = tmp_path_factory.mktemp("fsdp")
     return folder, run(Task(str(folder), save_at=25))
-
-
-def test_the_layout_is_that_of_the_flat_vector(plain: Plain) -> None:
-    assert layout_of(new_model()) == plain.flat.layout
 
 
 def test_two_processes_train_as_one(plain: Plain, trained: tuple[Path, dict[str, Any]]) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from trainer.layout import Ranges
 from trainer.model import Flat, build
 from trainer.optimizer import Optimizer, norm, segments, squares
 from trainer.parallel.shards import Shards, norm_block
-from trainer.progress import Ranges, learning_rate
+from trainer.progress import learning_rate
 from trainer.spec import Hyperparameters, Model
 from trainer.tokenizer import from_bytes
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from trainer.layout import ALIGNMENT
 from trainer.parallel.shards import Shards
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements
 Stage = Callable[[int], "Pending"]  # issues a bucket's next collective
 Finish = Callable[[int], None]  # what remains to be done with a bucket after its last collective
 AHEAD = 2  # buckets on their way while another is waited for: with 1 links fall idle, 3 gain nothing
-ALIGNMENT = 64  # elements: where slices are cut, for the speed of adds
 
 
 def nothing(bucket: int) -> None:

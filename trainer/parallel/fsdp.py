@@ -20,8 +20,9 @@ from trainer.batches import pieces
 from trainer.checkpoint import Checkpoints, Vectors, order
 from trainer.cluster import Quorum
 from trainer.journal import Journal
-from trainer.model import ALIGNMENT, make_loss
-from trainer.progress import Decision, Layout, Progress, Ranges
+from trainer.layout import Ranges
+from trainer.model import layout_of, make_loss
+from trainer.progress import Decision, Progress
 from trainer.spec import Hyperparameters
 
 
@@ -34,15 +35,6 @@ class _Root(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, scale: float) -> Tensor:
         return make_loss(self.model, self._precision, self._device)(inputs, targets, scale)  # of what is gathered now
-
-
-def layout_of(model: GPT2LMHeadModel) -> Layout:
-    """Where each tensor lies in the flat vector: as model.Flat has it, without making one."""
-    layout, end = [], 0
-    for name, parameter in reversed(list(model.named_parameters())):
-        layout.append((name, end, parameter.numel(), parameter.dim() >= 2))
-        end += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-    return layout
 
 
 class Sharded:
@@ -200,7 +192,7 @@ class Sharded:
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """This process's part of this step's checkpoint, once. `wait`: for all parts, and say whether it is whole."""
+        """This process's part of this step's checkpoint, once. `wait`: for all parts; the first says if it is whole."""
         step = self.progress.step
         if wait:
             self._checkpoints.wait()
@@ -221,7 +213,7 @@ class Sharded:
         if wait:
             self._checkpoints.wait()
             dist.barrier(self._group)
-        return wait and self._checkpoints.whole(step, attempt)
+        return wait and self._mesh.get_local_rank() == 0 and self._checkpoints.whole(step, attempt)
 
     def _vectors(self) -> Vectors:
         return {"parameters": torch.cat([local for _, local, _ in self._mine]), **self._moments}

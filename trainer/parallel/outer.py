@@ -11,8 +11,9 @@ Memory: 28 bytes a parameter of its part, 16 more while a checkpoint is written.
 import torch
 from torch import Tensor
 
+from trainer.layout import Layout, Ranges
 from trainer.parallel.server import Server
-from trainer.progress import Decision, Layout, Ranges, decide_meeting
+from trainer.progress import Decision, decide_meeting
 
 OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
 

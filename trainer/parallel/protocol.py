@@ -12,18 +12,10 @@ from trainer.cluster import Quorum
 from trainer.parallel.cost import Links, choose, describe
 from trainer.parallel.exchange import Exchange
 from trainer.parallel.shards import Shards
-from trainer.progress import Layout
 from trainer.spec import JobSpec
 
-ALIGNMENT = 64  # of the tensors in the flat vector, in elements
 VOTE = 3  # loss, tokens, seconds of waiting: before the sums of squares
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def total(layout: Layout) -> int:
-    """Elements of the flat vector, padding included."""
-    _, start, size, _ = layout[-1]
-    return start + -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def settled(quorum: Quorum) -> bool:

@@ -20,12 +20,13 @@ from trainer.checkpoint import Checkpoints
 from trainer.cluster import Cluster, Member, Quorum
 from trainer.group import GroupFailed
 from trainer.journal import Journal
+from trainer.layout import ALIGNMENT, Layout, Ranges, total
 from trainer.lighthouse import Stopping
 from trainer.optimizer import Optimizer, norm, segments, squares
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
 from trainer.parallel.shards import Shards, norm_block
-from trainer.progress import Decision, Layout, Progress, Ranges, decide, learning_rate
+from trainer.progress import Decision, Progress, decide, learning_rate
 from trainer.spec import JobSpec
 
 
@@ -150,7 +151,7 @@ class Server:
     def prepare(self) -> None:
         """What a server holds depends on which it is, and that is known when all are here. Only a first update."""
         self._place = 0
-        self._make_room([("warm-up", 0, protocol.ALIGNMENT * self._servers, True)])
+        self._make_room([("warm-up", 0, ALIGNMENT * self._servers, True)])
         self._optimizer.update(0.0)  # torch loads more than a second's worth of modules with it
         self._place = None
         self._forget()
@@ -176,7 +177,7 @@ class Server:
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
         """Vectors for this server's part of a model, and which part it is."""
         self._layout = layout
-        self._shards = Shards(protocol.total(layout) if layout else 0, self._servers)
+        self._shards = Shards(total(layout) if layout else 0, self._servers)
         self._block = norm_block(self._shards.total)
         place = self._place or 0
         self._ranges, size = self._shards.owned(place), self._shards.size(place)
