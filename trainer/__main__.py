@@ -79,11 +79,11 @@ class Supervisor:
             try:
                 self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
             except (StorageError, OSError) as error:
-                print(f"the heartbeat could not be written ({error}); trying again", flush=True)
+                _print(f"the heartbeat could not be written ({error}); trying again")
 
     def note(self, line: str) -> None:
         """Print a line of this process's own, and keep it for the last words."""
-        print(line, flush=True)
+        _print(line)
         self._lines.append(line[:500])
 
     def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
@@ -132,7 +132,7 @@ class Supervisor:
     def _read_output(self, child: subprocess.Popen[str]) -> None:
         assert child.stdout is not None
         for line in child.stdout:
-            print(line, end="", flush=True)
+            _print(line.removesuffix("\n"))
             line = line.rstrip("\n")[:500]
             self._lines.append(line)
             begins = line.endswith(TRACEBACK)  # torch puts the process's rank before it
@@ -275,8 +275,14 @@ class Supervisor:
         end = {"state": "FAILED", "reason": reason, "traceback": traceback or None, "finished": time.time()}
         with suppress(Fenced):
             update_status(self._storage, run, launch, **end)
-        print(f"the run has failed: {reason}", flush=True)
+        _print(f"the run has failed: {reason}")
         return 1
+
+
+def _print(line: str) -> None:
+    """The log may be on a disk that is full: no reason to stop, nor to stop reading what the child says."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def _here(**fields: Any) -> MachineStatus:

@@ -17,6 +17,7 @@ from trainer.spec import Record
 from trainer.storage import Storage
 
 FLUSH = 2.0  # seconds
+LAST = 12.0  # seconds that the last records are tried for at the end: less than a machine has that was told to leave
 SEGMENT = 256 * 1024  # bytes
 
 
@@ -65,6 +66,10 @@ class Metrics:
             closing = self._closed  # read before the last flush, which then has everything
             if self._leads or self._fill:
                 self.flush()
+        end = time.monotonic() + LAST
+        while (self._leads or self._fill) and self._pending and time.monotonic() < end:  # nobody else may have them
+            time.sleep(FLUSH / 4)
+            self.flush()
         if self._board is not None:
             self._board.close()
 

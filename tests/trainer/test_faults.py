@@ -1,12 +1,14 @@
 """A short version of benchmarks/faults.py, which says what happens to the runs and how each has to end."""
 
+import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmarks.disturbed import Setup, storages
-from benchmarks.faults import Benchmark
+from benchmarks.disturbed import Machines, Setup, storages
+from benchmarks.faults import Benchmark, back
 from tools.go_tools import ToolError
 
 pytestmark = pytest.mark.slow
@@ -35,3 +37,17 @@ def test_a_run_with_random_faults_ends_as_if_there_were_none(benchmark: Benchmar
     outcome = benchmark.once(faults, setup, faults)
     assert outcome.wrong == []
     assert len(outcome.faults) >= 3, "the run was over too soon to be disturbed"
+
+
+def test_a_machine_whose_disk_is_full_goes_on_and_is_heard_of_again(tmp_path: Path) -> None:
+    """Also its log cannot be written, which had silenced the supervisor for good."""
+    machines = Machines(tmp_path, Setup(trainers=1, servers=0, least=1), steps=100_000)
+    try:
+        machines.start("master-0")
+        machines.run.until(machines.steps, "the first step")
+        machines.disk_full(machines.names, random.Random(1))
+        before = machines.steps()
+        machines.run.until(lambda: back(machines, before), "a heartbeat")
+        assert (machines.run.machine("master-0").restarts, machines.over()) == (0, False)
+    finally:
+        machines.close()
