@@ -67,7 +67,10 @@ class Journal:
         )
         if (writes or quorum.rank == 0) and now - self._last_line > LOG_EVERY:
             self._last_line = now
-            self.log(f"step {progress.step}: loss {decision.loss:.4f}, {speed:,.0f} tokens/s, {trainers} trainers")
+            network = f", {waited / steps:.3f} s a step for the network" if waited else ""
+            self.log(
+                f"step {progress.step}: loss {decision.loss:.4f}, {speed:,.0f} tokens/s, {trainers} trainers{network}"
+            )
 
     def evaluation(self, quorum: Quorum, progress: Progress, *, writes: bool) -> None:
         mean = progress.validation_loss

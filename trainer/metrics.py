@@ -68,7 +68,7 @@ class Metrics:
                 self.flush()
         end = time.monotonic() + LAST
         while (self._leads or self._fill) and self._pending and time.monotonic() < end:  # nobody else may have them
-            time.sleep(FLUSH / 4)
+            time.sleep(0.5)
             self.flush()
         if self._board is not None:
             self._board.close()

@@ -131,8 +131,10 @@ def test_what_could_not_be_written_is_written_later(tmp_path: Path, new_metrics:
     for step in (1, 2, 3):
         metrics.add(record(step), leads=True)
         metrics.flush()
+    metrics.add(record(4), leads=True)
+    storage.refuse = 1  # at the very end, too
     metrics.close()
-    assert steps(storage) == [1, 2, 3]
+    assert steps(storage) == [1, 2, 3, 4]
 
 
 def test_the_records_of_a_checkpoints_steps_are_there_before_it(

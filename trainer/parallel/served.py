@@ -50,7 +50,7 @@ class Served:
         self._key = ""
         self._group: Group | None = None
         self._exchange: Exchange | None = None
-        self._pulling = self._pushing = False
+        self._pulling = self._pushing = self._first = False
         self._waited = 0.0
         for event in self._here:
             event.set()
@@ -70,7 +70,7 @@ class Served:
             return False
         if quorum.key != self._key:
             self._exchange = protocol.make_exchange(quorum, self._spec, self._shards, self._log)
-            self._key, self._group = quorum.key, quorum.group
+            self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
         first = len(quorum.trainers)  # rank of the first server
         if not protocol.filled(quorum):
             quorum.group.broadcast_json({"layout": self._flat.layout, "scale": self._scale}, 0)
@@ -101,7 +101,12 @@ class Served:
             self._move(self._pull)
 
     def _pull(self) -> None:
+        begun = time.monotonic()
         self._trade.pull(self._flat.parameters, lambda k: self._here[k].set())
+        if self._first:  # what the cost model predicted for this group can be compared with
+            self._first = False
+            megabytes = self._shards.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
+            self._log(f"the group's first pull, of {megabytes:.3g} MB, took {time.monotonic() - begun:.3g} s")
 
     def ready(self) -> None:
         """Wait for all parameters."""
