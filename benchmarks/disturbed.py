@@ -54,7 +54,7 @@ class Fault:
     @property
     def role(self) -> str:
         roles = {name.split("-")[0] for name in self.machines}
-        return "all" if len(roles) > 1 else f"{len(self.machines)} × {roles.pop()}"
+        return "several" if len(roles) > 1 else f"{len(self.machines)} × {roles.pop()}"
 
 
 @dataclass

@@ -10,6 +10,7 @@ The table counts seconds without a new step, from a fault to the next one, and t
 
 import argparse
 import hashlib
+import math
 import random
 import shutil
 import statistics
@@ -33,40 +34,8 @@ from trainer.spec import Record
 
 KINDS_OF_LOSS = ("loss", "validation_loss")
 SUMMED = 1e-6  # nats: each trainer sums its part of an evaluation, so the order depends on how many there are
+TWICE = 0.5  # seconds between two records of a step that was taken twice; another member's copy is not as late
 CLOSE = 1e-4  # of losses in nats; where the batch was cut for another number of trainers, sums have another order
-
-
-def disturb(
-    machines: Machines,
-    chance: random.Random,
-    most: int,
-    but: Collection[str],
-    faults: list[Fault],
-    said: Callable[[Fault], None],
-) -> None:
-    """Start the machines and let faults happen to them, and into `faults`, until the run is over, or `most` did.
-
-    but: kinds of faults that do not happen.
-    """
-    for name in machines.names:
-        machines.start(name)
-    until(lambda: len(machines.steps()) == len(machines.names), machines, "the first step")
-    late = chance.random() < 0.3  # the last fault waits for the end
-    while len(faults) < most and not machines.over():
-        if late and len(faults) == most - 1:
-            until(lambda: machines.step() >= machines.run.spec.hyperparameters.steps - 5, machines, "the last steps")
-        fault = draw(machines, chance, but)
-        until(lambda fault=fault: all(map(machines.computing, fault.machines)), machines, "a process to be disturbed")  # type: ignore[misc]
-        fault.begun, before = time.time(), machines.steps()
-        said(fault)
-        faults.append(fault)
-        KINDS[fault.kind][0](machines, fault.machines, chance)
-        if chance.random() < 0.2:  # the next one comes before all are back
-            time.sleep(chance.uniform(0, 8))
-        else:
-            what = f"{fault.kind} of {', '.join(fault.machines)} to be over"
-            until(lambda before=before: back(machines, before), machines, what)  # type: ignore[misc]
-            time.sleep(chance.uniform(0, 2))
 
 
 def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fault:
@@ -74,11 +43,16 @@ def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fau
     weights = {kind: weight for kind, (_, weight) in KINDS.items() if kind not in (*but, not_here)}
     kind = chance.choices(list(weights), list(weights.values()))[0]
     role = chance.choice(sorted({name.split("-")[0] for name in machines.names}))
-    names = [name for name in machines.names if name.startswith(role)]
+    of_role = [name for name in machines.names if name.startswith(role)]
+    how_many = chance.random()
     if kind == "storage 503":
         names = machines.names
-    elif len(names) == 1 or chance.random() < 0.75:
-        names = [chance.choice(names)]
+    elif how_many < 0.7:
+        names = [chance.choice(of_role)]
+    elif how_many < 0.85:
+        names = of_role
+    else:
+        names = chance.sample(machines.names, chance.randint(1, len(machines.names)))
     return Fault(kind, names)
 
 
@@ -99,17 +73,16 @@ def until(condition: Callable[[], bool], machines: Machines, what: str) -> None:
 
 def measure(run: Run, faults: list[Fault]) -> None:
     """What each fault cost, as the records of all steps tell: also of those that were taken again."""
-    records = sorted(all_records(run), key=lambda record: record.time)
+    records = sorted((r for r in all_records(run) if r.learning_rate is not None), key=lambda record: record.time)
+    first = {record.step: record.time for record in reversed(records)}
     for fault, following in zip(faults, [*faults[1:], None], strict=True):
-        step = max((r.step for r in records if r.time <= fault.begun), default=0)
-        last, previous = fault.begun, step
+        end = following.begun if following is not None else math.inf
+        step, last = max((r.step for r in records if r.time <= fault.begun), default=0), fault.begun
         for record in records:
-            if record.time <= fault.begun or (following is not None and record.time > following.begun):
-                continue
-            fault.repeated += max(0, previous - record.step) + (record.step < previous)
-            previous = record.step
-            if record.step > step:
-                fault.seconds, last, step = max(fault.seconds, record.time - last), record.time, record.step
+            if fault.begun < record.time <= end:
+                fault.repeated += record.time > first[record.step] + TWICE
+                if record.step > step:
+                    fault.seconds, last, step = max(fault.seconds, record.time - last), record.time, record.step
 
 
 def all_records(run: Run) -> Iterator[Record]:
@@ -186,6 +159,7 @@ class Benchmark:
     storages: Storages
     console: Console
     but: Collection[str] = ()  # kinds of faults that do not happen
+    hurry: float = 0.2  # how often the next fault comes before all are back
     calm: dict[tuple[int, int, int], Run] = field(default_factory=dict)
 
     def undisturbed(self, setup: Setup, steps: int) -> Run:
@@ -215,7 +189,7 @@ class Benchmark:
         try:
             wrong = []
             try:
-                disturb(machines, chance, most, self.but, faults, lambda fault: self._say(machines, fault))
+                self._disturb(machines, chance, most, faults)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 wrong.append(str(error))
             else:
@@ -232,8 +206,28 @@ class Benchmark:
             shutil.rmtree(machines.folder)
         return outcome
 
-    def _say(self, machines: Machines, fault: Fault) -> None:
-        self.console.print(f"  step {machines.step()}: {fault.kind}: {', '.join(fault.machines)}")
+    def _disturb(self, machines: Machines, chance: random.Random, most: int, faults: list[Fault]) -> None:
+        """Start the machines and let faults happen to them, and into `faults`, until the run is over, or `most` did."""
+        for name in machines.names:
+            machines.start(name)
+        until(lambda: len(machines.steps()) == len(machines.names), machines, "the first step")
+        late = chance.random() < 0.3  # the last fault waits for the end
+        while len(faults) < most and not machines.over():
+            if late and len(faults) == most - 1:
+                last = machines.run.spec.hyperparameters.steps - 5
+                until(lambda last=last: machines.step() >= last, machines, "the last steps")  # type: ignore[misc]
+            fault = draw(machines, chance, self.but)
+            what = f"{fault.kind}: {', '.join(fault.machines)}"
+            until(lambda fault=fault: all(map(machines.computing, fault.machines)), machines, what)  # type: ignore[misc]
+            fault.begun, before = time.time(), machines.steps()
+            self.console.print(f"  step {machines.step()}: {what}")
+            faults.append(fault)
+            KINDS[fault.kind][0](machines, fault.machines, chance)
+            if chance.random() < self.hurry:
+                time.sleep(chance.uniform(0, 8))
+            else:
+                until(lambda before=before: back(machines, before), machines, f"{what}: to be over")  # type: ignore[misc]
+                time.sleep(chance.uniform(0, 2))
 
 
 def setup_of(chance: random.Random) -> Setup:
@@ -242,17 +236,19 @@ def setup_of(chance: random.Random) -> Setup:
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    """What each kind of fault cost, by role."""
+    """What each kind of fault cost, by role; failed: those in runs that did not end as they must."""
     shown = Table(title="what faults cost: seconds without a new step, steps taken twice")
-    for column in ("fault", "role", "count", "median s", "longest s", "median steps", "most steps"):
+    for column in ("fault", "role", "count", "median s", "longest s", "median steps", "most steps", "failed"):
         shown.add_column(column, justify="left" if column in ("fault", "role") else "right")
     found: dict[tuple[str, str], list[Fault]] = {}
+    failed = {id(fault) for outcome in outcomes if outcome.wrong for fault in outcome.faults}
     for fault in (fault for outcome in outcomes for fault in outcome.faults):
         found.setdefault((fault.kind, fault.role), []).append(fault)
     for (kind, role), faults in sorted(found.items(), key=lambda item: (list(KINDS).index(item[0][0]), item[0][1])):
         seconds, steps = [fault.seconds for fault in faults], [fault.repeated for fault in faults]
-        figures = [f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
-        shown.add_row(kind, role, str(len(faults)), *figures, f"{statistics.median(steps):.0f}", str(max(steps)))
+        figures = [f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}", f"{statistics.median(steps):.0f}"]
+        bad = sum(id(fault) in failed for fault in faults)
+        shown.add_row(kind, role, str(len(faults)), *figures, str(max(steps)), str(bad))
     return shown
 
 
@@ -263,7 +259,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--run", type=int, help="only the run with this number")
     options = parser.parse_args()
-    console, outcomes, begun = Console(highlight=False, soft_wrap=True), list[Outcome](), time.monotonic()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=True)
+    outcomes, begun = list[Outcome](), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     with storages(folder) as storage:
         benchmark = Benchmark(folder, options.seed, storage, console)

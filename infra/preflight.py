@@ -21,7 +21,7 @@ BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two mom
 TRAINER_BYTES = 900_000_000
 SERVER_BYTES = 620_000_000
 TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
-SERVERS_BYTES_PER_PARAMETER = 28  # of all parameter servers together, at most
+SERVERS_BYTES_PER_PARAMETER = {"step": 28, "local": 44}  # of all parameter servers together
 MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
 
 
@@ -74,7 +74,9 @@ def host_problems(config: "StackConfig") -> list[str]:
     need = trainers * (TRAINER_BYTES + TRAINER_BYTES_PER_PARAMETER * _parameters(config))
     if config.servers:
         who += f" and {config.servers} parameter servers"
-        need += config.servers * SERVER_BYTES + SERVERS_BYTES_PER_PARAMETER * _parameters(config)
+        need += config.servers * SERVER_BYTES + SERVERS_BYTES_PER_PARAMETER[
+            file.parallel.synchronization
+        ] * _parameters(config)
     memory = psutil.virtual_memory().total
     if need > memory:
         problems.append(

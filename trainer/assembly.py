@@ -69,7 +69,7 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
     scaled = precision == torch.float16
     told = {"peak": peak_speed(device, precision, model, hyper.sequence_length), "scaled": scaled}
     progress = Progress(scale=FP16_SCALE if scaled else 1.0)
-    hold = _hold(parts, model, device, precision, progress, told)
+    hold = _hold(parts, model, tokenizer, device, precision, progress, told)
     kind = LocalTrainer if spec.parallel.synchronization == "local" else Trainer
     trainer = kind(
         spec,
@@ -104,6 +104,7 @@ class _Hold:
 def _hold(
     parts: "Parts",
     model: GPT2LMHeadModel,
+    tokenizer: Tokenizer,
     device: torch.device,
     precision: torch.dtype | None,
     progress: Progress,
@@ -123,11 +124,15 @@ def _hold(
     loss = model_module.make_loss(model, precision, device)
     if hyper.compile:
         loss = model_module.compiled(loss, log)
+
+    def begin() -> None:
+        flat.parameters.copy_(Flat(model_module.build(spec.model, tokenizer, 0.0, hyper.seed), device).parameters)
+
     engine: Engine
     if spec.parallel.synchronization == "local":
-        engine = LocalServed(spec, flat, progress, log, told)
+        engine = LocalServed(spec, flat, begin, progress, log, told)
     elif spec.cluster.parameter_servers:
-        engine = Served(spec, flat, progress, log, told)
+        engine = Served(spec, flat, begin, progress, log, told)
     else:
         engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
     return _Hold(engine, loss, flat.gradients.zero_, lambda: model)

@@ -192,6 +192,7 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete all that is older than the newest `keep` whole ones: also what was begun and never finished."""
         found, whole = self._found()
+        whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
         for old in found if len(whole) > self._keep else ():
             stays = self._keep_every is not None and old in whole and order(old)[0] % self._keep_every == 0
             if order(old) < order(whole[self._keep - 1]) and not stays:
@@ -227,6 +228,7 @@ class Checkpoints:
         """
         for candidate in self._found()[1]:
             if candidate in skip:
+                self.bad.add(candidate)
                 continue
             try:
                 return self._load(candidate, vectors, ranges, layout)

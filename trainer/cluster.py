@@ -178,6 +178,7 @@ class Cluster:
             "least": 1 + self._declared.min_workers,
             "patient": not self._stepped and time.monotonic() - self._joined_at < GATHER,
             "failures": self._failures,
+            "seconds": max(self._recent),
             "leaving": leaving,
             "told": told,
         }
@@ -199,7 +200,7 @@ class Cluster:
         failures = sum(p.data["failures"] for p, _ in staying)
         key = hashlib.sha256(json.dumps([self.attempt, answer.quorum_id, failures, ids]).encode()).hexdigest()[:16]
         if enough and rank >= 0 and key != self._group_key:
-            self._configure(key, [m for _, m in staying], rank, staying[0][0].store_address, answer.quorum_id)
+            self._configure(key, staying, rank, answer.quorum_id)
         return Quorum(tuple(m for _, m in staying), leaving, enough, rank, key, self.attempt, self._group)
 
     def _enough(self, people: list[tuple[Any, Member]]) -> bool:
@@ -227,14 +228,18 @@ class Cluster:
             self._waits(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
         return not missing and serving == first["servers"]
 
-    def _configure(self, key: str, members: list[Member], rank: int, store: str, quorum_id: int) -> None:
+    def _configure(self, key: str, people: list[tuple[Any, Member]], rank: int, quorum_id: int) -> None:
         self._drop_group()
-        size = len(members)
+        members, size, store = [m for _, m in people], len(people), people[0][0].store_address
         served = any(member.serves for member in members)
         device = torch.device("cpu") if served else self._device  # a server's NIC is reached from host memory
         group = None
         if size > 1:
-            timeout = timedelta(seconds=max(COLLECTIVE, COLLECTIVE_STEPS * max(self._recent)))
+            # Servers wait while trainers compute: so the slowest step that any member knows of counts, and it takes
+            # longer with fewer trainers.
+            fewer = members[0].trainers / sum(not m.serves for m in members)
+            slowest = max(p.data["seconds"] for p, _ in people) * max(1.0, fewer)
+            timeout = timedelta(seconds=max(COLLECTIVE, COLLECTIVE_STEPS * slowest))
             group = (ProcessGroupNCCL if device.type == "cuda" else ProcessGroupGloo)(timeout=timeout)
             try:
                 group.configure(f"{store}/{key}", self._identity, rank, size, quorum_id)

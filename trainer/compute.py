@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -219,7 +220,7 @@ def _take_part(
     process.report("joining the cluster")
     code = 0
     try:
-        cluster.join(time.monotonic() - begun)
+        cluster.join((time.monotonic() - begun) * spec.parallel.every)
         while True:
             quorum = member.run()
             if quorum.rank == 0:
@@ -307,6 +308,12 @@ def _wait_for_the_end(
 
 
 if __name__ == "__main__":
-    exit_code = main()
+    try:
+        exit_code = main()
+    except SystemExit as end:
+        exit_code = int(end.code or 0)
+    except BaseException:  # not left to the interpreter: it would wait for threads that wait for what never comes
+        traceback.print_exc()
+        exit_code = 1
     sys.stdout.flush()
     os._exit(exit_code)  # everything is written; torchft's and Triton's threads and destructors only make noise

@@ -58,7 +58,7 @@ class Journal:
                 gradient_norm=decision.gradient_norm if decision.finite else None,
                 step_seconds=seconds / steps,
                 tokens_per_second=speed,
-                mfu=speed / sum(peaks) if len(peaks) == trainers else None,
+                mfu=speed / sum(peaks) if peaks and len(peaks) == trainers else None,
                 trainers=trainers,
                 communication_seconds=waited / steps,
                 skipped=None if decision.finite else True,
@@ -88,10 +88,11 @@ class Journal:
         )
         self.metrics.flush()
 
-    def recovering(self, step: int, error: Exception) -> None:
+    def recovering(self, step: int, error: Exception, *, leads: bool) -> None:
+        """leads: this member says so for the run. The first trainer and the first server do: one may be lost."""
         self.log(f"step {step}: a member was lost ({error}); going on with those that are left")
         self.report(message="a member was lost: forming a new group")
-        self.status.set(state="RECOVERING", reason="a member was lost: forming a new group")
+        self.status.set(leads=leads, state="RECOVERING", reason="a member was lost: forming a new group")
 
     def begin(self) -> None:
         """Steps are timed from here."""

@@ -51,7 +51,7 @@ class Lighthouse:
         stopping: Callable[[], bool],
     ) -> None:
         """identity: of this member, never used before; address: this machine, as the others see it."""
-        self._name, self._lease = name, Lease(storage, run, name)
+        self._storage, self._run, self._name, self._lease = storage, run, name, Lease(storage, run, name)
         self._identity, self._address = identity, address
         self._log, self._report, self._stopping = log, report, stopping
         self._closed = threading.Event()
@@ -124,8 +124,9 @@ class Lighthouse:
 
     def fenced(self) -> bool:
         """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
-        self._lease.read()
-        return self._lease.attempt > self.attempt
+        newest = Lease(self._storage, self._run, self._name)  # another copy: what renew() compares with must stay
+        newest.read()
+        return newest.attempt > self.attempt
 
     def close(self) -> None:
         """Heartbeats end; if the Lighthouse is here, another takes it at once."""
@@ -194,7 +195,8 @@ class Lighthouse:
             if server is None:
                 continue
             try:
-                if self._lease.write(self._address_found, self.attempt):
+                here = self._lease.mine and self._lease.attempt == self.attempt
+                if here and self._lease.write(self._address_found, self.attempt):
                     continue
             except Exception as error:  # storage may be away for a while; the lease then runs out
                 self._log(f"the lease could not be renewed ({first_line(error)})")

@@ -39,12 +39,13 @@ class Progress:
         """Steps were taken, or skipped because a gradient was not finite; moves the scale of fp16."""
         self.step += steps
         self.updates += steps * finite
-        self.skipped = 0 if finite else self.skipped + steps
+        self.skipped = 0 if finite else self.skipped + 1  # of several steps that were decided at once, as one
         if scaled:
-            self.good_steps = self.good_steps + steps if finite else 0
+            before = self.good_steps
+            self.good_steps = before + steps if finite else 0
             if not finite:
                 self.scale /= 2
-            elif self.good_steps % SCALE_GROWTH == 0:
+            elif self.good_steps // SCALE_GROWTH > before // SCALE_GROWTH:
                 self.scale *= 2
 
     def commit(self, decision: "Decision", key: str, scaled: bool, steps: int = 1) -> None:

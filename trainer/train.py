@@ -123,7 +123,7 @@ class Training:
             except GroupFailed as error:
                 self.engine.abandon()
                 self.cluster.failed()
-                self.journal.recovering(self.progress.step, error)
+                self.journal.recovering(self.progress.step, error, leads=self.leads)
 
     def step(self, quorum: Quorum) -> None:
         """Take one step with these members, or raise GroupFailed and have taken none."""

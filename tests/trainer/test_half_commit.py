@@ -73,8 +73,10 @@ def trainer(parts: compute.Parts) -> compute.Member:
     return assemble(parts, prepare(parts.storage, parts.spec.data, parts.spec.fingerprint, lambda *_: None))
 
 
-def lives(folder: Path, before: set[int], after: set[int]) -> tuple[list[float | None], list[str]]:
-    """Losses of a run of one trainer and three servers, of which ps-1 loses the votes of these steps; what it said."""
+def lives(
+    folder: Path, before: set[int], after: set[int], forgetful: str = "ps-1"
+) -> tuple[list[float | None], list[str]]:
+    """Losses of a run of one trainer and three servers, of which one loses the votes of these steps; what it said."""
     run = Run(
         folder,
         hyperparameters={"steps": STEPS},
@@ -86,7 +88,7 @@ def lives(folder: Path, before: set[int], after: set[int]) -> tuple[list[float |
 
     def server(parts: compute.Parts) -> Server:
         name = parts.process.name
-        kind = Forgetful if name == "ps-1" else Server
+        kind = Forgetful if name == forgetful else Server
         made = kind(parts.spec, name, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
         if isinstance(made, Forgetful):
             made.before, made.after = set(before), set(after)
@@ -103,7 +105,7 @@ def lives(folder: Path, before: set[int], after: set[int]) -> tuple[list[float |
         finally:
             for process in processes.values():
                 process.stop()
-    return run.losses(), processes["ps-1"].said
+    return run.losses(), processes[forgetful].said
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +115,15 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> list[float | None]:
     return losses
 
 
-def test_a_server_that_missed_the_vote_rolls_forward(tmp_path: Path, calm: list[float | None]) -> None:
+@pytest.mark.parametrize("forgetful", ["ps-0", "ps-1"])
+def test_a_server_that_missed_the_vote_rolls_forward(tmp_path: Path, calm: list[float | None], forgetful: str) -> None:
+    """ps-0 writes the records: also of the step that it had missed."""
     lost = {1, 5, 6, STEPS - 1}
-    losses, said = lives(tmp_path, set(), lost)
+    losses, said = lives(tmp_path, set(), lost, forgetful)
     assert losses == calm
+    other = "ps-0" if forgetful == "ps-1" else "ps-1"
     assert [line for line in said if "rolls forward" in line] == [
-        f"rolls forward to step {step + 1}, which ps-0 has committed" for step in sorted(lost)
+        f"rolls forward to step {step + 1}, which {other} has committed" for step in sorted(lost)
     ]
 
 

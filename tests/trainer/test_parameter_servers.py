@@ -5,7 +5,9 @@ gradients, and servers only cut the vector. Three trainers cut the batch in thre
 then losses differ by rounding, within 1e-5 over 50 steps at a rate at which training is stable.
 """
 
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,7 @@ def test_three_trainers_with_servers_come_near_too(alone: Run, new_run: NewRun) 
 
 
 def test_without_clipping_parameters_come_back_while_gradients_go(new_run: NewRun) -> None:
-    unclipped = {"gradientClip": 0.0}
+    unclipped = {"gradientClip": 0.0, "batchSize": 15}  # 480 tokens: to divide is not to multiply by the inverse
     calm = finished(new_run(**with_settings(hyperparameters=unclipped)))
     run = finished(new_run(**with_settings(hyperparameters=unclipped, cluster={"parameterServers": 2})))
     assert_bit_equal(run, calm)
@@ -122,6 +124,18 @@ def test_plain_sgd(new_run: NewRun) -> None:
     calm = finished(new_run(**with_settings(hyperparameters=sgd)))
     run = finished(new_run(**with_settings(hyperparameters=sgd, cluster={"parameterServers": 1})))
     assert_bit_equal(run, calm)
+
+
+def test_a_server_that_is_lost_before_the_first_checkpoint_takes_all_to_the_start(alone: Run, new_run: NewRun) -> None:
+    """To the parameters that the seed gives, and not to those that a trainer happens to have."""
+    run = new_run(**with_settings(cluster={"parameterServers": 1}, checkpoints={"every": 1000})).start()
+    run.until_step(3)
+    process = run.machine("ps-0").trainer_pid
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    assert run.wait().state == "SUCCEEDED"
+    assert run.machine("ps-0").restarts == 1
+    assert_bit_equal(run, alone)
 
 
 def test_bf16_on_the_wire_stays_near_fp32(alone: Run, new_run: NewRun) -> None:

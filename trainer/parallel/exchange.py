@@ -303,6 +303,8 @@ class Exchange:
             target.copy_(source)
             return
         self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        gpu = source.device if source.is_cuda else target.device
+        self._stream.wait_stream(torch.cuda.current_stream(gpu))  # a gradient is final when its kernels have run
         with torch.cuda.stream(self._stream):  # half of fp32 crosses the bus where the wire is bf16
             moved = source.to(target.dtype) if source.is_cuda else source.to(target.device, non_blocking=True)
             target.copy_(moved, non_blocking=True)

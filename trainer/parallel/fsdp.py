@@ -197,10 +197,9 @@ class Sharded:
         if wait:
             self._checkpoints.wait()
         if self._saved != step:
-            self._saved = step
             part = self._mesh.get_local_rank()
             before = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
-            self._checkpoints.save(
+            begun = self._checkpoints.save(
                 self._vectors(),
                 self.progress,
                 attempt,
@@ -210,6 +209,7 @@ class Sharded:
                 ranges=self.ranges,
                 before=before,
             )
+            self._saved = step if begun else self._saved
         if wait:
             self._checkpoints.wait()
             dist.barrier(self._group)

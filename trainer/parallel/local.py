@@ -6,6 +6,7 @@ import math
 import torch
 
 from trainer.cluster import Quorum
+from trainer.group import GroupFailed
 from trainer.optimizer import Optimizer, norm, segments, squares
 from trainer.parallel.served import Served
 from trainer.parallel.shards import norm_block
@@ -69,6 +70,8 @@ class LocalTraining(Training):
         engine.begin()
         sums = torch.zeros(3, dtype=torch.float64)
         for step in range(start, start + steps):
+            if self.stopping():  # the others take these steps without this trainer
+                raise GroupFailed("this machine is leaving")
             vote = self.gradient(step, quorum).cpu()
             if vote[1]:
                 now = dataclasses.replace(self.progress, step=step)

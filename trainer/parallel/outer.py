@@ -5,7 +5,7 @@ with Nesterov momentum, which is here. Unlike there, trainers keep nothing from 
 travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and a run resumes
 exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
 
-Memory: 28 bytes a parameter of its part, 16 more while a checkpoint is written.
+Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpoints are written.
 """
 
 import torch
@@ -42,11 +42,8 @@ class OuterServer(Server):
     def _decide(self, vote: list[float]) -> Decision:
         return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, *vote)
 
-    def _commit(self, decision: Decision, key: str) -> None:
-        if decision.finite:
-            self._momentum.mul_(MOMENTUM).add_(self._gradients)
-            self._parameters.sub_(self._gradients.add_(self._momentum, alpha=MOMENTUM), alpha=OUTER_RATE)
-            for kept, sent in zip(self._optimizer.vectors, self._moments, strict=True):
-                kept.copy_(sent)
-        self._prepared = ""
-        self.progress.commit(decision, key, self._scaled, self._steps)
+    def _apply(self, decision: Decision) -> None:
+        self._momentum.mul_(MOMENTUM).add_(self._gradients)
+        self._parameters.sub_(self._gradients.add_(self._momentum, alpha=MOMENTUM), alpha=OUTER_RATE)
+        for kept, sent in zip(self._optimizer.vectors, self._moments, strict=True):
+            kept.copy_(sent)

@@ -101,8 +101,9 @@ class Replicas:
             if wait:
                 self._checkpoints.wait()
             if self._saved != self.progress.step:
-                self._saved, flush = self.progress.step, self._journal.metrics.flush
-                self._checkpoints.save(self._vectors, self.progress, attempt, self._flat.layout, before=flush)
+                flush, layout = self._journal.metrics.flush, self._flat.layout
+                if self._checkpoints.save(self._vectors, self.progress, attempt, layout, before=flush):
+                    self._saved = self.progress.step
             if wait:
                 self._checkpoints.wait()
         return leads and self._checkpoints.whole(self.progress.step, attempt)

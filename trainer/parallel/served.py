@@ -30,11 +30,18 @@ class Served:
     writes = False  # the first server writes records and status: what it says of a step is as lasting as the step
 
     def __init__(
-        self, spec: JobSpec, flat: Flat, progress: Progress, log: Callable[[str], None], told: dict[str, Any]
+        self,
+        spec: JobSpec,
+        flat: Flat,
+        begin: Callable[[], object],
+        progress: Progress,
+        log: Callable[[str], None],
+        told: dict[str, Any],
     ) -> None:
-        """progress: as a new run starts; told: what this trainer lets the others know."""
+        """begin: puts a new run's parameters into `flat`; progress: as one starts; told: what the others must know."""
         self.progress, self._scale = Progress(step=-1), progress.scale  # the servers say where the run is
         self._spec, self._flat, self._log, self._told = spec, flat, log, told
+        self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
         self._holds = -1  # lineage of the parameters that are here
         self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
         self._blocks = -(-self._shards.total // norm_block(self._shards.total))
@@ -73,6 +80,8 @@ class Served:
             self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
         first = len(quorum.trainers)  # rank of the first server
         if not protocol.filled(quorum):
+            if not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
+                self._begin()
             quorum.group.broadcast_json({"layout": self._flat.layout, "scale": self._scale}, 0)
             self._trade.fill(self._flat.parameters)
         if protocol.strangers(quorum):
@@ -93,6 +102,7 @@ class Served:
     def start(self, quorum: Quorum) -> None:
         """Parameters begin to come, if they are not here; ready() or the forward pass's own hooks wait for them."""
         self._waited = 0.0
+        self._untouched = False
         if protocol.stale(quorum):
             self._holds = -1
             for event in self._here:

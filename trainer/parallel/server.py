@@ -6,10 +6,11 @@ sees in the next quorum that another committed, and rolls forward with the vote 
 its state takes all back to the newest checkpoint: a copy of every step elsewhere would double memory and traffic.
 
 It loads no model and no data: the layout of the flat vector comes with the first parameters or the checkpoint. Memory:
-16 bytes a parameter of its part (parameters, gradient and AdamW's two moments), 12 more while a checkpoint is written,
-and a few buckets.
+16 bytes a parameter of its part (parameters, gradient and AdamW's two moments), 12 for the copy from which checkpoints
+are written, and a few buckets.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import Checkpoints
-from trainer.cluster import Cluster, Member, Quorum
+from trainer.cluster import Cluster, Quorum
 from trainer.group import GroupFailed
 from trainer.journal import Journal
 from trainer.layout import ALIGNMENT, Layout, Ranges, total
@@ -28,6 +29,8 @@ from trainer.parallel.exchange import Exchange
 from trainer.parallel.shards import Shards, norm_block
 from trainer.progress import Decision, Progress, decide, learning_rate
 from trainer.spec import JobSpec
+
+LAST_PARTS = 20.0  # seconds after a notice that a server waits for the others' parts of its checkpoint
 
 
 class Server:
@@ -75,9 +78,11 @@ class Server:
                 raise Stopping
             try:
                 quorum = self._cluster.quorum(self.progress.identity, self._told())
-                if not self._reconcile(quorum.servers):
+                if not self._reconcile(quorum):
                     continue
                 if quorum.leaving:
+                    if any(member.serves for member in quorum.leaving):
+                        self._checkpoints.wait()  # it needs every server's part
                     self._save(quorum.attempt)
                 if not quorum.enough:
                     continue
@@ -91,16 +96,20 @@ class Server:
                     self._step(quorum)
             except GroupFailed as error:
                 self._cluster.failed()
-                self._journal.recovering(self.progress.step, error)
+                self._journal.recovering(self.progress.step, error, leads=self.leads)
 
     def leave(self, since_told: Callable[[], float]) -> None:
         """Tell the others, and write a checkpoint of this step with them, if all servers are still here."""
         quorum = self._cluster.leave(self.progress.identity, self._told())
-        if quorum is None or not self._reconcile(quorum.servers) or not self._filled:
+        if quorum is not None and not self._reconcile(quorum):  # it may be another point now
+            quorum = self._cluster.leave(self.progress.identity, self._told())
+        if quorum is None or not self._reconcile(quorum) or not self._filled:
             return
         self._checkpoints.wait()
         self._save(quorum.attempt)
         self._checkpoints.wait()
+        while since_told() < LAST_PARTS and not self._checkpoints.whole(self.progress.step, quorum.attempt):
+            time.sleep(0.1)  # others are still writing their parts
         if self._checkpoints.whole(self.progress.step, quorum.attempt):
             seconds = since_told()
             self._journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
@@ -119,9 +128,10 @@ class Server:
 
     # -- one state on all servers ----------------------------------------------------------------------------------
 
-    def _reconcile(self, servers: tuple[Member, ...]) -> bool:
+    def _reconcile(self, quorum: Quorum) -> bool:
         """Are all servers here and at the same point? If not, do this one's part of it; then ask for a new quorum."""
-        if len(servers) < self._servers:
+        servers = quorum.servers
+        if len(servers) != self._servers:
             return False
         bad = {name for server in servers for name in server.told["bad"]}
         place = [server.name for server in servers].index(self._name)
@@ -140,10 +150,12 @@ class Server:
         if behind:
             if (self.progress.step, self.progress.lineage) != (step, lineage):
                 self._journal.log(f"rolls forward to step {step}, which {furthest.name} has committed")
-                self._commit(self._decide(furthest.told["vote"]), self._prepared)
+                self._commit(quorum, self._decide(furthest.told["vote"]), self._prepared, 0.0)
             return False
         if any(server.progress != furthest.progress for server in servers):
-            self.progress.evaluations, self.progress.validation_loss = evaluations, furthest.told["validation"]
+            if self.progress.evaluations != evaluations:
+                self.progress.evaluated(furthest.told["validation"])
+                self._journal.evaluation(quorum, self.progress, writes=self.leads)
             return False
         self._prepared = ""
         return True
@@ -229,12 +241,8 @@ class Server:
         self._prepared = quorum.key
         self.vote(quorum, vote)
         self._vote = [float(vote[0]), float(vote[1]), norm(vote[protocol.VOTE :])]
-        decision, steps = self._decide(self._vote), self._steps
-        self._commit(decision, quorum.key)
         waited = float(vote[2]) / len(quorum.trainers)
-        self._journal.step(quorum, self.progress, decision, waited, writes=self.leads, steps=steps)
-        if self.progress.step % self._spec.checkpoints.every == 0:
-            self._save(quorum.attempt)
+        self._commit(quorum, self._decide(self._vote), quorum.key, waited)
 
     def _serve(self) -> None:
         """All that a trainer needs for its next step."""
@@ -255,19 +263,28 @@ class Server:
         loss, tokens, summed = vote
         return decide(self._spec.hyperparameters, self.progress, loss, tokens, summed)
 
-    def _commit(self, decision: Decision, key: str) -> None:
+    def _commit(self, quorum: Quorum, decision: Decision, key: str, waited: float) -> None:
+        """The step that the group `key` prepared counts. quorum: now, perhaps another one."""
         if decision.finite:
-            self._gradients.mul_(decision.factor)
-            self._optimizer.update(decision.rate)
-        self._prepared = ""
-        self.progress.commit(decision, key, self._scaled)
+            self._apply(decision)
+        self._prepared, steps = "", self._steps
+        self.progress.commit(decision, key, self._scaled, steps)
+        self._journal.step(quorum, self.progress, decision, waited, writes=self.leads, steps=steps)
+        if self.progress.step % self._spec.checkpoints.every == 0:
+            self._save(quorum.attempt)
+
+    def _apply(self, decision: Decision) -> None:
+        """The update itself."""
+        self._gradients.mul_(decision.factor)
+        self._optimizer.update(decision.rate)
 
     def _tentative(self, bucket: int) -> Tensor:
-        """The parameters of a bucket as they will be if the vote is for it; the same arithmetic as in _commit."""
+        """The parameters of a bucket as they will be if the vote is for it; the same arithmetic as in _apply."""
         hyper = self._spec.hyperparameters
         assert self._place is not None
         start, stop = self._shards.places(self._place)[bucket]
-        gradients = self._gradients[start:stop] / (hyper.batch_size * hyper.sequence_length * self.progress.scale)
+        factor = 1.0 / (hyper.batch_size * hyper.sequence_length * self.progress.scale)  # as decide() has it
+        gradients = self._gradients[start:stop] * factor
         vectors = [vector[start:stop].clone() for vector in self._vectors.values()]
         parts = segments(self._layout, self._shards.total, [self._shards.pieces[bucket][self._place]])
         optimizer = Optimizer(vectors[0], gradients, parts, hyper, vectors[1:])
@@ -297,8 +314,7 @@ class Server:
     def _save(self, attempt: int) -> None:
         """This server's part of a checkpoint of this step, once, in the background."""
         if self._saved != self.progress.step and self._filled and self._place is not None:
-            self._saved = self.progress.step
-            self._checkpoints.save(
+            begun = self._checkpoints.save(
                 self._vectors,
                 self.progress,
                 attempt,
@@ -308,3 +324,4 @@ class Server:
                 ranges=self._ranges,
                 before=self._journal.metrics.flush if self.leads else lambda: None,
             )
+            self._saved = self.progress.step if begun else self._saved
