@@ -354,4 +354,9 @@ def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    try:
+        sys.stdout.flush()
+    except OSError:  # the disk of the log is full; Python would make exit code 120 of that
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -62,7 +63,7 @@ def rows(step: int) -> tuple[Tensor, Tensor]:
 def main(task: Task) -> int:
     die_with_parent()
     torch.set_num_threads(1)
-    processes = Processes(2, (0, LEFT), print)
+    processes = Processes(2, (0, LEFT), partial(print, flush=True))
     rank, storage, device = processes.rank, open_storage(task.folder), torch.device("cpu")
     progress = Progress()
     cluster = Together(

@@ -119,13 +119,6 @@ def test_without_clipping_parameters_come_back_while_gradients_go(new_run: NewRu
     assert_bit_equal(run, calm)
 
 
-def test_plain_sgd(new_run: NewRun) -> None:
-    sgd = {"optimizer": "sgd", "learningRate": 0.1}
-    calm = finished(new_run(**with_settings(hyperparameters=sgd)))
-    run = finished(new_run(**with_settings(hyperparameters=sgd, cluster={"parameterServers": 1})))
-    assert_bit_equal(run, calm)
-
-
 def test_a_server_that_is_lost_before_the_first_checkpoint_takes_all_to_the_start(alone: Run, new_run: NewRun) -> None:
     """To the parameters that the seed gives, and not to those that a trainer happens to have."""
     run = new_run(**with_settings(cluster={"parameterServers": 1}, checkpoints={"every": 1000})).start()
