@@ -224,7 +224,7 @@ class Benchmark:
             faults.append(fault)
             KINDS[fault.kind][0](machines, fault.machines, chance)
             if chance.random() < self.hurry:
-                time.sleep(chance.uniform(0, 8))
+                time.sleep(chance.uniform(0, 4))
             else:
                 until(lambda before=before: back(machines, before), machines, f"{what}: to be over")  # type: ignore[misc]
                 time.sleep(chance.uniform(0, 2))

@@ -26,7 +26,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
 
 
 SETUPS = [
-    (Setup(trainers=2, servers=2, least=2), 9),
+    (Setup(trainers=2, servers=2, least=2), 8),
     (Setup(trainers=2, servers=0, least=1), 8),
     (Setup(trainers=1, servers=1, least=1, google=True), 3),
 ]
@@ -34,7 +34,7 @@ SETUPS = [
 
 @pytest.mark.parametrize(("setup", "faults"), SETUPS, ids=str)
 def test_a_run_with_random_faults_ends_as_if_there_were_none(benchmark: Benchmark, setup: Setup, faults: int) -> None:
-    outcome = benchmark.once(faults, setup, faults, steps=1000)
+    outcome = benchmark.once(faults, setup, faults, steps=800)
     assert outcome.wrong == []
     assert len(outcome.faults) >= 2, "the run was over too soon to be disturbed"
 
