@@ -208,6 +208,7 @@ class Benchmark:
 
     def _disturb(self, machines: Machines, chance: random.Random, most: int, faults: list[Fault]) -> None:
         """Start the machines and let faults happen to them, and into `faults`, until the run is over, or `most` did."""
+        begun = time.time()
         for name in machines.names:
             machines.start(name)
         until(lambda: len(machines.steps()) == len(machines.names), machines, "the first step")
@@ -220,7 +221,7 @@ class Benchmark:
             what = f"{fault.kind}: {', '.join(fault.machines)}"
             until(lambda fault=fault: all(map(machines.computing, fault.machines)), machines, what)  # type: ignore[misc]
             fault.begun, before = time.time(), machines.steps()
-            self.console.print(f"  step {machines.step()}: {what}")
+            self.console.print(f"  {fault.begun - begun:.0f} s, step {machines.step()}: {what}")
             faults.append(fault)
             KINDS[fault.kind][0](machines, fault.machines, chance)
             if chance.random() < self.hurry:
