@@ -3,6 +3,7 @@
 import pulumi
 
 from infra import config
+from infra.estimate import outputs
 from infra.run import TrainingRun
 from trainer.spec import InputError
 from trainer.storage import StorageError
@@ -10,6 +11,7 @@ from trainer.storage import StorageError
 try:
     stack = config.from_pulumi()
     job = config.job_spec(stack)
+    estimated = outputs(stack)
     training = TrainingRun(stack, job)
 except (config.ConfigError, InputError, StorageError) as error:
     raise pulumi.RunError(str(error)) from None
@@ -18,3 +20,5 @@ pulumi.export("run", training.run)
 pulumi.export("bucket", training.bucket)
 pulumi.export("model", training.trained_model)
 pulumi.export("watch", f"python -m scripts.watch --stack {stack.stack}")
+for name, value in estimated.items():
+    pulumi.export(name, value)

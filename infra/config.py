@@ -5,8 +5,6 @@ Pure but for reading: nothing here needs the Pulumi CLI, so that scripts read a 
 
 import difflib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from pydantic import ValidationError
 
 from infra import plain_yaml
 from infra.explain import explain, shown, unknown
+from infra.hardware import host_cores
 from infra.preflight import DEFAULT_TEXT, disk_problem, gpus, host_problems, text_problems
 from infra.stack_file import StackFile, combination_problems
 from trainer import spec
@@ -140,6 +139,10 @@ def load(
         from infra.google.rules import stack_problems  # a stack on this machine needs none of it
 
         problems += stack_problems(config)
+        if not problems:  # sizes of machines that there are
+            from infra.memory import memory_problems
+
+            problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -245,7 +248,7 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     if problems:
         raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
     file, training = config.file, config.file.training_input
-    placed = place(config) if config.google else _place(config, cores or _cores())
+    placed = place(config) if config.google else _place(config, cores or host_cores())
     data = file.data.model_copy(update=placed.data)
     model = file.model.model_copy(update={"initialize": placed.initialize})
     start = file.model.model_copy(update={"initialize": placed.content})
@@ -268,7 +271,27 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         checkpoints=file.checkpoints,
         parallel=file.parallel,
         cluster=spec.Cluster(workers=config.workers, **cluster),
+        **({"hardware": _hardware(config)} if config.google else {}),
     )
+
+
+def _hardware(config: StackConfig) -> dict[spec.Role, spec.Hardware]:
+    from infra.google.rules import accelerator, counts, machine_type
+    from infra.prices import is_spot, role_costs
+
+    found: dict[spec.Role, spec.Hardware] = {}
+    costs = role_costs(config)
+    for role, count in counts(config).items():
+        model, number = accelerator(config, role)
+        cost = costs[role]
+        found[role] = spec.Hardware(
+            machine_type=machine_type(config, role).name,
+            accelerator=model or None,
+            accelerators=number,
+            spot=is_spot(config, role),
+            usd_per_hour=round(cost.usd / count, 4) if cost.exact else None,
+        )
+    return found
 
 
 def _place(config: StackConfig, cores: int) -> Placed:
@@ -297,10 +320,6 @@ def _located(root: Path, named: str) -> tuple[str, str]:
         return named, named
     files = (path for path in folder.rglob("*") if path.is_file())
     return str(folder.resolve()), f"{folder.name}-{spec.hash_files(folder, files)}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def division(config: StackConfig) -> str | None:

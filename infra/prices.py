@@ -1,17 +1,55 @@
-"""What machines cost, from prices.yaml. A price that is not there is None: unknown is never taken for nothing."""
+"""What things cost by the price list of prices.yaml, in USD.
 
+A price that is not there is unknown, and is never taken for nothing: it makes a sum a lower bound that says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from infra.google.catalog import MACHINE_TYPES
 from trainer.spec import Role
 
 if TYPE_CHECKING:
     from infra.config import StackConfig
 
-HOURS_A_MONTH = 730
+HOURS_A_MONTH = 730  # Google's, for what it sells by the month
+NEAR = 2.3  # times the memory, for a machine of another cloud to be near
+
+
+@dataclass(frozen=True)
+class Cost:
+    """USD. With parts that nobody priced it is a lower bound."""
+
+    usd: float
+    unknown: tuple[str, ...] = ()  # those parts, in words: "nvidia-l4 Spot in europe-west4"
+
+    @property
+    def exact(self) -> bool:
+        return not self.unknown
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.usd + other.usd, tuple(dict.fromkeys(self.unknown + other.unknown)))
+
+    def times(self, number: float) -> "Cost":
+        return Cost(self.usd * number, self.unknown)
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """The nearest machine of another cloud at its list price, USD an hour; to compare with, nothing runs there."""
+
+    cloud: str
+    machine: str
+    on_demand: float
+    spot: float | None
+    region: str
+    date: str
+    source: str
 
 
 @cache
@@ -20,45 +58,113 @@ def book() -> dict[str, Any]:
     return found
 
 
-def hourly_cost(config: "StackConfig") -> float | None:
-    """USD an hour of all machines of a stack on Google Cloud, disks included; None if a price is not known."""
+def regions() -> list[str]:
+    """Those of which the list has prices."""
+    return list(book()["regions"])
+
+
+def machine_cost(
+    region: str, machine: str, spot: bool, accelerator: str = "", accelerators: int = 0, disk_gb: float = 0
+) -> Cost:
+    """An hour of one machine with its disk. Built-in GPUs are in its price, whether they are named here or not."""
+    kind, of = ("spot", " Spot") if spot else ("on_demand", "")
+    here, model = _region(region), MACHINE_TYPES.get(machine)
+    if model is not None and model.family == "n1":
+        vcpu, memory = _number(here, "n1_vcpu", kind), _number(here, "n1_memory_gb", kind)
+        price = None if vcpu is None or memory is None else model.vcpus * vcpu + model.memory_gb * memory
+    else:
+        price = _number(here, "machines", machine, kind)
+    cost = _known(price, f"{machine}{of} in {region}")
+    if accelerators and (model is None or not model.accelerators):
+        gpu = _known(_number(here, "accelerators", accelerator, kind), f"{accelerator}{of} in {region}")
+        cost += gpu.times(accelerators)
+    if disk_gb:
+        disk = _known(_number(here, "disk_gb_month", "price"), f"disks in {region}")
+        cost += disk.times(disk_gb / HOURS_A_MONTH)
+    return cost
+
+
+def role_costs(config: "StackConfig") -> dict[Role, Cost]:
+    """An hour of all machines of each role, disks included; none on this machine."""
     from infra.google.rules import accelerator, counts, machine_type
 
-    total = 0.0
-    for role, count in counts(config).items():
-        machine, (model, number) = machine_type(config, role), accelerator(config, role)
-        one = machine_price(config.region, machine.name, is_spot(config, role))
-        if one is None:
-            return None
-        if number and not machine.accelerators:
-            gpu = _get(config.region, "accelerators", model, "spot" if is_spot(config, role) else "on_demand")
-            if gpu is None:
-                return None
-            one += number * gpu
-        disk = _get(config.region, "disk_gb_month")
-        if disk is None:
-            return None
-        total += count * (one + config.file.machines.boot_disk_gb * disk / HOURS_A_MONTH)
-    return total
+    if not config.google:
+        return {}
+    disk = config.file.machines.boot_disk_gb
+    return {
+        role: machine_cost(
+            config.region,
+            machine_type(config, role).name,
+            is_spot(config, role),
+            *accelerator(config, role),
+            disk_gb=disk,
+        ).times(count)
+        for role, count in counts(config).items()
+    }
+
+
+def hourly_cost(config: "StackConfig") -> float | None:
+    """USD an hour of all machines of a stack on Google Cloud, disks included; None if a price is not known."""
+    total = sum(role_costs(config).values(), Cost(0))
+    return total.usd if total.exact else None
 
 
 def is_spot(config: "StackConfig", role: Role) -> bool:
     return config.file.machines.spot and role == "worker"
 
 
-def machine_price(region: str, name: str, spot: bool) -> float | None:
-    """USD an hour of one machine without attached GPUs and disk; None if not known."""
-    from infra.google.catalog import MACHINE_TYPES
-
-    kind, machine = ("spot" if spot else "on_demand"), MACHINE_TYPES[name]
-    if machine.family != "n1":
-        return _get(region, "machines", name, kind)
-    vcpu, memory = _get(region, "vcpu", kind), _get(region, "memory_gb", kind)
-    return None if vcpu is None or memory is None else machine.vcpus * vcpu + machine.memory_gb * memory
+def storage_gb_month(region: str) -> float | None:
+    """A GB of a bucket of the class Standard, a month."""
+    return _number(_region(region), "storage_gb_month", "price")
 
 
-def _get(*path: str) -> float | None:
-    node: Any = book()
+def egress_gb() -> float | None:
+    """A GB from Google Cloud to the internet, in the first and dearest tier."""
+    return _number(book(), "egress_gb", "price")
+
+
+def scheduler_job_month() -> float | None:
+    """A job of Cloud Scheduler, a month."""
+    return _number(book(), "scheduler_job_month", "price")
+
+
+def elsewhere(machine: str, accelerator: str, accelerators: int) -> list[Equivalent]:
+    """The nearest machine of AWS and of Azure; none of those that have nothing near.
+
+    With GPUs those count, model and number, whatever the CPUs; without, as many vCPUs and the nearest memory.
+    """
+    model = MACHINE_TYPES[machine]
+    gpus = (model.accelerator, model.accelerators) if model.accelerators else (accelerator, accelerators)
+    found = []
+    for cloud, there in book()["elsewhere"].items():
+        fitting = {
+            name: other
+            for name, other in there["machines"].items()
+            if (other.get("accelerator", ""), other.get("accelerators", 0)) == gpus
+            and (gpus[1] or (other["vcpus"] == model.vcpus and _apart(other["memory_gb"], model.memory_gb) <= NEAR))
+        }
+        if fitting:
+            name = min(fitting, key=lambda name: _apart(fitting[name]["memory_gb"], model.memory_gb))
+            source = book()["sources"][there["source"]]
+            prices = fitting[name]["on_demand"], _number(fitting[name], "spot")
+            found.append(Equivalent(cloud, name, *prices, there["region"], str(source["date"]), source["what"]))
+    return found
+
+
+def _apart(one: float, other: float) -> float:
+    return max(one, other) / min(one, other)
+
+
+def _region(name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = book()["regions"].get(name, {})
+    return found
+
+
+def _known(price: float | None, what: str) -> Cost:
+    return Cost(0, (what,)) if price is None else Cost(price)
+
+
+def _number(node: Any, *path: str) -> float | None:
     for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    return node if isinstance(node, (int, float)) else None
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node if isinstance(node, (int, float)) else None  # or the word unknown

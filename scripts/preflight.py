@@ -17,8 +17,9 @@ from rich.text import Text
 
 from infra.config import ConfigError, StackConfig, job_spec
 from infra.google import rules
+from infra.google.offers import NO_QUOTA_PROJECT, machine_types, unknown
+from infra.google.quotas import Check, Limits, check_quotas
 from scripts.common import google_stack, run_main
-from scripts.quotas import Check, Limits, check_quotas
 from trainer.google_api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 from trainer.spec import InputError
 
@@ -45,7 +46,6 @@ PERMISSIONS = [
     "storage.buckets.create",
 ]
 STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
-NO_QUOTA_PROJECT = "requires a quota project"
 DOCKER_SECONDS = 30
 
 
@@ -71,7 +71,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         )
     )
     checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
-    checks += _machine_types(api, config)
+    checks += machine_types(api, config, rules.zones(config))
     checks.append(_image(api, config))
     return checks + check_quotas(config, Limits(api, config.project, config.region))
 
@@ -114,16 +114,6 @@ def _docker(config: StackConfig) -> Check:
     return Check("docker", "ok", "answers, to build the image")
 
 
-def _unknown(name: str, error: ApiError, fix: str = "") -> Check:
-    """A question that was not answered; an API that is off is no problem, as the stack enables what it needs."""
-    if NO_QUOTA_PROJECT in str(error):
-        fix = "run `gcloud auth application-default set-quota-project` with the project's id"
-        return Check(name, "unknown", "your login names no project to which questions are counted", fix)
-    if any(sign in str(error) for sign in API_OFF):
-        return Check(name, "unknown", "its API is not enabled yet", "ask again after the first `pulumi up`")
-    return Check(name, "unknown", str(error), fix)
-
-
 def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
     """The project, and its number if it is known. Raises ApiError where Google or a login is out of reach."""
     try:
@@ -137,7 +127,7 @@ def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
         if any(sign in str(error) for sign in API_OFF):
             fix = f"run `gcloud services enable cloudresourcemanager.googleapis.com --project {project}`"
             return Check("project", "unknown", "the API that tells of projects is not enabled", fix), ""
-        return _unknown("project", error), ""
+        return unknown("project", error), ""
     state = found.get("lifecycleState", "unspecified")
     if state != "ACTIVE":
         return Check("project", "problem", f"{project} is {state}", "restore it, or use another gcp:project"), ""
@@ -151,7 +141,7 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
     try:
         found = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
     except ApiError as error:
-        return _unknown("APIs", error)
+        return unknown("APIs", error)
     off = [str(s["name"]).rpartition("/")[2] for s in found.get("services", []) if s.get("state") != "ENABLED"]
     if off:
         return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `pulumi up` enables them")
@@ -167,7 +157,7 @@ def _permissions(api: GoogleApi, project: str) -> Check:
             body={"permissions": PERMISSIONS},
         )
     except ApiError as error:
-        return _unknown("your permissions", error)
+        return unknown("your permissions", error)
     missing = [permission for permission in PERMISSIONS if permission not in found.get("permissions", [])]
     if not missing:
         return Check("your permissions", "ok", f"all {len(PERMISSIONS)} that making the stack takes")
@@ -184,7 +174,7 @@ def _agent(api: GoogleApi, project: str, number: str) -> Check:
     try:
         policy = api.call("cloudresourcemanager", "POST", f"projects/{project}:getIamPolicy", body={})
     except ApiError as error:
-        return _unknown(name, error, "without roles/editor or the like, groups make no machines")
+        return unknown(name, error, "without roles/editor or the like, groups make no machines")
     roles = [b["role"] for b in policy.get("bindings", []) if member in b.get("members", []) and "condition" not in b]
     if "roles/editor" in roles or "roles/owner" in roles:
         return Check(name, "ok", f"has {'roles/editor' if 'roles/editor' in roles else 'roles/owner'}")
@@ -196,43 +186,6 @@ def _agent(api: GoogleApi, project: str, number: str) -> Check:
     return Check(name, "problem", "has no role in the project, so groups make no machines", fix)
 
 
-def _machine_types(api: GoogleApi, config: StackConfig) -> list[Check]:
-    """Whether each zone that launches may take has the machines; the zone of this launch must."""
-    zones = rules.zones(config)
-    mine = zones[(config.file.launch - 1) % len(zones)]
-    wanted: dict[str, None] = {}
-    for role in rules.counts(config):
-        machine, (model, _) = rules.machine_type(config, role), rules.accelerator(config, role)
-        wanted[f"machineTypes/{machine.name}"] = None
-        if model:
-            wanted[f"acceleratorTypes/{model}"] = None
-    checks = []
-    for zone in sorted(zones, key=lambda zone: zone != mine):
-        try:
-            missing = [name for name in wanted if not _exists(api, f"projects/{config.project}/zones/{zone}/{name}")]
-        except ApiError as error:
-            checks.append(_unknown(f"machines in {zone}", error))
-            continue
-        if not missing:
-            words = "all types are there; whether one is free shows only when it is asked for"
-            checks.append(Check(f"machines in {zone}", "ok", words))
-        else:
-            lacks = ", ".join(name.partition("/")[2] for name in missing)
-            fix = f"take {zone} out of machines.zones, or use another machine type"
-            checks.append(Check(f"machines in {zone}", "problem" if zone == mine else "note", f"has no {lacks}", fix))
-    return checks
-
-
-def _exists(api: GoogleApi, path: str) -> bool:
-    try:
-        api.call("compute", "GET", path)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
-
-
 def _image(api: GoogleApi, config: StackConfig) -> Check:
     name, machines = "image family", config.file.machines
     family = machines.image_family
@@ -242,7 +195,7 @@ def _image(api: GoogleApi, config: StackConfig) -> Check:
     except ApiError as error:
         if error.status == 404:
             return Check(name, "problem", f"there is no {family}", f"set machines.imageFamily; {shown}")
-        return _unknown(name, error)
+        return unknown(name, error)
     size = int(image.get("diskSizeGb", 0))
     if size > machines.boot_disk_gb:
         fix = f"raise machines.bootDiskGb to {size} or more"

@@ -31,6 +31,7 @@ NETWORK = (
 API_OFF = ("SERVICE_DISABLED", "has not been used in project", "it is disabled")
 BASES = {
     "artifactregistry": "https://artifactregistry.googleapis.com/v1/",
+    "cloudbilling": "https://cloudbilling.googleapis.com/v1/",
     "cloudbuild": "https://cloudbuild.googleapis.com/v1/",
     "cloudquotas": "https://cloudquotas.googleapis.com/v1/",
     "cloudresourcemanager": "https://cloudresourcemanager.googleapis.com/v1/",

@@ -14,8 +14,10 @@ Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
     runs/<run>/cluster.json                   the Lighthouse's lease (trainer/cluster.py)
     runs/<run>/machines/<name>.json           MachineStatus: heartbeat and last words
     runs/<run>/metrics/*.jsonl, events.*      Record lines; TensorBoard events
+    runs/<run>/samples.jsonl                  Sample lines (trainer/samples.py)
     runs/<run>/checkpoints/step-00000500-attempt-1/...
     runs/<run>/model/...                      Hugging Face format, manifest.json last
+    runs/<run>/report.html                    how the run went (trainer/report.py)
 """
 
 import hashlib
@@ -194,6 +196,16 @@ class Cluster(Strict):
         return names
 
 
+class Hardware(Strict):
+    """A role's machines as they were declared on Google Cloud; the price is of one, disk included, when declared."""
+
+    machine_type: str
+    accelerator: str | None = None
+    accelerators: int = Field(0, ge=0)  # of each machine
+    spot: bool = False
+    usd_per_hour: float | None = Field(None, ge=0)  # by the list; None is not known
+
+
 class JobSpec(Strict):
     """A whole run. `run` names it; see run_id for what the name depends on."""
 
@@ -208,6 +220,7 @@ class JobSpec(Strict):
     checkpoints: Checkpoints = Checkpoints()
     parallel: Parallel = Parallel()
     cluster: Cluster = Cluster()
+    hardware: dict[Role, Hardware] = {}  # none on this machine; changes nothing of the result
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -246,12 +259,12 @@ def fingerprint(path: Path) -> str:
 
 
 def code_hash(folder: Path = Path(__file__).parent) -> str:
-    """A hash of all that makes the image: modules, requirements, Dockerfile; names and contents, never modes or times.
+    """A hash of all that makes the image: modules, the report's page, requirements, Dockerfile.
 
-    Line ends count as one kind: a checkout on Windows is the same code.
+    Names and contents, never modes or times. Line ends count as one kind: a checkout on Windows is the same code.
     """
     others = (folder / name for name in ("requirements.txt", "Dockerfile", ".dockerignore"))
-    files = [*folder.rglob("*.py"), *(path for path in others if path.is_file())]
+    files = [*folder.rglob("*.py"), *folder.glob("*.html"), *(path for path in others if path.is_file())]
     return _hash((path.relative_to(folder), path.read_bytes().replace(b"\r\n", b"\n")) for path in files)
 
 
@@ -293,6 +306,14 @@ class Exit(Strict):
     time: float
 
 
+class Event(Strict):
+    """What happened to a machine."""
+
+    kind: Literal["started", "back", "lost", "exit", "notice", "left"]
+    time: float
+    words: str = ""
+
+
 class MachineStatus(Strict):
     """runs/<run>/machines/<name>.json: written by the machine's supervisor every few seconds and at its end."""
 
@@ -309,6 +330,9 @@ class MachineStatus(Strict):
     restarts: int = 0
     memory_mb: int | None = None
     last_exit: Exit | None = None
+    environment: dict[str, str] = {}  # what this machine is, in words (trainer/environment.py)
+    before: float = 0.0  # seconds that earlier boots under this name were heard
+    history: list[Event] = []  # the newest, of all boots under this name
     log: list[str] = []  # the last lines that it printed
 
 

@@ -23,6 +23,7 @@ class Found:
     roles: set[str] = field(default_factory=set)  # ids of custom roles
     finished: bool = False  # the run has nothing left to do in this launch
     expired: bool = False  # it has, but the launch's time is over
+    asked: bool = True  # Google could be asked: without a login a preview goes on without knowing
 
 
 def look(config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource) -> Found:
@@ -37,6 +38,7 @@ def look(config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulu
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(f"gcp:project {config.project} cannot be looked at ({line})") from None
         pulumi.log.warn(f"what is there already is not known, so all is shown as new ({line})", parent)
+        found.asked = False
     return found
 
 

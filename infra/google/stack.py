@@ -6,6 +6,7 @@ import pulumi
 import pulumi_gcp as gcp
 
 from infra.config import StackConfig
+from infra.google import offers
 from infra.google.deadline import termination_time
 from infra.google.found import look
 from infra.google.guard import Guard, Launch
@@ -38,6 +39,10 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
         return pulumi.ResourceOptions(parent=parent, provider=provider, depends_on=list(waits_for))
 
     found = look(config, job, provider, parent)
+    if not found.asked:  # nor would it answer now
+        offers.not_checked("Google could not be asked", parent)
+    elif not (found.finished or found.expired):  # machines will be wanted
+        offers.tell(config, parent)
     services = Services(config, after())
     identity = Identity(config, found.roles, after(services))
     network = Network(config, identity, after(services))

@@ -16,6 +16,7 @@ import googleapiclient.discovery_cache
 
 VERSIONS = {
     "artifactregistry": "v1",
+    "cloudbilling": "v1",
     "cloudbuild": "v1",
     "cloudresourcemanager": "v1",
     "cloudscheduler": "v1",

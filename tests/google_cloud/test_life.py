@@ -189,6 +189,7 @@ def test_without_credentials_a_preview_goes_on_and_up_does_not(life: Callable[..
     run.cloud.fault(operation="invoke", times=-1, **unknown)
     said = run.cloud.pulumi("preview")
     assert "what is there already is not known, so all is shown as new" in said
+    assert "not checked: quotas and machine types (Google could not be asked)" in said
     said = run.cloud.up(ok=False)
     assert f"gcp:project {run.cloud.project} cannot be looked at" in said
     assert "Traceback" not in said

@@ -198,7 +198,7 @@ def test_dockerignore_is_honoured_as_docker_does(tmp_path: Path) -> None:
 def test_the_trainers_context_is_its_code_and_nothing_else() -> None:
     names = {path.relative_to(TRAINER).as_posix() for path in files(TRAINER)}
     code = {path.relative_to(TRAINER).as_posix() for path in TRAINER.rglob("*.py")}
-    assert names == code | {"requirements.txt", "Dockerfile", ".dockerignore"}
+    assert names == code | {"report.html", "requirements.txt", "Dockerfile", ".dockerignore"}
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")

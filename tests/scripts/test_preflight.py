@@ -12,9 +12,9 @@ from google.auth.exceptions import RefreshError, TransportError
 from rich.console import Console
 
 from infra import config
+from infra.google.quotas import Check, Limits, check_quotas, effective, needs, quota_id
 from scripts import common, preflight
 from scripts.common import UserError
-from scripts.quotas import Check, Limits, check_quotas, effective, needs, quota_id
 from tests.scripts.google import Call, FakeGoogle, project
 
 P = "projects/test-project"

@@ -292,7 +292,17 @@ def test_ctrl_c_is_one_line_and_130(gcs_bucket: str, gcs_faults: Faults, text: P
     assert (process.returncode, errors) == (130, "interrupted\n")
 
 
-COMMANDS = ["build_image", "download_model", "generate", "preflight", "prepare_data", "ssh", "upload_data", "watch"]
+COMMANDS = [
+    "build_image",
+    "download_model",
+    "estimate",
+    "generate",
+    "preflight",
+    "prepare_data",
+    "ssh",
+    "upload_data",
+    "watch",
+]
 
 
 @pytest.mark.parametrize("module", COMMANDS)

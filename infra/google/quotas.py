@@ -1,4 +1,4 @@
-"""What a stack needs of Google's quotas, and whether it has it.
+"""What a stack needs of Google's quotas, and whether it has it: asked by `up` and by scripts/preflight.
 
 Limits come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
 """

@@ -1,0 +1,160 @@
+"""AI Platform Training's `trainingInput`, as its files and its API have it, read into a Draft.
+
+The service is gone; its fields stand in the discovery document ml.v1, whose every field is named here (a test says so).
+"""
+
+from typing import Any
+
+from infra.imported import NO_TPU, Draft, ImportProblem, Node, Pool
+from infra.stack_file import TIERS
+from trainer.spec import Role
+
+OWN_CODE = "this project brings its own trainer; what it trains on and how is in the stack file"
+OWN_NETWORK = "the stack makes its own network, without public addresses"
+# Fields that have no place in a stack file, and why.
+LEFT_OUT = {
+    "packageUris": OWN_CODE,
+    "pythonModule": OWN_CODE,
+    "runtimeVersion": "trainer/requirements.txt says which versions the image has",
+    "pythonVersion": "trainer/Dockerfile says which Python the image has",
+    "jobDir": "each stack has its own bucket, gs://PROJECT-STACK-gpt2",
+    "serviceAccount": "the stack makes an account for each role, with no more rights than it needs",
+    "network": OWN_NETWORK,
+    "encryptionConfig": "buckets and disks have Google's own encryption",
+    "useChiefInTfConfig": "there is no TF_CONFIG: the master is rank 0",
+    "enableWebAccess": "`python -m scripts.ssh` opens a shell on a machine",
+    "evaluatorType": "the trainers evaluate, see evaluation in the stack file",
+    "evaluatorCount": "the trainers evaluate, see evaluation in the stack file",
+    "evaluatorConfig": "the trainers evaluate, see evaluation in the stack file",
+}
+REPLICA_LEFT_OUT = {
+    "imageUri": OWN_CODE,
+    "containerCommand": OWN_CODE,
+    "tpuTfVersion": "there are no TPUs",
+}
+JOB_LEFT_OUT = {
+    "jobId": "a run is named by its content",
+    "labels": "everything gets the label gpt2-stack",
+    "predictionInput": "this project trains only",
+}
+# What Google writes into a job, and nobody into a file.
+OUTPUTS = (
+    *("createTime", "startTime", "endTime", "state", "errorMessage", "trainingOutput", "predictionOutput"),
+    *("etag", "jobPosition"),
+)
+TUNING = (
+    *("goal", "params", "maxTrials", "maxParallelTrials", "maxFailedTrials", "hyperparameterMetricTag"),
+    *("resumePreviousJobId", "enableTrialEarlyStopping", "algorithm"),
+)
+SWEEP = "a search over hyperparameters is kept as a comment below them; this file runs one training"
+ROLES: dict[str, Role] = {"master": "master", "worker": "worker", "parameterServer": "ps"}
+SCHEDULING_LEFT_OUT = {
+    "maxWaitTime": "machines.flexStart waits for capacity, at most 7 days",
+    "priority": "machines have no priority among each other",
+}
+
+
+def is_job(content: dict[str, Any]) -> bool:
+    """Whether a file's keys are those of a job or of a trainingInput itself."""
+    return bool(
+        {"trainingInput", "training_input", "scaleTier", "scale_tier", "masterType", "master_type"} & set(content)
+    )
+
+
+def read(content: dict[str, Any]) -> Draft:
+    """A job, or its trainingInput alone. Raises ImportProblem for what has no counterpart."""
+    draft = Draft()
+    top = Node(draft, "", content)
+    if not top.has("trainingInput"):
+        _training(draft, top)
+        return draft
+    _training(draft, top.child("trainingInput"))
+    top.leave(JOB_LEFT_OUT | dict.fromkeys(OUTPUTS, "written by the service"))
+    return draft
+
+
+def _training(draft: Draft, node: Node) -> None:
+    draft.region = node.text("region")
+    if draft.region:
+        draft.note("mapped", node.key("region"), draft.region, "gcp:region")
+    tier = node.text("scaleTier") or "BASIC"
+    if tier == "BASIC_TPU":
+        raise ImportProblem(f"{node.key('scaleTier')}: found BASIC_TPU; {NO_TPU}")
+    if tier == "CUSTOM":
+        draft.training["scaleTier"] = tier
+        draft.note("mapped", node.key("scaleTier"), tier, "trainingInput.scaleTier")
+        draft.pools(_pools(draft, node))
+    elif tier in TIERS:
+        _preset(draft, node, tier)
+    else:
+        raise ImportProblem(f"{node.key('scaleTier')}: found {tier!r}, must be CUSTOM or one of {', '.join(TIERS)}")
+    if node.has("hyperparameters"):
+        _hyperparameters(draft, node.child("hyperparameters"))
+    draft.arguments(node.key("args"), node.items("args"))
+    schedule = node.child("scheduling")
+    if longest := schedule.text("maxRunningTime"):
+        draft.hours(schedule.key("maxRunningTime"), longest)
+    else:
+        words = "limits.maxHours: 24 hours unless you set it; AI Platform's default was 7 days"
+        draft.note("replaced", schedule.key("maxRunningTime"), "not given", words)
+    schedule.leave(SCHEDULING_LEFT_OUT)
+    node.leave(LEFT_OUT)
+
+
+def _preset(draft: Draft, node: Node, tier: str) -> None:
+    """A scale tier but CUSTOM: the service took no machine types beside it."""
+    draft.training["scaleTier"] = tier
+    if tier == "BASIC_GPU":
+        draft.note("replaced", node.key("scaleTier"), tier, "trainingInput.scaleTier, with a T4 in place of the K80")
+    else:
+        draft.note("mapped", node.key("scaleTier"), tier, "trainingInput.scaleTier")
+    for name in ROLES:
+        for key in (f"{name}Type", f"{name}Count"):
+            if node.has(key):
+                draft.note("left out", node.key(key), node.take(key), f"scaleTier {tier} sets it")
+        if node.has(f"{name}Config"):
+            replica = node.child(f"{name}Config")
+            draft.arguments(replica.key("containerArgs"), replica.items("containerArgs"))
+            words = dict.fromkeys(("acceleratorConfig", "diskConfig"), f"scaleTier {tier} sets it")
+            replica.leave(REPLICA_LEFT_OUT | words)
+
+
+def _pools(draft: Draft, node: Node) -> list[Pool]:
+    pools = []
+    for name, role in ROLES.items():
+        count = 1 if role == "master" else node.number(f"{name}Count", 0)
+        machine = node.text(f"{name}Type")
+        if role != "master" and count:
+            draft.note("mapped", node.key(f"{name}Count"), count, f"trainingInput.{name}Count")
+        replica = node.child(f"{name}Config")
+        accelerator, disk = replica.child("acceleratorConfig"), replica.child("diskConfig")
+        model, number = accelerator.text("type"), accelerator.number("count", 1)
+        accelerator.leave({})
+        if count:
+            if size := disk.number("bootDiskSizeGb", 0):
+                draft.disk(disk.key("bootDiskSizeGb"), size)
+            draft.arguments(replica.key("containerArgs"), replica.items("containerArgs"))
+        disk.leave({"bootDiskType": "machines boot from balanced persistent disks"})
+        replica.leave(REPLICA_LEFT_OUT)
+        if not machine and count:
+            raise ImportProblem(f"{node.key(f'{name}Type')}: missing; scaleTier CUSTOM needs it, as AI Platform did")
+        if machine == "cloud_tpu":
+            raise ImportProblem(f"{node.key(f'{name}Type')}: found cloud_tpu; {NO_TPU}")
+        if count:
+            model = "" if model == "ACCELERATOR_TYPE_UNSPECIFIED" else model
+            key = f"{replica.path}.acceleratorConfig" if model else ""
+            pools.append(Pool(role, count, machine, node.key(f"{name}Type"), model, number if model else 0, key))
+        elif machine:
+            draft.note("left out", node.key(f"{name}Type"), machine, f"{name}Count is 0")
+    return pools
+
+
+def _hyperparameters(draft: Draft, node: Node) -> None:
+    """Values, as this project has them, or a tuning spec, as AI Platform's API has it, or both."""
+    for name in TUNING:
+        if node.has(name):
+            draft.tuning[name] = node.take(name)
+    if draft.tuning:
+        draft.note("left out", node.path, draft.tuning, SWEEP)
+    for name, value in node.rest().items():
+        draft.hyperparameter(node.key(name), name, value)

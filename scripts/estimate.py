@@ -1,0 +1,325 @@
+"""Ask before you pay: how long a stack's run takes, what it costs, what it holds in memory, and other machines for it.
+
+Ranges, not points; --origins tells where each number comes from. Finished runs in the stack's bucket are looked at
+first: what they reached is preferred to data sheets, here and in every later preview.
+"""
+
+import argparse
+import json
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infra import alternatives, measured, prices
+from infra.alternatives import Alternative, Choice
+from infra.config import ConfigError, StackConfig, load, stack_values
+from infra.estimate import Estimate, Part, estimate, rounded, spread
+from infra.google import rules
+from infra.hardware import Range
+from scripts import common
+from scripts.common import UserError, run_main
+from trainer.spec import Role
+from trainer.storage import StorageError, open_storage
+
+ROWS = 12  # alternatives that are shown
+PATIENCE = 15.0  # seconds for a bucket to answer
+NO_PROJECT = "not-set-yet"
+ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
+
+
+def read_stack(stack: str, root: Path) -> StackConfig:
+    """As `pulumi preview` reads it, but that nobody needs a Google project to ask what it would cost."""
+    try:
+        values, provider = stack_values(stack, root)
+        if values.get("platform") == "google":
+            provider = {"project": NO_PROJECT, **provider}
+        return load(values, stack, root, provider)
+    except ConfigError as error:
+        raise UserError(str(error)) from None
+
+
+def refresh(config: StackConfig) -> list[str]:
+    """Adds the finished runs of the stack's bucket to those that are known; what a person should know of it."""
+    known = measured.read(config.root)
+    if config.google and config.project == NO_PROJECT:
+        return ["gcp:project is not set, so there is no bucket that could hold finished runs"]
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(measured.collect(open_storage(config.bucket), config, known))
+        except StorageError as error:
+            answer.append(str(error))
+
+    asking = threading.Thread(target=ask, daemon=True)  # the library tries for minutes where there is no network
+    asking.start()
+    asking.join(PATIENCE)
+    if not answer or isinstance(answer[0], str):
+        why = answer[0] if answer else f"no answer in {PATIENCE:g} s"
+        return [f"finished runs in {config.bucket} were not looked at: {why}"]
+    fresh, silent = answer[0]
+    if fresh:
+        measured.write(config.root, known + fresh)
+    notes = [f"learned from run {one.run}: {one.flops / 1e9:.3g} GFLOP/s a trainer on {one.machine}" for one in fresh]
+    if silent:
+        notes.append(
+            f"{silent} runs in {config.bucket} say nothing: of another version, too short, or of mixed machines"
+        )
+    return notes
+
+
+def span(hours: Range | None) -> str:
+    """`11 to 49 min`, `2.4 to 7 h`, `1.2 to 5 days`."""
+    if hours is None:
+        return "unknown"
+    for unit, size, most in (("s", 3600, 0.04), ("min", 60, 2), ("h", 1, 72)):
+        if hours.high < most:
+            return f"{_digits(hours.low * size)} to {_digits(hours.high * size)} {unit}"
+    return f"{_digits(hours.low / 24)} to {_digits(hours.high / 24)} days"
+
+
+def dollars(cost: Range | None, unknown: bool = False) -> str:
+    if cost is None:
+        return "unknown"
+    low, high = _digits(cost.low), _digits(cost.high)
+    return ("at least " if unknown else "") + (low if low == high else f"{low} to {high}")
+
+
+def _digits(number: float) -> str:
+    return f"{rounded(number):,.0f}" if abs(number) >= 10 else f"{rounded(number):.2g}"
+
+
+def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, console: Console) -> None:
+    """The estimate itself."""
+    where = f" in {config.region}" if config.google else ", on this machine"
+    text = Text.assemble((config.stack, "bold"), f": {config.file.model.name}{where}: ", (span(found.hours), "bold"))
+    if config.google:
+        text.append(", ")
+        text.append(f"{dollars(found.cost, bool(found.unknown))} USD", "bold")
+        more = "" if found.hourly.exact else "at least "
+        text.append(f" ({more}{found.hourly.usd:.2f} USD an hour)")
+    else:
+        text.append("; it costs nothing but this machine")
+    console.print(text)
+    if found.hours is not None:
+        speed = f"{_digits(found.tokens_per_second.low)} to {_digits(found.tokens_per_second.high)} tokens/s"
+        console.print(f"{speed}, once it trains", highlight=False)
+        if origins:
+            _rows(
+                console,
+                "what follows from the stack file",
+                ("", "", "origin"),
+                [(figure.name, figure.value, figure.origin) for figure in found.figures],
+            )
+        console.print(_parts("time", found.time, span, origins))
+        if config.google:
+            console.print(_parts("USD", found.costs, lambda cost: dollars(cost), origins))
+        columns = ("memory of", "least", "usual", "has", *(("what takes it",) if origins else ()))
+        _rows(
+            console,
+            "memory, GB",
+            columns,
+            [
+                (
+                    f"{ROLES[need.role]}: {need.where}",
+                    *(f"{amount / 1e9:.2g}" for amount in (need.least, need.usual)),
+                    f"{need.has / 1e9:.0f}" if need.has else "",
+                    *((need.of,) if origins else ()),
+                )
+                for need in found.memory
+            ],
+        )
+    for note in [*found.notes, *notes]:
+        console.print(Text(f"- {note}"))
+
+
+def _parts(title: str, parts: tuple[Part, ...], words: Any, origins: bool) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("part", title, "share", *(("origin",) if origins else ())):
+        table.add_column(column, overflow="fold")
+    whole = sum(part.amount.mean for part in parts) or 1.0
+    for part in parts:
+        share = f"{part.amount.mean / whole:.0%}"
+        table.add_row(*map(Text, (part.name, words(part.amount), share, *((part.origin,) if origins else ()))))
+    return table
+
+
+def _rows(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def compared(choice: Choice) -> list[tuple[Alternative, Alternative | None]]:
+    """Of each kind of hardware the cheapest machines, on demand, and the same with Spot workers; by cost."""
+    kinds: dict[tuple[Any, ...], Alternative] = {}
+    spot = {one.shape: one for one in choice.every if one.config.file.machines.spot}
+    for one in choice.every:
+        if not one.config.file.machines.spot:
+            gpus = rules.accelerator(one.config, "master")
+            kind = gpus if gpus[1] else (rules.machine_type(one.config, "master").name,)
+            kinds.setdefault((*kind, one.config.workers > 0), one)
+    return [(one, spot.get(one.shape)) for one in kinds.values()]
+
+
+def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, console: Console) -> None:
+    rows = compared(choice)
+    table = Table(
+        title=f"other machines in {config.region}, on demand and with Spot workers; do they fit the limits",
+        title_justify="left",
+    )
+    table.add_column("machines")
+    for column in ("time", "USD", "workers Spot", "fits"):
+        table.add_column(column, no_wrap=True)
+    for one, spot in rows[:ROWS]:
+        costs = [dollars(a.estimate.cost, bool(a.estimate.unknown)) if a else "" for a in (one, spot)]
+        within = "yes" if one.fits else "Spot" if spot and spot.fits else "no"
+        table.add_row(*map(Text, (one.shape, span(one.estimate.hours), *costs, within)))
+    console.print(table)
+    if len(rows) > ROWS:
+        console.print(f"{len(rows) - ROWS} dearer ones are in --json", highlight=False)
+    for words, best in (("cheapest", choice.cheapest), ("fastest", choice.fastest)):
+        console.print(Text.assemble((f"{words} within the limits: ", "bold"), _best(best)))
+    if config.google and found.hours is not None:
+        _rows(
+            console,
+            "these machines in other regions (zones and capacity not looked at)",
+            ("region", "USD an hour", "USD"),
+            [
+                (
+                    region,
+                    ("" if one.hourly.exact else "at least ") + f"{one.hourly.usd:.2f}",
+                    dollars(one.cost, bool(one.unknown)),
+                )
+                for region, one in alternatives.regions(config)
+            ],
+        )
+    if near := elsewhere(config):
+        _rows(
+            console,
+            "the nearest machines of other clouds at list price, to compare: nothing runs there",
+            ("for", "cloud", "machine", "USD/h", "Spot", "USD as long", "as of"),
+            [
+                (
+                    f"{count} x {name}",
+                    one.cloud,
+                    f"{one.machine} ({one.region})",
+                    f"{one.on_demand:.3g}",
+                    f"{one.spot:.3g}" if one.spot else "unknown",
+                    dollars(found.hours.times(count * one.on_demand) if found.hours else None),
+                    one.date,
+                )
+                for name, count, one in near
+            ],
+        )
+
+
+def _best(one: Alternative | None) -> str:
+    if one is None:
+        return "none; raise limits.maxHours or limits.maxCostUsd, or train for fewer steps"
+    spot = ", Spot workers" if one.config.file.machines.spot else ""
+    return (
+        f"{one.shape}{spot}: {span(one.estimate.hours)}, {dollars(one.estimate.cost, bool(one.estimate.unknown))} USD"
+    )
+
+
+def elsewhere(config: StackConfig) -> list[tuple[str, int, prices.Equivalent]]:
+    """Of each of the stack's kinds of machines, how many there are and the nearest of other clouds."""
+    counted: dict[tuple[str, str, int], int] = {}
+    for role, count in rules.counts(config).items() if config.google else ():
+        kind = (rules.machine_type(config, role).name, *rules.accelerator(config, role))
+        counted[kind] = counted.get(kind, 0) + count
+    return [
+        (measured.machine_of(*kind), count, one) for kind, count in counted.items() for one in prices.elsewhere(*kind)
+    ]
+
+
+def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
+    """Keys and order stay the same; amounts have two digits that matter."""
+
+    def alternative(one: Alternative | None) -> dict[str, Any] | None:
+        if one is None:
+            return None
+        training, machines = one.config.file.training_input, one.config.file.machines
+        return {
+            "machines": one.shape,
+            "masterType": training.master_type,
+            "accelerator": machines.accelerator.to_json() if machines.accelerator else None,
+            "workerCount": training.worker_count,
+            "parameterServerCount": training.parameter_server_count,
+            "microBatchSize": training.hyperparameters.micro_batch_size,
+            "parallelism": one.config.file.parallel.parallelism,
+            "spot": machines.spot,
+            "hours": spread(one.estimate.hours),
+            "usd": spread(one.estimate.cost, bool(one.estimate.unknown)),
+            "withinLimits": one.fits,
+        }
+
+    def parts(of: tuple[Part, ...]) -> list[dict[str, Any]]:
+        return [{"name": p.name, **spread(p.amount, bool(p.unknown)), "origin": p.origin} for p in of]
+
+    return {
+        "stack": config.stack,
+        "platform": config.file.platform,
+        "hours": spread(found.hours),
+        "usd": spread(found.cost, bool(found.unknown)),
+        "hourlyUsd": round(found.hourly.usd, 4),
+        "unpriced": list(found.unknown),
+        "tokensPerSecond": spread(found.tokens_per_second),
+        "measuredRun": found.run or None,
+        "figures": [{"name": f.name, "value": f.value, "origin": f.origin} for f in found.figures],
+        "time": parts(found.time),
+        "costs": parts(found.costs),
+        "memory": [
+            {
+                "role": need.role,
+                "where": need.where,
+                "leastGb": rounded(need.least / 1e9),
+                "usualGb": rounded(need.usual / 1e9),
+                "hasGb": rounded(need.has / 1e9) if need.has else None,
+                "of": need.of,
+            }
+            for need in found.memory
+        ],
+        "alternatives": [alternative(one) for one in choice.every],
+        "cheapest": alternative(choice.cheapest),
+        "fastest": alternative(choice.fastest),
+        "regions": {
+            region: {"hourlyUsd": round(one.hourly.usd, 4), "usd": spread(one.cost, bool(one.unknown))}
+            for region, one in (alternatives.regions(config) if config.google else ())
+        },
+        "elsewhere": [{"for": name, "count": count, **asdict(one)} for name, count, one in elsewhere(config)],
+        "notes": [*found.notes, *notes],
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.estimate", description=__doc__)
+    parser.add_argument("--stack", default="local", help="the stack (default: %(default)s)")
+    parser.add_argument("--origins", action="store_true", help="show where each number comes from")
+    parser.add_argument("--json", action="store_true", help="print JSON instead")
+    options = parser.parse_args(arguments)
+    config = read_stack(options.stack, common.CHECKOUT)
+    console = Console()
+    with Console(stderr=True).status("looking at finished runs"):
+        notes = refresh(config)
+    found, choice = estimate(config), alternatives.compare(config)
+    if options.json:
+        print(json.dumps(as_json(config, found, choice, notes), indent=2))
+    else:
+        show(config, found, notes, options.origins, console)
+        if choice.every:
+            show_alternatives(config, found, choice, console)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,154 @@
+"""Turn a training job of AI Platform or Vertex AI into a stack file, and tell what became of each of its keys.
+
+Reads AI Platform's config.yaml (trainingInput) and Vertex AI's CustomJob, jobSpec or tuning job, as YAML or JSON.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infra import ai_platform, config, plain_yaml, vertex_job
+from infra.imported import Draft, ImportProblem, Note
+from scripts.common import CHECKOUT, UserError, run_main
+
+ADAMW_MOST = 0.002  # a learning rate above it is rarely meant for AdamW: GPT-2's are from 0.0001 to 0.0006
+REGION = "us-central1"  # where none is named
+STYLES = {"mapped": "green", "replaced": "yellow", "left out": "cyan", "to fill in": "bold red"}
+DATA = {"path": "data/my-data.txt", "tokenizer": "gpt2"}
+
+
+def convert(path: Path, stack: str) -> tuple[str, Draft]:
+    """A stack file's text, and notes of what became of everything. Raises UserError."""
+    draft = read(path)
+    if not draft.region:
+        draft.region = REGION
+        draft.note("to fill in", "region", "not given", f"gcp:region: {REGION} is a guess")
+    draft.note("to fill in", "data", "not in such files", "data.path: your text; data/my-data.txt is a guess")
+    if draft.model == {"size": "gpt2"} and not any(note.words.startswith("model.size") for note in draft.notes):
+        draft.note("to fill in", "model", "not in such files", "model.size: gpt2 is a guess")
+    rate = draft.hyperparameters.get("learningRate", 0)
+    if rate > ADAMW_MOST and "optimizer" not in draft.hyperparameters:
+        words = f"trainingInput.hyperparameters.optimizer: it is adamw unless you say sgd, and {rate:g} is much for it"
+        draft.note("to fill in", "optimizer", "not given", words)
+    text = render(draft, path.name)
+    draft.notes += _problems(draft, text, stack)
+    return text, draft
+
+
+def read(path: Path) -> Draft:
+    """Raises UserError."""
+    try:
+        content = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: found no keys; it must be a training job of AI Platform or Vertex AI, in YAML or JSON"
+        )
+    try:
+        if ai_platform.is_job(content):
+            return ai_platform.read(content)
+        if vertex_job.is_job(content):
+            return vertex_job.read(content)
+    except ImportProblem as error:
+        raise UserError(f"{path}: {error}") from None
+    known = "trainingInput, scaleTier, workerPoolSpecs, jobSpec or trialJobSpec"
+    raise UserError(f"{path}: found the keys {', '.join(map(str, content))}, and none of {known}")
+
+
+def values(draft: Draft) -> dict[str, Any]:
+    """The stack file's own keys, in the order of the committed ones."""
+    training = dict(draft.training)
+    if draft.hyperparameters:
+        training["hyperparameters"] = draft.hyperparameters
+    found = {
+        "platform": "google",
+        "trainingInput": training,
+        "model": draft.model,
+        "data": DATA,
+        "machines": draft.machines,
+        "limits": draft.limits,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def render(draft: Draft, source: str) -> str:
+    """The stack file, with a word where a person must look."""
+    lines = [f"# From {source} by `python -m scripts.import_config`.", "config:", f"  gcp:region: {draft.region}"]
+    for name, value in values(draft).items():
+        if name == "data":
+            lines.append("  # Your text; above 64 MiB: python -m scripts.upload_data")
+        lines += _block(f"gpt2-training:{name}", value)
+        if name == "trainingInput" and draft.tuning:
+            lines.append("  # The search that stood beside these, which this file does not run:")
+            lines += [f"  #   {line}" for line in yaml.safe_dump(draft.tuning, sort_keys=False).splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _block(name: str, value: Any) -> list[str]:
+    """A key as YAML: what holds plain values alone is on one line."""
+    if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
+        return [f"  {name}:", *(f"  {line}" for key, inner in value.items() for line in _block(key, inner))]
+    return [f"  {name}: {yaml.safe_dump([value], sort_keys=False, default_flow_style=True, width=4096).strip()[1:-1]}"]
+
+
+def _problems(draft: Draft, text: str, stack: str) -> list[Note]:
+    """What `pulumi preview` would say against the file, as notes."""
+    every = plain_yaml.parse(text)["config"]
+    own = {name.partition(":")[2]: value for name, value in every.items() if name.startswith("gpt2-training:")}
+    try:
+        config.load(own, stack, CHECKOUT, {"region": draft.region})
+    except config.ConfigError as error:
+        split = (problem.removeprefix("gpt2-training:").partition(": ") for problem in error.problems)
+        return [Note("to fill in", key, "", words) for key, _, words in split]
+    return []
+
+
+def show(draft: Draft, console: Console) -> None:
+    """What became of each key; on a terminal a table, else lines."""
+    order = list(STYLES)
+    notes = sorted(draft.notes, key=lambda note: order.index(note.state))
+    if not console.is_terminal:
+        for note in notes:
+            found = f" {note.found}" if note.found else ""
+            line = f"{note.state}: {note.key}{found}: {note.words}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "key", "found", "now"):
+        table.add_column(column, overflow="fold")
+    for note in notes:
+        table.add_row(Text(note.state, STYLES[note.state]), *map(Text, (note.key, note.found, note.words)))
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.import_config", description=__doc__)
+    parser.add_argument("config", type=Path, metavar="FILE", help="the job, for example config.yaml")
+    parser.add_argument("--stack", default="imported", help="the new stack's name (default: %(default)s)")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="where to write (default: Pulumi.STACK.yaml)")
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    options = parser.parse_args(arguments)
+    target: Path = options.to or CHECKOUT / f"Pulumi.{options.stack}.yaml"
+    text, draft = convert(options.config, options.stack)
+    try:
+        with target.open("w" if options.force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{target} is there already; name another --stack or --to, or write over it: --force") from None
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror})") from None
+    console = Console()
+    show(draft, console)
+    counted = ", ".join(f"{sum(note.state == state for note in draft.notes)} {state}" for state in STYLES)
+    console.print(f"{counted}; wrote {target}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,23 @@
+"""A project that is short of quota: `pulumi up` says so before it makes anything, and goes on."""
+
+from collections.abc import Callable
+
+import pytest
+
+from .life import GROUP, Life
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+
+
+def test_up_warns_and_goes_on(life: Callable[..., Life]) -> None:
+    run = life()
+    assert "not checked: quotas and machine types (its API is not enabled yet)" in run.cloud.pulumi("preview")
+    run.cloud.enable("compute", "cloudquotas")
+    run.fault("quota", metric="PREEMPTIBLE_CPUS", limit=1)
+    short = "warning: quota PREEMPTIBLE_CPUS: 2 needed, limit 1 in us-central1; ask for 2 or more"
+    alone = "not checked: whether machines are free in us-central1-a"
+    said = run.cloud.pulumi("preview")
+    assert short in said
+    assert alone in said
+    assert short in run.cloud.up()
+    assert len(run.cloud.resources()[GROUP]) == 2

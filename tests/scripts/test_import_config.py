@@ -1,0 +1,405 @@
+"""scripts.import_config: each key of a file of AI Platform or Vertex AI is mapped, replaced or left out, and told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import googleapiclient.discovery_cache
+import pytest
+import yaml
+
+from infra import ai_platform, config, plain_yaml, vertex_job
+from infra.imported import LEGACY, Note
+from infra.stack_file import TIERS
+from scripts import import_config
+from scripts.common import UserError
+
+REFERENCE: dict[str, Any] = {
+    "scaleTier": "CUSTOM",
+    "masterType": "n1-highmem-16",
+    "workerType": "n1-highmem-16",
+    "workerCount": 10,
+    "parameterServerType": "n1-highmem-8",
+    "parameterServerCount": 3,
+    "hyperparameters": {"learningRate": 0.01, "batchSize": 32},
+}
+T4 = {"type": "NVIDIA_TESLA_T4", "count": 1}
+SEARCH = {
+    "goal": "MINIMIZE",
+    "hyperparameterMetricTag": "loss",
+    "maxTrials": 20,
+    "params": [{"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.1}],
+}
+
+
+def convert(tmp_path: Path, content: Any, stack: str = "new") -> tuple[dict[str, Any], list[Note]]:
+    """The stack file's own keys, as Pulumi reads them, and the notes. The file loads once it names a project."""
+    path = tmp_path / "config.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    text, draft = import_config.convert(path, stack)
+    every: dict[str, Any] = plain_yaml.parse(text)["config"]
+    return every, draft.notes
+
+
+def own(every: dict[str, Any]) -> dict[str, Any]:
+    return {name.partition(":")[2]: value for name, value in every.items() if name.startswith("gpt2-training:")}
+
+
+def training(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], list[Note]]:
+    """The reference file with some keys changed; None removes one."""
+    content = {k: v for k, v in {**REFERENCE, **changes}.items() if v is not None}
+    every, notes = convert(tmp_path, {"trainingInput": content})
+    return own(every), notes
+
+
+def words(notes: list[Note], state: str) -> dict[str, str]:
+    return {note.key: note.words for note in notes if note.state == state}
+
+
+def test_the_reference_file_comes_out_as_it_went_in(tmp_path: Path) -> None:
+    every, notes = convert(tmp_path, {"trainingInput": REFERENCE})
+    assert own(every)["trainingInput"] == REFERENCE
+    loaded = config.load(own(every), "new", tmp_path, {"project": "my-project", "region": every["gcp:region"]})
+    assert (loaded.workers, loaded.servers) == (10, 3)
+    assert loaded.file.training_input.hyperparameters.learning_rate == 0.01
+    mapped = {f"trainingInput.{key}" for key in REFERENCE if key != "hyperparameters"}
+    mapped |= {"trainingInput.hyperparameters.learningRate", "trainingInput.hyperparameters.batchSize"}
+    assert set(words(notes, "mapped")) == mapped
+    assert set(words(notes, "to fill in")) == {"gcp:project", "region", "data", "model", "optimizer"}
+    assert words(notes, "left out") == {}
+
+
+def test_a_second_round_trip_changes_nothing(tmp_path: Path) -> None:
+    first, _ = convert(tmp_path, {"trainingInput": REFERENCE})
+    again, _ = convert(tmp_path, {"trainingInput": own(first)["trainingInput"]})
+    assert again == first
+
+
+def test_texts_for_numbers_and_snake_case_read_the_same(tmp_path: Path) -> None:
+    snake = """
+training_input: {scale_tier: CUSTOM, master_type: n1-highmem-16, worker_type: n1-highmem-16, worker_count: "10",
+  parameter_server_type: n1-highmem-8, parameter_server_count: "3",
+  hyperparameters: {learning_rate: 0.01, batch_size: "32"}}
+"""
+    assert own(convert(tmp_path, snake)[0])["trainingInput"] == REFERENCE
+    assert own(convert(tmp_path, REFERENCE)[0])["trainingInput"] == REFERENCE  # a trainingInput alone
+    assert own(convert(tmp_path, json.dumps({"trainingInput": REFERENCE}))[0])["trainingInput"] == REFERENCE
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_presets_stay_presets(tmp_path: Path, tier: str) -> None:
+    every, notes = convert(tmp_path, {"trainingInput": {"scaleTier": tier, "masterType": "standard"}})
+    assert own(every)["trainingInput"] == {"scaleTier": tier}
+    assert words(notes, "left out") == {"trainingInput.masterType": f"scaleTier {tier} sets it"}
+    replaced = words(notes, "replaced").get("trainingInput.scaleTier", "")
+    assert replaced == ("trainingInput.scaleTier, with a T4 in place of the K80" if tier == "BASIC_GPU" else "")
+    loaded = config.load(own(every), "new", tmp_path, {"project": "my-project"})
+    assert (loaded.workers, loaded.servers) == TIERS[tier]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"trainingInput": {"scaleTier": "BASIC_TPU"}}, "scaleTier: found BASIC_TPU; this project trains on CPUs and"),
+        ({"trainingInput": {**REFERENCE, "workerType": "cloud_tpu"}}, "workerType: found cloud_tpu; this project"),
+        (
+            {"trainingInput": {**REFERENCE, "masterConfig": {"acceleratorConfig": {"type": "TPU_V3", "count": 8}}}},
+            "masterConfig.acceleratorConfig: found TPU_V3; this project",
+        ),
+        ({"trainingInput": {"scaleTier": "LARGE"}}, "scaleTier: found 'LARGE', must be CUSTOM or one of BASIC"),
+        ({"trainingInput": {"scaleTier": "CUSTOM"}}, "trainingInput.masterType: missing; scaleTier CUSTOM needs it"),
+        ({"trainingInput": {**REFERENCE, "workerCount": "ten"}}, "workerCount: found 'ten', must be a whole number"),
+        ({"trainingInput": {**REFERENCE, "args": "--lr=1"}}, "args: found --lr=1, must be a list"),
+        ({"trainingInput": [1]}, "trainingInput: found [1], must be keys and values"),
+        ({"trainingInput": {**REFERENCE, "scheduling": {"maxRunningTime": "2h"}}}, "must be seconds such as 86400s"),
+        ({"workerPoolSpecs": []}, "workerPoolSpecs: missing; it says which machines there are"),
+        ({"apiVersion": 1, "kind": "Job"}, "found the keys apiVersion, kind, and none of trainingInput"),
+        ("just words", "found no keys; it must be a training job"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_line(tmp_path: Path, content: Any, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        convert(tmp_path, content)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_old_machine_names_become_machines_that_load(tmp_path: Path, name: str) -> None:
+    values, notes = training(tmp_path, masterType=name, workerType=name)
+    machine, gpu, count = LEGACY[name]
+    assert values["trainingInput"]["workerType"] == machine
+    assert "the nearest of this project" in words(notes, "replaced")["trainingInput.workerType"] or gpu
+    if gpu:
+        assert values["machines"]["accelerator"] == {"type": "nvidia-tesla-t4", "count": min(count, 4)}
+    config.load(values, "new", tmp_path, {"project": "my-project"})
+
+
+@pytest.mark.parametrize(
+    ("machine", "nearest"),
+    [("n2-highmem-16", "n1-highmem-16"), ("e2-standard-4", "n1-standard-4"), ("c2-standard-60", "n1-standard-64")],
+)
+def test_machines_of_other_families_become_n1(tmp_path: Path, machine: str, nearest: str) -> None:
+    values, notes = training(tmp_path, workerType=machine)
+    assert values["trainingInput"]["workerType"] == nearest
+    assert words(notes, "replaced")["trainingInput.workerType"].endswith(f"{nearest}, the nearest of this project")
+
+
+def test_a_machine_without_a_like_is_left_to_a_person(tmp_path: Path) -> None:
+    values, notes = training(tmp_path, workerType="m1-ultramem-40")
+    assert values["trainingInput"]["workerType"] == "m1-ultramem-40"
+    todo = words(notes, "to fill in")
+    assert todo["trainingInput.workerType"].startswith("unknown machine type 'm1-ultramem-40'")
+
+
+def test_gpus_and_disks(tmp_path: Path) -> None:
+    disk = {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 300}
+    replica = {"acceleratorConfig": T4, "diskConfig": disk, "imageUri": "gcr.io/p/i", "containerArgs": ["--steps=5000"]}
+    values, notes = training(tmp_path, masterConfig=replica, workerConfig={"acceleratorConfig": T4})
+    assert values["machines"] == {"bootDiskGb": 300, "accelerator": {"type": "nvidia-tesla-t4", "count": 1}}
+    assert values["trainingInput"]["hyperparameters"]["steps"] == 5000
+    assert set(words(notes, "left out")) == {
+        "trainingInput.masterConfig.diskConfig.bootDiskType",
+        "trainingInput.masterConfig.imageUri",
+    }
+    config.load(values, "new", tmp_path, {"project": "my-project"})
+
+
+def test_gpus_that_the_image_cannot_use_or_that_differ_are_replaced_and_said(tmp_path: Path) -> None:
+    values, notes = training(
+        tmp_path,
+        masterConfig={"acceleratorConfig": {"type": "NVIDIA_TESLA_V100", "count": 8}},
+        workerConfig={"acceleratorConfig": T4},
+        parameterServerConfig={"acceleratorConfig": T4},
+    )
+    assert values["machines"]["accelerator"] == {"type": "nvidia-tesla-t4", "count": 1}
+    replaced = words(notes, "replaced")
+    assert replaced["trainingInput.masterConfig.acceleratorConfig"].startswith(
+        "machines.accelerator: 4 x nvidia-tesla-t4;"
+    )
+    assert replaced["accelerators"].endswith("have the same here, 1 x nvidia-tesla-t4 each")
+    assert words(notes, "left out")["trainingInput.parameterServerConfig.acceleratorConfig"] == (
+        "parameter servers compute on CPUs"
+    )
+
+
+def test_gpus_that_are_built_in(tmp_path: Path) -> None:
+    a100 = {"acceleratorConfig": {"type": "NVIDIA_TESLA_A100", "count": 1}}
+    there = {"masterType": "a2-highgpu-1g", "workerType": "a2-highgpu-1g", "masterConfig": a100, "workerConfig": a100}
+    values, notes = training(tmp_path, **there)
+    assert "machines" not in values
+    assert words(notes, "mapped")["trainingInput.masterConfig.acceleratorConfig"].startswith("built into a2-highgpu-1g")
+    config.load(values, "new", tmp_path, {"project": "my-project"})
+    _, notes = training(tmp_path, masterConfig=a100)  # on an N1 machine
+    assert words(notes, "to fill in")["trainingInput.masterConfig.acceleratorConfig"].endswith(
+        "use a2-highgpu-1g or larger"
+    )
+
+
+def test_arguments_of_a_program_are_read_as_it_would(tmp_path: Path) -> None:
+    given = ["--learning_rate=0.02", "--batch-size", "64", "--max_steps=500", "--model=gpt2-medium", "--compile"]
+    given += ["--train-files", "gs://b/x", "stray", "--dropout=2"]
+    values, notes = training(tmp_path, hyperparameters=None, args=given)
+    wanted = {"learningRate": 0.02, "batchSize": 64, "steps": 500, "compile": True}
+    assert values["trainingInput"]["hyperparameters"] == wanted
+    assert values["model"] == {"size": "gpt2-medium"}
+    left = {note.key: (note.found, note.words) for note in notes if note.state == "left out"}
+    assert left["trainingInput.args --train-files"] == ("gs://b/x", "no hyperparameter of this trainer")
+    assert left["trainingInput.args"] == ("stray", "belongs to no --name")
+    assert left["trainingInput.args --dropout"] == ("2", "dropout: input should be less than 1")
+
+
+def test_a_value_that_was_there_before_stays(tmp_path: Path) -> None:
+    values, notes = training(tmp_path, args=["--lr=0.5"])
+    assert values["trainingInput"]["hyperparameters"]["learningRate"] == 0.01
+    assert words(notes, "left out") == {"trainingInput.args --lr": "learningRate was 0.01 before"}
+
+
+def test_a_search_is_kept_as_a_comment(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"trainingInput": {**REFERENCE, "hyperparameters": {**SEARCH, "batchSize": 16}}}))
+    text, draft = import_config.convert(path, "new")
+    comment = [line.removeprefix("  #   ") for line in text.splitlines() if line.startswith("  #   ")]
+    assert yaml.safe_load("\n".join(comment)) == SEARCH
+    assert (
+        "a search over hyperparameters is kept as a comment"
+        in words(draft.notes, "left out")["trainingInput.hyperparameters"]
+    )
+    assert plain_yaml.parse(text)["config"]["gpt2-training:trainingInput"]["hyperparameters"] == {"batchSize": 16}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "hours", "state"), [("86400s", 24, "mapped"), ("5400.5s", 1.5, "mapped"), ("60s", 0.25, "replaced")]
+)
+def test_the_longest_running_time(tmp_path: Path, seconds: str, hours: float, state: str) -> None:
+    values, notes = training(tmp_path, scheduling={"maxRunningTime": seconds})
+    assert values["limits"] == {"maxHours": hours}
+    assert "trainingInput.scheduling.maxRunningTime" in words(notes, state)
+
+
+def test_a_default_that_differs_is_said(tmp_path: Path) -> None:
+    assert words(training(tmp_path)[1], "replaced") == {
+        "trainingInput.scheduling.maxRunningTime": (
+            "limits.maxHours: 24 hours unless you set it; AI Platform's default was 7 days"
+        )
+    }
+
+
+def test_another_region_needs_zones_from_a_person(tmp_path: Path) -> None:
+    every, notes = convert(tmp_path, {"trainingInput": {**REFERENCE, "region": "europe-west4"}})
+    assert every["gcp:region"] == "europe-west4"
+    assert words(notes, "to fill in")["machines.zones"].startswith("missing; region europe-west4 is not in our table")
+
+
+def test_an_unknown_key_is_listed(tmp_path: Path) -> None:
+    every, notes = convert(tmp_path, {"trainingInput": {**REFERENCE, "frobnicate": {"a": 1}}, "jobId": "x", "y": 2})
+    assert words(notes, "left out") == {
+        "trainingInput.frobnicate": "this key is not known here",
+        "jobId": "a run is named by its content",
+        "y": "this key is not known here",
+    }
+    assert "frobnicate" not in json.dumps(every)
+
+
+# -- every field of Google's own documents ------------------------------------------------------------------------
+
+
+def fields(api: str, schema: str) -> set[str]:
+    documents = Path(googleapiclient.discovery_cache.__file__).parent / "documents"
+    return set(json.loads((documents / f"{api}.json").read_text())["schemas"][schema]["properties"])
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken"),
+    [
+        ("Job", {"trainingInput", *ai_platform.JOB_LEFT_OUT, *ai_platform.OUTPUTS}),
+        (
+            "TrainingInput",
+            {"scaleTier", "region", "hyperparameters", "args", "scheduling", *ai_platform.LEFT_OUT}
+            | {f"{role}{part}" for role in ai_platform.ROLES for part in ("Type", "Count", "Config")} - {"masterCount"},
+        ),
+        ("ReplicaConfig", {"acceleratorConfig", "diskConfig", "containerArgs", *ai_platform.REPLICA_LEFT_OUT}),
+        ("Scheduling", {"maxRunningTime", *ai_platform.SCHEDULING_LEFT_OUT}),
+        ("HyperparameterSpec", set(ai_platform.TUNING)),
+        ("AcceleratorConfig", {"type", "count"}),
+        ("DiskConfig", {"bootDiskType", "bootDiskSizeGb"}),
+    ],
+)
+def test_every_field_of_ai_platform_is_known(schema: str, taken: set[str]) -> None:
+    assert fields("ml.v1", f"GoogleCloudMlV1__{schema}") == taken
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken"),
+    [
+        ("CustomJob", {"jobSpec", *vertex_job.JOB_LEFT_OUT} - {"trials"}),
+        ("CustomJobSpec", {"workerPoolSpecs", "scheduling", *vertex_job.SPEC_LEFT_OUT}),
+        (
+            "WorkerPoolSpec",
+            {
+                "machineSpec",
+                "diskSpec",
+                "replicaCount",
+                "containerSpec",
+                "pythonPackageSpec",
+                *vertex_job.POOL_LEFT_OUT,
+            },
+        ),
+        ("MachineSpec", {"machineType", "acceleratorType", "acceleratorCount", *vertex_job.MACHINE_LEFT_OUT}),
+        ("DiskSpec", {"bootDiskType", "bootDiskSizeGb"}),
+        ("ContainerSpec", {"args", "imageUri", "command", "env"}),
+        ("PythonPackageSpec", {"args", "env", "executorImageUri", "packageUris", "pythonModule"}),
+        ("Scheduling", {"timeout", "strategy", *vertex_job.SCHEDULING_LEFT_OUT}),
+        (
+            "HyperparameterTuningJob",
+            {"trialJobSpec", *vertex_job.TUNING, *vertex_job.JOB_LEFT_OUT} - {"webAccessUris"},
+        ),
+    ],
+)
+def test_every_field_of_vertex_is_known(schema: str, taken: set[str]) -> None:
+    assert fields("aiplatform.v1", f"GoogleCloudAiplatformV1{schema}") == taken
+
+
+# -- Vertex AI ----------------------------------------------------------------------------------------------------
+
+
+def pool(machine: str, count: int = 1, **further: Any) -> dict[str, Any]:
+    return {"machineSpec": {"machineType": machine}, "replicaCount": str(count), **further}
+
+
+def test_the_reference_job_in_vertex_words(tmp_path: Path) -> None:
+    code = {"containerSpec": {"imageUri": "gcr.io/p/i", "args": ["--learning-rate=0.01", "--batch_size=32"]}}
+    pools = [
+        pool("n1-highmem-16", **code),
+        pool("n1-highmem-16", 10, **code),
+        pool("n1-highmem-8", 3),
+        pool("n1-standard-4"),
+    ]
+    schedule = {"timeout": "7200s", "strategy": "SPOT", "disableRetries": True}
+    every, notes = convert(
+        tmp_path, {"displayName": "gpt2", "jobSpec": {"workerPoolSpecs": pools, "scheduling": schedule}}
+    )
+    values = own(every)
+    assert values["trainingInput"] == REFERENCE
+    assert (values["machines"], values["limits"]) == ({"spot": True}, {"maxHours": 2})
+    left = words(notes, "left out")
+    assert left["jobSpec.workerPoolSpecs[3]"] == "the trainers evaluate, see evaluation in the stack file"
+    assert "jobSpec.scheduling.disableRetries" in left
+    assert "this key is not known here" not in left.values()
+    config.load(values, "new", tmp_path, {"project": "my-project"})
+
+
+def test_a_spec_alone_with_an_empty_worker_pool(tmp_path: Path) -> None:
+    """As gcloud's --config reads it; a pool without workers is left empty."""
+    content = {
+        "workerPoolSpecs": [pool("n1-standard-8"), {}, pool("n1-standard-4", 2)],
+        "scheduling": {"strategy": "SPOT"},
+    }
+    every, notes = convert(tmp_path, content)
+    assert own(every)["trainingInput"] == {
+        "scaleTier": "CUSTOM",
+        "masterType": "n1-standard-8",
+        "parameterServerType": "n1-standard-4",
+        "parameterServerCount": 2,
+    }
+    assert words(notes, "left out")["scheduling.strategy"] == "only workers can be Spot VMs, and there are none"
+
+
+def test_a_vertex_tuning_job_keeps_its_study(tmp_path: Path) -> None:
+    study = {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}]}
+    path = tmp_path / "job.yaml"
+    content = {"studySpec": study, "maxTrialCount": 8, "trialJobSpec": {"workerPoolSpecs": [pool("g2-standard-8")]}}
+    path.write_text(yaml.safe_dump(content))
+    text, draft = import_config.convert(path, "new")
+    comment = [line.removeprefix("  #   ") for line in text.splitlines() if line.startswith("  #   ")]
+    assert yaml.safe_load("\n".join(comment)) == {"studySpec": study, "maxTrialCount": 8}
+    assert "studySpec" in words(draft.notes, "left out")
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def test_no_file_is_written_over_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "config.yaml", tmp_path / "Pulumi.new.yaml"
+    source.write_text(yaml.safe_dump({"trainingInput": REFERENCE}))
+    target.write_text("mine\n")
+    with pytest.raises(UserError, match="is there already; name another --stack or --to, or write over it: --force"):
+        import_config.main([str(source), "--to", str(target)])
+    assert target.read_text() == "mine\n"
+    assert import_config.main([str(source), "--to", str(target), "--force"]) == 0
+    out = capsys.readouterr().out
+    assert "mapped: trainingInput.masterType n1-highmem-16: trainingInput.masterType\n" in out
+    assert (
+        "to fill in: gcp:project: missing; run `pulumi config set gcp:project YOUR-PROJECT --stack imported`\n" in out
+    )
+    assert out.splitlines()[-1] == f"8 mapped, 1 replaced, 0 left out, 5 to fill in; wrote {target}"
+    assert own(plain_yaml.parse(target.read_text())["config"])["trainingInput"] == REFERENCE
+
+
+def test_nothing_is_written_for_a_file_that_cannot_be_imported(tmp_path: Path) -> None:
+    source, target = tmp_path / "config.yaml", tmp_path / "Pulumi.new.yaml"
+    source.write_text("trainingInput: {scaleTier: BASIC_TPU}")
+    with pytest.raises(UserError, match="BASIC_TPU"):
+        import_config.main([str(source), "--to", str(target)])
+    assert not target.exists()
