@@ -6,12 +6,10 @@ torch, so that it starts at once and stays small. The machine is done when the r
 """
 
 import argparse
-import fcntl
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -19,12 +17,13 @@ import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from trainer import history
 from trainer.compute import INPUT, LEFT
+from trainer.environment import environment, interface_of, memory_mb
 from trainer.spec import Exit, JobSpec, MachineStatus, Role, Status
 from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Storage, StorageError, open_storage
@@ -44,12 +43,14 @@ class Supervisor:
         self._storage, self._spec, self._address = storage, spec, address
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
-        self._terminated, self._why = threading.Event(), "told to leave"
+        self._terminated = threading.Event()
+        self._notice: tuple[float, str] | None = None  # when it was told to leave, and why
         self.grace, self.heartbeat = GRACE, HEARTBEAT
         self._again = threading.Event()  # the child was told to leave and is to be started again
         self._child: subprocess.Popen[str] | None = None
+        self._former: MachineStatus | None = None  # what an earlier boot of this machine left
         self._heard, self._patience = time.monotonic(), SILENCE
-        self._status = _here(name=name, role=role, state="starting")
+        self._status = _here(name=name, role=role, state="starting", environment=environment())
         self._lock = threading.Lock()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
@@ -59,7 +60,7 @@ class Supervisor:
 
     def leave(self, why: str) -> None:
         """End the computing process, with time for a checkpoint, and then run(). From any thread, at any time."""
-        self._why = self._why if self._terminated.is_set() else why
+        self._notice = self._notice or (time.time(), why)
         self._terminated.set()
         if self._child is not None:
             self._child.terminate()
@@ -74,7 +75,7 @@ class Supervisor:
         """Write machines/<name>.json. A bucket that does not answer is no reason to stop computing."""
         with self._lock:
             update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
-            self._status = self._status.model_copy(update=update)
+            self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
                 self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
@@ -89,7 +90,7 @@ class Supervisor:
     def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
         over_since: float | None = None
         while child.poll() is None:
-            self._say(memory_mb=_memory_mb(child.pid))
+            self._say(memory_mb=memory_mb(child.pid))
             over = self.over()
             if over is not None:
                 over_since = over_since or time.monotonic()
@@ -155,11 +156,27 @@ class Supervisor:
 
     def run(self) -> int:
         """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""
+        with suppress(StorageError, OSError, ValidationError):
+            path = f"runs/{self._spec.run}/machines/{self._status.name}.json"
+            self._former = MachineStatus.model_validate_json(self._storage.read(path))
+        self._status = history.begun(self._former, self._status)
         try:
-            return self._run()
+            code = self._run()
         except Exception as error:  # whatever it is: it is seen in the bucket too
             self._say(state="failed", message=f"{type(error).__name__}: {error}"[:500], trainer_pid=None)
             raise
+        if self._status.role == "master" and self.over() is not None:
+            self._write_report()
+        return code
+
+    def _write_report(self) -> None:
+        """How the run went, as a page. That it cannot be written is no failure of the run."""
+        try:
+            from trainer import report  # not needed before
+
+            report.write(self._storage, self._spec.run)
+        except Exception as error:
+            self.note(f"no report was written ({type(error).__name__}: {error}); python -m scripts.report makes one")
 
     def _run(self) -> int:
         if self.over() is not None:
@@ -188,14 +205,12 @@ class Supervisor:
                 return self._fail(code)
             self._say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
             self._terminated.wait(PAUSE)
-        self._say(state="stopped", message=self._why, trainer_pid=None)
+        self._say(state="stopped", message=self._notice[1] if self._notice else "", trainer_pid=None)
         return 0
 
     def _come_late(self) -> int:
         """There is nothing left to do here. The last words of who had this name before stay."""
-        with suppress(StorageError, OSError, ValidationError):
-            path = f"runs/{self._spec.run}/machines/{self._status.name}.json"
-            self._lines.extend(MachineStatus.model_validate_json(self._storage.read(path)).log)
+        self._lines.extend(self._former.log if self._former else [])
         self._say(state="finished", message="the run was over before this machine started")
         return 0
 
@@ -217,7 +232,7 @@ class Supervisor:
             "TRANSFORMERS_VERBOSITY": "error",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
-        if interface := _interface(self._address):
+        if interface := interface_of(self._address):
             environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         self._heard = time.monotonic()
         self._traceback.clear()
@@ -288,28 +303,6 @@ def _print(line: str) -> None:
 def _here(**fields: Any) -> MachineStatus:
     now = time.time()
     return MachineStatus(heartbeat=now, started=now, pid=os.getpid(), host=socket.gethostname(), **fields)
-
-
-def _interface(address: str) -> str | None:
-    """The network interface that has this IPv4 address, where the system tells (Linux): Docker adds others."""
-    if address.startswith("127."):
-        return "lo"
-    get_address = 0x8915  # SIOCGIFADDR
-    for _, name in socket.if_nameindex():
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            answer = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()))
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
-
-
-def _memory_mb(pid: int) -> int | None:
-    """Resident memory of a process, where the system tells (Linux)."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") // 1024**2
 
 
 def main() -> int:

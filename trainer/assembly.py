@@ -19,6 +19,7 @@ from trainer.parallel.replicas import Replicas
 from trainer.parallel.served import Served
 from trainer.prepared import Prepared
 from trainer.progress import Progress
+from trainer.sampler import PROMPT, Sampler
 from trainer.spec import InputError
 from trainer.train import FP16_SCALE, Engine, Training
 
@@ -41,6 +42,8 @@ class Trainer(Training):
         self.gradient(0, None)
 
     def finish(self) -> None:
+        if self.sampler is not None:
+            self.sampler.close()
         facts = {
             "validation_loss": self.progress.validation_loss or math.nan,
             "unigram_entropy": self.unigram_entropy,
@@ -70,6 +73,7 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
     told = {"peak": peak_speed(device, precision, model, hyper.sequence_length), "scaled": scaled}
     progress = Progress(scale=FP16_SCALE if scaled else 1.0)
     hold = _hold(parts, model, tokenizer, device, precision, progress, told)
+    held_out = prepared.tokens("validation")
     kind = LocalTrainer if spec.parallel.synchronization == "local" else Trainer
     trainer = kind(
         spec,
@@ -78,13 +82,16 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         loss=hold.loss,
         zero=hold.zero,
         batches=Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed),
-        validation=Windows(prepared.tokens("validation"), hyper.sequence_length),
+        validation=Windows(held_out, hyper.sequence_length),
         cluster=parts.cluster,
         journal=parts.journal,
         device=device,
         scaled=scaled,
         stopping=parts.stopping if parts.processes is None else lambda: False,  # they leave together: Together.quorum
     )
+    if parts.processes is None:
+        first = held_out.read(0, min(PROMPT, len(held_out))).tolist()
+        trainer.sampler = Sampler(parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log)
     trainer.exported = hold.exported
     trainer.parts, trainer.tokenizer = parts, tokenizer
     trainer.unigram_entropy = prepared.manifest.validation.unigram_entropy

@@ -23,6 +23,7 @@ from trainer.journal import Journal
 from trainer.lighthouse import Stopping
 from trainer.model import Loss
 from trainer.progress import Decision, Progress, decide
+from trainer.sampler import Sampler
 from trainer.spec import JobSpec
 
 FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
@@ -91,6 +92,7 @@ class Training:
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
     stopping: Callable[[], bool]
+    sampler: Sampler | None = None  # of fsdp, none: no process has the whole model
 
     def __post_init__(self) -> None:
         self.leads = False
@@ -188,6 +190,8 @@ class Training:
                 vote[0] += self.loss(inputs, targets, 1.0)
                 vote[1] += targets.numel()
         self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
+        if self.sampler is not None and self.leads:  # here the others wait anyway, and no step's time is measured
+            self.sampler.take(self.progress.step)
         self.model.train(self.spec.hyperparameters.dropout > 0)
         vote = vote.to(quorum.group.device)
         quorum.group.sum(vote)

@@ -1,0 +1,63 @@
+"""Write how a run went as one HTML page: curves, timeline, cost, samples, settings, and the bucket's other runs.
+
+A run writes it at its end, as runs/<run>/report.html in its bucket; this writes it anew, also while the run goes on.
+"""
+
+import argparse
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from scripts.common import UserError, add_run_arguments, bucket_url, find_run, run_main
+from trainer import report
+from trainer.storage import Storage, new_file, open_storage
+
+
+def page(storage: Storage, run: str, compare: list[str]) -> str:
+    """The page as HTML. Raises UserError for a run that is not there or cannot be read."""
+    others = [find_run(storage, other) for other in compare]
+    try:
+        return report.page(storage, run, others)
+    except FileNotFoundError:
+        raise UserError(
+            f"{storage.url} has no job.json of {run} or of a run of --compare; `pulumi up` writes it"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"a run's file has {'.'.join(map(str, first['loc']))}: {first['msg']};"
+            " was it written by another version of this project?"
+        ) from None
+
+
+def target(storage: Storage, run: str, wanted: Path | None) -> Path:
+    """Where the page goes: beside the run's files if they lie on this machine, else here."""
+    return wanted or storage.local_path(f"runs/{run}/report.html") or Path(f"report-{run}.html")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__)
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--to", type=Path, metavar="FILE", help="default: report.html of the run, or report-RUN.html if it is on gs://"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="RUN", help="draw the validation loss of these runs over it"
+    )
+    options = parser.parse_args(arguments)
+    storage = open_storage(bucket_url(options))
+    run = find_run(storage, options.run)
+    with Console(stderr=True).status(f"reading {run}"):
+        made = page(storage, run, options.compare)
+    path = target(storage, run, options.to)
+    try:
+        with new_file(path) as file:
+            file.write(made.encode())
+    except OSError as error:
+        raise UserError(f"--to {path}: {error.strerror}") from None
+    print(path)
+
+
+if __name__ == "__main__":
+    run_main(main)

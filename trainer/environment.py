@@ -1,0 +1,100 @@
+"""What this machine is: its processor, memory, GPUs, network and software. No torch here."""
+
+import fcntl
+import os
+import platform
+import shutil
+import socket
+import struct
+import subprocess
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+SMI_PATIENCE = 20.0  # seconds: without its daemon, NVIDIA's driver takes a few to wake up
+
+
+def environment() -> dict[str, str]:
+    """In words, by `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch`, `image`: what is known."""
+    found = {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": str(_cores()),
+        "memory": _memory(),
+        **_gpus(),
+        "python": platform.python_version(),
+        "torch": _torch(),
+        "image": os.environ.get("GPT2_TRAINING_IMAGE", ""),  # boot.sh knows it
+    }
+    return {name: words for name, words in found.items() if words}
+
+
+def _cpu() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(value.split())
+    return platform.processor()
+
+
+def _cores() -> int:
+    """That this machine's processes may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> str:
+    """The machine's, or its container's limit."""
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return ""
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _gpus() -> dict[str, str]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return {}
+    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_PATIENCE, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    gpus = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 1]
+    if not gpus:
+        return {}
+    names = [name for name, _ in gpus]
+    counted = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+    return {"gpu": counted, "driver": gpus[0][1]}
+
+
+def _torch() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this IPv4 address, where the system tells (Linux): Docker adds others."""
+    if address.startswith("127."):
+        return "lo"
+    get_address = 0x8915  # SIOCGIFADDR
+    for _, name in socket.if_nameindex():
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            answer = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()))
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def memory_mb(pid: int) -> int | None:
+    """Resident memory of a process, where the system tells (Linux)."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024**2
