@@ -1,0 +1,252 @@
+"""A review as Markdown, for a pull request's comment. What it quotes may come from a stranger: it is never markup."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from infra.estimate import rounded
+from infra.hardware import Range
+from infra.review.judge import Level, Price, Review
+from infra.review.preview import Op, Step
+from infra.review.values import UNKNOWN, differences, shown
+
+LIMIT = 65_000  # GitHub takes 65,536 characters
+MOST = 30  # lines of a list
+SIGNS: dict[Op, str] = {"create": "+", "update": "~", "replace": "-/+", "delete": "-", "import": "="}
+VERBS: dict[Op, str] = {
+    "create": "created",
+    "update": "changed",
+    "replace": "replaced",
+    "delete": "deleted",
+    "import": "imported",
+}
+MARK = "<!-- gpt2-training review -->"  # by which a workflow finds its comment again
+
+
+def render(reviews: Sequence[Review], hide: Mapping[str, str] | None = None) -> str:
+    """The whole comment, the worst stack first. hide: texts that must not be seen, and what stands for them."""
+    ordered = sorted(reviews, key=lambda review: (-review.level, review.stack))
+    quiet = [review for review in ordered if review.level == Level.CLEAN and not _notes(review)]
+    if len(quiet) == len(ordered):
+        text = f"**No changes**: {_stacks(quiet)}.\n"
+        return f"{text}\n{MARK}\n"
+    masks = dict(hide or {}) | {secret: "[secret]" for review in reviews for secret in review.preview.secrets if secret}
+    loud = [review for review in ordered if review not in quiet]
+    heads = [_masked("\n".join(_head(review)), masks) for review in loud]
+    diffs = [_masked("\n".join(_diff(review.steps)), masks) for review in loud]
+    tail = [f"No changes: {_stacks(quiet)}.", ""] * bool(quiet) + [MARK, ""]
+    room = LIMIT - sum(map(len, heads)) - sum(map(len, tail)) - 400 * len(loud)
+    parts = []
+    for i, (review, head, diff) in enumerate(zip(loud, heads, diffs, strict=True)):
+        folded = _folded(review, diff, max(0, room // (len(loud) - i)))
+        room -= len(folded)
+        parts += [head, folded]
+    text = "\n".join([*parts, *tail])
+    return text if len(text) <= LIMIT else _cut(text, tail)
+
+
+def _masked(text: str, masks: Mapping[str, str]) -> str:
+    for secret in sorted(masks, key=len, reverse=True):
+        text = text.replace(secret, masks[secret])
+    return text
+
+
+def _stacks(reviews: Iterable[Review]) -> str:
+    return ", ".join(f"{review.stack}{' (offline)' if review.offline else ''}" for review in reviews)
+
+
+def _notes(review: Review) -> bool:
+    return bool(review.policies or review.preview.warnings)
+
+
+def _head(review: Review) -> Iterator[str]:
+    """All but the full diff."""
+    first, *others = [text(line) for line in review.headline]
+    yield f"**{review.stack}: {first}**" + "".join(f"; {line}" for line in others) + _change(review.prices) + "."
+    yield ""
+    if review.preview.errors:
+        yield from _list("Also", [code(line) for line in review.preview.errors[1:]])
+        return
+    counts = [f"{sign} {review.counts.get(op, 0)} {VERBS[op]}" for op, sign in SIGNS.items()]
+    counts = [line for line in counts if not line.startswith("= 0")]
+    yield f"`{'`, `'.join(counts)}`; {review.counts.get('same', 0)} stay as they are."
+    if review.offline:
+        yield f"**Offline** ({text(review.offline)}): the program's two versions are compared, not what really exists."
+    yield ""
+    data = [f"**Lost**: {code(line)}" for line in review.data.lost]
+    data += [f"`pulumi up` fails: {code(line)}" for line in review.data.blocked]
+    data += [f"Left behind: {code(line)} stays, is billed, and no stack manages it" for line in review.data.left]
+    data += [f"Less protected: {code(line)}" for line in review.data.loosened]
+    yield from _list("Data", data)
+    yield from _list("The run", _run(review))
+    yield from _access(review)
+    policies = [
+        f"{'**fails**' if found.mandatory else 'advice'}: {code(found.rule)}: {text(found.message)}"
+        + (f" ({code(found.resource)})" if found.resource else "")
+        for found in review.policies
+    ]
+    yield from _list("Policies", policies)
+    yield from _prices(review.prices)
+    rows = [(code(one.key), code(one.before), code(one.after)) for one in review.settings]
+    yield from _table("Settings", ("key", "before", "after"), rows)
+    yield from _list("The program says", [text(line) for line in review.preview.warnings])
+
+
+def _run(review: Review) -> Iterator[str]:
+    if review.run is not None:
+        yield " ".join(text(line) for line in review.run.sentences)
+    for role in review.machines:
+        if role.changed:
+            kinds = " → ".join(code(kind) for kind in dict.fromkeys(role.kind) if kind)
+            counts = " → ".join(str(count) for count in dict.fromkeys(role.count))
+            yield f"{role.role}: {counts} x {kinds}{', all of them replaced' if role.ended and role.count[1] else ''}"
+
+
+def _access(review: Review) -> Iterator[str]:
+    doors = review.access
+    lines = [f"**Open to everybody**: {code(line)}" for line in doors.exposed]
+    for verb, grants in (("gets", doors.given), ("loses", doors.taken)):
+        lines += [f"{code(one.member)} {verb} {code(one.role)} on {code(one.where)}" for one in grants]
+    yield from _list("Access", [*lines, *map(code, doors.settings)])
+
+
+# Money. -------------------------------------------------------------------------------------------------------------
+
+
+def _prices(prices: tuple[Price | None, Price | None]) -> Iterator[str]:
+    before, after = prices
+    if before is None and after is None:
+        return
+    rows = [("all machines, an hour", *(_hourly(price) for price in prices))]
+    if any(price and price.hours for price in prices):
+        rows.append(("a whole run, hours", *(_range(price.hours) if price else "–" for price in prices)))
+        rows.append(("a whole run", *(_whole(price) for price in prices)))
+    if rows[0][1] == rows[0][2] == "$0.00":
+        rows = [row for row in rows if "$" not in row[1]]
+    yield from _table("Cost", ("by the list price", "before", "after"), rows)
+    if after is not None:
+        yield from _list("", [text(note) for note in after.notes if before is None or note not in before.notes])
+
+
+def _change(prices: tuple[Price | None, Price | None]) -> str:
+    """What an hour costs, for the first line."""
+    before, after = (_hourly(price) for price in prices)
+    if before == after or not any(price and price.hourly.usd for price in prices):
+        return ""
+    if prices[0] is None:
+        return f"; {after} an hour"
+    return f"; {before} → {after} an hour"
+
+
+def _hourly(price: Price | None) -> str:
+    if price is None:
+        return "–"
+    if not price.hourly.usd and not price.hourly.exact:
+        return "unknown"
+    return f"{'' if price.hourly.exact else 'at least '}${price.hourly.usd:,.2f}"
+
+
+def _whole(price: Price | None) -> str:
+    if price is None:
+        return "–"
+    if price.cost is None:
+        return "unknown"
+    return f"{'at least ' if price.at_least else ''}{_range(price.cost, '${:,.2f}')}"
+
+
+def _range(found: Range | None, form: str = "{:,g}") -> str:
+    """Two digits that matter, as a range has no more."""
+    if found is None:
+        return "unknown"
+    low, high = (form.format(rounded(number)) for number in (found.low, found.high))
+    return low if low == high else f"{low} to {high}"
+
+
+# The full diff. -----------------------------------------------------------------------------------------------------
+
+
+def _diff(steps: Sequence[Step]) -> Iterator[str]:
+    """A line a resource, and one for each input that differs."""
+    for step in sorted(steps, key=lambda step: (not step.real, step.type, step.name)):
+        guessed = " (or replaced: unknown to this review)" if step.guessed else ""
+        yield _line(f"{SIGNS.get(step.op, '~'):3} {step.type} {step.name}{guessed}")
+        if step.before is None or step.after is None:
+            continue
+        changes = differences(step.before.inputs, step.after.inputs)
+        known = [change for change in changes if change.new != UNKNOWN]
+        for change in known or changes:
+            anew = " (replaces)" if change.path in step.because else ""
+            yield _line(f"      {change.path}: {shown(change.old)} → {shown(change.new)}{anew}")
+        if not changes and step.because:
+            yield _line(f"      follows from what is replaced: {', '.join(step.because)}")
+
+
+def _line(line: str) -> str:
+    return re.sub(r"[\r\n\x00-\x1f`]", "'", line)
+
+
+def _folded(review: Review, diff: str, room: int) -> str:
+    if not diff:
+        return ""
+    lines, kept, size = diff.split("\n"), 0, 0
+    while kept < len(lines) and size + len(lines[kept]) + 1 <= room:
+        size += len(lines[kept]) + 1
+        kept += 1
+    note = ""
+    if kept < len(lines):
+        note = (
+            f"\n**Cut**: a comment may have 65,536 characters, so {kept} of {len(lines)} lines are here;"
+            f" `pulumi preview --diff --stack {review.stack}` shows all.\n"
+        )
+    body = "\n".join(lines[:kept])
+    count = sum(step.real for step in review.steps)
+    title = f"<summary>All changes: {count} resource{'' if count == 1 else 's'}</summary>"
+    return f"<details>{title}\n\n```text\n{body}\n```\n{note}\n</details>\n"
+
+
+def _cut(text_: str, tail: list[str]) -> str:
+    """Even without full diffs it is too long: whole lines from the top."""
+    end = "\n".join(["", "**Cut**: a comment may have 65,536 characters; ask for one stack at a time.", *tail])
+    kept = text_[: LIMIT - len(end)].rpartition("\n")[0]
+    fence = "\n```\n</details>" if kept.count("```") % 2 else ""
+    return f"{kept}{fence}\n{end}"
+
+
+# Markdown. ----------------------------------------------------------------------------------------------------------
+
+
+def code(value: str) -> str:
+    """A text as a code span, in which nothing of it is Markdown, HTML or somebody's name."""
+    return "`" + re.sub(r"\s+", " ", value.replace("`", "'")).strip() + "`"
+
+
+def text(line: str) -> str:
+    """A line of our words and of others': but for code spans, nothing in it is Markdown, HTML or somebody's name."""
+    parts = re.sub(r"\s+", " ", line).split("`")
+    if len(parts) % 2 == 0:
+        parts = ["'".join(parts)]
+    plain = [re.sub(r"([\\*\[\]<>#~])", r"\\\1", part).replace("@", "@\u200b") for part in parts[::2]]
+    spans = [f"`{part}`" for part in parts[1::2]]
+    return "".join(part for pair in zip(plain, [*spans, ""], strict=True) for part in pair)
+
+
+def _list(title: str, lines: Iterable[str]) -> Iterator[str]:
+    every = list(lines)
+    if not every:
+        return
+    if title:
+        yield from [f"#### {title}", ""]
+    yield from (f"- {line}" for line in every[:MOST])
+    if len(every) > MOST:
+        yield f"- … and {len(every) - MOST} more"
+    yield ""
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if not rows:
+        return
+    yield from [f"#### {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows[:MOST])
+    yield from (f"| {' | '.join(row)} |" for row in cells)
+    if len(rows) > MOST:
+        yield f"| … and {len(rows) - MOST} more |" + " |" * (len(head) - 1)
+    yield ""

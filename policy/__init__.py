@@ -1,0 +1,1 @@
+"""What every stack must keep to."""
