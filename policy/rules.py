@@ -274,7 +274,8 @@ def _machine_costs(resources: Sequence[Resource]) -> Iterator[Cost]:
             number, template = one.properties.get("resizeBy"), templates.get(one.name.removesuffix("-request"))
         elif one.type != INSTANCE:
             continue
-        if template is not None and isinstance(number, (int, float)):
+        known = template is not None and template.properties.get("machineType") != UNKNOWN
+        if template is not None and known and isinstance(number, (int, float)):
             yield _machine_cost(template.properties).times(number)
 
 

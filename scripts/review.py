@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from policy.rules import Resource, check
 from rich.console import Console
 
 from infra.review.judge import Finding, Review, review
@@ -22,6 +21,7 @@ from infra.review.markdown import render
 from infra.review.preview import Preview, UnreadablePreview, compare, parse
 from infra.review.previewing import NoStack, PreviewError, Versions, online, stacks, versions
 from infra.review.run import Standing, stand
+from policy.rules import Resource, check
 from scripts.common import CHECKOUT, UserError, run_main
 
 BASES = ("origin/main", "main", "HEAD")
