@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.disturbed import KINDS, PATIENCE, Fault, Machines, Setup, Storages, storages
 from tests.trainer.runs import Run
 from trainer import manifest
-from trainer.spec import Record
+from trainer.records import Record
 
 KINDS_OF_LOSS = ("loss", "validation_loss")
 SUMMED = 1e-6  # nats: each trainer sums its part of an evaluation, so the order depends on how many there are

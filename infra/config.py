@@ -253,7 +253,7 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     model = file.model.model_copy(update={"initialize": placed.initialize})
     start = file.model.model_copy(update={"initialize": placed.content})
     code = file.image.rpartition("@")[2] if file.image else spec.code_hash(config.root / "trainer")
-    run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, file.parallel, code)
+    run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, file.parallel, code, file.sweep)
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
     # Left out where they are none: a preview lists all of a changed object that was given.
@@ -271,6 +271,7 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         checkpoints=file.checkpoints,
         parallel=file.parallel,
         cluster=spec.Cluster(workers=config.workers, **cluster),
+        sweep=file.sweep,
         **({"hardware": _hardware(config)} if config.google else {}),
     )
 

@@ -4,7 +4,8 @@ import json
 import re
 import time
 
-from trainer.spec import DESTROYED, FINAL_STATES, REPLACED, JobSpec, Status
+from trainer.records import DESTROYED, FINAL_STATES, REPLACED, Status
+from trainer.spec import JobSpec
 from trainer.status import revise
 from trainer.storage import Storage
 

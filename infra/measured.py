@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from infra import workload
 from infra.hardware import host_cores, this_machine
 from trainer import spec
+from trainer.records import Status
 
 if TYPE_CHECKING:
     from infra.config import StackConfig
@@ -133,7 +134,7 @@ def collect(storage: "Storage", config: "StackConfig", known: list[Measured]) ->
     return found, silent
 
 
-def measure(storage: "Storage", job: spec.JobSpec, status: spec.Status, config: "StackConfig") -> Measured | None:
+def measure(storage: "Storage", job: spec.JobSpec, status: Status, config: "StackConfig") -> Measured | None:
     """One run; None if it says nothing: too short, trainers with several kinds of machines, a model in a checkpoint."""
     from trainer.metrics import read_records
 

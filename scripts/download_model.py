@@ -19,7 +19,7 @@ from scripts.common import (
     run_main,
 )
 from trainer import manifest
-from trainer.spec import Status
+from trainer.records import Status
 from trainer.storage import Progress, Storage, explain, new_file, open_storage
 
 

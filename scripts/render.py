@@ -10,7 +10,7 @@ from rich.text import Text
 
 from scripts.curve import loss_curve, sparkline
 from scripts.run_files import Machine, Snapshot, perplexity
-from trainer.spec import State
+from trainer.records import State
 
 STATE_STYLES: dict[State, str] = {
     "PROVISIONING": "bold blue",

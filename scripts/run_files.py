@@ -12,7 +12,8 @@ from typing import TypeVar, cast
 
 from pydantic import ValidationError
 
-from trainer.spec import FINAL_STATES, JobSpec, MachineStatus, Record, State, Status, Strict
+from trainer.records import FINAL_STATES, MachineStatus, Record, State, Status
+from trainer.spec import JobSpec, Strict
 from trainer.storage import Entry, Storage
 
 Model = TypeVar("Model", bound=Strict)

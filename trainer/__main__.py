@@ -24,7 +24,8 @@ from pydantic import ValidationError
 from trainer import history
 from trainer.compute import INPUT, LEFT
 from trainer.environment import environment, interface_of, memory_mb
-from trainer.spec import Exit, JobSpec, MachineStatus, Role, Status
+from trainer.records import Exit, MachineStatus, Status
+from trainer.spec import JobSpec, Role
 from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Storage, StorageError, open_storage
 

@@ -289,7 +289,7 @@ def _wait_for_the_end(
     process: Process, storage: Storage, spec: JobSpec, leader: str, stopping: Callable[[], bool]
 ) -> bool:
     """True when the run is over; False when the leader was restarted or is silent: then finish with who is there."""
-    from trainer.spec import MachineStatus
+    from trainer.records import MachineStatus
 
     restarts: int | None = None
     while not stopping():

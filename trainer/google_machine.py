@@ -19,7 +19,8 @@ import requests
 
 from trainer.google_api import ApiError, GoogleApi
 from trainer.google_monitoring import Monitoring
-from trainer.spec import JobSpec, Role, Status
+from trainer.records import Status
+from trainer.spec import JobSpec, Role
 from trainer.storage import Storage, StorageError
 
 # Log-based metrics match these; they are part of the contract with infra/google.

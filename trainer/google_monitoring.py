@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trainer.google_api import ApiError, GoogleApi
-from trainer.spec import JobSpec, Record
+from trainer.records import Record
+from trainer.spec import JobSpec
 from trainer.storage import Storage, StorageError
 
 PREFIX = "custom.googleapis.com/gpt2_training/"

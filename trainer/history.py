@@ -1,6 +1,6 @@
 """A machine's history in machines/<name>.json: what happened to it, over all boots under its name."""
 
-from trainer.spec import Event, MachineStatus
+from trainer.records import Event, MachineStatus
 
 LONGEST = 60  # events: the file is written again at each heartbeat
 ENDS = ("finished", "failed", "stopped")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from trainer.cluster import Cluster, Quorum
 from trainer.metrics import Metrics
 from trainer.progress import Decision, Progress
-from trainer.spec import Record
+from trainer.records import Record
 from trainer.status import StatusWriter
 
 LOG_EVERY = 10.0  # seconds

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.spec import Record
+from trainer.records import Record
 from trainer.storage import Storage
 
 FLUSH = 2.0  # seconds

@@ -9,8 +9,9 @@ from statistics import fmean, median
 from pydantic import ValidationError
 
 from trainer import history, samples
+from trainer.records import Event, MachineStatus, Record, Status
 from trainer.samples import Sample
-from trainer.spec import Event, JobSpec, MachineStatus, Record, Role, Status
+from trainer.spec import JobSpec, Role
 from trainer.status import read_spec, read_status
 from trainer.storage import Storage
 

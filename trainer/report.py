@@ -20,9 +20,10 @@ from jinja2 import Environment, StrictUndefined
 from trainer import outcome, timeline
 from trainer.charts import Chart, Point, Series, chart, smoothed
 from trainer.outcome import Outcome
+from trainer.records import Record
 from trainer.samples import Sample
 from trainer.settings import changes, describe, settings
-from trainer.spec import Record, Role
+from trainer.spec import Role
 from trainer.storage import Storage
 
 PAGE = Path(__file__).with_name("report.html")

@@ -30,11 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 Role = Literal["master", "worker", "ps"]
-State = Literal["PROVISIONING", "STARTING", "RUNNING", "RECOVERING", "SUCCEEDED", "FAILED", "STOPPED"]
-FINAL_STATES: frozenset[State] = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-
-# STOPPED for these reasons is taken back by declaring the run again; any other end needs a raised `launch`.
-DESTROYED, REPLACED = "destroyed; ", "replaced by "
+Task = Literal["text", "translation", "sentiment", "questions"]
 
 # layers, heads, width of the published GPT-2 models (Radford et al. 2019), and one for a laptop.
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -63,6 +59,14 @@ class Strict(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+class Lora(Strict):
+    """Low-rank adaptation (Hu et al. 2021): small matrices are trained beside the checkpoint's, which stay."""
+
+    rank: int = Field(8, ge=1, le=512)
+    alpha: float = Field(16, gt=0)  # the matrices' product counts alpha / rank
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class Model(Strict):
     """Which network: a size by name, or explicit dimensions, or a checkpoint to start from."""
 
@@ -71,7 +75,9 @@ class Model(Strict):
     heads: int | None = Field(None, ge=1, le=200)
     width: int | None = Field(None, ge=8, le=16384)
     positions: int = Field(1024, ge=8, le=65536)
-    initialize: str | None = Field(None, min_length=1)  # a folder, a hub id or gs://…; its own dimensions are used
+    # a folder, a hub id, gs://… or a finished run's id; its own dimensions are used
+    initialize: str | None = Field(None, min_length=1)
+    lora: Lora | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -109,11 +115,17 @@ class Data(Strict):
     """The text and how it becomes tokens."""
 
     path: str  # in a stack file: a file here; in job.json: the same text inside the bucket
+    # pairs: JSON lines {"prompt", "completion"} (trainer/pairs.py). In a stack file None: pairs if the name ends in
+    # .jsonl; job.json always says it.
+    format: Literal["text", "pairs"] | None = None
     tokenizer: Literal["train", "gpt2", "byte", "checkpoint"] = "gpt2"
     vocabulary_size: int = Field(1024, ge=257, le=65536)  # of `tokenizer: train`, end-of-text included
     # of `gpt2`: a folder with its two files, instead of the hub; of `checkpoint`: where model.initialize points
     vocabulary_path: str | None = Field(None, min_length=1)
-    validation_fraction: float = Field(0.05, gt=0, lt=0.5)  # the end of the text is held out
+    validation_fraction: float = Field(0.05, gt=0, lt=0.5)  # text: its end is held out; pairs: those of some hashes
+    # Of pairs.
+    test_fraction: float = Field(0.1, gt=0, lt=0.5)  # neither trained nor validated on: what a run is evaluated on
+    skip_bad_lines: int = Field(0, ge=0)  # so many may be left out
 
     def tokens_key(self) -> str:
         """Names the folder of token shards beside the text: what the tokens depend on, besides the text."""
@@ -122,7 +134,8 @@ class Data(Strict):
             detail = f"{self.vocabulary_size}-"
         elif self.tokenizer == "checkpoint":
             detail = hashlib.sha256((self.vocabulary_path or "").encode()).hexdigest()[:8] + "-"
-        return f"{self.tokenizer}-{detail}held-out-{self.validation_fraction:g}"
+        key = f"{self.tokenizer}-{detail}held-out-{self.validation_fraction:g}"
+        return f"pairs-{key}-{self.test_fraction:g}-{self.skip_bad_lines}" if self.format == "pairs" else key
 
 
 class Hyperparameters(Strict):
@@ -148,8 +161,32 @@ class Hyperparameters(Strict):
 
 
 class Evaluation(Strict):
+    task: Task | None = None  # of the finished model, on the test part (trainer/evaluate.py)
     every: int = Field(100, ge=1)  # steps
     sequences: int = Field(256, ge=1)  # at most, from the start of the held-out part
+
+
+class Parameter(Strict):
+    """One hyperparameter that a sweep varies, in the words of AI Platform's ParameterSpec."""
+
+    parameter_name: str  # a key of trainingInput.hyperparameters
+    type: Literal["DOUBLE", "INTEGER", "DISCRETE", "CATEGORICAL"]
+    min_value: float | None = None
+    max_value: float | None = None
+    scale_type: Literal["UNIT_LINEAR_SCALE", "UNIT_LOG_SCALE", "UNIT_REVERSE_LOG_SCALE"] = "UNIT_LINEAR_SCALE"
+    discrete_values: list[float] | None = None
+    categorical_values: list[str] | None = None
+
+
+class Sweep(Strict):
+    """A run of many trials, in the words of AI Platform's HyperparameterSpec. One trial is trained after the other."""
+
+    goal: Literal["MINIMIZE", "MAXIMIZE"] = "MINIMIZE"
+    hyperparameter_metric_tag: Literal["validationLoss", "loss"] = "validationLoss"
+    max_trials: int = Field(10, ge=1, le=1000)
+    max_parallel_trials: int = Field(1, ge=1)
+    enable_trial_early_stopping: bool = False  # of a trial that is worse than the median of those before it
+    params: list[Parameter] = Field(min_length=1)
 
 
 class Checkpoints(Strict):
@@ -220,6 +257,7 @@ class JobSpec(Strict):
     checkpoints: Checkpoints = Checkpoints()
     parallel: Parallel = Parallel()
     cluster: Cluster = Cluster()
+    sweep: Sweep | None = None
     hardware: dict[Role, Hardware] = {}  # none on this machine; changes nothing of the result
 
     @model_validator(mode="after")
@@ -233,7 +271,13 @@ class JobSpec(Strict):
 
 
 def run_id(
-    model: Model, data: Data, fingerprint: str, hyperparameters: Hyperparameters, parallel: Parallel, code: str
+    model: Model,
+    data: Data,
+    fingerprint: str,
+    hyperparameters: Hyperparameters,
+    parallel: Parallel,
+    code: str,
+    sweep: Sweep | None = None,
 ) -> str:
     """The run's name: the model's name and a hash of all that changes the result.
 
@@ -247,6 +291,7 @@ def run_id(
         "hyperparameters": parameters,
         "talk": [parallel.wire, parallel.synchronization, parallel.every],
         "code": code,
+        **({"sweep": sweep.to_json()} if sweep else {}),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return f"{model.name}-{digest[:8]}"
@@ -279,77 +324,3 @@ def _hash(files: Iterable[tuple[Path, bytes]]) -> str:
         for part in (name.as_posix().encode(), content):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:16]
-
-
-class Status(Strict):
-    """runs/<run>/status.json: where the run is. Written with generation preconditions."""
-
-    state: State
-    step: int = 0
-    attempt: int = 0  # counts the clusters that formed: fences off writers that were believed dead
-    launch: int = 1
-    reason: str = ""  # why FAILED or STOPPED; what RECOVERING or STARTING waits for
-    updated: float  # seconds since the epoch
-    started: float | None = None  # when the first step began
-    finished: float | None = None
-    traceback: list[str] | None = None  # FAILED by an error of the program: its last lines
-
-    @property
-    def taken_back(self) -> bool:
-        """Whether declaring the run again is enough to go on: its machines were only destroyed or replaced."""
-        return self.state == "STOPPED" and self.reason.startswith((DESTROYED, REPLACED))
-
-
-class Exit(Strict):
-    code: int  # as subprocess gives it: negative is a signal
-    reason: str  # one line
-    time: float
-
-
-class Event(Strict):
-    """What happened to a machine."""
-
-    kind: Literal["started", "back", "lost", "exit", "notice", "left"]
-    time: float
-    words: str = ""
-
-
-class MachineStatus(Strict):
-    """runs/<run>/machines/<name>.json: written by the machine's supervisor every few seconds and at its end."""
-
-    name: str
-    role: Role
-    state: Literal["starting", "running", "restarting", "finished", "failed", "stopped"]
-    message: str = ""  # what it is doing or waiting for, in words
-    step: int = 0
-    heartbeat: float  # seconds since the epoch
-    started: float
-    pid: int  # of the supervisor, on its own machine
-    trainer_pid: int | None = None  # of the process that computes
-    host: str = ""
-    restarts: int = 0
-    memory_mb: int | None = None
-    last_exit: Exit | None = None
-    environment: dict[str, str] = {}  # what this machine is, in words (trainer/environment.py)
-    before: float = 0.0  # seconds that earlier boots under this name were heard
-    history: list[Event] = []  # the newest, of all boots under this name
-    log: list[str] = []  # the last lines that it printed
-
-
-class Record(Strict):
-    """One line of runs/<run>/metrics/*.jsonl: a training step, an evaluation (validation_loss) or a notice."""
-
-    step: int  # steps done, so the first record has step 1
-    time: float
-    attempt: int
-    loss: float | None = None  # mean over the step's tokens, nats
-    learning_rate: float | None = None
-    gradient_norm: float | None = None  # before clipping
-    step_seconds: float | None = None
-    tokens_per_second: float | None = None
-    mfu: float | None = None  # fraction of the device's peak; None where the peak is not known
-    trainers: int | None = None
-    communication_seconds: float | None = None  # of step_seconds: waiting for gradients and parameters to travel
-    notice_seconds: float | None = None  # a record of its own: from a notice to leave to a whole checkpoint
-    skipped: bool | None = None  # a gradient was not finite: the step was not taken
-    validation_loss: float | None = None

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trainer.spec import FINAL_STATES, JobSpec, Status
+from trainer.records import FINAL_STATES, Status
+from trainer.spec import JobSpec
 from trainer.storage import Conflict, Storage
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from trainer.charts import Tick
 from trainer.outcome import Outcome, stays
-from trainer.spec import Event, MachineStatus
+from trainer.records import Event, MachineStatus
 
 EVENTS, MACHINES = 200, 40  # that are shown, the newest and those with something to tell
 MARKS = {"exit": "a process ended", "notice": "told to leave", "lost": "lost without a word"}

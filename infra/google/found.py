@@ -13,7 +13,8 @@ from infra.config import StackConfig
 from infra.google.deadline import HOUR, hours_left, record
 from infra.lifecycle import is_finished, standing
 from trainer.google_api import API_OFF
-from trainer.spec import JobSpec, Status
+from trainer.records import Status
+from trainer.spec import JobSpec
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.review.preview import Preview, State, Step
 from infra.review.values import shown
-from trainer.spec import FINAL_STATES
+from trainer.records import FINAL_STATES
 from trainer.status import read_status
 from trainer.storage import NoBucket, StorageError, open_storage
 

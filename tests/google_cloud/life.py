@@ -7,7 +7,8 @@ from typing import Any
 from infra import config
 from tests.google_cloud.conftest import StandIn, wait_for
 from tests.trainer.runs import text
-from trainer.spec import JobSpec, Status
+from trainer.records import Status
+from trainer.spec import JobSpec
 from trainer.status import read_status
 from trainer.storage import Storage, open_storage
 

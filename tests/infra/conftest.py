@@ -14,7 +14,8 @@ import pytest
 
 from infra import config
 from infra.local import processes
-from trainer.spec import JobSpec, Status
+from trainer.records import Status
+from trainer.spec import JobSpec
 from trainer.status import read_status
 from trainer.storage import open_storage
 

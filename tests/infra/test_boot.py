@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from tests.google_cloud.metadata import MetadataServer, tree
-from trainer.spec import MachineStatus
+from trainer.records import MachineStatus
 from trainer.storage import open_storage
 
 BOOT = Path(__file__).resolve().parents[2] / "infra/google/boot.sh"

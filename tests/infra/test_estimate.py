@@ -22,7 +22,8 @@ from infra.config import ConfigError, StackConfig
 from infra.hardware import GPUS
 from infra.measured import Measured
 from trainer.batches import pieces
-from trainer.spec import SIZES, Cluster, Hyperparameters, JobSpec, Parallel, Status
+from trainer.records import Status
+from trainer.spec import SIZES, Cluster, Hyperparameters, JobSpec, Parallel
 from trainer.storage import open_storage
 
 from .google_graph import CHECKOUT, make_root, stack_values

@@ -15,7 +15,8 @@ from infra.data_lock import DataLock, write_lock
 from infra.google import deadline, machines
 from infra.google.inputs import LARGEST_OBJECT
 from infra.prices import hourly_cost
-from trainer.spec import InputError, Status
+from trainer.records import Status
+from trainer.spec import InputError
 
 from .google_graph import TEXT, make_root, stack_values
 from .google_graph import read as load

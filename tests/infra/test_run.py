@@ -13,7 +13,8 @@ from infra.dynamic import plain
 from infra.lifecycle import newest_checkpoint, standing
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
-from trainer.spec import JobSpec, Status
+from trainer.records import Status
+from trainer.spec import JobSpec
 from trainer.status import read_status
 from trainer.storage import StorageError, open_storage
 

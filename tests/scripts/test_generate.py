@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from scripts.common import UserError
 from scripts.generate import main
 from trainer.manifest import write_manifest
-from trainer.spec import Data, Hyperparameters, JobSpec, Model, Status
+from trainer.records import Status
+from trainer.spec import Data, Hyperparameters, JobSpec, Model
 from trainer.storage import open_storage
 from trainer.tokenizer import end_of_text, from_bytes, save
 

@@ -12,7 +12,8 @@ from google.cloud import storage as gcs
 from scripts import common, download_model, watch
 from scripts.common import UserError
 from tests.scripts.google import FakeGoogle, project
-from trainer.spec import Cluster, Data, Hyperparameters, JobSpec, Model, Status
+from trainer.records import Status
+from trainer.spec import Cluster, Data, Hyperparameters, JobSpec, Model
 from trainer.storage import Storage, open_storage
 
 RUN = "gpt2-01234567"

@@ -13,7 +13,7 @@ import pytest
 from policy import rules
 from scripts import review
 from scripts.common import UserError
-from trainer.spec import Status
+from trainer.records import Status
 from trainer.storage import open_storage
 
 Json = dict[str, Any]

@@ -17,7 +17,8 @@ from scripts import common, download_model, upload_data
 from scripts.common import UserError, find_run, progress_bar, stack_bucket
 from tests.gcs import Answer, Faults
 from trainer import manifest, storage
-from trainer.spec import InputError, Status, fingerprint
+from trainer.records import Status
+from trainer.spec import InputError, fingerprint
 from trainer.storage import Storage, open_storage
 
 MODEL = {"model.safetensors": b"weights" * 1000, "config.json": b"{}", "empty.txt": b"", "sub/tokenizer.json": b"[]"}

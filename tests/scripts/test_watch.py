@@ -21,7 +21,8 @@ from scripts.common import UserError
 from scripts.render import picture
 from scripts.run_files import RunFiles
 from scripts.watch import watch
-from trainer.spec import Cluster, Data, Exit, Hyperparameters, JobSpec, MachineStatus, Model, Record, Status
+from trainer.records import Exit, MachineStatus, Record, Status
+from trainer.spec import Cluster, Data, Hyperparameters, JobSpec, Model
 from trainer.storage import Entry, StorageError, open_storage
 
 RUN = "gpt2-4x128-01234567"

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from trainer.spec import JobSpec, MachineStatus, Record, Status
+from trainer.records import MachineStatus, Record, Status
+from trainer.spec import JobSpec
 from trainer.storage import Storage, open_storage
 
 BEGAN = 1_790_000_000.0

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.metrics import read_records
-from trainer.spec import JobSpec, MachineStatus, Record, Status, fingerprint
+from trainer.records import MachineStatus, Record, Status
+from trainer.spec import JobSpec, fingerprint
 from trainer.status import read_status
 from trainer.storage import Storage, open_storage
 

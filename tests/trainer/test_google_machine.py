@@ -15,7 +15,7 @@ from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
 from tests.trainer.runs import PATIENCE, Run
 from trainer import google_machine, google_monitoring
 from trainer.google_machine import FAILED, PREEMPTED, SUCCEEDED
-from trainer.spec import Record
+from trainer.records import Record
 from trainer.status import update_status
 
 RUN_JOBS = [f"{job}:run" for job in JOBS]

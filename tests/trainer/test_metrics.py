@@ -11,7 +11,7 @@ from trainer import metrics as metrics_module
 from trainer.checkpoint import Checkpoints
 from trainer.metrics import Metrics, read_records
 from trainer.progress import Progress
-from trainer.spec import Record
+from trainer.records import Record
 from trainer.storage import FileStorage, Storage, StorageError, open_storage
 
 RUN = "a-run"

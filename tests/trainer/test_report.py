@@ -19,9 +19,10 @@ from tests.trainer.runs import Run
 from trainer import charts, history, outcome, report, samples, timeline
 from trainer.charts import Series
 from trainer.model import build
+from trainer.records import Event, Exit, MachineStatus
 from trainer.sampler import Sampler
 from trainer.samples import Sample
-from trainer.spec import Event, Exit, MachineStatus, Model
+from trainer.spec import Model
 from trainer.status import update_status
 from trainer.storage import Storage
 from trainer.tokenizer import from_bytes

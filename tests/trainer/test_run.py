@@ -17,7 +17,7 @@ from trainer.batches import Windows
 from trainer.checkpoint import Checkpoints
 from trainer.model import Flat, build, make_loss
 from trainer.prepared import find
-from trainer.spec import Status
+from trainer.records import Status
 from trainer.tokenizer import from_bytes
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.spec import FINAL_STATES, Status
+from trainer.records import FINAL_STATES, Status
 from trainer.status import Fenced, StatusWriter, is_over, read_status, update_status
 from trainer.storage import FileStorage, Storage, StorageError, open_storage
 
