@@ -124,6 +124,7 @@ options=(
     --rm --name trainer --network host --shm-size 2g --stop-timeout 110
     --label "gpt2-run=$run" --label "gpt2-role=$role"
     --log-driver gcplogs --log-opt "labels=gpt2-run,gpt2-role"
+    --env "GPT2_TRAINING_IMAGE=$image" # for the run's report
 )
 if [[ $gpus != 0 ]]; then options+=(--gpus all); fi
 for variable in GCE_METADATA_HOST GCE_METADATA_IP STORAGE_EMULATOR_HOST "${!CLOUDSDK_API_ENDPOINT_OVERRIDES_@}"; do
