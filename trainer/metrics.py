@@ -27,6 +27,7 @@ class Metrics:
         self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
         self._segment: list[str] = []
         self._size = self._count = 0
+        self._shown: list[Record] = []  # written, and not in TensorBoard's files yet
         self._leads = self._fill = False
         self._begun = int(time.time())  # in the names of files: a process that was restarted writes over none
         self._board: Any = None
@@ -40,8 +41,12 @@ class Metrics:
         self._pending.append(record)
 
     def fill_in(self) -> None:
-        """The leader was lost, perhaps with records that it had not written: write what this member has, once."""
+        """Write what this member has, now: another goes on from its state, and perhaps nobody else has the records.
+
+        If that fails, it is tried again in the background.
+        """
         self._fill = True
+        self.flush()
 
     def flush(self) -> None:
         """Write what there is now. If that fails it is said, and the records are kept for the next time."""
@@ -66,10 +71,12 @@ class Metrics:
             closing = self._closed  # read before the last flush, which then has everything
             if self._leads or self._fill:
                 self.flush()
+            self._tensorboard()
         end = time.monotonic() + LAST
         while (self._leads or self._fill) and self._pending and time.monotonic() < end:  # nobody else may have them
             time.sleep(0.5)
             self.flush()
+        self._tensorboard()
         if self._board is not None:
             self._board.close()
 
@@ -89,9 +96,19 @@ class Metrics:
             self._size -= sum(map(len, lines))
             self._pending.extendleft(reversed(fresh))
             raise
-        self._tensorboard(fresh)
+        self._shown += fresh
 
-    def _tensorboard(self, records: list[Record]) -> None:
+    def _tensorboard(self) -> None:
+        with self._writing:
+            fresh, self._shown = self._shown, []
+        try:
+            self._show(fresh)
+        except Exception as error:  # disk full
+            self._log(f"TensorBoard's files could not be written ({error}); going on")
+
+    def _show(self, records: list[Record]) -> None:
+        if not records:
+            return
         if self._board is None:  # imported late: it costs seconds that the first step should not wait for
             folder = self._storage.local_path(self._prefix)
             if folder is None:

@@ -218,6 +218,7 @@ def here(new_vm: NewVm, monkeypatch: pytest.MonkeyPatch) -> Vm:
     vm = new_vm()
     for key, value in vm.environment.items():
         monkeypatch.setenv(key, value)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)  # other tests' fixtures may set it for long
     monkeypatch.setattr("google.auth.default", lambda scopes: (Credentials("ya29.test"), PROJECT))
     return vm
 

@@ -74,9 +74,10 @@ def test_the_others_fill_in_if_the_leader_comes_back_without_its_records(
     worker = new_metrics("worker-0")
     worker.add(record(1), leads=False)
     worker.fill_in()
+    assert steps(storage) == [1]  # at once: it may be killed before it writes anything in the background
     worker.add(record(2), leads=False)
     worker.close()
-    assert steps(storage) == [1, 2]
+    assert steps(storage) == [1]  # the leader writes those since
 
 
 def test_a_process_that_was_restarted_writes_over_nothing(

@@ -49,7 +49,7 @@ class Replicas:
         if states[root][0] < 0:  # the only whole copies were lost in the middle of a transfer
             self.restore()
             raise GroupFailed("no member has a whole state; back to the newest checkpoint")
-        if states[0] != states[root] == states[quorum.rank]:
+        if quorum.rank == root:  # if it is lost right after, the others go on from here and have no records of before
             self._journal.metrics.fill_in()
         if quorum.rank != root:
             self.progress.step = -1  # until all of it has come, this copy is worth nothing
