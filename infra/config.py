@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from infra import plain_yaml
+from infra import plain_yaml, start
 from infra.explain import explain, shown, unknown
 from infra.hardware import host_cores
 from infra.preflight import DEFAULT_TEXT, disk_problem, gpus, host_problems, text_problems
-from infra.stack_file import StackFile, combination_problems
+from infra.stack_file import StackFile, combination_problems, data_format
 from trainer import spec
 
 PROJECT = "gpt2-training"
@@ -244,16 +244,16 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
 
         problems = input_problems(config)
     else:
-        problems = [*text_problems(config), *host_problems(config)]
+        problems = [*text_problems(config), *start.problems(config), *host_problems(config)]
     if problems:
         raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
     file, training = config.file, config.file.training_input
     placed = place(config) if config.google else _place(config, cores or host_cores())
     data = file.data.model_copy(update=placed.data)
     model = file.model.model_copy(update={"initialize": placed.initialize})
-    start = file.model.model_copy(update={"initialize": placed.content})
+    begun = file.model.model_copy(update={"initialize": placed.content})
     code = file.image.rpartition("@")[2] if file.image else spec.code_hash(config.root / "trainer")
-    run = spec.run_id(start, data, placed.fingerprint, training.hyperparameters, file.parallel, code, file.sweep)
+    run = spec.run_id(begun, data, placed.fingerprint, training.hyperparameters, file.parallel, code, file.sweep)
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
     # Left out where they are none: a preview lists all of a changed object that was given.
@@ -299,12 +299,12 @@ def _place(config: StackConfig, cores: int) -> Placed:
     """On this machine: the text is copied into the bucket, folders are used where they are."""
     file = config.file
     fingerprint = spec.fingerprint(config.text)
-    data: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}"}
+    data: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}", "format": data_format(file.data)}
     if file.data.vocabulary_path is not None:
-        data["vocabulary_path"] = _located(config.root, file.data.vocabulary_path)[0]
+        data["vocabulary_path"] = _located(config.root, file.data.vocabulary_path)
     where = content = None
-    if file.model.initialize is not None:
-        where, content = _located(config.root, file.model.initialize)
+    if (found := start.locate(config)) is not None:
+        where, content = found.where, found.content
         if file.data.tokenizer == "checkpoint":
             data["vocabulary_path"] = where
     processes = gpus() if file.parallel.parallelism == "fsdp" else 1
@@ -314,13 +314,10 @@ def _place(config: StackConfig, cores: int) -> Placed:
     return Placed(fingerprint, data, where, content, cluster | ({"processes": processes} if processes > 1 else {}))
 
 
-def _located(root: Path, named: str) -> tuple[str, str]:
-    """Where the folder lies that a stack file names, and what stands for its content; hub ids and gs:// as they are."""
+def _located(root: Path, named: str) -> str:
+    """Where the folder lies that a stack file names; hub ids and gs:// as they are."""
     folder = root / Path(named).expanduser()
-    if not folder.is_dir():
-        return named, named
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return str(folder.resolve()), f"{folder.name}-{spec.hash_files(folder, files)}"
+    return str(folder.resolve()) if folder.is_dir() else named
 
 
 def division(config: StackConfig) -> str | None:

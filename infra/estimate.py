@@ -143,7 +143,7 @@ def _time(config: "StackConfig", size: workload.Dimensions, one: Step) -> list[P
             f"{count} times at most {file.evaluation.sequences} sequences, forward alone: a third of training's FLOPs",
         )
     )
-    saved, times = workload.checkpoint_bytes(config, size.parameters), hyper.steps // file.checkpoints.every
+    saved, times = workload.checkpoint_bytes(config, size), hyper.steps // file.checkpoints.every
     shares = config.servers or (workload.trainers(config, 1) if file.parallel.parallelism == "fsdp" else 1)
     writing = (WRITING if config.google else WRITING_HERE).to_do(saved / shares)
     stalls = Range(COPYING.to_do(saved / shares).low * times, writing.high * 0.5 * times)
@@ -197,10 +197,10 @@ def _costs(config: "StackConfig", size: workload.Dimensions, costs: dict[Any, Co
         spot = ", Spot" if prices.is_spot(config, role) else ""
         words = f"{count} x {name}{spot}, {cost.usd:.3g} USD an hour with disks: infra/prices.yaml"
         found.append(Part(role, hours.times(cost.usd), words, cost.unknown))
-    kept = config.file.checkpoints.keep * workload.checkpoint_bytes(config, size.parameters) + 4 * size.parameters
+    kept = config.file.checkpoints.keep * workload.checkpoint_bytes(config, size) + 4 * size.parameters
     if (often := config.file.checkpoints.keep_every) is not None:
         times = config.file.training_input.hyperparameters.steps // often
-        kept += times * workload.checkpoint_bytes(config, size.parameters)
+        kept += times * workload.checkpoint_bytes(config, size)
     gigabytes = (kept + _text_bytes(config)) / 1e9
     price = prices.storage_gb_month(config.region)
     month = Range((price or 0) * gigabytes, (price or 0) * gigabytes)

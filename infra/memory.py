@@ -71,11 +71,11 @@ def needs(config: "StackConfig") -> list[Need]:
             found.append(Need(role, gpu, of_one.bytes, held.bytes, usual, memory, held.of, of_one.of))
             processes = accelerator(config, role)[1] if config.file.parallel.parallelism == "fsdp" else 1
             host = 4.0 * size.parameters * processes  # the model is made in each process's memory, then moved
-            saved = workload.checkpoint_bytes(config, size.parameters)
+            saved = workload.checkpoint_bytes(config, size)
             usual = host + saved + 3 * TRAINER_BYTES * processes
             found.append(Need(role, "", host, host, usual, has, "the model as it is made, a checkpoint's copy, torch"))
         else:
-            saved = workload.checkpoint_bytes(config, size.parameters) if role == "master" and not config.servers else 0
+            saved = workload.checkpoint_bytes(config, size) if role == "master" and not config.servers else 0
             usual = FRAGMENTS * held.bytes + saved + TRAINER_BYTES
             found.append(Need(role, "", of_one.bytes, held.bytes, usual, has, held.of, of_one.of))
     return found
@@ -106,7 +106,8 @@ def _trainer(config: "StackConfig", size: workload.Dimensions, gpu: str, rows: i
         fixed = max(4.0 * parameters, (16.0 if adamw else 8.0) * parameters / parts + table)
         words = f"1/{parts} of parameters, gradients and optimizer's state, gathered embeddings"
     else:
-        fixed = (16.0 if adamw else 8.0) * parameters + copies
+        trained = workload.trained(config, size)
+        fixed = 4.0 * parameters + (12.0 if adamw else 4.0) * trained + copies
         words += ", optimizer's state" if adamw else ""
     share = workload.share(hyper, workload.trainers(config, accelerator(config, "master")[1] if config.google else 1))
     tokens = (rows or share.rows) * share.length

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from infra.stack_file import data_format
+from infra.start import FOLDER
+from trainer.pairs import PARTS, PairFile, Part, count_problem, part_of
 from trainer.spec import InputError
 from trainer.text import check_text
 
@@ -22,6 +25,7 @@ TRAINER_BYTES = 900_000_000
 SERVER_BYTES = 620_000_000
 TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
 SERVERS_BYTES_PER_PARAMETER = {"step": 28, "local": 44}  # of all parameter servers together
+PAIRS_READ = 64_000_000  # bytes of a file of pairs: some seconds. What comes after them, who makes the tokens checks
 MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
 
 
@@ -35,6 +39,8 @@ def text_problems(config: "StackConfig") -> list[str]:
         fix = "python -m scripts.default_corpus makes it" if Path(named) == DEFAULT_TEXT else "check the path"
         return [f"data.path: there is no file {named}; {fix}"]
     try:
+        if data_format(config.file.data) == "pairs":
+            return _pairs_problems(config)
         size = check_text(path, f"data.path: {named}")
     except InputError as error:
         return [str(error)]
@@ -47,6 +53,26 @@ def text_problems(config: "StackConfig") -> list[str]:
         )
         return [f"data.path: {named} is too small, {size:,} bytes; {need}: give more text, or lower these"]
     return []
+
+
+def _pairs_problems(config: "StackConfig") -> list[str]:
+    """What is wrong with a file of pairs. Raises InputError for bad lines."""
+    data, parameters, name = config.file.data, config.file.training_input.hyperparameters, config.file.data.path
+    counts: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    file = PairFile(config.text, f"data.path: {name}", data.skip_bad_lines)
+    for line in file:
+        counts[part_of(line.pair.prompt, data)] += 1
+        size, length = len(line.pair.completion.encode()) + 1, parameters.sequence_length
+        if data.tokenizer == "byte" and size > length:  # of the others, tokens are known when they are made
+            problem = (
+                f"{line.number}: the completion has {size:,} tokens with end-of-text, more than"
+                f" trainingInput.hyperparameters.sequenceLength, {length:,}; shorten it, or raise sequenceLength"
+            )
+            return [f"data.path: {name}:{problem}"]
+        if file.done > PAIRS_READ:
+            return []
+    few = count_problem(counts, parameters.batch_size)
+    return [f"data.path: {name}: {few}"] if few else []
 
 
 def host_problems(config: "StackConfig") -> list[str]:
@@ -83,13 +109,9 @@ def host_problems(config: "StackConfig") -> list[str]:
             f"trainingInput.workerCount: {who} of this model need about {need / 1e9:.0f} GB of memory, and this machine"
             f" has {memory / 1e9:.0f}; use fewer machines or a smaller model"
         )
-    for key, value in (("model.initialize", file.model.initialize), ("data.vocabularyPath", file.data.vocabulary_path)):
-        if (
-            value
-            and value.startswith(("/", "./", "../", "~"))
-            and not (config.root / Path(value).expanduser()).exists()
-        ):
-            problems.append(f"{key}: there is no folder {value}; check the path")
+    value = file.data.vocabulary_path
+    if value and value.startswith(FOLDER) and not (config.root / Path(value).expanduser()).exists():
+        problems.append(f"data.vocabularyPath: there is no folder {value}; check the path")
     return problems
 
 
@@ -118,7 +140,10 @@ def disk_problem(config: "StackConfig", run: str) -> str | None:
     if (folder / "runs" / run).exists():  # it was let in before, and may be finished
         return None
     file = config.file
-    need = MARGIN + 3 * config.text.stat().st_size  # the copy, and tokens of two bytes
+    copies = (
+        5 if data_format(file.data) == "pairs" else 3
+    )  # the copy, and tokens of two bytes; texts and index of pairs
+    need = MARGIN + copies * config.text.stat().st_size
     kept = file.checkpoints.keep
     if file.checkpoints.keep_every is not None:
         kept += file.training_input.hyperparameters.steps // file.checkpoints.keep_every

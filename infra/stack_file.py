@@ -112,6 +112,11 @@ class StackFile(spec.Strict):
     keep_artifacts: bool = True  # on destroy: models, checkpoints, data and images stay
 
 
+def data_format(data: spec.Data) -> Literal["text", "pairs"]:
+    """What the file is: as the stack file says, else by its name."""
+    return data.format or ("pairs" if data.path.lower().endswith(".jsonl") else "text")
+
+
 GOOGLE_ONLY = ("machines", "limits", "network", "image", "notify", "keep_artifacts")
 
 
@@ -153,11 +158,17 @@ def combination_problems(file: StackFile) -> list[str]:
         problems.append(
             f"data.vocabularyPath: belongs to tokenizer gpt2, found {file.data.tokenizer}; remove it, or use gpt2"
         )
-    if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
-        problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
+    if data_format(file.data) == "text":
+        problems += [
+            f"data.{to_camel(name)}: belongs to format pairs, and {file.data.path} is taken for text; remove it, or set"
+            " data.format: pairs"
+            for name in ("test_fraction", "skip_bad_lines")
+            if name in file.data.model_fields_set
+        ]
     often, keep = file.checkpoints.every, file.checkpoints.keep_every
     if keep is not None and (problem := _multiple("checkpoints.keepEvery", keep, "checkpoints.every", often)):
         problems.append(problem)
+    problems += _model_problems(file, servers)
     problems += _parallel_problems(file, workers, servers)
     problems += _unfinished(file)
     if file.platform == "local":
@@ -169,12 +180,40 @@ def combination_problems(file: StackFile) -> list[str]:
     return problems
 
 
+def _model_problems(file: StackFile, servers: int) -> list[str]:
+    """What starts from a checkpoint, and what does not."""
+    problems = []
+    if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
+        problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
+    if file.data.tokenizer == "train" and file.model.initialize is not None:
+        problems.append(
+            "data.tokenizer: train makes a vocabulary that the checkpoint of model.initialize does not know; use"
+            " checkpoint"
+        )
+    if file.model.lora is None:
+        return problems
+    if file.model.initialize is None:
+        problems.append(
+            "model.lora: trains a few parameters beside those of a checkpoint, and there is none; set model.initialize"
+            " instead of a size, or remove lora"
+        )
+    if servers:
+        problems.append(
+            f"model.lora: is for one process or data parallel, and there are {servers} parameter servers; set"
+            " trainingInput.parameterServerCount to 0, or remove lora"
+        )
+    if file.parallel.parallelism == "fsdp":
+        problems.append(
+            "model.lora: is for one process or data parallel, found parallel.parallelism fsdp; use replicas, or remove"
+            " lora"
+        )
+    return problems
+
+
 def _unfinished(file: StackFile) -> list[str]:
     """Keys that this version reads and cannot carry out yet."""
     given = {
         "sweep": file.sweep is not None,
-        "model.lora": file.model.lora is not None,
-        "data.format": file.data.format == "pairs",
         "evaluation.task": file.evaluation.task is not None,
     }
     return [f"{key}: cannot be carried out by this version yet; remove it" for key, there in given.items() if there]

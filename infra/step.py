@@ -69,7 +69,7 @@ def step(config: "StackConfig", size: workload.Dimensions, runs: list[Measured])
     computing = speed.flops.to_do(work)
     waiting = speed.layer.times(size.layers * part.passes)
     computing = Range(max(computing.low, waiting.low), max(computing.high, waiting.high))
-    touched = size.parameters * (TOUCHED if hyper.optimizer == "adamw" else 12)
+    touched = workload.trained(config, size) * (TOUCHED if hyper.optimizer == "adamw" else 12)
     if config.servers:
         share, memory = touched / config.servers, cpu_speed(1).memory
     elif parallel.parallelism == "fsdp":
@@ -144,7 +144,7 @@ def _network(
     parallel, servers = config.file.parallel, config.servers
     hyper = config.file.training_input.hyperparameters
     wire = 2 if parallel.wire == "bf16" else 4
-    bytes_ = float(size.parameters * wire)
+    bytes_ = float(workload.trained(config, size) * wire)
     if parallel.parallelism == "fsdp":
         return _gathered(config, size, trainers, part)
     if trainers == 1 and not servers:

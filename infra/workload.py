@@ -3,18 +3,19 @@
 Pure. As trainer/model.py and trainer/batches.py have it, which nobody needs to import torch for here.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.start import TOKENS, locate
 from trainer import spec
 
 if TYPE_CHECKING:
     from infra.config import StackConfig
 
 ROWS = 64  # the table of tokens is padded to a multiple of it
-GPT2_TOKENS, BYTE_TOKENS = 50257, 257
 PIECE_TOKENS = 16384  # of a micro-batch, unless microBatchSize says otherwise
 CHUNK = 4096  # tokens whose logits exist at one time
 
@@ -40,7 +41,11 @@ class Dimensions:
 
 def dimensions(config: "StackConfig") -> Dimensions | None:
     """The network of a stack; None if they stand in a checkpoint that is not a folder here or a published GPT-2."""
-    return dimensions_of(config.file.model, config.file.data, config.root)
+    model = config.file.model
+    with contextlib.suppress(spec.InputError):  # job_spec() says it
+        if (start := locate(config)) is not None and start.folder is not None:
+            model = model.model_copy(update={"initialize": str(start.folder)})
+    return dimensions_of(model, config.file.data, config.root)
 
 
 def dimensions_of(model: spec.Model, data: spec.Data, root: Path) -> Dimensions | None:
@@ -48,11 +53,11 @@ def dimensions_of(model: spec.Model, data: spec.Data, root: Path) -> Dimensions 
     start = model.initialize
     if start is None:
         layers, _, width = model.dimensions()
-        tokens = {"train": data.vocabulary_size, "byte": BYTE_TOKENS}.get(data.tokenizer, GPT2_TOKENS)
+        tokens = {"train": data.vocabulary_size, **TOKENS}[data.tokenizer]
         return Dimensions(layers, width, model.positions, -(-tokens // ROWS) * ROWS)
     published = spec.SIZES.get(start.rpartition("/")[2])
     if published and start.count("/") <= 1 and not start.startswith((".", "~", "/")):
-        return Dimensions(published[0], published[2], 1024, GPT2_TOKENS)
+        return Dimensions(published[0], published[2], 1024, TOKENS["gpt2"])
     try:
         found = json.loads((root / Path(start).expanduser() / "config.json").read_text(encoding="utf-8"))
         return Dimensions(*(int(found[key]) for key in ("n_layer", "n_embd", "n_positions", "vocab_size")))
@@ -85,9 +90,15 @@ def evaluations(config: "StackConfig") -> int:
     return -(-config.file.training_input.hyperparameters.steps // config.file.evaluation.every)
 
 
-def checkpoint_bytes(config: "StackConfig", parameters: int) -> int:
-    """fp32 parameters, and with AdamW two moments as large."""
-    return parameters * (12 if config.file.training_input.hyperparameters.optimizer == "adamw" else 4)
+def trained(config: "StackConfig", size: Dimensions) -> int:
+    """Parameters that need gradients: with LoRA those of the two matrices beside each of a layer's four."""
+    lora = config.file.model.lora
+    return size.parameters if lora is None else size.layers * lora.rank * 16 * size.width
+
+
+def checkpoint_bytes(config: "StackConfig", size: Dimensions) -> int:
+    """fp32 parameters that are trained, and with AdamW two moments as large."""
+    return trained(config, size) * (12 if config.file.training_input.hyperparameters.optimizer == "adamw" else 4)
 
 
 def trainers(config: "StackConfig", accelerators: int) -> int:

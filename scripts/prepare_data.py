@@ -12,7 +12,8 @@ from infra import config
 from scripts import default_corpus
 from scripts.common import UserError, load_stack, progress_bar, run_main
 from trainer.data import check_enough, prepare
-from trainer.prepared import find
+from trainer.pairs import PARTS
+from trainer.prepared import Prepared, find
 from trainer.spec import InputError, JobSpec
 from trainer.storage import Progress, explain, new_file, open_storage
 from trainer.tokenizer import GPT2_FILES, GPT2_HUB, gpt2
@@ -49,10 +50,28 @@ def prepare_here(stack: config.StackConfig) -> None:
             prepared = prepare(storage, job.data, job.fingerprint, _steps(advance))
     check_enough(prepared, job.hyperparameters.sequence_length, job.hyperparameters.batch_size)
     train, held_out = prepared.manifest.train, prepared.manifest.validation
+    if prepared.manifest.test is not None:
+        print(f"data: {stack.text.name}, {pairs_in_words(prepared, job.hyperparameters.sequence_length)}")
+        return
     print(
         f"data: {stack.text.name}, {train.tokens:,} tokens to train on and {held_out.tokens:,} held out, vocabulary"
         f" {prepared.manifest.vocabulary_size:,}, unigram entropy {held_out.unigram_entropy:.2f} nats a token"
     )
+
+
+def pairs_in_words(prepared: Prepared, sequence_length: int) -> str:
+    """How many pairs there are, and what was done to them."""
+    manifest, counts = prepared.manifest, {part: len(prepared.examples(part)) for part in PARTS}
+    held_out = manifest.validation
+    truncated = sum(prepared.truncated(part, sequence_length) for part in PARTS)
+    words = [
+        f"{counts['train']:,} pairs to train on, {counts['validation']:,} held out, {counts['test']:,} to test on",
+        f"vocabulary {manifest.vocabulary_size:,}",
+        f"unigram entropy of the completions {held_out.unigram_entropy:.2f} nats a token",
+        f"{truncated:,} prompts cut at their beginning to fit sequenceLength {sequence_length}" if truncated else "",
+        f"{manifest.skipped:,} bad lines left out" if manifest.skipped else "",
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def prepare_for_google(stack: config.StackConfig) -> None:

@@ -21,6 +21,7 @@ from scripts.common import (
     run_main,
     stack_bucket,
 )
+from trainer.pairs import PairFile
 from trainer.storage import Storage, open_storage
 from trainer.text import check_text, decode, size_of
 
@@ -124,6 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
         _tell(text, locked=True)
         return 0
     path = Path(options.file)
+    if path.suffix.lower() == ".jsonl":
+        _check_pairs(path)
     if options.bucket is None and stack_bucket(options.stack).startswith("gs://"):
         _upload_to_stack(options.stack, path)
         _tell(path, locked=True)
@@ -133,6 +136,19 @@ def main(arguments: list[str] | None = None) -> int:
     _say(storage, uploaded)
     _tell(path, locked=False)
     return 0
+
+
+def _check_pairs(path: Path) -> None:
+    """Says which lines would be refused. Not an error: the stack file may let some be left out, or take it for text."""
+    size = size_of(path, str(path))
+    pairs = PairFile(path, str(path), skip=size)
+    count = sum(1 for _ in pairs)
+    print(f"{path}: {count:,} pairs of prompt and completion")
+    if pairs.skipped:
+        print(
+            f"{path}:{pairs.bad[0]}: one of {pairs.skipped:,} bad lines: a run refuses the file, unless there is"
+            f" data.skipBadLines: {pairs.skipped}"
+        )
 
 
 def _upload_to_stack(stack: str, path: Path) -> None:

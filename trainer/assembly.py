@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from trainer import model as model_module
-from trainer.batches import Batches, Windows
+from trainer.batches import Batches, Examples, PairBatches, Windows
 from trainer.device import peak_speed, pick
 from trainer.export import export
 from trainer.model import Flat, Loss
@@ -68,12 +68,15 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
             f" positions of {spec.model.initialize}; lower it"
         )
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
-    model.train(hyper.dropout > 0)
+    model.train(hyper.dropout > 0 or (spec.model.lora is not None and spec.model.lora.dropout > 0))
     scaled = precision == torch.float16
-    told = {"peak": peak_speed(device, precision, model, hyper.sequence_length), "scaled": scaled}
+    pairs = spec.data.format == "pairs"
+    # Of pairs, tokens that count are a part of those that are computed; with LoRA, not all gradients are.
+    peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
+    told = {"peak": peak, "scaled": scaled}
     progress = Progress(scale=FP16_SCALE if scaled else 1.0)
     hold = _hold(parts, model, tokenizer, device, precision, progress, told)
-    held_out = prepared.tokens("validation")
+    batches, validation = _pairs(parts, prepared) if pairs else _text(parts, prepared)
     kind = LocalTrainer if spec.parallel.synchronization == "local" else Trainer
     trainer = kind(
         spec,
@@ -81,8 +84,8 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         model=model,
         loss=hold.loss,
         zero=hold.zero,
-        batches=Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed),
-        validation=Windows(held_out, hyper.sequence_length),
+        batches=batches,
+        validation=validation,
         cluster=parts.cluster,
         journal=parts.journal,
         device=device,
@@ -90,12 +93,45 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         stopping=parts.stopping if parts.processes is None else lambda: False,  # they leave together: Together.quorum
     )
     if parts.processes is None:
-        first = held_out.read(0, min(PROMPT, len(held_out))).tolist()
-        trainer.sampler = Sampler(parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log)
+        longest = model.config.n_positions // 2 if pairs else PROMPT
+        first = _prompt(prepared, pairs, longest)
+        trainer.sampler = Sampler(
+            parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log, longest=longest
+        )
     trainer.exported = hold.exported
     trainer.parts, trainer.tokenizer = parts, tokenizer
     trainer.unigram_entropy = prepared.manifest.validation.unigram_entropy
     return trainer
+
+
+def _text(parts: "Parts", prepared: Prepared) -> tuple[Batches, Windows]:
+    hyper = parts.spec.hyperparameters
+    batches = Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed)
+    return batches, Windows(prepared.tokens("validation"), hyper.sequence_length)
+
+
+def _pairs(parts: "Parts", prepared: Prepared) -> tuple[PairBatches, Examples]:
+    hyper, manifest = parts.spec.hyperparameters, prepared.manifest
+    length, examples = hyper.sequence_length, prepared.examples("train")
+    batches = PairBatches(prepared.tokens("train"), examples, hyper.batch_size, length, hyper.seed)
+    validation = Examples(prepared.tokens("validation"), prepared.examples("validation"), length)
+    if manifest.skipped:
+        parts.process.log(f"data: {manifest.skipped:,} bad lines were left out")
+    if truncated := prepared.truncated("train", length):
+        parts.process.log(
+            f"data: {truncated:,} of {len(examples):,} examples are longer than sequenceLength {length}: the beginning"
+            " of their prompts is cut off"
+        )
+    return batches, validation
+
+
+def _prompt(prepared: Prepared, pairs: bool, longest: int) -> list[int]:
+    """What samples continue: the held-out text's beginning, or a held-out prompt's end, as its completion follows."""
+    held_out, start, end = prepared.tokens("validation"), 0, longest
+    if pairs:
+        end = int(prepared.examples("validation")["prompt"][0])  # the first example begins at 0
+        start = max(0, end - longest)
+    return [int(token) for token in held_out.read(start, min(end, len(held_out)))]
 
 
 @dataclass(frozen=True)
@@ -118,19 +154,29 @@ def _hold(
     told: dict[str, Any],
 ) -> _Hold:
     spec, hyper, log = parts.spec, parts.spec.hyperparameters, parts.process.log
+    masked = spec.data.format == "pairs"
     if parts.processes is not None:
         from trainer.parallel.fsdp import Sharded  # its imports take a second, and no other engine needs them
 
         if hyper.compile:
             log("hyperparameters.compile means nothing to fsdp: going on without it")
         sharded = Sharded(
-            model, hyper, device, precision, parts.processes.mesh, parts.checkpoints, parts.journal, progress, told
+            model,
+            hyper,
+            device,
+            precision,
+            parts.processes.mesh,
+            parts.checkpoints,
+            parts.journal,
+            progress,
+            told,
+            masked=masked,
         )
         return _Hold(sharded, sharded.loss, sharded.zero, lambda: sharded.exported or model)
     flat = Flat(model, device)
-    loss = model_module.make_loss(model, precision, device)
+    loss = model_module.make_loss(model, precision, device, masked=masked)
     if hyper.compile:
-        loss = model_module.compiled(loss, log)
+        loss = model_module.compiled(loss, log, dynamic=masked)
 
     def begin() -> None:
         flat.parameters.copy_(Flat(model_module.build(spec.model, tokenizer, 0.0, hyper.seed), device).parameters)

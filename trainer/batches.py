@@ -10,6 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOKEN = np.dtype("<u2")  # how a token lies in a file
+# Where an example of pairs lies among the tokens of its part: prompt, completion, end-of-text. line: of the source.
+EXAMPLE = np.dtype([("start", "<u8"), ("prompt", "<u4"), ("tokens", "<u4"), ("line", "<u8")])
+IGNORED = -100  # a target that does not count
+MULTIPLE = 8  # rows of pairs are padded to such a length, so that there are few shapes
+GROUP = 50  # batches of pairs whose examples are sorted by length
 PIECE_TOKENS = 16384  # most tokens of a micro-batch, unless microBatchSize says otherwise
 
 Indices = NDArray[np.int64]
@@ -60,6 +65,10 @@ class Windows:
         """At most n windows from the start, in the order of the text: what is validated on."""
         return np.arange(min(n, len(self)), dtype=np.int64)
 
+    def counted(self, indices: Sequence[int] | Indices) -> int:
+        """How many targets count."""
+        return len(indices) * self._sequence_length
+
     def rows(self, indices: Sequence[int] | Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(inputs, targets) of shape (len(indices), sequence_length): the target is the token after the input."""
         length = self._sequence_length
@@ -69,31 +78,123 @@ class Windows:
         return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
 
 
-class Batches(Windows):
-    """Every window once an epoch, each epoch in an order of its own; steps walk on across the border of epochs."""
+def cut(examples: NDArray[np.void], sequence_length: int) -> Indices:
+    """How many tokens each example loses at its beginning: its inputs are all tokens but the last."""
+    return np.maximum(examples["tokens"].astype(np.int64) - 1 - sequence_length, 0)
 
-    def __init__(self, tokens: Tokens, batch_size: int, sequence_length: int, seed: int) -> None:
-        super().__init__(tokens, sequence_length)
-        self._batch_size = batch_size
-        self._seed = seed
+
+def fits(examples: NDArray[np.void], sequence_length: int) -> NDArray[np.bool_]:
+    """Whether something of the prompt is left before the completion, of each example."""
+    return cut(examples, sequence_length) < examples["prompt"]
+
+
+class Examples:
+    """Examples of pairs, one a row: the loss counts on the completion and end-of-text. They must fit, see fits()."""
+
+    def __init__(self, tokens: Tokens, examples: NDArray[np.void], sequence_length: int) -> None:
+        self._tokens = tokens
+        self._sequence_length = sequence_length
+        self._cut = cut(examples, sequence_length)
+        self._start = examples["start"].astype(np.int64) + self._cut
+        self._prompt = examples["prompt"].astype(np.int64) - self._cut
+        self._length = examples["tokens"].astype(np.int64) - self._cut
+
+    def __len__(self) -> int:
+        return len(self._length)
+
+    def first(self, n: int) -> Indices:
+        """At most n examples, evenly spread over the file, which may be sorted; in order of their length."""
+        n = min(n, len(self))
+        return self._by_length(np.arange(n, dtype=np.int64) * len(self) // max(n, 1))
+
+    def counted(self, indices: Sequence[int] | Indices) -> int:
+        """How many targets count."""
+        return int((self._length[indices] - self._prompt[indices]).sum())
+
+    def rows(self, indices: Sequence[int] | Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(inputs, targets), as long as the longest of them needs. Padded at the end, where no target counts.
+
+        A causal model computes the same with and without what stands after a token.
+        """
+        most = int(self._length[indices].max()) - 1
+        width = min(-(-most // MULTIPLE) * MULTIPLE, self._sequence_length)
+        inputs = np.zeros((len(indices), width), np.int64)
+        targets = np.full((len(indices), width), IGNORED, np.int64)
+        for i, index in enumerate(indices):
+            start, length, prompt = int(self._start[index]), int(self._length[index]), int(self._prompt[index])
+            tokens = self._tokens.read(start, start + length)
+            inputs[i, : length - 1] = tokens[:-1]
+            targets[i, prompt - 1 : length - 1] = tokens[prompt:]
+        return inputs, targets
+
+    def _by_length(self, indices: Indices) -> Indices:
+        return indices[np.argsort(self._length[indices], kind="stable")]
+
+
+class _Epochs:
+    """Every row once an epoch, each epoch in an order of its own; steps walk on across the border of epochs."""
+
+    _count: int  # rows
+    _batch_size: int
+    _seed: int
+
+    def _begin(self, count: int, batch_size: int, seed: int) -> None:
+        self._count, self._batch_size, self._seed = count, batch_size, seed
         self._order = lru_cache(maxsize=2)(self._permutation)  # a batch at the border needs two
 
     def batch(self, step: int) -> Indices:
-        """The windows of a step, counted from 0: shape (batch_size,), in order."""
+        """The rows of a step, counted from 0: shape (batch_size,), in order."""
         position = step * self._batch_size
         stop = position + self._batch_size
         parts = []
         while position < stop:
-            epoch, offset = divmod(position, len(self))
+            epoch, offset = divmod(position, self._count)
             parts.append(self._order(epoch)[offset : offset + stop - position])
             position += len(parts[-1])
         return np.concatenate(parts)
 
     def _permutation(self, epoch: int) -> Indices:
+        return self._shuffled(self._count, epoch)
+
+    def _shuffled(self, count: int, *salt: int) -> Indices:
         # Not Generator.permutation: NumPy keeps the raw numbers the same in all versions, and that alone. All
         # machines of a run, and a run resumed years later, must agree.
-        numbers = np.random.PCG64(np.random.SeedSequence([self._seed, epoch])).random_raw(len(self))
+        numbers = np.random.PCG64(np.random.SeedSequence([self._seed, *salt])).random_raw(count)
         return np.argsort(np.asarray(numbers), kind="stable").astype(np.int64)
+
+
+class Batches(_Epochs, Windows):
+    """Windows of a text, shuffled."""
+
+    def __init__(self, tokens: Tokens, batch_size: int, sequence_length: int, seed: int) -> None:
+        Windows.__init__(self, tokens, sequence_length)
+        self._begin(len(self), batch_size, seed)
+
+
+class PairBatches(_Epochs, Examples):
+    """Examples of pairs, shuffled; the rows of a batch are of about one length, the shortest first."""
+
+    def __init__(
+        self, tokens: Tokens, examples: NDArray[np.void], batch_size: int, sequence_length: int, seed: int
+    ) -> None:
+        Examples.__init__(self, tokens, examples, sequence_length)
+        self._begin(len(self), batch_size, seed)
+
+    def batch(self, step: int) -> Indices:
+        """The examples of a step, counted from 0: shape (batch_size,), in order of their length."""
+        return self._by_length(super().batch(step))
+
+    def _permutation(self, epoch: int) -> Indices:
+        """In groups of batches: examples sorted by length, and then the batches shuffled."""
+        order, size = super()._permutation(epoch), self._batch_size
+        first = -epoch * self._count % size  # belongs to a batch that the epoch before began
+        for number, start in enumerate(range(first, self._count, GROUP * size)):
+            group = self._by_length(order[start : start + GROUP * size])
+            whole = len(group) // size  # the last batch may go on in the next epoch
+            batches = group[: whole * size].reshape(whole, size)
+            group[: whole * size] = batches[self._shuffled(whole, epoch, 1 + number)].reshape(-1)
+            order[start : start + GROUP * size] = group
+        return order
 
 
 def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> list[slice]:

@@ -15,34 +15,33 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from trainer import pair_tokens
 from trainer import tokenizer as vocabularies
-from trainer.batches import TOKEN
+from trainer.batches import fits
+from trainer.pairs import PARTS, PairFile, count_problem
 from trainer.prepared import (
     Manifest,
     Name,
     Prepared,
     Progress,
-    Shard,
-    Split,
     cache_folder,
     damaged,
     fetch,
     find,
-    sha256_of,
 )
+from trainer.shards import Shards
 from trainer.spec import Data, InputError
 from trainer.spec import fingerprint as fingerprint_of
 from trainer.storage import Conflict, Storage, open_storage
 from trainer.text import MIB, chunks, decode, held_out_start, read, size_of
 
-TOKENS_PER_SHARD = 100_000_000  # 200 MB: a few seconds to fetch, and one can be fetched again
 SAMPLE = 64 * MIB  # bytes that a vocabulary is trained on at most, spread evenly: more changes hardly a merge
 ALONE = 32 * MIB  # bytes below which starting processes takes longer than it saves
 
@@ -72,16 +71,28 @@ def prepare(
     try:
         text = _local_text(storage, data.path, fingerprint, cache or cache_folder(), name)
         size = size_of(text, name)
-        border = held_out_start(text, size, data.validation_fraction)
-        if not 0 < border < size:
-            raise InputError(f"{name}: {size} bytes are too small to train on: give a longer text")
         folder = f"data/{fingerprint}/{data.tokens_key()}"
-        _check_disk(storage.local_path(folder), 2 * size if data.tokenizer == "byte" else size, name)
-        tokenizer, content = _claim_tokenizer(storage, folder, data, _sample(text, border, name))
+        pairs = PairFile(text, name, data.skip_bad_lines) if data.format == "pairs" else None
+        border = size if pairs else held_out_start(text, size, data.validation_fraction)
+        if not pairs and not 0 < border < size:
+            raise InputError(f"{name}: {size} bytes are too small to train on: give a longer text")
+        needed = (2 * size if data.tokenizer == "byte" else size) + (size if pairs else 0)  # pairs: their texts, too
+        _check_disk(storage.local_path(folder), needed, name)
+        sample = pair_tokens.sample(pairs, data) if pairs else _sample(text, border, name)
+        tokenizer, content = _claim_tokenizer(storage, folder, data, sample)
         with tempfile.TemporaryDirectory(prefix="gpt2-tokens-") as work:
-            run = _Encoding(storage, folder, text, name, tokenizer, content, Path(work), processes)
-            train = run.split("train", 0, border, lambda done: report(done, size))
-            validation = run.split("validation", border, size, lambda done: report(border + done, size))
+            if pairs:
+                parts = pair_tokens.write(
+                    storage, folder, pairs, data, tokenizer, Path(work), lambda done: report(done, size)
+                )
+            else:
+                run = _Encoding(storage, folder, text, name, tokenizer, content, Path(work), processes)
+                train = run.split("train", 0, border, lambda done: report(done, size))
+                validation = run.split("validation", border, size, lambda done: report(border + done, size))
+                parts = {
+                    "train": train.summary(border, train.counts),
+                    "validation": validation.summary(size - border, train.counts),
+                }
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -91,14 +102,20 @@ def prepare(
         tokenizer=data.tokenizer,
         tokenizer_sha256=hashlib.sha256(content).hexdigest(),
         vocabulary_size=tokenizer.get_vocab_size(),
-        train=train.summary(border, train.counts),
-        validation=validation.summary(size - border, train.counts),
+        skipped=pairs.skipped if pairs else 0,
+        **parts,
     )
     return _commit(storage, folder, manifest, lambda: find(storage, data, fingerprint))
 
 
 def check_enough(prepared: Prepared, sequence_length: int, batch_size: int) -> None:
-    """Raises InputError if a batch would have to hold a sequence twice, or nothing could be validated."""
+    """Raises InputError if a batch would have to hold a sequence twice, or nothing could be validated.
+
+    Of pairs also if one's completion alone is longer than a sequence, or there is none to test on.
+    """
+    if prepared.manifest.test is not None:
+        _check_pairs(prepared, sequence_length, batch_size)
+        return
     for name, split, sequences, cure in (
         ("training", prepared.manifest.train, batch_size, "lower batchSize or sequenceLength"),
         ("held-out", prepared.manifest.validation, 1, "raise data.validationFraction, lower sequenceLength"),
@@ -111,47 +128,18 @@ def check_enough(prepared: Prepared, sequence_length: int, batch_size: int) -> N
             )
 
 
-@dataclass
-class _Shards:
-    """A stream of tokens on its way into shards."""
-
-    storage: Storage
-    folder: str
-    name: Name
-    work: Path
-    counts: NDArray[np.int64]  # how often each token occurs
-    shards: list[Shard] = field(default_factory=list)
-    written: int = 0  # tokens in the open shard
-
-    def add(self, tokens: NDArray[np.uint16]) -> None:
-        self.counts += np.bincount(tokens, minlength=len(self.counts))
-        while len(tokens):
-            part = tokens[: TOKENS_PER_SHARD - self.written]
-            with self._file.open("ab") as file:
-                file.write(part.astype(TOKEN).data)
-            self.written += len(part)
-            tokens = tokens[len(part) :]
-            if self.written == TOKENS_PER_SHARD:
-                self.close()
-
-    def close(self) -> None:
-        if not self.written:
-            return
-        shard = Shard(name=self._file.name, tokens=self.written, sha256=sha256_of(self._file))
-        self.storage.upload(self._file, f"{self.folder}/{shard.name}")
-        self._file.unlink()
-        self.shards.append(shard)
-        self.written = 0
-
-    @property
-    def _file(self) -> Path:
-        return self.work / f"{self.name}-{len(self.shards):05d}.bin"
-
-    def summary(self, size: int, training: NDArray[np.int64]) -> Split:
-        tokens = int(self.counts.sum())
-        logs = np.log((training + 1) / (training.sum() + len(training)))
-        entropy = -float(self.counts @ logs) / max(tokens, 1)
-        return Split(bytes=size, tokens=tokens, unigram_entropy=entropy, shards=self.shards)
+def _check_pairs(prepared: Prepared, sequence_length: int, batch_size: int) -> None:
+    found = {part: prepared.examples(part) for part in PARTS}
+    if problem := count_problem({part: len(examples) for part, examples in found.items()}, batch_size):
+        raise InputError(f"data.path: {problem}")
+    long = [example for part in PARTS for example in found[part][~fits(found[part], sequence_length)]]
+    if long:
+        line, tokens = min((int(example["line"]), int(example["tokens"] - example["prompt"])) for example in long)
+        others = f" (as {len(long) - 1:,} others)" if len(long) > 1 else ""
+        raise InputError(
+            f"data.path: the completion in line {line}{others} has {tokens:,} tokens with end-of-text, more than"
+            f" sequenceLength, {sequence_length:,}: shorten it, or raise sequenceLength"
+        )
 
 
 @dataclass(frozen=True)
@@ -165,10 +153,10 @@ class _Encoding:
     work: Path
     processes: int | None
 
-    def split(self, name: Name, start: int, end: int, report: Callable[[int], None]) -> _Shards:
+    def split(self, name: Name, start: int, end: int, report: Callable[[int], None]) -> Shards:
         """Encodes bytes start to end of the text. Cuts depend on the text alone, so its tokens do too."""
         counts = np.zeros(self.tokenizer.get_vocab_size(), np.int64)
-        shards = _Shards(self.storage, self.folder, name, self.work, counts)
+        shards = Shards(self.storage, self.folder, name, self.work, counts)
         for done, tokens in self._encoded(start, end):
             shards.add(tokens)
             report(done - start)

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
-from trainer import manifest
+from trainer import lora, manifest
 from trainer.model import EXPORTED_ACTIVATION
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, Lora
 from trainer.storage import Storage
 from trainer.tokenizer import save as save_tokenizer
 
@@ -24,12 +24,17 @@ def export(
     facts: dict[str, float],
     scratch: Path | None = None,
 ) -> None:
-    """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss, unigram_entropy (nats)."""
+    """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss, unigram_entropy (nats).
+
+    Of LoRA the model is the merged one, and the matrices alone lie in its folder adapter/, as peft has them.
+    """
     disable_progress_bar()  # of one file
     prefix = f"runs/{spec.run}/model"
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made)
-        _exportable(model, tokenizer.get_vocab_size()).save_pretrained(folder)
+        _exportable(model, tokenizer.get_vocab_size(), adapted=spec.model.lora is not None).save_pretrained(folder)
+        if spec.model.lora is not None:
+            lora.save(model, spec.model.initialize or "", folder / "adapter")
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
         written = manifest.write_manifest(folder, run=spec.run)
@@ -37,7 +42,7 @@ def export(
             storage.upload(folder / name, f"{prefix}/{name}")
 
 
-def _exportable(model: GPT2LMHeadModel, vocabulary: int) -> GPT2LMHeadModel:
+def _exportable(model: GPT2LMHeadModel, vocabulary: int, *, adapted: bool = False) -> GPT2LMHeadModel:
     """A copy on the CPU with GPT-2's own activation name and without the rows that pad the vocabulary."""
     config = type(model.config).from_dict(model.config.to_dict())
     config.activation_function = EXPORTED_ACTIVATION
@@ -50,12 +55,18 @@ def _exportable(model: GPT2LMHeadModel, vocabulary: int) -> GPT2LMHeadModel:
     copy.tie_weights()
     target = copy.state_dict()
     with torch.no_grad():
-        for name, value in model.state_dict().items():
+        for name, value in lora.merged(model) if adapted else model.state_dict().items():
             target[name].copy_(value[: target[name].shape[0]])
     copy.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
     )
     return copy.eval()
+
+
+def _trained(lora: Lora | None) -> str:
+    if lora is None:
+        return "all parameters"
+    return f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}; merged into these weights, and alone in `adapter/`"
 
 
 def card(spec: JobSpec, model: GPT2LMHeadModel, facts: dict[str, float]) -> str:
@@ -80,6 +91,7 @@ trained by gpt2-training on `{Path(spec.data.path).name}` ({tokens:,} tokens in 
 | optimizer | {hyper.optimizer}, learning rate {hyper.learning_rate:g}, {hyper.schedule} schedule |
 | tokenizer | {spec.data.tokenizer} |
 | started from | {spec.model.initialize or f"random weights, seed {hyper.seed}"} |
+| trained | {_trained(spec.model.lora)} |
 
 ```python
 from transformers import pipeline

@@ -5,6 +5,7 @@ ours is how it is called: no cache, no dropout modules in the way, no full fp32 
 """
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torch import Tensor
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
+from trainer import lora
+from trainer import manifest as manifests
 from trainer import tokenizer as vocabularies
 from trainer.layout import Layout, padded, total
 from trainer.prepared import cache_folder
 from trainer.spec import InputError, Model
-from trainer.storage import open_storage
+from trainer.storage import Storage, open_storage
 
 # GPT-2's activation is the tanh approximation of GELU. transformers computes "gelu_new" in five operations and
 # "gelu_pytorch_tanh", the same function, in one: 20 to 40 % faster on CPU. We train with one and export the other.
@@ -29,6 +32,8 @@ TRAINED_ACTIVATION, EXPORTED_ACTIVATION = "gelu_pytorch_tanh", "gelu_new"
 ATTENTION = "gpt2_training_causal"
 ALIGNMENT = 64  # of the table of tokens, in rows
 CHUNK = 4096  # tokens whose logits exist at one time
+RUN_MODEL = re.compile(r"runs/.+/model")  # in a bucket
+FEW = 8  # runs named in an error
 
 
 def _causal_attention(
@@ -57,12 +62,14 @@ AttentionInterface.register(ATTENTION, _causal_attention)
 def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2LMHeadModel:
     """A model on the CPU in fp32: from its dimensions and the seed, or from a checkpoint.
 
-    A new model's table of tokens is padded to a multiple of 64 for speed, and export cuts the padding off.
+    A new model's table of tokens is padded to a multiple of 64 for speed, and export cuts the padding off. With LoRA,
+    only its matrices need gradients.
     Raises InputError if a checkpoint cannot be had or does not fit.
     """
     vocabulary, end = tokenizer.get_vocab_size(), vocabularies.end_of_text(tokenizer)
     if spec.initialize is not None:
-        return _from_checkpoint(spec.initialize, vocabulary, dropout)
+        model = _from_checkpoint(spec.initialize, vocabulary, dropout)
+        return model if spec.lora is None else lora.adapt(model, spec.lora, seed)
     layers, heads, width = spec.dimensions()
     config = GPT2Config(
         vocab_size=-(-vocabulary // ALIGNMENT) * ALIGNMENT,
@@ -104,6 +111,7 @@ def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHead
             )
         _train_settings(config, dropout)
         verbosity = logging.get_verbosity()
+        logging.disable_progress_bar()
         logging.set_verbosity_error()  # what does not fit is said below, in one line instead of a table
         try:
             model, found = GPT2LMHeadModel.from_pretrained(
@@ -131,7 +139,10 @@ def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHead
 
 
 def fetch_folder(source: str) -> str:
-    """`source` itself if it is a folder or a hub id; a gs:// folder is downloaded to the cache first."""
+    """`source` itself if it is a folder or a hub id; a gs:// folder is downloaded to the cache first.
+
+    Raises InputError if it is not there, or is a run's model that is not whole.
+    """
     if not source.startswith("gs://"):
         folder = Path(source).expanduser()
         if folder.is_dir() or source.startswith(("/", ".", "~")):
@@ -143,10 +154,22 @@ def fetch_folder(source: str) -> str:
     storage, target = open_storage(f"gs://{bucket}"), cache_folder() / "models" / bucket / prefix
     entries = storage.list(prefix)
     if not entries:
-        raise InputError(f"model.initialize: nothing lies at {source}")
+        raise InputError(f"model.initialize: nothing lies at {source}; {_others(storage, prefix)}")
     for entry in entries:
         storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
+    # Written last: what a run exports is there with it.
+    if RUN_MODEL.fullmatch(prefix.rstrip("/")) and (wrong := manifests.verify_manifest(target)):
+        raise InputError(f"model.initialize: the model at {source} is not whole ({wrong[0]}); wait for its run to end")
     return str(target)
+
+
+def _others(storage: Storage, prefix: str) -> str:
+    """What to do if a run's model is not there: the finished runs beside it, if any."""
+    if not RUN_MODEL.fullmatch(prefix.rstrip("/")):
+        return "give the address of a checkpoint's folder"
+    ending = f"/model/{manifests.NAME}"
+    runs = [e.path.removeprefix("runs/").removesuffix(ending) for e in storage.list("runs") if e.path.endswith(ending)]
+    return f"finished runs there: {', '.join(runs[-FEW:]) or 'none'}"
 
 
 def first_line(error: BaseException) -> str:
@@ -154,16 +177,18 @@ def first_line(error: BaseException) -> str:
 
 
 def layout_of(model: GPT2LMHeadModel) -> Layout:
-    """Where each tensor lies in a flat vector of all parameters; matrices and embeddings decay."""
+    """Where each tensor lies in a flat vector of all trained parameters; matrices and embeddings decay."""
     layout, end = [], 0
     for name, parameter in reversed(list(model.named_parameters())):  # tied weights appear once
+        if not parameter.requires_grad:
+            continue
         layout.append((name, end, parameter.numel(), parameter.dim() >= 2))
         end += padded(parameter.numel())
     return layout
 
 
 class Flat:
-    """All parameters as views of one vector, and their gradients as views of another.
+    """All trained parameters as views of one vector, and their gradients as views of another.
 
     Order: reverse of the forward pass, so that gradients get ready from the front. Each tensor starts at a multiple
     of 64 elements. One vector is what members send each other, what a checkpoint holds, and what parameter servers
@@ -197,7 +222,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
-        differentiate = ctx.needs_input_grad[0]
+        differentiate, trained = ctx.needs_input_grad[:2]  # LoRA leaves the weight as it is
         total = torch.zeros((), device=hidden.device)
         hidden_parts, weight_gradient = [], None
         for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
@@ -209,21 +234,27 @@ class _HeadLoss(torch.autograd.Function):
                 if scale != 1.0:
                     gradient = gradient.mul_(scale)
                 hidden_parts.append((gradient @ weight).to(hidden.dtype))
-                product = (gradient.T @ part).to(weight.dtype)
-                weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
+                if trained:
+                    product = (gradient.T @ part).to(weight.dtype)
+                    weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         if differentiate:
             whole = hidden_parts[0] if len(hidden_parts) == 1 else torch.cat(hidden_parts)
             ctx.save_for_backward(whole, weight_gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * outputs[0], weight_gradient * outputs[0], None, None
+        for_weight = None if weight_gradient is None else weight_gradient * outputs[0]
+        return hidden_gradient * outputs[0], for_weight, None, None
 
 
-def make_loss(model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torch.device) -> Loss:
+def make_loss(
+    model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torch.device, *, masked: bool = False
+) -> Loss:
     """(inputs, targets, scale), both int64 [rows, T], -> the summed cross-entropy in nats, a scalar.
+
+    masked: some targets are negative and do not count (trainer.batches.IGNORED).
 
     A sum, not a mean: sums of micro-batches add up, whoever computed them. `scale` multiplies its gradient, not itself.
     """
@@ -232,21 +263,28 @@ def make_loss(model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torc
     def loss(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
             hidden = transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            result: Tensor = _HeadLoss.apply(hidden, weight, targets.flatten(), scale)
+            wanted = targets.flatten()
+            if masked:  # before the head, which is a large part of the work
+                counted = wanted >= 0
+                hidden, wanted = hidden[counted], wanted[counted]
+            result: Tensor = _HeadLoss.apply(hidden, weight, wanted, scale)
             return result
 
     return loss
 
 
-def compiled(loss: Loss, log: Callable[[str], None]) -> Loss:
-    """`loss` through torch.compile; if compiling fails, it says so once and goes on eagerly."""
+def compiled(loss: Loss, log: Callable[[str], None], *, dynamic: bool = False) -> Loss:
+    """`loss` through torch.compile; if compiling fails, it says so once and goes on eagerly.
+
+    dynamic: the shapes of its tensors vary from call to call.
+    """
     chosen: Loss | None = None
 
     def call(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         nonlocal chosen
         if chosen is None:
             try:
-                fast: Loss = torch.compile(loss, dynamic=False)
+                fast: Loss = torch.compile(loss, dynamic=dynamic)
                 result = fast(inputs, targets, scale)
                 chosen = fast
                 return result

@@ -3,6 +3,7 @@
     data/<fingerprint>/<tokens key>/
         tokenizer.json
         train-00000.bin ... validation-00000.bin    uint16, little-endian, no header
+        train-examples.bin, train.jsonl ...         of pairs: where an example's tokens are (batches.EXAMPLE); its line
         manifest.json                               written last: without it nothing is there
 
 trainer/data.py makes them. Nothing here imports torch.
@@ -17,15 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from trainer import tokenizer as vocabularies
-from trainer.batches import TOKEN, Tokens
+from trainer.batches import EXAMPLE, TOKEN, Tokens, cut
+from trainer.pairs import Pair, Part, parse
 from trainer.spec import Data, InputError, Strict
 from trainer.storage import Storage
 
-Name = Literal["train", "validation"]
+Name = Part
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 log = logging.getLogger(__name__)
@@ -37,12 +41,29 @@ class Shard(Strict):
     sha256: str
 
 
+class Listing(Strict):
+    name: str
+    bytes: int
+    sha256: str
+
+
 class Split(Strict):
     bytes: int  # of text
     tokens: int
-    # nats a token, of a model that knows only how often each token occurs in the training part, every count plus one
+    # nats a token, of a model that knows only how often each token occurs in the training part, every count plus one;
+    # of pairs: a token of a completion or its end-of-text
     unigram_entropy: float
     shards: list[Shard]
+    # Of pairs.
+    examples: int | None = None
+    index: Listing | None = None
+    lines: Listing | None = None
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Names and sizes in bytes."""
+        sizes = {shard.name: shard.tokens * TOKEN.itemsize for shard in self.shards}
+        return sizes | {listing.name: listing.bytes for listing in (self.index, self.lines) if listing is not None}
 
 
 class Manifest(Strict):
@@ -53,6 +74,8 @@ class Manifest(Strict):
     vocabulary_size: int
     train: Split
     validation: Split
+    test: Split | None = None  # of pairs
+    skipped: int = 0  # bad lines of pairs
 
 
 @dataclass(frozen=True)
@@ -76,24 +99,58 @@ class Prepared:
 
         Raises InputError if a shard is damaged.
         """
-        split: Split = getattr(self.manifest, name)
+        split = self._split(name)
         files = []
         done, total = 0, split.tokens * TOKEN.itemsize
         for shard in split.shards:
-            path = f"{self.folder}/{shard.name}"
             size = shard.tokens * TOKEN.itemsize
-            file = self.storage.local_path(path)
-            if file is None:
-                # Named by its content: what lies there was checked, whichever bucket it came from.
-                file = (cache or cache_folder()) / self.manifest.fingerprint / f"{shard.sha256[:16]}-{shard.name}"
-                fetch(self.storage, path, file, size, shard.sha256)
-            if not file.is_file() or file.stat().st_size != size:
-                raise InputError(damaged(self.storage, path, self.folder))
-            files.append(file)
+            files.append(self._file(shard.name, size, shard.sha256, cache))
             done += size
             if progress:
                 progress(done, total)
         return Tokens(files)
+
+    def examples(self, name: Name, cache: Path | None = None) -> NDArray[np.void]:
+        """Where the examples of a part of pairs lie in its tokens: rows of batches.EXAMPLE, in the file's order.
+
+        Raises InputError if the file is damaged.
+        """
+        index = self._split(name).index
+        assert index is not None
+        return np.fromfile(self._file(index.name, index.bytes, index.sha256, cache), EXAMPLE)
+
+    def pairs(self, name: Name, cache: Path | None = None) -> list[Pair]:
+        """The texts of a part of pairs, in the order of examples(). Raises InputError if the file is damaged."""
+        lines = self._split(name).lines
+        assert lines is not None
+        file = self._file(lines.name, lines.bytes, lines.sha256, cache)
+        try:
+            with file.open("rb") as content:
+                return [parse(line) for line in content]
+        except ValueError:
+            raise InputError(damaged(self.storage, f"{self.folder}/{lines.name}", self.folder)) from None
+
+    def truncated(self, name: Name, sequence_length: int) -> int:
+        """How many examples of a part lose the beginning of their prompt, because they are longer than a sequence."""
+        return int((cut(self.examples(name), sequence_length) > 0).sum())
+
+    def _split(self, name: Name) -> Split:
+        split: Split | None = getattr(self.manifest, name)
+        if split is None:
+            raise InputError(f"{self.storage.url}/{self.folder}: has no {name} part: only pairs have one")
+        return split
+
+    def _file(self, name: str, size: int, sha256: str, cache: Path | None) -> Path:
+        """Where it lies on this machine; fetched and checked if the bucket is elsewhere."""
+        path = f"{self.folder}/{name}"
+        file = self.storage.local_path(path)
+        if file is None:
+            # Named by its content: what lies there was checked, whichever bucket it came from.
+            file = (cache or cache_folder()) / self.manifest.fingerprint / f"{sha256[:16]}-{name}"
+            fetch(self.storage, path, file, size, sha256)
+        if not file.is_file() or file.stat().st_size != size:
+            raise InputError(damaged(self.storage, path, self.folder))
+        return file
 
 
 def cache_folder() -> Path:
@@ -109,8 +166,8 @@ def find(storage: Storage, data: Data, fingerprint: str) -> Prepared | None:
     except (FileNotFoundError, ValidationError):
         return None
     there = {entry.path: entry.size for entry in storage.list(folder)}
-    for shard in manifest.train.shards + manifest.validation.shards:
-        if there.get(f"{folder}/{shard.name}") != shard.tokens * TOKEN.itemsize:
+    for split in filter(None, (manifest.train, manifest.validation, manifest.test)):
+        if any(there.get(f"{folder}/{name}") != size for name, size in split.files.items()):
             return None
     if f"{folder}/tokenizer.json" not in there:
         return None

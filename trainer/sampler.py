@@ -33,11 +33,13 @@ class Sampler:
         held_out: Sequence[int],
         seed: int,
         log: Callable[[str], None],
+        *,
+        longest: int = PROMPT,
     ) -> None:
-        """held_out: token ids that the held-out text begins with."""
+        """held_out: token ids that the held-out text begins with; at most `longest` of them are continued."""
         self._storage, self._run, self._log = storage, run, log
         self._model, self._tokenizer, self._seed = model, tokenizer, seed
-        self._prompt = list(held_out[: min(PROMPT, model.config.n_positions // 2)])
+        self._prompt = list(held_out[: min(longest, model.config.n_positions // 2)])
         self._writer = ThreadPoolExecutor(1, "samples")
         self._begun, self._spent = time.monotonic(), 0.0
 

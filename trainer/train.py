@@ -3,7 +3,8 @@
 A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
 until the vote is in, so a member that is lost in between costs the others nothing but the time to notice. Micro-batch
 i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
-who is there changes neither the global batch nor the order of the data.
+who is there changes neither the global batch nor the order of the data. Of pairs, the tokens that count are those of
+completions.
 
 Who holds parameters and optimizer state, and how gradients are summed, is the engine's: trainer/parallel/.
 """
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trainer.batches import PIECE_TOKENS, Batches, Indices, Windows, pieces
+from trainer.batches import PIECE_TOKENS, Batches, Examples, Indices, PairBatches, Windows, pieces
 from trainer.cluster import Cluster, Quorum
 from trainer.group import GroupFailed
 from trainer.journal import Journal
@@ -85,8 +86,8 @@ class Training:
     model: torch.nn.Module
     loss: Loss
     zero: Callable[[], object]  # sets the gradients to zero
-    batches: Batches
-    validation: Windows
+    batches: Batches | PairBatches
+    validation: Windows | Examples
     cluster: Cluster
     journal: Journal
     device: torch.device
@@ -144,7 +145,7 @@ class Training:
     def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Tensor:
         """Adds up the gradients of this trainer's micro-batches of a step, from zero. Without a quorum: of the first's.
 
-        Returns float64 [summed loss, tokens, 0]. before_last: called before the last backward pass.
+        Returns float64 [summed loss, tokens that count, 0]. before_last: called before the last backward pass.
         """
         hyper = self.spec.hyperparameters
         declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
@@ -156,7 +157,7 @@ class Training:
         mine = range(rank, len(parts), size)
         for i in mine:
             inputs, targets = self._rows(self.batches, indices[parts[i]])
-            if hyper.dropout:  # a function of seed, step and index too, so that it does not depend on who computes it
+            if self.model.training:  # dropout, a function of seed, step and index too: who computes it does not matter
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets, self.progress.scale)
             if i == mine[-1]:
@@ -164,10 +165,10 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             self.journal.report()  # alive: a step may take long
             vote[0] += loss.detach()
-            vote[1] += targets.numel()
+            vote[1] += self.batches.counted(indices[parts[i]])
         return vote
 
-    def _rows(self, batches: Windows, indices: Indices) -> tuple[Tensor, Tensor]:
+    def _rows(self, batches: Windows | Examples, indices: Indices) -> tuple[Tensor, Tensor]:
         inputs, targets = (torch.from_numpy(rows) for rows in batches.rows(indices))
         if self.device.type == "cuda":
             inputs, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (inputs, targets))
@@ -176,23 +177,24 @@ class Training:
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _evaluate(self, quorum: Quorum) -> None:
-        """Mean loss of the held-out windows, in nats, computed by all trainers together."""
+        """Mean loss of the held-out windows or examples, in nats, computed by all trainers together."""
         windows = self.validation.first(self.spec.evaluation.sequences)
         rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
         self.engine.start(quorum)
         self.engine.ready()
         vote = torch.zeros(2, dtype=torch.float64, device=self.device)
+        training = self.model.training
         self.model.eval()
         with torch.no_grad():
             for part in parts[quorum.rank :: len(quorum.trainers)]:
                 inputs, targets = self._rows(self.validation, part)
                 vote[0] += self.loss(inputs, targets, 1.0)
-                vote[1] += targets.numel()
+                vote[1] += self.validation.counted(part)
         self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
         if self.sampler is not None and self.leads:  # here the others wait anyway, and no step's time is measured
             self.sampler.take(self.progress.step)
-        self.model.train(self.spec.hyperparameters.dropout > 0)
+        self.model.train(training)
         vote = vote.to(quorum.group.device)
         quorum.group.sum(vote)
         self.progress.evaluated(float(vote[0] / vote[1]))

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from infra.config import StackConfig
 from infra.google.deadline import HOUR, hours_left, record
 from infra.lifecycle import is_finished, standing
+from infra.start import FEW
 from trainer.google_api import API_OFF
+from trainer.manifest import NAME
 from trainer.records import Status
 from trainer.spec import JobSpec
 
@@ -82,6 +84,8 @@ class _Look:
         config, job = self._config, self._job
         status = self._status(bucket)
         found.finished = is_finished(status, job)
+        if not found.finished:
+            self._start(bucket)
         said = standing(status, config.bucket, job)
         if status is None or status.taken_back or found.finished:
             started = ""  # of a launch that was destroyed and starts anew
@@ -99,6 +103,21 @@ class _Look:
         if said is not None:
             attention, line = said
             (pulumi.log.warn if attention else pulumi.log.info)(line, self._parent)
+
+    def _start(self, bucket: str) -> None:
+        """Raises RunError if the run starts from another one of this bucket that has no model."""
+        named, runs, ending = self._job.model.initialize or "", f"gs://{bucket}/runs/", f"/model/{NAME}"
+        if not named.startswith(runs) or self._read(bucket, f"{named.removeprefix(f'gs://{bucket}/')}/{NAME}"):
+            return
+        objects = storage.get_bucket_objects(
+            bucket=bucket, prefix="runs/", match_glob=f"**{ending}", opts=self._options
+        ).bucket_objects
+        paths = [found["name"] for found in objects if found["name"].endswith(ending)]
+        finished = ", ".join(path.removeprefix("runs/").removesuffix(ending) for path in paths[-FEW:]) or "none"
+        raise pulumi.RunError(
+            f"gpt2-training:model.initialize: {named.removeprefix(runs).removesuffix('/model')} has no model in"
+            f" gs://{bucket}; finished are: {finished}"
+        )
 
     def _status(self, bucket: str) -> Status | None:
         path = f"runs/{self._job.run}/status.json"

@@ -6,9 +6,11 @@ Pure but for reading files of this machine, so that a preview needs no credentia
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infra import start
 from infra.data_lock import lock_path, read_lock
 from infra.google.rules import accelerator, machine_type
 from infra.preflight import text_problems
+from infra.stack_file import data_format
 from trainer import spec
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def input_problems(config: "StackConfig") -> list[str]:
                 f" {LARGEST_OBJECT // 2**20} MiB it is not part of the stack; run `python -m scripts.upload_data"
                 f" {named} --stack {config.stack}` and commit {lock_path(config.text).name}"
             )
-    data, start = config.file.data, config.file.model.initialize
+    data = config.file.data
     if data.tokenizer == "gpt2" and vocabulary_folder(config) is None and not nat:
         if data.vocabulary_path is None:
             problems.append(
@@ -54,17 +56,7 @@ def input_problems(config: "StackConfig") -> list[str]:
             problems.append(
                 f"data.vocabularyPath: there is no folder {data.vocabulary_path} with {' and '.join(VOCABULARY_FILES)}"
             )
-    if start is not None and not start.startswith("gs://"):
-        if (config.root / Path(start).expanduser()).is_dir() or start.startswith(("/", ".", "~")):
-            problems.append(
-                f"model.initialize: {start} is a folder here, which the machines cannot read; copy it into a bucket"
-                " (gcloud storage cp -r) and give its gs:// address"
-            )
-        elif not nat:
-            problems.append(
-                f"model.initialize: {start} is on the hub, and the machines have no internet; set network.nat: true,"
-                " or give a gs:// address"
-            )
+    problems += start.problems(config)
     return problems
 
 
@@ -83,12 +75,14 @@ def place(config: "StackConfig") -> "Placed":
     lock = read_lock(config.text)
     fingerprint = lock.fingerprint if lock else spec.fingerprint(config.text)
     path = lock.url if lock else f"{config.data_bucket}/{text_object(config, fingerprint)}"
-    data: dict[str, Any] = {"path": path}
+    data: dict[str, Any] = {"path": path, "format": data_format(config.file.data)}
     if vocabulary_folder(config) is not None:
         data["vocabulary_path"] = f"{config.data_bucket}/vocabulary/gpt2"
-    start = config.file.model.initialize
-    if config.file.data.tokenizer == "checkpoint":
-        data["vocabulary_path"] = start
+    where = content = None
+    if (found := start.locate(config)) is not None:
+        where, content = found.where, found.content
+        if config.file.data.tokenizer == "checkpoint":
+            data["vocabulary_path"] = where
     trainers = [machine_type(config, role) for role in _trainers(config)]
     processes = accelerator(config, "master")[1] if config.file.parallel.parallelism == "fsdp" else 1
     # Hyperthreads do not help matrix products: one thread for each core. All trainers of a run compute alike.
@@ -101,7 +95,7 @@ def place(config: "StackConfig") -> "Placed":
             cluster["trainer_gbps"] = min(known)
         if (gbps := machine_type(config, "ps").gbps) is not None:
             cluster["server_gbps"] = gbps
-    return Placed(fingerprint, data, start, start, cluster)
+    return Placed(fingerprint, data, where, content, cluster)
 
 
 def text_object(config: "StackConfig", fingerprint: str) -> str:

@@ -447,7 +447,8 @@ def test_a_start_checkpoint_counts_by_its_content(root: Path) -> None:
     start = root / "models" / "mine"
     start.mkdir(parents=True)
     (start / "model.safetensors").write_bytes(b"one")
-    wanted = {**values(), "model": {"initialize": "models/mine", "positions": 128}}
+    (start / "config.json").write_text('{"model_type": "gpt2", "n_positions": 128, "vocab_size": 257}')
+    wanted = {**changed("data.tokenizer", "byte"), "model": {"initialize": "models/mine", "positions": 128}}
     first = config.job_spec(config.load(wanted, "local", root))
     assert first.model.initialize == str(start)
     (start / "model.safetensors").write_bytes(b"two")

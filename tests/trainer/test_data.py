@@ -99,7 +99,7 @@ def test_tokens_do_not_depend_on_processes_or_shards(folder: Storage, monkeypatc
     prepared = prepare(folder, data, fingerprint, processes=2)
     one = [prepared.tokens(name).read(0, len(prepared.tokens(name))) for name in ("train", "validation")]
     folder.delete(f"{prepared.folder}/manifest.json")
-    monkeypatch.setattr(data_module, "TOKENS_PER_SHARD", 10_007)
+    monkeypatch.setattr("trainer.shards.TOKENS_PER_SHARD", 10_007)
     again = prepare(folder, data, fingerprint, processes=1)
     two = [again.tokens(name).read(0, len(again.tokens(name))) for name in ("train", "validation")]
     assert len(again.manifest.train.shards) > 3

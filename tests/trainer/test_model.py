@@ -1,6 +1,7 @@
 """The model, its flat vectors and its loss, beside what transformers and torch compute themselves."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from trainer import model as model_module
 from trainer.export import _exportable
+from trainer.manifest import write_manifest
 from trainer.model import ALIGNMENT, EXPORTED_ACTIVATION, TRAINED_ACTIVATION, Flat, build, compiled, make_loss
 from trainer.spec import InputError, Model
+from trainer.storage import open_storage
 from trainer.tokenizer import from_bytes
 
 CPU = torch.device("cpu")
@@ -231,6 +234,22 @@ def test_a_checkpoint_that_is_not_there(tokenizer: Tokenizer, tmp_path: Path) ->
 
 def test_an_empty_folder_is_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert "no config.json" in refused(tokenizer, tmp_path)
+
+
+def test_a_run_in_a_bucket_must_be_finished(
+    tokenizer: Tokenizer, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "bucket" / "runs"
+    monkeypatch.setattr(model_module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(model_module, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
+    source = "gs://bucket/runs/one/model"
+    assert refused(tokenizer, source).endswith(f"nothing lies at {source}; finished runs there: none")
+    shutil.copytree(folder := checkpoint(), runs / "two" / "model")
+    write_manifest(runs / "two" / "model")
+    assert refused(tokenizer, source).endswith("; finished runs there: two")
+    shutil.copytree(folder, runs / "one" / "model")
+    assert "is not whole (manifest.json is missing); wait for its run to end" in refused(tokenizer, source)
+    assert build(Model(initialize="gs://bucket/runs/two/model"), tokenizer, 0.0, 1).config.n_layer == 2
 
 
 def test_another_kind_of_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

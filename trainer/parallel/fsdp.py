@@ -29,12 +29,15 @@ from trainer.spec import Hyperparameters
 class _Root(nn.Module):
     """The model and its loss as one module, so that the head's weight is there while the loss is computed with it."""
 
-    def __init__(self, model: GPT2LMHeadModel, precision: torch.dtype | None, device: torch.device) -> None:
+    def __init__(
+        self, model: GPT2LMHeadModel, precision: torch.dtype | None, device: torch.device, masked: bool
+    ) -> None:
         super().__init__()
-        self.model, self._precision, self._device = model, precision, device
+        self.model, self._precision, self._device, self._masked = model, precision, device, masked
 
     def forward(self, inputs: Tensor, targets: Tensor, scale: float) -> Tensor:
-        return make_loss(self.model, self._precision, self._device)(inputs, targets, scale)  # of what is gathered now
+        loss = make_loss(self.model, self._precision, self._device, masked=self._masked)  # of what is gathered now
+        return loss(inputs, targets, scale)
 
 
 class Sharded:
@@ -56,8 +59,13 @@ class Sharded:
         journal: Journal,
         progress: Progress,
         told: dict[str, Any],
+        *,
+        masked: bool = False,
     ) -> None:
-        """Takes `model` apart in place; it must be the same in all processes, and on `device`."""
+        """Takes `model` apart in place; it must be the same in all processes, and on `device`.
+
+        masked: see make_loss.
+        """
         self.progress, self.told = progress, told
         self._model, self._hyper, self._device = model, hyper, device
         self._mesh, self._group = mesh, mesh.get_group()
@@ -69,7 +77,7 @@ class Sharded:
         self.exported: GPT2LMHeadModel | None = None
         self.layout = layout_of(model)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self._root = self._shard(precision)
+        self._root = self._shard(precision, masked)
         sharded = dict(model.named_parameters())  # DTensors; later, while they are gathered, the model shows others
         self._whole = [(name, sharded[name]) for name, *_ in self.layout]
         self.ranges: Ranges = []  # of the flat vector, that this process owns
@@ -87,9 +95,9 @@ class Sharded:
         self._moments: Vectors = {}
         self._adamw = self._make_adamw() if hyper.optimizer == "adamw" else None
 
-    def _shard(self, precision: torch.dtype | None) -> _Root:
+    def _shard(self, precision: torch.dtype | None, masked: bool) -> _Root:
         policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        root = _Root(self._model, precision, self._device)
+        root = _Root(self._model, precision, self._device, masked)
         for block in self._model.transformer.h:
             fully_shard(block, mesh=self._mesh, mp_policy=policy)
         # What is left, the tied embeddings, is used at both ends of the forward pass and first in the backward pass.

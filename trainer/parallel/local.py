@@ -80,7 +80,8 @@ class LocalTraining(Training):
                     vote[0] = math.nan  # all skip these steps
                 engine.update(decision)
             sums += vote
-        engine.push(float(sums[1]) / (hyper.batch_size * hyper.sequence_length * steps))
+        tokens = sum(self.batches.counted(self.batches.batch(step)) for step in range(start, start + steps))
+        engine.push(float(sums[1]) / tokens)
         size = engine.sum(sums)
         decision = decide_meeting(hyper, start + steps - 1, float(sums[0]), float(sums[1]), size)
         self.progress.commit(decision, quorum.key, self.scaled, steps)

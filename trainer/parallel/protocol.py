@@ -46,15 +46,23 @@ def done(quorum: Quorum) -> bool:
     return all(server.told["done"] for server in quorum.servers)
 
 
+def interleaved(spec: JobSpec) -> bool:
+    """May servers send a bucket's new parameters before all gradients are there? With clipping they wait for the norm.
+
+    And with pairs for the number of tokens that count, which trainers alone know.
+    """
+    return not spec.hyperparameters.gradient_clip and spec.data.format != "pairs"
+
+
 def make_exchange(quorum: Quorum, spec: JobSpec, shards: Shards, log: Callable[[str], None]) -> Exchange:
     """The group's exchange, by the plan that the stack file names or the cost model chooses."""
     trainers, wire = len(quorum.trainers), WIRE[spec.parallel.wire]
     links = Links.of(spec.cluster.trainer_gbps, spec.cluster.server_gbps)
-    size, interleaved = shards.total * wire.itemsize, not spec.hyperparameters.gradient_clip
+    size, both_ways = shards.total * wire.itemsize, interleaved(spec)
     sums = torch.float32.itemsize / wire.itemsize
     plan = spec.parallel.plan
     if plan == "auto":
-        plan = choose(size, trainers, shards.servers, links, interleaved, sums)
+        plan = choose(size, trainers, shards.servers, links, both_ways, sums)
     if quorum.rank in (0, trainers):  # the first of each role
-        log(describe(plan, size, trainers, shards.servers, links, interleaved, sums))
+        log(describe(plan, size, trainers, shards.servers, links, both_ways, sums))
     return Exchange(quorum.group, trainers, shards, plan, wire)

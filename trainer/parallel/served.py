@@ -45,9 +45,7 @@ class Served:
         self._holds = -1  # lineage of the parameters that are here
         self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
         self._blocks = -(-self._shards.total // norm_block(self._shards.total))
-        self._interleaved = (
-            not spec.hyperparameters.gradient_clip
-        )  # with clipping, no parameter is known before the vote
+        self._interleaved = protocol.interleaved(spec)
         self._mover = ThreadPoolExecutor(1, "exchange")
         self._moving: Future[None] | None = None
         self._error: BaseException | None = None

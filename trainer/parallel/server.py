@@ -250,10 +250,10 @@ class Server:
 
     def _collect(self) -> None:
         """All that trainers send in a step, summed up."""
-        if self._spec.hyperparameters.gradient_clip:
-            self._trade.collect(self._gradients)
-        else:  # nothing about the update depends on the vote but whether it counts
+        if protocol.interleaved(self._spec):  # nothing about the update depends on the vote but whether it counts
             self._trade.collect_and_serve(self._gradients, self._tentative)
+        else:
+            self._trade.collect(self._gradients)
 
     def vote(self, quorum: Quorum, vote: Tensor) -> None:
         """The one moment at which a step is decided. A method of its own so that a test can lose it."""
