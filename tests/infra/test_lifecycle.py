@@ -1,11 +1,13 @@
 """The whole life of a local stack through the real CLI, with a trainer that only lives."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,22 @@ ALL = {"master-0", "worker-0", "ps-0"}
 
 def marked(project: Project) -> list[psutil.Process]:
     return processes.marked(f"{project.bucket}::")
+
+
+def until_written(project: Project, machine: str) -> None:
+    """Pulumi's state says, whole, that it is creating the machine."""
+    state = Path(project.environment["PULUMI_BACKEND_URL"].removeprefix("file://")) / ".pulumi" / "stacks"
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for path in state.rglob("local.json"):
+            try:
+                found = json.loads(path.read_text())["checkpoint"]["latest"]
+            except (ValueError, OSError):  # it is being written
+                continue
+            if any(one["resource"]["urn"].endswith(machine) for one in found.get("pending_operations", [])):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"Pulumi wrote no pending operation for {machine} under {state}")
 
 
 def leave(project: Project) -> None:
@@ -171,6 +189,8 @@ def test_an_interrupted_up_can_be_repeated(project: Project) -> None:
     for line in up.stdout:
         if "worker-0 creating" in line:
             break
+    # Killed while it writes its state, Pulumi may leave an empty file, which is Pulumi's to mend.
+    until_written(project, "worker-0")
     up.kill()
     up.communicate()
     held.close()
