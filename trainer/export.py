@@ -74,6 +74,7 @@ def card(spec: JobSpec, model: GPT2LMHeadModel, facts: dict[str, float]) -> str:
     hyper, config = spec.hyperparameters, model.config
     loss = facts.get("validation_loss", math.nan)
     tokens = hyper.steps * hyper.batch_size * hyper.sequence_length
+    most = "at most " if spec.data.format == "pairs" else ""  # a row is as long as its example
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -81,7 +82,7 @@ pipeline_tag: text-generation
 # {spec.run}
 
 GPT-2 with {config.n_layer} layers, {config.n_head} heads, width {config.n_embd} and {config.n_positions} positions,
-trained by gpt2-training on `{Path(spec.data.path).name}` ({tokens:,} tokens in {hyper.steps:,} steps of
+trained by gpt2-training on `{Path(spec.data.path).name}` ({most}{tokens:,} tokens in {hyper.steps:,} steps of
 {hyper.batch_size} × {hyper.sequence_length}).
 
 | | |

@@ -7,7 +7,8 @@ Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
 
     current.json                              {"run", "launch"}: what the stack declares now
     data/<fingerprint>/<file>                 source text, addressed by content
-    data/<fingerprint>/<tokens key>/...       tokenizer and uint16 token shards (trainer/data.py)
+    data/<fingerprint>/<tokens key>/...       tokenizer and uint16 token shards (trainer/data.py);
+                                              of pairs also an index of examples and each part's lines
     runs/<run>/job.json                       this spec
     runs/<run>/status.json                    Status
     runs/<run>/launches/<launch>.json         {"started"}: on Google Cloud, where a launch has a deadline
