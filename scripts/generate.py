@@ -1,130 +1,121 @@
-"""Write text with a trained model: the run's own, or any GPT-2 in Hugging Face format from a folder."""
+"""Write text with a trained model: the run's own, or any GPT-2 in Hugging Face format from a folder.
+
+Without a prompt, at a terminal, it asks for one after the other. Ctrl-C ends a text, Ctrl-D the session.
+"""
 
 import argparse
-import os
+import contextlib
+import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from scripts.common import UserError, add_run_arguments, bucket_url, find_run, run_main
-from scripts.download_model import fetched
-from trainer import manifest
-from trainer.spec import JobSpec
-from trainer.storage import Storage, open_storage
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from scripts.common import UserError, run_main
+from scripts.writing import Sampling, Text, Writer, add_model_arguments, open_writer
+
+END = "/quit"
 
 
-def model_folder(storage: Storage, run: str) -> Path:
-    """The run's model on this machine, fetched into models/ if it is in the cloud. UserError if there is none yet."""
-    local = storage.local_path(f"runs/{run}/model")
-    if local is not None and (local / manifest.NAME).is_file():
-        return local
-    return fetched(storage, run)
+@dataclass(frozen=True)
+class Job:
+    """A text to write: the prompt, its tokens, and how."""
+
+    prompt: str
+    ids: list[int]
+    sampling: Sampling
 
 
-def trained_length(storage: Storage, run: str) -> int | None:
-    """How many positions the run trained, in tokens; None if the model knew more from the start."""
-    try:
-        spec = JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return None if spec.model.initialize else spec.hyperparameters.sequence_length
+def read_prompts(name: str) -> list[str]:
+    """The prompts of a file, - is stdin: of .jsonl the "prompt" of each line, else the lines; blank ones do not count.
 
-
-def load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer from a folder: safetensors only, no code from the folder, no network.
-
-    Raises UserError if the folder is not such a model.
+    Raises UserError.
     """
-    if not (folder / "config.json").is_file():
-        missing = "there is no such folder" if not folder.is_dir() else "no config.json is in it"
-        raise UserError(f"{folder}: {missing}; a folder in Hugging Face format is needed, as download_model writes it")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    import transformers  # takes seconds, so after all that can be said without it
-
-    transformers.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (
-        Exception
-    ) as error:  # whatever a damaged or foreign folder makes transformers, tokenizers or safetensors raise
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the model in {folder} cannot be loaded: {words[:200]}") from None
-    return model.eval(), tokenizer
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")  # splitlines() takes more for ends of lines
+    except UnicodeDecodeError as error:
+        raise UserError(f"--file {name}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"--file {name}: {error.strerror}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    prompts = [_prompt(line, f"--file {name}, line {n}") if name.endswith(".jsonl") else line for n, line in numbered]
+    if not prompts:
+        raise UserError(f"--file {name}: there is no prompt in it; write one a line")
+    return prompts
 
 
-def continuations(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompt: list[int],
-    *,
-    tokens: int,
-    temperature: float,
-    top_k: int,
-    window: int,
-    show: Callable[[str], None],
-) -> str:
-    """The text after `prompt` (token ids), up to `tokens` tokens or the end of the text; `show` gets it as it comes.
+def _prompt(line: str, where: str) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        raise UserError(f'{where}: write {{"prompt": "…"}}')
+    return str(found["prompt"])
 
-    The model sees at most the last `window` tokens; temperature 0 always takes the likeliest, top_k 0 allows all.
-    """
-    import torch
-    from transformers.generation.streamers import BaseStreamer
 
-    class Shown(BaseStreamer):  # type: ignore[misc]
-        """Shows whole characters only: one may be spread over several tokens."""
+def write_all(writer: Writer, prompts: list[str], samples: int, sampling: Sampling, *, as_json: bool) -> None:
+    """Every prompt's samples on stdout. Sample i has the seed + i, so that it can be written again alone."""
+    jobs = [
+        Job(prompt, ids, replace(sampling, seed=sampling.seed + sample))
+        for prompt in prompts
+        for ids in [writer.encode(prompt)]
+        for sample in range(samples)
+    ]
+    if (longest := max(len(job.ids) for job in jobs)) >= writer.window:
+        which = "the prompt" if len(prompts) == 1 else "the longest prompt"
+        print(f"{which} has {longest} tokens, the model sees the last {writer.window - 1} of them", file=sys.stderr)
+    stderr = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not stderr.is_terminal or sys.stdout.isatty() or len(jobs) == 1  # on a terminal, texts show how it goes
+    with Progress(*columns, console=stderr, transient=True, disable=hidden) as bar:
+        for number, job in enumerate(bar.track(jobs, description="writing"), start=1):
+            text = writer.write(job.ids, job.sampling)
+            if as_json:
+                written = "".join(text)
+                line = {"prompt": job.prompt, "text": written, "finish": text.finish, "tokens": text.tokens}
+                print(json.dumps(line | {"seed": job.sampling.seed}, ensure_ascii=False), flush=True)
+                continue
+            if len(jobs) > 1:
+                print(f"{'' if number == 1 else chr(10)}--- {number} of {len(jobs)} ---")
+            _show(job.prompt, text)
 
-        def __init__(self) -> None:
-            self.ids: list[int] = []
-            self.text = ""
 
-        def start(self) -> None:
-            self.prompt_follows = True
+def _show(prompt: str, text: Text) -> None:
+    print(f"\033[1m{prompt}\033[0m" if sys.stdout.isatty() and prompt else prompt, end="", flush=True)
+    for piece in text:
+        print(piece, end="", flush=True)
+    print()
 
-        def put(self, value: torch.Tensor) -> None:
-            if self.prompt_follows:
-                self.prompt_follows = False
-                return
-            self.ids += value.flatten().tolist()
-            text = tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                self.flush(text)
 
-        def flush(self, text: str) -> None:
-            show(text[len(self.text) :])
-            self.text = text
-
-        def end(self) -> None:
-            pass
-
-    end = tokenizer.eos_token_id
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
-    padding = list(range(len(tokenizer), model.config.vocab_size))
-    shown = Shown()
-    seen = prompt[-(window - 1) :]
-    while len(shown.ids) < tokens and end not in shown.ids:
-        shown.start()
-        model.generate(
-            context := torch.tensor([seen]),
-            attention_mask=torch.ones_like(context),
-            max_new_tokens=min(tokens - len(shown.ids), window - len(seen)),
-            pad_token_id=end,
-            eos_token_id=end,
-            suppress_tokens=padding or None,
-            streamer=shown,
-            **sampling,
-        )
-        # The window is full: go on from its newer half, since tokens cannot change their position in a cache.
-        seen = (prompt + shown.ids)[-(window // 2) :]
-    shown.flush(tokenizer.decode(shown.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return shown.text
+def session(writer: Writer, samples: int, sampling: Sampling, ask: Callable[[str], str] = input) -> None:
+    """Asks for prompts until Ctrl-D or /quit. Each text has the next seed, so that a session can be had again."""
+    with contextlib.suppress(ImportError):  # not on every system: then without arrow keys and history
+        import readline  # noqa: F401
+    print(f"{writer.name}: write a beginning. Ctrl-C ends a text, Ctrl-D or {END} the session.")
+    seed = sampling.seed
+    while True:
+        try:
+            prompt = ask("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:  # away with what was typed
+            print()
+            continue
+        if prompt.strip() == END:
+            return
+        try:
+            write_all(writer, [prompt], samples, replace(sampling, seed=seed), as_json=False)
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:  # of this prompt
+            print(f"error: {error}", file=sys.stderr)
+        seed += samples
 
 
 def whole_number(text: str) -> int:
@@ -140,66 +131,90 @@ def positive(text: str) -> int:
 
 
 def temperature(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 100:
+    if not 0 <= (number := _number(text)) <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 100; 0 always takes the likeliest token")
     return number
 
 
+def share(text: str) -> float:
+    if not 0 < (number := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
+    return number
+
+
+def stop(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text is everywhere; write what ends the text")
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.generate", description=__doc__)
-    parser.add_argument("prompt", help="the beginning of the text; an empty one starts a text of its own")
+    usual = Sampling()
     parser.add_argument(
-        "--model", type=Path, metavar="FOLDER", help="a model in Hugging Face format instead of a run's"
+        "prompt", nargs="?", help="the beginning of the text; an empty one starts a text of its own; none: a session"
     )
-    parser.add_argument("--tokens", type=positive, default=100, help="how many to write at most (default %(default)s)")
+    parser.add_argument("--file", metavar="PROMPTS", help="a prompt a line, or .jsonl with a prompt each; - is stdin")
+    parser.add_argument("--json", action="store_true", help='print a JSON line a text: "prompt", "text", "finish", …')
     parser.add_argument(
-        "--temperature", type=temperature, default=0.8, help="0 is always the likeliest token (default %(default)s)"
+        "--tokens", type=positive, default=usual.tokens, help="how many to write at most (default %(default)s)"
     )
     parser.add_argument(
-        "--top-k", type=whole_number, default=50, help="choose among so many, 0 is all (default %(default)s)"
+        "--temperature",
+        type=temperature,
+        default=usual.temperature,
+        help="0 is always the likeliest token (default %(default)s)",
     )
-    parser.add_argument("--seed", type=whole_number, default=0, help="of the choice (default %(default)s)")
-    parser.add_argument("--samples", type=positive, default=1, help="how many texts (default %(default)s)")
-    add_run_arguments(parser)
+    parser.add_argument(
+        "--top-k", type=whole_number, default=usual.top_k, help="choose among so many, 0 is all (default %(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=share, default=usual.top_p, help="among the likeliest of this probability (default %(default)s)"
+    )
+    parser.add_argument(
+        "--stop",
+        type=stop,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="the text ends before it; may be given again; $'\\n' is a new line in bash",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        default=usual.seed,
+        help="of the choice, sample i has seed + i (default %(default)s)",
+    )
+    parser.add_argument("--samples", type=positive, default=1, help="how many texts a prompt (default %(default)s)")
+    add_model_arguments(parser)
     options = parser.parse_args(arguments)
-
-    trained = None
-    folder = options.model
-    if folder is None:
-        storage = open_storage(bucket_url(options))
-        run = find_run(storage, options.run)
-        folder = model_folder(storage, run)
-        trained = trained_length(storage, run)
-    model, tokenizer = load(folder)
-    positions = int(model.config.max_position_embeddings)
-    window = min(positions, trained or positions)
-    ids = tokenizer(options.prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-    if len(ids) >= window:
-        print(f"the prompt has {len(ids)} tokens, the model sees the last {window - 1} of them", file=sys.stderr)
-
-    import torch
-
-    torch.manual_seed(options.seed)
-    prompt = f"\033[1m{options.prompt}\033[0m" if sys.stdout.isatty() and options.prompt else options.prompt
-    for sample in range(options.samples):
-        if options.samples > 1:
-            print(f"{'' if sample == 0 else chr(10)}--- {sample + 1} of {options.samples} ---")
-        print(prompt, end="", flush=True)
-        continuations(
-            model,
-            tokenizer,
-            ids,
-            tokens=options.tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            window=window,
-            show=lambda text: print(text, end="", flush=True),
-        )
-        print()
+    if options.prompt is not None and options.file is not None:
+        parser.error("give a prompt or --file, not both")
+    prompts = None if options.file is None else read_prompts(options.file)
+    if options.prompt is not None:
+        prompts = [options.prompt]
+    if prompts is None and (options.json or not sys.stdin.isatty()):
+        raise UserError("there is no prompt: give one, or --file PROMPTS, or start it at a terminal for a session")
+    sampling = Sampling(
+        tokens=options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        stop=tuple(options.stop),
+    )
+    writer = open_writer(options)
+    if prompts is None:
+        session(writer, options.samples, sampling)
+    else:
+        write_all(writer, prompts, options.samples, sampling, as_json=options.json)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,42 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.common import UserError
-from scripts.generate import main
-from trainer.manifest import write_manifest
+from scripts.generate import main, session
+from scripts.writing import Sampling, Writer, load
+from tests.scripts.tiny_model import POSITIONS, tiny_model
 from trainer.records import Status
 from trainer.spec import Data, Hyperparameters, JobSpec, Model
 from trainer.storage import open_storage
-from trainer.tokenizer import end_of_text, from_bytes, save
 
 RUN = "gpt2-1x16-01234567"
-POSITIONS = 32
 Generate = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows bytes, in Hugging Face format, its weights large enough to have opinions."""
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = from_bytes()
-    end = end_of_text(tokenizer)
-    torch.manual_seed(1)
-    config = GPT2Config(
-        vocab_size=tokenizer.get_vocab_size() + 7,  # padded, as a model that was not exported by us may be
-        n_positions=POSITIONS,
-        n_embd=16,
-        n_layer=1,
-        n_head=2,
-        initializer_range=0.5,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    save(tokenizer, folder, POSITIONS)
-    write_manifest(folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -203,6 +186,10 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
         (["--temperature", "nan"], "--temperature: 'nan' is not a number"),
         (["--top-k", "-2"], "--top-k: '-2' is not a whole number"),
         (["--samples", "0"], "--samples: at least 1 is needed"),
+        (["--top-p", "0"], "--top-p: '0' is not a number above 0 and up to 1"),
+        (["--top-p", "nan"], "--top-p: 'nan' is not a number"),
+        (["--stop", ""], "--stop: an empty text is everywhere"),
+        (["--file", "prompts.txt"], "give a prompt or --file, not both"),
     ],
 )
 def test_options_that_make_no_sense(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,6 +197,143 @@ def test_options_that_make_no_sense(arguments: list[str], said: str, capsys: pyt
         main(["ab", *arguments])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_stop_ends_the_text_before_it(folder: Path, generate: Generate) -> None:
+    whole = generate("ab", "--model", folder, "--tokens", "30", "--seed", "3").removesuffix("\n")
+    stop = whole[12:15]
+    expected = whole[: whole.index(stop, 2)]
+    several = ["--stop", "never there", "--stop", stop]
+    assert generate("ab", "--model", folder, "--tokens", "30", "--seed", "3", *several) == expected + "\n"
+
+
+def test_the_likeliest_alone_has_any_small_probability(folder: Path, generate: Generate) -> None:
+    greedy = generate("abc", "--model", folder, "--tokens", "10", "--temperature", "0")
+    assert generate("abc", "--model", folder, "--tokens", "10", "--top-p", "0.000001", "--seed", "4") == greedy
+
+
+def test_a_file_of_prompts_gives_each_prompt_the_text_that_it_has_alone(
+    folder: Path, tmp_path: Path, generate: Generate
+) -> None:
+    (tmp_path / "prompts.txt").write_text("ab\n\n  cd\r\n")
+    usual = ["--model", folder, "--tokens", "8", "--seed", "5"]
+    alone = [generate(prompt, *usual) for prompt in ("ab", "  cd")]
+    out = generate("--file", tmp_path / "prompts.txt", *usual)
+    assert out == f"--- 1 of 2 ---\n{alone[0]}\n--- 2 of 2 ---\n{alone[1]}"
+
+
+def test_json_lines_in_and_out(folder: Path, tmp_path: Path, generate: Generate) -> None:
+    pairs = [{"prompt": "a\nb", "completion": "is not used"}, {"prompt": "é\u2028"}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    usual = ["--model", folder, "--tokens", "6"]
+    out = generate("--file", tmp_path / "p.jsonl", "--json", "--samples", "2", "--seed", "4", *usual)
+    lines = [json.loads(line) for line in out.split("\n")[:-1]]
+    assert [(line["prompt"], line["seed"]) for line in lines] == [
+        ("a\nb", 4), ("a\nb", 5), ("é\u2028", 4), ("é\u2028", 5),
+    ]  # fmt: skip
+    assert generate("a\nb", "--seed", "5", *usual) == "a\nb" + lines[1]["text"] + "\n"
+    assert all(line["finish"] == "length" and line["tokens"] == 6 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 1}\n', r"p\.jsonl, line 2: write \{\"prompt\": "),
+        ("p.jsonl", b"\n{\n", r"p\.jsonl, line 2: not JSON"),
+        ("p.txt", b"\n \n", r"p\.txt: there is no prompt in it"),
+        ("p.txt", b"ab\xff", r"p\.txt: not UTF-8 at byte 2"),
+        ("p.txt", None, r"p\.txt: No such file"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_one_line(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        main(["--file", str(tmp_path / name), "--model", "not even looked for"])
+
+
+def test_no_prompt_and_no_terminal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(UserError, match="there is no prompt: give one, or --file PROMPTS"):
+        main(["--model", "not even looked for"])
+
+
+def test_a_prompt_that_is_not_text_is_said(folder: Path) -> None:
+    with pytest.raises(UserError, match="the prompt is not text"):
+        main(["ab\udcff", "--model", str(folder)])
+
+
+def test_a_model_with_broken_numbers_is_said(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    model.transformer.ln_f.weight.data.fill_(float("nan"))
+    writer = Writer(model, tokenizer, name="broken")
+    with pytest.raises(UserError, match="broken gives numbers that are not finite"):
+        list(writer.write(writer.encode("a"), Sampling()))
+
+
+def test_a_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is of type llama; a GPT-2 is needed"):
+        main(["ab", "--model", str(tmp_path)])
+
+
+# -- a session ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_answers_each_prompt_with_the_next_seed(
+    folder: Path, generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = [generate("ab", "--model", folder, "--tokens", "8", "--seed", seed) for seed in ("7", "8")]
+    lines = iter(["ab", KeyboardInterrupt(), "ab", "\udcff", "/quit", "never read"])
+
+    def ask(mark: str) -> str:
+        line = next(lines)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    writer = Writer(*load(folder), name="tiny")
+    session(writer, 1, Sampling(tokens=8, seed=7), ask)
+    said = capsys.readouterr()
+    assert said.out.startswith("tiny: write a beginning.")
+    assert said.out.partition("session.\n")[2] == alone[0] + "\n" + alone[1]
+    assert said.err.startswith("error: the prompt is not text")
+    assert next(lines) == "never read"
+
+
+def test_at_a_terminal_ctrl_c_ends_the_text_and_ctrl_d_the_session(folder: Path) -> None:
+    """The command itself on a pseudo-terminal, typed at."""
+    terminal, its_end = pty.openpty()
+    options = ["--model", str(folder), "--tokens", "1000000", "--temperature", "0"]  # goes in circles, without end
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.generate", *options],
+        stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
+    )  # fmt: skip
+    os.close(its_end)
+    seen = b""
+
+    def read_until(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            seen += os.read(terminal, 4096)
+        seen = seen.partition(wanted)[2]
+
+    read_until(b"> ")
+    os.write(terminal, b"xyz\n")
+    read_until(b"\033[1mxyz\033[0m")
+    os.read(terminal, 1)  # it has begun
+    process.send_signal(signal.SIGINT)
+    read_until(b"> ")
+    os.write(terminal, b"\x04")
+    assert process.wait() == 0
+    os.close(terminal)
 
 
 def test_the_command_prints_nothing_but_text(folder: Path) -> None:
