@@ -342,7 +342,7 @@ def test_mistakes_are_a_line(tmp_path: Path) -> None:
     for arguments, words in (
         (["--previews", str(other)], "is not what `pulumi preview --json` writes"),
         (["--previews", str(tmp_path / "none")], "No such file"),
-        (["--stack", "nope"], "there is no Pulumi.nope.yaml; there are dev, local, single"),
+        (["--stack", "nope"], "there is no Pulumi.nope.yaml; there are dev, local, questions, "),
     ):
         with pytest.raises(UserError, match=words):
             review.main(arguments)

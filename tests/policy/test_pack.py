@@ -1,0 +1,28 @@
+"""The rules as a policy pack, by the real CLI and the language host that tools/ builds, on a Google stack."""
+
+import subprocess
+
+import pytest
+
+from tests.google_cloud.conftest import CHECKOUT, StandIn, cloud
+
+__all__ = ["cloud"]
+PACK = CHECKOUT / "policy"
+
+
+@pytest.mark.slow
+def test_the_cli_stops_what_breaks_a_rule(cloud: StandIn) -> None:
+    subprocess.run([CHECKOUT / "tools" / "setup_policy"], check=True)
+    preview = ("preview", "--policy-pack", str(PACK))
+    said = cloud.pulumi(*preview, stack="single")
+    assert "✅ gpt2-training@v1.0.0" in said, said
+
+    network = cloud.root / "infra" / "google" / "network.py"
+    program = network.read_text()
+    assert "source_ranges=[IAP]" in program
+    network.write_text(program.replace("source_ranges=[IAP]", 'source_ranges=["0.0.0.0/0"]'))
+    said = cloud.pulumi(*preview, stack="single", ok=False)
+    assert "no-open-firewall" in said, said
+    assert "[mandatory]" in said, said
+    assert "lets 0.0.0.0/0 in; name the ranges that need it" in said, said
+    assert "Traceback" not in said, said
