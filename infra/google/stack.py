@@ -15,6 +15,7 @@ from infra.google.image import Image
 from infra.google.machines import Machines, groups
 from infra.google.monitoring import Alerts, Metrics
 from infra.google.network import Network
+from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Storage
 from infra.lifecycle import CURRENT
@@ -71,6 +72,12 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
         for group in planned
     ]
     Alerts(config, after(metrics, *machines))
+    if config.file.pipeline is not None:
+        both = (buckets.artifacts, buckets.data)
+        pipeline = Pipeline(config, config.file.pipeline.repository, found.roles, both, after(services))
+        pulumi.export("pipelineProvider", pipeline.provider)  # the workflows' variables
+        pulumi.export("pipelineDeployer", pipeline.deployer)
+        pulumi.export("pipelinePreviewer", pipeline.previewer)
     return buckets.artifacts.name.apply(lambda name: f"gs://{name}")
 
 

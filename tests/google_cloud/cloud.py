@@ -170,12 +170,12 @@ class Cloud:
         id = names.expand(kind.id, props, generated)  # noqa: A001
         resource = Resource(token, id, {**props, **names.outputs(token, props, generated)}, set(given))
         with self.lock:
-            self._free(kind, token, id)
+            self._free(kind, resource)
         rules.check(token, resource.state)
         references.check_targets(self, token, resource.state)
         behaviour.check_create(resource.state)
         with self.lock:
-            self._free(kind, token, id)
+            self._free(kind, resource)
             before = self.resources.get((token, id))
             self.resources[token, id] = resource
         try:
@@ -271,6 +271,7 @@ class Cloud:
     def _behaviour(self, token: str) -> Behaviour:
         return self.behaviours.get(token) or Behaviour(self, token)
 
-    def _free(self, kind: names.Kind, token: str, id: str) -> None:  # noqa: A002
-        if not kind.shared and (token, id) in self.resources:
-            raise CloudError(409, "alreadyExists", f"The resource '{id}' already exists")
+    def _free(self, kind: names.Kind, made: Resource) -> None:
+        adopts = kind.shared or made.state.get("createIgnoreAlreadyExists")
+        if not adopts and (made.token, made.id) in self.resources:
+            raise CloudError(409, "alreadyExists", f"The resource '{made.id}' already exists")

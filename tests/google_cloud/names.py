@@ -88,6 +88,26 @@ KINDS = {
     "gcp:projects/iAMCustomRole:IAMCustomRole": Kind(
         "projects/{project}/roles/{roleId}", "iam", "", outputs={"name": "projects/{project}/roles/{roleId}"}
     ),
+    "gcp:iam/workloadIdentityPool:WorkloadIdentityPool": Kind(
+        "projects/{project}/locations/global/workloadIdentityPools/{workloadIdentityPoolId}",
+        "iam",
+        "",
+        outputs={
+            "name": "projects/{generated}/locations/global/workloadIdentityPools/{workloadIdentityPoolId}",
+            "state": "ACTIVE",
+        },
+    ),
+    "gcp:iam/workloadIdentityPoolProvider:WorkloadIdentityPoolProvider": Kind(
+        "projects/{project}/locations/global/workloadIdentityPools/{workloadIdentityPoolId}"
+        "/providers/{workloadIdentityPoolProviderId}",
+        "iam",
+        "",
+        outputs={
+            "name": "projects/{generated}/locations/global/workloadIdentityPools/{workloadIdentityPoolId}"
+            "/providers/{workloadIdentityPoolProviderId}",
+            "state": "ACTIVE",
+        },
+    ),
     "gcp:projects/service:Service": Kind("{project}/{service}", "serviceusage", "", shared=True),
     "gcp:artifactregistry/repository:Repository": Kind(
         "projects/{project}/locations/{location}/repositories/{repositoryId}",

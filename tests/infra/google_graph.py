@@ -81,6 +81,9 @@ class _Mocks(pulumi.runtime.Mocks):
         if kind == "Account":
             outputs["email"] = f"{outputs['accountId']}@my-project.iam.gserviceaccount.com"
             outputs["member"] = f"serviceAccount:{outputs['email']}"
+            outputs["name"] = f"projects/my-project/serviceAccounts/{outputs['accountId']}"
+        elif kind.startswith("WorkloadIdentityPool"):
+            outputs["name"] = f"projects/1/locations/global/workloadIdentityPools/{outputs['workloadIdentityPoolId']}"
         elif kind == "IAMCustomRole":
             outputs["name"] = f"projects/my-project/roles/{outputs['roleId']}"
         elif kind == "Launch":

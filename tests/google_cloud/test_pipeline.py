@@ -1,0 +1,30 @@
+"""The pipeline's accounts outlive the stack that declared them, as one of them may be destroying it."""
+
+import pytest
+
+from .conftest import StandIn
+
+POOL = "gcp:iam/workloadIdentityPool:WorkloadIdentityPool"
+PROVIDER = "gcp:iam/workloadIdentityPoolProvider:WorkloadIdentityPoolProvider"
+
+
+@pytest.mark.slow
+def test_it_stays_and_is_taken_up_again(cloud: StandIn) -> None:
+    key = "gpt2-training:pipeline: {repository: acme/models}\n  gpt2-training:platform"
+    cloud.edit("single", "gpt2-training:platform", key)
+    cloud.up(stack="single")
+    outputs = cloud.outputs("single")
+    assert outputs["pipelineDeployer"] == f"gpt2-single-deploy@{cloud.project}.iam.gserviceaccount.com"
+    assert outputs["pipelineProvider"].endswith("/workloadIdentityPools/gpt2-single/providers/github")
+    before = cloud.resources()
+
+    cloud.destroy(stack="single")
+    after = cloud.resources()
+    for token in (POOL, PROVIDER, "gcp:iam/workloadIdentityPool:WorkloadIdentityPool"):
+        assert after[token] == before[token]
+    accounts = {name.split("/")[-1].split("@")[0] for name in after["gcp:serviceaccount/account:Account"]}
+    assert accounts == {"gpt2-single-deploy", "gpt2-single-preview"}
+
+    cloud.up(stack="single")
+    assert cloud.resources()[POOL] == before[POOL]
+    cloud.pulumi("preview", "--expect-no-changes", stack="single")

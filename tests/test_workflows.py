@@ -1,0 +1,134 @@
+"""The GitHub workflows: legal, pinned, and with no more rights than they need."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.google.pipeline import ENVIRONMENT
+from infra.review.markdown import MARK
+from tools.go_tools import build
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ACTIONS = [*FILES, *(ROOT / ".github" / "actions").glob("*/action.yml")]
+
+
+def jobs() -> list[tuple[str, str, dict[str, Any]]]:
+    """(file, job, its content)."""
+    return [(file.stem, name, job) for file in FILES for name, job in yaml.safe_load(file.read_text())["jobs"].items()]
+
+
+@pytest.mark.slow
+def test_actionlint_finds_nothing() -> None:
+    """With shellcheck, which is in the environment."""
+    done = subprocess.run([build("actionlint"), *FILES], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    script = subprocess.run(["shellcheck", ROOT / ".github" / "changed_stacks"], capture_output=True, text=True)
+    assert (script.returncode, script.stdout) == (0, "")
+
+
+def test_every_action_is_pinned_by_its_hash() -> None:
+    used = [line.strip() for file in ACTIONS for line in file.read_text().splitlines() if "uses:" in line]
+    others = [line for line in used if "uses: ./" not in line]
+    assert others
+    for line in others:
+        assert re.search(r"uses: [\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_rights_are_given_job_by_job() -> None:
+    for file in FILES:
+        assert yaml.safe_load(file.read_text())["permissions"] == {"contents": "read"}, file.name
+    rights = {(file, name): job.get("permissions", {}) for file, name, job in jobs()}
+    assert {key for key, given in rights.items() if "id-token" in given} == {
+        ("deploy", "up"),
+        ("destroy", "destroy"),
+        ("drift", "stacks"),
+        ("review", "review"),
+    }
+    assert {key for key, given in rights.items() if set(given) - {"contents", "id-token"}} == {("review", "review")}
+
+
+def test_who_deploys_waits_for_approval_and_who_reads_does_not() -> None:
+    for file, name, job in jobs():
+        said = json.dumps(job)
+        assert ("PIPELINE_DEPLOYER" in said) == (job.get("environment") == ENVIRONMENT), (file, name)
+        assert not ("PIPELINE_DEPLOYER" in said and "PIPELINE_PREVIEWER" in said), (file, name)
+
+
+def test_a_forks_code_meets_no_credentials() -> None:
+    found = {name: job for file, name, job in jobs() if file == "review"}
+    same = "github.event.pull_request.head.repo.full_name == github.repository"
+    assert same in found["review"]["if"]
+    assert same.replace("==", "!=") in found["offline"]["if"]
+    assert not re.search(r"google-github-actions|GH_TOKEN|secrets\.", json.dumps(found["offline"]))
+    (destroy,) = [job for file, _, job in jobs() if file == "destroy"]  # pull_request_target has rights
+    (checkout,) = [step for step in destroy["steps"] if "actions/checkout" in step.get("uses", "")]
+    assert checkout["with"]["ref"] == "${{ github.event.repository.default_branch }}"
+
+
+def test_nothing_that_a_stranger_writes_is_put_into_a_script() -> None:
+    for file, name, job in jobs():
+        for step in job["steps"]:
+            assert "${{" not in step.get("run", ""), (file, name)
+
+
+def test_the_comment_is_found_again_by_the_reviews_mark() -> None:
+    assert MARK in (ROOT / ".github" / "workflows" / "review.yml").read_text()
+
+
+def test_every_variable_is_in_the_docs() -> None:
+    text = (ROOT / "docs" / "pipeline.md").read_text()
+    used = {name for file in FILES for name in re.findall(r"vars\.(\w+)", file.read_text())}
+    assert used == {"STACKS", "PIPELINE_PROVIDER", "PIPELINE_PREVIEWER", "PIPELINE_DEPLOYER"}
+    assert not {name for name in used if f"`{name}`" not in text}
+
+
+# -- .github/changed_stacks --------------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, files: list[str], stacks: str = "dev single", base: str = "HEAD~1") -> tuple[str, list[str]]:
+    """The outputs `changed` and `list` after a commit that changes these files."""
+
+    def git(*command: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+        subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
+
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "base")
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("new\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--allow-empty", "--message", "head")
+    output = folder.parent / "output"
+    environment = {**os.environ, "STACKS": stacks, "BASE": base, "GITHUB_OUTPUT": str(output)}
+    subprocess.run([ROOT / ".github" / "changed_stacks"], cwd=folder, env=environment, check=True)
+    said = dict(line.split("=", 1) for line in output.read_text().splitlines())
+    return said["changed"], json.loads(said["list"])
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["README.md", "docs/estimate.md", "tests/test_x.py", "Pulumi.devel.yaml", "infrastructure/x"], []),
+        (["Pulumi.dev.yaml"], ["dev"]),
+        (["Pulumi.single.yaml", "README.md"], ["single"]),
+        (["trainer/train.py"], ["dev", "single"]),
+        (["__main__.py"], ["dev", "single"]),
+    ],
+)
+def test_which_stacks_a_change_is_about(tmp_path: Path, files: list[str], expected: list[str]) -> None:
+    (tmp_path / "checkout").mkdir()
+    assert changed(tmp_path / "checkout", files) == (" ".join(expected), expected)
+
+
+def test_without_a_base_all_stacks_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "checkout").mkdir()
+    nothing = "0" * 40  # what GitHub says of a branch's first push
+    assert changed(tmp_path / "checkout", ["README.md"], base=nothing) == ("dev single", ["dev", "single"])
