@@ -7,7 +7,7 @@ PROMPT ?= def
 ACTIVATE := . tools/activate
 
 .DEFAULT_GOAL := help
-.PHONY: help stack-file setup data train up preview watch destroy test test-fast image-test check format
+.PHONY: help stack-file setup data train up preview review watch serve destroy test test-fast image-test check format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -33,14 +33,25 @@ up: data ## stand the run up and return; it goes on in the background
 preview: data ## what `make up` would change
 	@$(ACTIVATE) && $(SELECT) && pulumi preview --diff --stack $(STACK)
 
+# The review comes also where a policy stops the preview. Its exit code 10, changes that destroy nothing, is no failure.
+review: data ## what `make up` would cost, lose and open, and whether the policies allow it
+	@tools/setup_policy
+	@$(ACTIVATE) && $(SELECT) >&2 && \
+	  { pulumi preview --policy-pack policy --stack $(STACK) >&2; allowed=$$?; \
+	    python -m scripts.review --stack $(STACK); found=$$?; \
+	    [ $$found -eq 0 ] || [ $$found -eq 10 ] || exit $$found; exit $$allowed; }
+
 watch: setup ## follow the run
 	@$(ACTIVATE) && python -m scripts.watch --stack $(STACK)
+
+serve: setup ## try the model in a browser, and from programs that speak OpenAI's completions
+	@$(ACTIVATE) && python -m scripts.serve --stack $(STACK)
 
 destroy: stack-file setup ## end the run's machines; models and data stay
 	@$(ACTIVATE) && $(SELECT) && pulumi destroy $(RUN)
 
-test: setup ## all tests
-	@$(ACTIVATE) && python -m pytest
+test: setup ## all tests, two at a time, each file's in their order
+	@$(ACTIVATE) && python -m pytest -n 2 --dist loadfile
 
 test-fast: setup ## the tests that take a second each
 	@$(ACTIVATE) && python -m pytest -m "not slow"

@@ -3,11 +3,16 @@
 The service is gone; its fields stand in the discovery document ml.v1, whose every field is named here (a test says so).
 """
 
+import re
 from typing import Any
 
-from infra.imported import NO_TPU, Draft, ImportProblem, Node, Pool
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+
+from infra.imported import ALIASES, NO_TPU, Draft, ImportProblem, Node, Pool
 from infra.stack_file import TIERS
-from trainer.spec import Role
+from trainer import sweep
+from trainer.spec import Hyperparameters, Role, Sweep
 
 OWN_CODE = "this project brings its own trainer; what it trains on and how is in the stack file"
 OWN_NETWORK = "the stack makes its own network, without public addresses"
@@ -46,7 +51,9 @@ TUNING = (
     *("goal", "params", "maxTrials", "maxParallelTrials", "maxFailedTrials", "hyperparameterMetricTag"),
     *("resumePreviousJobId", "enableTrialEarlyStopping", "algorithm"),
 )
-SWEEP = "a search over hyperparameters is kept as a comment below them; this file runs one training"
+METRICS = {"loss": "loss", "trainloss": "loss", "trainingloss": "loss"}  # by the tag without - and _
+METRICS |= dict.fromkeys(("validationloss", "valloss", "evalloss", "perplexity"), "validationLoss")
+SWEEP = "gpt2-training:sweep; one trial after the other, each in runs/RUN/trials/N"
 ROLES: dict[str, Role] = {"master": "master", "worker": "worker", "parameterServer": "ps"}
 SCHEDULING_LEFT_OUT = {
     "maxWaitTime": "machines.flexStart waits for capacity, at most 7 days",
@@ -154,7 +161,51 @@ def _hyperparameters(draft: Draft, node: Node) -> None:
     for name in TUNING:
         if node.has(name):
             draft.tuning[name] = node.take(name)
-    if draft.tuning:
-        draft.note("left out", node.path, draft.tuning, SWEEP)
     for name, value in node.rest().items():
         draft.hyperparameter(node.key(name), name, value)
+    if draft.tuning:
+        _sweep(draft, node.path)
+
+
+def _sweep(draft: Draft, path: str) -> None:
+    """The search as gpt2-training:sweep. What this project cannot search stays a comment, and the note says why."""
+    given = dict(draft.tuning)
+    for name in ("maxFailedTrials", "resumePreviousJobId", "algorithm"):
+        if name in given:
+            draft.note("left out", f"{path}.{name}", given.pop(name), "the search is by Optuna's TPE")
+    tag = re.sub("[-_]", "", str(given.get("hyperparameterMetricTag", "validationLoss"))).lower()
+    if tag not in METRICS:
+        found = given["hyperparameterMetricTag"]
+        draft.note("left out", path, draft.tuning, f"the metric {found} is not measured here; kept as a comment")
+        return
+    given["hyperparameterMetricTag"] = METRICS[tag]
+    given.setdefault("maxTrials", 1)  # AI Platform's default
+    if given.get("goal") == "GOAL_TYPE_UNSPECIFIED":
+        del given["goal"]
+    params = [dict(each) for each in given.get("params", []) if isinstance(each, dict)]
+    for each in params:
+        name = str(each.get("parameterName", ""))
+        each["parameterName"] = to_camel(ALIASES.get(re.sub("[-_]", "", name).lower(), name))
+        if each.get("scaleType") in (None, "NONE", "SCALE_TYPE_UNSPECIFIED"):
+            each.pop("scaleType", None)
+    try:
+        made = Sweep.model_validate({**given, "params": params})
+        hyperparameters = Hyperparameters.model_validate(draft.hyperparameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        draft.note("left out", path, draft.tuning, f"{where}: {first['msg'].lower()}; kept as a comment")
+        return
+    wrong = sweep.problems(made, hyperparameters, trainers=1, positions=2**31)
+    if wrong:
+        draft.note("left out", path, draft.tuning, f"{wrong[0]}; kept as a comment")
+        return
+    draft.sweep, draft.tuning = made.model_dump(mode="json", by_alias=True, exclude_unset=True), {}
+    draft.note("mapped", path, f"{len(params)} parameters, {made.max_trials} trials", SWEEP)
+    if made.max_parallel_trials > 1:
+        draft.note(
+            "replaced",
+            f"{path}.maxParallelTrials",
+            made.max_parallel_trials,
+            "trials go one after the other: it is kept, and ignored",
+        )

@@ -151,6 +151,9 @@ def _time(config: "StackConfig", size: workload.Dimensions, one: Step) -> list[P
     parts.append(Part("checkpoints", stalls, words))
     model = (WRITING if config.google else WRITING_HERE).to_do(4 * size.parameters) + writing
     parts.append(Part("end", model + Range(1, 10), "the last checkpoint and the model are written; nobody computes"))
+    if file.sweep is not None:  # machines start once, everything else is once a trial
+        many = file.sweep.max_trials
+        parts[1:] = [Part(p.name, p.amount.times(many), f"{many} trials, each: {p.origin}") for p in parts[1:]]
     if config.google and any(prices.is_spot(config, role) for role in rules.counts(config)):
         lost = total(part.amount for part in parts[1:5])
         lost = Range(SPOT_LOSS.low * lost.low, SPOT_LOSS.high * lost.high)
@@ -201,6 +204,8 @@ def _costs(config: "StackConfig", size: workload.Dimensions, costs: dict[Any, Co
     if (often := config.file.checkpoints.keep_every) is not None:
         times = config.file.training_input.hyperparameters.steps // often
         kept += times * workload.checkpoint_bytes(config, size)
+    if config.file.sweep is not None:
+        kept *= config.file.sweep.max_trials
     gigabytes = (kept + _text_bytes(config)) / 1e9
     price = prices.storage_gb_month(config.region)
     month = Range((price or 0) * gigabytes, (price or 0) * gigabytes)
@@ -240,6 +245,11 @@ def _figures(config: "StackConfig", size: workload.Dimensions, one: Step) -> lis
 def _notes(config: "StackConfig", one: Step, hours: Range, hourly: Cost) -> list[str]:
     """What a person should know beside the numbers."""
     found = []
+    if config.file.sweep is not None:
+        found.append(
+            f"a sweep of {config.file.sweep.max_trials} trials, each taken as the hyperparameters of the file say; what"
+            " is varied may make it longer, stopping early makes it shorter"
+        )
     if one.measured is not None:
         found.append(one.origins["computing"] + "; that is preferred to data sheets")
     elif not config.google:

@@ -90,7 +90,8 @@ class Draft:
     model: dict[str, Any] = field(default_factory=lambda: {"size": "gpt2"})
     machines: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
-    tuning: dict[str, Any] = field(default_factory=dict)  # as it was, for a comment
+    tuning: dict[str, Any] = field(default_factory=dict)  # a search as it was, for a comment
+    sweep: dict[str, Any] = field(default_factory=dict)  # a search as this project has it
 
     def note(self, state: State, key: str, found: Any, words: str) -> None:
         self.notes.append(Note(state, key, short(found), words))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.alias_generators import to_camel
 
-from trainer import spec
+from trainer import spec, sweep
 
 # AI Platform's presets: workers and parameter servers, beside one master.
 TIERS: dict[str, tuple[int, int]] = {
@@ -92,6 +92,12 @@ class Network(spec.Strict):
     nat: bool = False  # the way out to the internet; without it machines reach Google's services alone
 
 
+class Pipeline(spec.Strict):
+    """The GitHub repository whose workflows preview and deploy the stack."""
+
+    repository: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}$")  # owner/name
+
+
 class StackFile(spec.Strict):
     """All keys of this project that a stack file may have."""
 
@@ -107,6 +113,7 @@ class StackFile(spec.Strict):
     machines: Machines = Machines()
     limits: Limits = Limits()
     network: Network = Network()
+    pipeline: Pipeline | None = None
     image: str | None = None  # NAME@sha256:…, instead of the one that the stack builds from trainer/
     notify: str | None = None  # e-mail address for alerts
     keep_artifacts: bool = True  # on destroy: models, checkpoints, data and images stay
@@ -117,7 +124,7 @@ def data_format(data: spec.Data) -> Literal["text", "pairs"]:
     return data.format or ("pairs" if data.path.lower().endswith(".jsonl") else "text")
 
 
-GOOGLE_ONLY = ("machines", "limits", "network", "image", "notify", "keep_artifacts")
+GOOGLE_ONLY = ("machines", "limits", "network", "pipeline", "image", "notify", "keep_artifacts")
 
 
 def combination_problems(file: StackFile) -> list[str]:
@@ -165,12 +172,16 @@ def combination_problems(file: StackFile) -> list[str]:
             for name in ("test_fraction", "skip_bad_lines")
             if name in file.data.model_fields_set
         ]
+    task = file.evaluation.task
+    if task is not None and (problem := spec.format_problem(task, data_format(file.data))):
+        problems.append(problem)
     often, keep = file.checkpoints.every, file.checkpoints.keep_every
     if keep is not None and (problem := _multiple("checkpoints.keepEvery", keep, "checkpoints.every", often)):
         problems.append(problem)
     problems += _model_problems(file, servers)
     problems += _parallel_problems(file, workers, servers)
-    problems += _unfinished(file)
+    if file.sweep is not None:
+        problems += sweep.problems(file.sweep, parameters, 1 + workers, file.model.positions)
     if file.platform == "local":
         problems += [
             f"{to_camel(name)}: means something to platform google only; set platform: google, or remove it"
@@ -208,15 +219,6 @@ def _model_problems(file: StackFile, servers: int) -> list[str]:
             " lora"
         )
     return problems
-
-
-def _unfinished(file: StackFile) -> list[str]:
-    """Keys that this version reads and cannot carry out yet."""
-    given = {
-        "sweep": file.sweep is not None,
-        "evaluation.task": file.evaluation.task is not None,
-    }
-    return [f"{key}: cannot be carried out by this version yet; remove it" for key, there in given.items() if there]
 
 
 def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]:

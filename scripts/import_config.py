@@ -69,6 +69,7 @@ def values(draft: Draft) -> dict[str, Any]:
     found = {
         "platform": "google",
         "trainingInput": training,
+        "sweep": draft.sweep,
         "model": draft.model,
         "data": DATA,
         "machines": draft.machines,

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from examples import data as examples
 from infra import config
 from scripts import default_corpus
 from scripts.common import UserError, load_stack, progress_bar, run_main
@@ -136,6 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     stack = load_stack(parser.parse_args(arguments).stack)
     if stack.text == stack.root / default_corpus.DEFAULT and not stack.text.exists():
         default_corpus.ensure(stack.text)
+    for name in examples.EXAMPLES:
+        if stack.text == stack.root / examples.default_path(name) and not stack.text.exists():
+            examples.ensure(name, stack.text)
     if stack.google:
         prepare_for_google(stack)
     else:

@@ -11,6 +11,8 @@ from rich.text import Text
 from scripts.curve import loss_curve, sparkline
 from scripts.run_files import Machine, Snapshot, perplexity
 from trainer.records import State
+from trainer.spec import Sweep
+from trainer.sweep import Trial, best
 
 STATE_STYLES: dict[State, str] = {
     "PROVISIONING": "bold blue",
@@ -83,9 +85,9 @@ def _count(number: int, noun: str) -> str:
 
 
 def _progress(snapshot: Snapshot, width: int) -> Table:
-    total = snapshot.spec.hyperparameters.steps
+    total = snapshot.total
     done = min(snapshot.step, total)
-    words = f"{done:,}/{total:,}  {100 * done // total:3d}%"
+    words = f"{done:,}/{total:,}{' trials' if snapshot.spec.sweep else ''}  {100 * done // total:3d}%"
     if snapshot.remaining is not None:
         words += f"  ETA {duration(snapshot.remaining)}"
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -211,7 +213,19 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
     parts += [_line(part, "yellow") for part in folded[: max(height // 3, 1)]]
     parts.append(_progress(snapshot, width))
     used = len(parts)
-    machines = len(snapshot.machines) + (0 if snapshot.final else len(snapshot.missing))
+    machines_of = snapshot
+    if snapshot.trials:
+        most = max(height // 3, 3)
+        parts += [Text(), trials(snapshot, width, most), Text()]
+        used += 3 + min(len(snapshot.trials), most)
+    if snapshot.trial is not None:
+        snapshot = snapshot.trial
+        parts += [
+            _line(f"trial {snapshot.run.rpartition('/')[2]}: {_varied(machines_of, snapshot)}"),
+            _progress(snapshot, width),
+        ]
+        used += 2
+    machines = len(machines_of.machines) + (0 if machines_of.final else len(machines_of.missing))
     points = [(float(r.step), r.loss) for r in snapshot.steps if r.loss is not None]
     if points:
         rows = 4 if height >= used + machines + LOG_LINES + 10 else 2
@@ -223,8 +237,8 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
         used += 1
     room = height - used - 3  # a blank line, the table's header, and the line of the cursor
     most = max(min(machines, room), 1)
-    parts += [Text(), _machines(snapshot, width, most)]
-    tail = log_tail(snapshot, min(LOG_LINES, room - most - 2))
+    parts += [Text(), _machines(machines_of, width, most)]
+    tail = log_tail(machines_of, min(LOG_LINES, room - most - 2))
     return Group(*parts, *([Text(), *tail] if tail else []))
 
 
@@ -238,7 +252,10 @@ def _line(text: str, style: str = "") -> Text:
 
 def progress_line(snapshot: Snapshot) -> str:
     """The run in one line of a log."""
-    total = snapshot.spec.hyperparameters.steps
+    if snapshot.spec.sweep is not None:
+        now = f"  trial {len(snapshot.trials) + 1}: {progress_line(snapshot.trial)}" if snapshot.trial else ""
+        return f"{snapshot.state} {len(snapshot.trials)} of {_count(snapshot.total, 'trial')} done{now}"
+    total = snapshot.total
     parts = [f"{snapshot.state} step {snapshot.step:,}/{total:,} ({100 * snapshot.step // total}%)"]
     if words := losses(snapshot):
         parts.append(words)
@@ -253,6 +270,48 @@ def progress_line(snapshot: Snapshot) -> str:
     return "  ".join(parts)
 
 
+def trial_line(trial: Trial, sweep: Sweep) -> str:
+    """A trial that is over, in one line of a log."""
+    value = "no value" if trial.value is None else f"{sweep.hyperparameter_metric_tag} {trial.value:.4f}"
+    varied = ", ".join(f"{name} {_plain(found)}" for name, found in trial.parameters.items())
+    return f"trial {trial.number} {trial.state}: {value} with {varied}" + (f"; {trial.reason}" if trial.reason else "")
+
+
+def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
+    """The trials of a sweep that are over, the best one bold; of many, the newest and the best."""
+    of = snapshot.spec.sweep
+    assert of is not None
+    first = best(of, snapshot.trials)
+    shown = snapshot.trials[-most:]
+    if first is not None and first not in shown:
+        shown = [first, *shown[1:]]
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim", pad_edge=False, width=width)
+    table.add_column("trial", justify="right", no_wrap=True)
+    for parameter in of.params:
+        table.add_column(parameter.parameter_name, justify="right", no_wrap=True)
+    table.add_column(of.hyperparameter_metric_tag, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)
+    for trial in shown:
+        cells = [_plain(trial.parameters[parameter.parameter_name]) for parameter in of.params]
+        value = "–" if trial.value is None else f"{trial.value:.4f}"
+        words = "best" if trial == first else trial.reason or trial.state.lower()
+        style = "bold green" if trial == first else "" if trial.state == "SUCCEEDED" else "yellow"
+        table.add_row(str(trial.number), *cells, value, clean(words), style=style)
+    return table
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _varied(of: Snapshot, trial: Snapshot) -> str:
+    """What this trial tries."""
+    assert of.spec.sweep is not None
+    has = trial.spec.hyperparameters.to_json()
+    names = [parameter.parameter_name for parameter in of.spec.sweep.params]
+    return ", ".join(f"{name} {_plain(has[name])}" for name in names)
+
+
 def machine_line(machine: Machine) -> str:
     """What changed at a machine, in one line of a log."""
     words = _words(machine)
@@ -262,7 +321,8 @@ def machine_line(machine: Machine) -> str:
 def summary(snapshot: Snapshot) -> list[Text]:
     """How a run that succeeded ended."""
     took = f" in {duration(snapshot.elapsed)}" if snapshot.elapsed is not None else ""
-    done = (f"SUCCEEDED: {_count(snapshot.step, 'step')}{took}", STATE_STYLES["SUCCEEDED"])
+    noun = "trial" if snapshot.spec.sweep else "step"
+    done = (f"SUCCEEDED: {_count(snapshot.step, noun)}{took}", STATE_STYLES["SUCCEEDED"])
     words = losses(snapshot)
     return [Text.assemble((snapshot.run, "bold"), " ", done), *([Text(f"final {words}")] if words else [])]
 

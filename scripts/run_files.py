@@ -12,9 +12,11 @@ from typing import TypeVar, cast
 
 from pydantic import ValidationError
 
+from trainer import sweep
 from trainer.records import FINAL_STATES, MachineStatus, Record, State, Status
 from trainer.spec import JobSpec, Strict
 from trainer.storage import Entry, Storage
+from trainer.sweep import Trial
 
 Model = TypeVar("Model", bound=Strict)
 
@@ -72,6 +74,8 @@ class Snapshot:
     named: bool  # whether names are known before machines are heard
     there: int  # machines at work that were heard of late
     quiet: float | None  # seconds without a step, told only when they are too many
+    trials: list[Trial] = field(default_factory=list)  # of a sweep: those that are over
+    trial: "Snapshot | None" = None  # of a sweep: the one that is trained now
 
     @property
     def state(self) -> State:
@@ -83,11 +87,18 @@ class Snapshot:
 
     @property
     def step(self) -> int:
-        """Steps done. The metrics are often ahead of the status, unless a newer attempt went back."""
+        """Steps done; of a sweep, trials. Metrics are often ahead of the status, unless a newer attempt went back."""
+        if self.spec.sweep is not None:
+            return len(self.trials)
         step, attempt = (self.status.step, self.status.attempt) if self.status else (0, 0)
         if self.steps and self.steps[-1].attempt >= attempt:
             step = max(step, self.steps[-1].step)
         return step
+
+    @property
+    def total(self) -> int:
+        """Steps that there will be; of a sweep, trials."""
+        return self.spec.sweep.max_trials if self.spec.sweep else self.spec.hyperparameters.steps
 
     @property
     def elapsed(self) -> float | None:
@@ -146,6 +157,7 @@ class RunFiles:
     _starts: dict[int, int] = field(default_factory=dict)  # attempt: the first step that it took
     _unreadable: int = 0
     _moved: tuple[int, float] = (0, 0.0)  # the newest step, when we first saw it
+    _trial: "RunFiles | None" = None  # of a sweep: the trial that is trained now
 
     @property
     def folder(self) -> str:
@@ -191,7 +203,20 @@ class RunFiles:
             there=there,
             quiet=None,
         )
+        if spec.sweep is not None:
+            trials = sweep.read(self.storage, self.run)
+            snapshot = replace(snapshot, trials=trials, trial=None if snapshot.final else self._now(len(trials) + 1))
         return replace(snapshot, quiet=self._quiet(snapshot))
+
+    def _now(self, number: int) -> Snapshot | None:
+        """The trial of that number, if it has been declared."""
+        run = sweep.trial_id(self.run, number)
+        if self._trial is None or self._trial.run != run:
+            self._trial = RunFiles(self.storage, run, self.clock)
+        try:
+            return self._trial.read()
+        except FileNotFoundError:
+            return None
 
     def _quiet(self, snapshot: Snapshot) -> float | None:
         """How long a running run has taken no step, if that is longer than its steps explain."""

@@ -45,6 +45,7 @@ class PlainLines:
         self._said = -math.inf
         self._notes: list[str] = []
         self._presence = ""
+        self._trials: int | None = None
 
     def show(self, snapshot: Snapshot, note: str = "") -> None:
         lines = []
@@ -66,6 +67,10 @@ class PlainLines:
             silent = f", not heard for {render.ago(machine.age)}" if late else ""
             lines.append(render.machine_line(machine) + silent)
             self._machines[machine.status.name] = now
+        if snapshot.spec.sweep is not None:
+            new = snapshot.trials[len(snapshot.trials) if self._trials is None else self._trials :]
+            lines += [render.trial_line(trial, snapshot.spec.sweep) for trial in new]
+            self._trials = len(snapshot.trials)
         if snapshot.evaluations and (last := snapshot.evaluations[-1]).step != self._evaluated:
             self._evaluated, self._said = last.step, snapshot.now
             lines.append(render.progress_line(snapshot))
@@ -136,8 +141,10 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
     def say(line: str | Text) -> None:
         console.print(line, soft_wrap=not console.is_terminal, highlight=False, markup=False)
 
-    status, steps = snapshot.status, snapshot.spec.hyperparameters.steps
-    at = f"at step {snapshot.step:,} of {steps:,}"
+    status = snapshot.status
+    at = f"at step {snapshot.step:,} of {snapshot.total:,}"
+    if snapshot.spec.sweep is not None:
+        at = f"after {len(snapshot.trials)} of {snapshot.total} trials"
     if snapshot.elapsed is not None:
         at += f" after {render.duration(snapshot.elapsed)}"
     if curve:
@@ -146,6 +153,8 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
     if status and snapshot.state == "SUCCEEDED":
         for line in render.summary(snapshot):
             say(line)
+        if snapshot.trials:
+            console.print(render.trials(snapshot, min(console.width, 110)))
         model = _place(storage, f"runs/{snapshot.run}/model")
         console.print(f"model: {model}", soft_wrap=True, highlight=False, markup=False)  # in one piece, to be copied
     elif status and snapshot.state == "FAILED":

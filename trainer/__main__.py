@@ -28,6 +28,8 @@ from trainer.records import Exit, MachineStatus, Status
 from trainer.spec import JobSpec, Role
 from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Storage, StorageError, open_storage
+from trainer.sweep import sweep_of
+from trainer.trials import Trials
 
 HEARTBEAT = 2.0  # seconds
 CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
@@ -42,6 +44,7 @@ TRACEBACK = "Traceback (most recent call last):"
 class Supervisor:
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
+        self._runs = [spec.run, *filter(None, [sweep_of(spec.run)])]  # whose machine this is
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
         self._terminated = threading.Event()
@@ -72,14 +75,15 @@ class Supervisor:
 
     # -- what is said about this machine ---------------------------------------------------------------------------
 
-    def _say(self, **changes: Any) -> None:
+    def say(self, **changes: Any) -> None:
         """Write machines/<name>.json. A bucket that does not answer is no reason to stop computing."""
         with self._lock:
             update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
             self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
-                self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
+                for run in self._runs:
+                    self._storage.write(f"runs/{run}/machines/{self._status.name}.json", body)
             except (StorageError, OSError) as error:
                 _print(f"the heartbeat could not be written ({error}); trying again")
 
@@ -91,7 +95,7 @@ class Supervisor:
     def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
         over_since: float | None = None
         while child.poll() is None:
-            self._say(memory_mb=memory_mb(child.pid))
+            self.say(memory_mb=memory_mb(child.pid))
             over = self.over()
             if over is not None:
                 over_since = over_since or time.monotonic()
@@ -125,9 +129,10 @@ class Supervisor:
         return self._status.role != "ps" and (new.threads != old.threads or old.trainers == 1 < new.trainers)
 
     def over(self) -> Status | None:
-        """The status if the run is over; None also while the bucket does not answer."""
+        """The status if the run is over, or its sweep; None also while the bucket does not answer."""
         try:
-            return is_over(self._storage, self._spec.run, self._spec.launch)
+            found = (is_over(self._storage, run, self._spec.launch) for run in self._runs)
+            return next((status for status in found if status is not None), None)
         except (StorageError, OSError):
             return None
 
@@ -164,13 +169,13 @@ class Supervisor:
         try:
             code = self._run()
         except Exception as error:  # whatever it is: it is seen in the bucket too
-            self._say(state="failed", message=f"{type(error).__name__}: {error}"[:500], trainer_pid=None)
+            self.say(state="failed", message=f"{type(error).__name__}: {error}"[:500], trainer_pid=None)
             raise
         if self._status.role == "master" and self.over() is not None:
-            self._write_report()
+            self.write_report()
         return code
 
-    def _write_report(self) -> None:
+    def write_report(self) -> None:
         """How the run went, as a page. That it cannot be written is no failure of the run."""
         try:
             from trainer import report  # not needed before
@@ -188,7 +193,7 @@ class Supervisor:
             code = self._compute_once()
             if self._again.is_set() and not self._terminated.is_set():
                 self._again.clear()
-                self._say(state="restarting", message="the cluster was changed: starting again")
+                self.say(state="restarting", message="the cluster was changed: starting again")
                 with suppress(StorageError, OSError, ValidationError):  # else with the old one; it is looked at again
                     self._spec = read_spec(self._storage, self._spec.run)
                 continue
@@ -196,7 +201,7 @@ class Supervisor:
             if self._terminated.is_set():
                 break
             if code == 0 or over:
-                self._say(state="finished", message="the run is over", trainer_pid=None)
+                self.say(state="finished", message="the run is over", trainer_pid=None)
                 return 0
             if self._status.step > before:
                 crashes = kills = 0
@@ -204,15 +209,15 @@ class Supervisor:
             crashes, kills = (crashes, kills + 1) if killed else (crashes + 1, kills)
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:
                 return self._fail(code)
-            self._say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
+            self.say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
             self._terminated.wait(PAUSE)
-        self._say(state="stopped", message=self._notice[1] if self._notice else "", trainer_pid=None)
+        self.say(state="stopped", message=self._notice[1] if self._notice else "", trainer_pid=None)
         return 0
 
     def _come_late(self) -> int:
         """There is nothing left to do here. The last words of who had this name before stay."""
         self._lines.extend(self._former.log if self._former else [])
-        self._say(state="finished", message="the run was over before this machine started")
+        self.say(state="finished", message="the run was over before this machine started")
         return 0
 
     def _compute_once(self) -> int:
@@ -255,13 +260,13 @@ class Supervisor:
         ]
         for reader in readers:
             reader.start()
-        self._say(state="running", trainer_pid=child.pid)
+        self.say(state="running", trainer_pid=child.pid)
         code = self._wait(child)
         ended.set()
         for reader in readers:
             reader.join(timeout=5)
         reason = self._last_words(code)
-        self._say(last_exit=Exit(code=code, reason=reason, time=time.time()), trainer_pid=None)
+        self.say(last_exit=Exit(code=code, reason=reason, time=time.time()), trainer_pid=None)
         return code
 
     def _wait(self, child: subprocess.Popen[str]) -> int:
@@ -285,7 +290,7 @@ class Supervisor:
     def _fail(self, code: int) -> int:
         """Nobody can mend this by trying again: the whole run fails, and its other machines leave."""
         reason = f"{self._status.name}: {self._last_words(code)}"
-        self._say(state="failed", message=reason, trainer_pid=None)
+        self.say(state="failed", message=reason, trainer_pid=None)
         run, launch = self._spec.run, self._spec.launch
         traceback = list(self._traceback) if code > 0 and code not in (INPUT, LEFT) else []
         end = {"state": "FAILED", "reason": reason, "traceback": traceback or None, "finished": time.time()}
@@ -320,8 +325,7 @@ def main() -> int:
         storage = open_storage(arguments.bucket)
         if arguments.platform == "google":
             return _on_google(storage, arguments)
-        spec = read_spec(storage, arguments.run)
-        return Supervisor(storage, spec, arguments.name, arguments.role, arguments.address).run()
+        return _machine(storage, read_spec(storage, arguments.run), arguments).run()
     except FileNotFoundError:
         print(f"no run {arguments.run} in {arguments.bucket}: `pulumi up` declares it", file=sys.stderr)
     except StorageError as error:
@@ -338,13 +342,22 @@ def main() -> int:
     return INPUT
 
 
+def _machine(storage: Storage, spec: JobSpec, arguments: argparse.Namespace) -> "Supervisor | Trials":
+    """This machine, in one run or in all trials of a sweep."""
+
+    def supervisor(of: JobSpec) -> Supervisor:
+        return Supervisor(storage, of, arguments.name, arguments.role, arguments.address)
+
+    return supervisor(spec) if spec.sweep is None else Trials(storage, spec, arguments.role, supervisor)
+
+
 def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
     from trainer import google_machine  # needs packages that nothing local needs
 
     where = f"runs/{arguments.run}/job.json"
     spec = google_machine.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))
-    supervisor = Supervisor(storage, spec, arguments.name, arguments.role, arguments.address)
-    return google_machine.supervise(supervisor, storage, spec, arguments.name, arguments.role)
+    machine = _machine(storage, spec, arguments)
+    return google_machine.supervise(machine, storage, spec, arguments.name, arguments.role)
 
 
 if __name__ == "__main__":

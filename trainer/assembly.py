@@ -10,8 +10,10 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from trainer import model as model_module
+from trainer import scores
 from trainer.batches import Batches, Examples, PairBatches, Windows
 from trainer.device import peak_speed, pick
+from trainer.evaluate import evaluate
 from trainer.export import export
 from trainer.model import Flat, Loss
 from trainer.parallel.local import LocalServed, LocalTraining
@@ -20,7 +22,7 @@ from trainer.parallel.served import Served
 from trainer.prepared import Prepared
 from trainer.progress import Progress
 from trainer.sampler import PROMPT, Sampler
-from trainer.spec import InputError
+from trainer.spec import InputError, Task
 from trainer.train import FP16_SCALE, Engine, Training
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ class Trainer(Training):
     """Training, with a beginning and an end."""
 
     parts: "Parts"
+    prepared: Prepared
     tokenizer: Tokenizer
-    unigram_entropy: float
     exported: Callable[[], GPT2LMHeadModel]
 
     def prepare(self) -> None:
@@ -46,9 +48,33 @@ class Trainer(Training):
             self.sampler.close()
         facts = {
             "validation_loss": self.progress.validation_loss or math.nan,
-            "unigram_entropy": self.unigram_entropy,
+            "unigram_entropy": self.prepared.manifest.validation.unigram_entropy,
         }
-        export(self.parts.storage, self.spec, self.exported(), self.tokenizer, facts, self.parts.scratch)
+        written = export(self.parts.storage, self.spec, self.exported(), self.tokenizer, facts, self.parts.scratch)
+        if self.spec.evaluation.task is not None:
+            self._score(written, self.spec.evaluation.task)
+
+    def _score(self, model: GPT2LMHeadModel, task: Task) -> None:
+        """How good the exported model is. The run has succeeded, whatever happens here."""
+
+        def progress(done: int, total: int) -> None:
+            if self.stopping():
+                raise InterruptedError("this machine is to leave")
+            self.journal.report(f"evaluating: {done:,} of {total:,}")
+
+        storage, log = self.parts.storage, self.journal.log
+        try:
+            progress(0, 1)
+            found, predictions = evaluate(
+                model.to(self.device), self.tokenizer, self.spec, task, self.prepared, progress
+            )
+            scores.write(storage, found, predictions)
+            log(f"evaluated: {scores.line(found)}")
+        except Exception as error:  # too little memory, storage away
+            log(
+                f"not evaluated ({model_module.first_line(error)}):"
+                f" python -m scripts.evaluate {self.spec.run} --bucket {storage.url} does it later"
+            )
 
 
 class LocalTrainer(LocalTraining, Trainer):
@@ -99,8 +125,7 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
             parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log, longest=longest
         )
     trainer.exported = hold.exported
-    trainer.parts, trainer.tokenizer = parts, tokenizer
-    trainer.unigram_entropy = prepared.manifest.validation.unigram_entropy
+    trainer.parts, trainer.prepared, trainer.tokenizer = parts, prepared, tokenizer
     return trainer
 
 

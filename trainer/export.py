@@ -23,8 +23,10 @@ def export(
     tokenizer: Tokenizer,
     facts: dict[str, float],
     scratch: Path | None = None,
-) -> None:
-    """Write runs/<run>/model/, its manifest.json last. `facts`: validation_loss, unigram_entropy (nats).
+) -> GPT2LMHeadModel:
+    """Write runs/<run>/model/, its manifest.json last, and return what was written: a model on the CPU, fp32.
+
+    `facts`: validation_loss, unigram_entropy (nats).
 
     Of LoRA the model is the merged one, and the matrices alone lie in its folder adapter/, as peft has them.
     """
@@ -32,7 +34,8 @@ def export(
     prefix = f"runs/{spec.run}/model"
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made)
-        _exportable(model, tokenizer.get_vocab_size(), adapted=spec.model.lora is not None).save_pretrained(folder)
+        exported = _exportable(model, tokenizer.get_vocab_size(), adapted=spec.model.lora is not None)
+        exported.save_pretrained(folder)
         if spec.model.lora is not None:
             lora.save(model, spec.model.initialize or "", folder / "adapter")
         save_tokenizer(tokenizer, folder, model.config.n_positions)
@@ -40,6 +43,7 @@ def export(
         written = manifest.write_manifest(folder, run=spec.run)
         for name in (*written["files"], manifest.NAME):  # the manifest last: with it the model is there
             storage.upload(folder / name, f"{prefix}/{name}")
+    return exported
 
 
 def _exportable(model: GPT2LMHeadModel, vocabulary: int, *, adapted: bool = False) -> GPT2LMHeadModel:

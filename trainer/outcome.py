@@ -8,9 +8,10 @@ from statistics import fmean, median
 
 from pydantic import ValidationError
 
-from trainer import history, samples
+from trainer import history, samples, scores
 from trainer.records import Event, MachineStatus, Record, Status
 from trainer.samples import Sample
+from trainer.scores import Scores
 from trainer.spec import JobSpec, Role
 from trainer.status import read_spec, read_status
 from trainer.storage import Storage
@@ -44,6 +45,7 @@ class Outcome:
     attempts: list[Attempt]
     machines: list[MachineStatus]  # master first
     samples: list[Sample]
+    scores: Scores | None = None
 
     @property
     def state(self) -> str:
@@ -106,7 +108,7 @@ class Cost:
 
 
 def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
-    """A run; with `files`, no machines and no samples, and only so many of its newest files of metrics.
+    """A run; with `files`, no machines, samples and scores, and only so many of its newest files of metrics.
 
     Raises FileNotFoundError if nothing declares it, ValidationError for another version's job.json.
     """
@@ -140,6 +142,7 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
         attempts=[attempts[number] for number in sorted(attempts)],
         machines=_machines(storage, run) if whole else [],
         samples=samples.read(storage, run) if whole else [],
+        scores=scores.read(storage, run) if whole else None,
     )
 
 

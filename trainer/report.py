@@ -9,7 +9,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from trainer import outcome, timeline
+from trainer import outcome, scores, sweep, timeline
 from trainer.charts import Chart, Point, Series, chart, smoothed
 from trainer.outcome import Outcome
 from trainer.records import Record
@@ -25,6 +25,9 @@ from trainer.samples import Sample
 from trainer.settings import changes, describe, settings
 from trainer.spec import Role
 from trainer.storage import Storage
+from trainer.sweep import Trial
+from trainer.sweep_plot import plot
+from trainer.sweep_plot import words as parameter
 
 PAGE = Path(__file__).with_name("report.html")
 LAST_RECORDS = 10.0  # seconds that the last records of a run are waited for
@@ -68,14 +71,20 @@ def page(storage: Storage, run: str, compare: Sequence[str] = ()) -> str:
     Raises FileNotFoundError if one of them is not declared, ValidationError for another version's job.json.
     """
     this = outcome.read(storage, run)
+    trials = sweep.read(storage, run) if this.spec.sweep else []
+    if this.spec.sweep and (best := sweep.best(this.spec.sweep, trials)):  # its curves are the sweep's
+        of = outcome.read(storage, sweep.trial_id(run, best.number))
+        this = replace(this, steps=of.steps, evaluations=of.evaluations, attempts=of.attempts, samples=of.samples)
     named = [outcome.read(storage, other) for other in compare if other != run]
     known = {each.spec.run for each in named}
     rest = [each for each in outcome.others(storage, run) if each.spec.run not in known]
-    return render(this, named, rest, time.time())
+    return render(this, named, rest, time.time(), trials)
 
 
-def render(this: Outcome, named: Sequence[Outcome], rest: Sequence[Outcome], now: float) -> str:
-    """named: runs whose curves are shown too; rest: runs that only stand in the comparison."""
+def render(
+    this: Outcome, named: Sequence[Outcome], rest: Sequence[Outcome], now: float, trials: Sequence[Trial] = ()
+) -> str:
+    """named: runs whose curves are shown too; rest: runs that only stand in the comparison. trials: of a sweep."""
     template = PAGE.read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     script = template.partition("<script>")[2].partition("</script>")[0]
@@ -98,13 +107,25 @@ def render(this: Outcome, named: Sequence[Outcome], rest: Sequence[Outcome], now
         priced=bool(this.spec.hardware),
         samples=shown,
         folded=folded,
+        scores=this.scores,
+        sweep=this.spec.sweep,
+        trials=trials,
+        best=sweep.best(this.spec.sweep, list(trials)) if this.spec.sweep else None,
+        plot=plot(this.spec.sweep, list(trials)) if this.spec.sweep else None,
         sharded=this.spec.parallel.parallelism == "fsdp",
         comparison=[(each, each is this, changes(this.spec, each.spec)) for each in (this, *named, *rest)],
         settings={key: list(lines) for key, lines in groupby(settings(this.spec), lambda line: line.section)},
         environments=environments(this),
         spec=this.spec,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
-        words={"loss": loss, "duration": timeline.duration, "speed": speed},
+        words={
+            "loss": loss,
+            "duration": timeline.duration,
+            "speed": speed,
+            "metric": scores.words,
+            "value": parameter,
+        },
+        metric_names=scores.NAMES,
     )
     return CONTROL.sub("", html)
 

@@ -18,7 +18,9 @@ Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
     runs/<run>/samples.jsonl                  Sample lines (trainer/samples.py)
     runs/<run>/checkpoints/step-00000500-attempt-1/...
     runs/<run>/model/...                      Hugging Face format, manifest.json last
+    runs/<run>/evaluation.json, predictions.jsonl   how good the model is at evaluation.task (trainer/scores.py)
     runs/<run>/report.html                    how the run went (trainer/report.py)
+    runs/<run>/sweep.json, trials/<n>/...     of a sweep: its trials, each a run of its own (trainer/sweep.py)
 """
 
 import hashlib
@@ -165,6 +167,14 @@ class Evaluation(Strict):
     task: Task | None = None  # of the finished model, on the test part (trainer/evaluate.py)
     every: int = Field(100, ge=1)  # steps
     sequences: int = Field(256, ge=1)  # at most, from the start of the held-out part
+
+
+def format_problem(task: Task, data_format: Literal["text", "pairs"]) -> str | None:
+    """What to say of a task whose data is of the other format; starts with the key."""
+    if (task == "text") == (data_format == "text"):
+        return None
+    fit = "text" if data_format == "text" else "translation, sentiment or questions"
+    return f"evaluation.task: found {task}, and data.format is {data_format}; use {fit}, or remove it"
 
 
 class Parameter(Strict):

@@ -24,7 +24,7 @@ REFERENCE: dict[str, Any] = {
     "hyperparameters": {"learningRate": 0.01, "batchSize": 32},
 }
 T4 = {"type": "NVIDIA_TESLA_T4", "count": 1}
-SEARCH = {
+SEARCH: dict[str, Any] = {
     "goal": "MINIMIZE",
     "hyperparameterMetricTag": "loss",
     "maxTrials": 20,
@@ -216,16 +216,37 @@ def test_a_value_that_was_there_before_stays(tmp_path: Path) -> None:
     assert words(notes, "left out") == {"trainingInput.args --lr": "learningRate was 0.01 before"}
 
 
-def test_a_search_is_kept_as_a_comment(tmp_path: Path) -> None:
+def test_a_search_becomes_a_sweep(tmp_path: Path) -> None:
+    params = [*SEARCH["params"], {"parameterName": "batch-size", "type": "DISCRETE", "discreteValues": [16, 32]}]
+    search = {**SEARCH, "params": params, "maxParallelTrials": 5, "algorithm": "GRID_SEARCH"}
+    values, notes = training(tmp_path, hyperparameters={**search, "optimizer": "adamw"})
+    assert values["trainingInput"]["hyperparameters"] == {"optimizer": "adamw"}
+    assert values["sweep"]["maxTrials"] == 20
+    assert values["sweep"]["hyperparameterMetricTag"] == "loss"
+    assert [each["parameterName"] for each in values["sweep"]["params"]] == ["learningRate", "batchSize"]
+    assert "trainingInput.hyperparameters" in words(notes, "mapped")
+    assert "one after the other" in words(notes, "replaced")["trainingInput.hyperparameters.maxParallelTrials"]
+    assert "TPE" in words(notes, "left out")["trainingInput.hyperparameters.algorithm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"hyperparameterMetricTag": "accuracy"}, "the metric accuracy is not measured here"),
+        (
+            {"params": [{**SEARCH["params"][0], "parameterName": "hidden_units"}]},
+            "no hyperparameter that can be varied",
+        ),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    search = {**SEARCH, **change}
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({"trainingInput": {**REFERENCE, "hyperparameters": {**SEARCH, "batchSize": 16}}}))
+    path.write_text(yaml.safe_dump({"trainingInput": {**REFERENCE, "hyperparameters": {**search, "batchSize": 16}}}))
     text, draft = import_config.convert(path, "new")
     comment = [line.removeprefix("  #   ") for line in text.splitlines() if line.startswith("  #   ")]
-    assert yaml.safe_load("\n".join(comment)) == SEARCH
-    assert (
-        "a search over hyperparameters is kept as a comment"
-        in words(draft.notes, "left out")["trainingInput.hyperparameters"]
-    )
+    assert yaml.safe_load("\n".join(comment)) == search
+    assert why in words(draft.notes, "left out")["trainingInput.hyperparameters"]
     assert plain_yaml.parse(text)["config"]["gpt2-training:trainingInput"]["hyperparameters"] == {"batchSize": 16}
 
 

@@ -711,3 +711,29 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no run in ")
     assert done.stderr.count("\n") == 1
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_shows_its_trials(run: FakeRun) -> None:
+    running(run, step=1)
+    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 1e-4, "maxValue": 1e-2}
+    job = json.loads(run.storage.read(f"runs/{RUN}/job.json")) | {"sweep": {"maxTrials": 3, "params": [rate]}}
+    run.put("job.json", job)
+    trials = [
+        {"number": 1, "parameters": {"learningRate": 0.005}, "state": "SUCCEEDED", "value": 3.25, "step": 1000},
+        {
+            "number": 2,
+            "parameters": {"learningRate": 0.0002},
+            "state": "STOPPED",
+            "value": 5.5,
+            "reason": "stopped early",
+        },
+    ]
+    run.storage.write(f"runs/{RUN}/sweep.json", json.dumps(trials).encode())
+    assert run.watch(once=True) == 0
+    drawn = run.out.getvalue()
+    assert "2/3 trials" in drawn
+    assert re.search(r"1 +0\.005 +3\.2500 +best", drawn)
+    assert re.search(r"2 +0\.0002 +5\.5000 +stopped early", drawn)

@@ -1,0 +1,93 @@
+"""scripts.evaluate on runs that left a model: what it shows, when it evaluates, and what it refuses."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import evaluate as script
+from scripts.common import UserError
+from tests.scripts.tiny_model import tiny_model
+from trainer.data import prepare
+from trainer.scores import read
+from trainer.spec import Data, JobSpec
+from trainer.storage import Storage, open_storage
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Storage:
+    """Two runs of the same pairs, whose models are random, and one of text."""
+    storage = open_storage(str(tmp_path))
+    pairs = [{"prompt": f"{i} is ", "completion": "even" if i % 2 == 0 else "odd"} for i in range(120)]
+    contents = {
+        "my.jsonl": "".join(json.dumps(pair) + "\n" for pair in pairs).encode(),
+        "my.txt": b"a text to read\n" * 400,
+    }
+    for run, name in (("one", "my.jsonl"), ("two", "my.jsonl"), ("of-text", "my.txt")):
+        mark = hashlib.sha256(contents[name]).hexdigest()[:16]
+        storage.write(f"data/{mark}/{name}", contents[name])
+        data = {"path": f"data/{mark}/{name}", "format": "pairs" if name == "my.jsonl" else "text", "tokenizer": "byte"}
+        job = {
+            "run": run, "model": {"layers": 1, "heads": 2, "width": 16, "positions": 32}, "data": data,
+            "fingerprint": mark, "code": "test", "hyperparameters": {"sequenceLength": 32},
+            "evaluation": {"task": "sentiment"} if run == "one" else {},
+        }  # fmt: skip
+        storage.write(f"runs/{run}/job.json", json.dumps(JobSpec.model_validate(job).to_json()).encode())
+        tiny_model(tmp_path / "runs" / run / "model")
+        prepare(storage, Data.model_validate(data), mark)
+    return storage
+
+
+def call(bucket: Storage, *arguments: str) -> None:
+    script.main([*arguments, "--bucket", bucket.url])
+
+
+def test_evaluates_once_and_then_shows(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    call(bucket, "one")
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown
+    assert "baseline: always 'even'" in shown or "baseline: always 'odd'" in shown
+    assert "some answers" in shown
+    marked = bucket.read("runs/one/evaluation.json").replace(b'"examples": ', b'"examples": 9')
+    bucket.write("runs/one/evaluation.json", marked)
+    call(bucket, "one", "--json")
+    assert str(json.loads(capsys.readouterr().out)["examples"]).startswith("9")  # what is there
+    call(bucket, "one", "--again", "--json")
+    assert json.loads(capsys.readouterr().out)["examples"] < 90
+    call(bucket, "one", "--task", "questions", "--json")
+    assert set(json.loads(capsys.readouterr().out)["metrics"]) == {"exact_match", "f1"}
+
+
+def test_text(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    call(bucket, f"{bucket.url}/runs/of-text")
+    assert "perplexity" in capsys.readouterr().out
+    found = read(bucket, "of-text")
+    assert found is not None
+    assert found.baseline.name == "unigram"
+
+
+def test_side_by_side(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    call(bucket, "one", "--compare", "two")
+    header = capsys.readouterr().out.splitlines()[2]
+    assert header.index("one") < header.index("two") < header.index("baseline")
+    call(bucket, "one", "--compare", "two", "--json")
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["run"], second["run"]) == ("one", "two")
+    assert first["task"] == second["task"] == "sentiment"  # which only the first declares
+
+
+def test_what_it_refuses(bucket: Storage) -> None:
+    with pytest.raises(UserError, match=r"two declares no evaluation.task; say which: --task"):
+        call(bucket, "two")
+    with pytest.raises(UserError, match=r"--task: found text, and data.format is pairs; use translation, sentiment or"):
+        call(bucket, "one", "--task", "text")
+    with pytest.raises(UserError, match=r"--task: found questions, and data.format is text; use text"):
+        call(bucket, "of-text", "--task", "questions")
+    with pytest.raises(UserError, match="there is no run three"):
+        call(bucket, "three")
+    for entry in bucket.list("data"):
+        if entry.path.endswith("manifest.json"):
+            bucket.delete(entry.path)
+    with pytest.raises(UserError, match="the data of one is gone"):
+        call(bucket, "one")

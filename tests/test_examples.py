@@ -1,0 +1,141 @@
+"""The examples: their data is made the same every time and holds what it says, their stack files fit it, one learns."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples import data
+from infra import config
+from infra.config import ConfigError
+from tests.trainer.conftest import new_run
+from tests.trainer.runs import ROOT, Run
+from trainer import scores
+from trainer.measures import baseline
+from trainer.pairs import Pair, part_of
+from trainer.spec import Data, JobSpec
+
+__all__ = ["new_run"]
+DATA = Data(path="x", format="pairs")
+
+
+def parts(name: str) -> tuple[list[Pair], list[Pair]]:
+    """Training part and test part."""
+    made = data.pairs(name)
+    return tuple([p for p in made if part_of(p.prompt, DATA) == part] for part in ("train", "test"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", data.EXAMPLES)
+def test_the_same_every_time(name: str) -> None:
+    made = data.pairs(name)
+    assert made == data.pairs(name)
+    assert len(made) == len({pair.prompt for pair in made}) == data.EXAMPLES[name][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("translation", lambda pair: pair.completion),  # the day
+        ("sentiment", lambda pair: pair.prompt.partition(": ")[0]),  # the name
+        ("sentiment", lambda pair: pair.prompt.partition(": ")[2]),  # the statement
+        ("questions", lambda pair: pair.prompt),
+    ],
+)
+def test_nothing_of_the_test_part_was_trained_on(name: str, same: Callable[[Pair], str]) -> None:
+    trained, test = parts(name)
+    assert len(test) > 300
+    assert not {same(pair) for pair in trained} & {same(pair) for pair in test}
+
+
+def test_what_is_true() -> None:
+    for pair in data.pairs("questions"):
+        told, asked = pair.prompt.splitlines()
+        person = next(name for name in data.PEOPLE.split() if name in asked)
+        assert any(person in said and f" {pair.completion}" in said for said in told.split("."))
+    spoken = [
+        (1900, "nineteen hundred"),
+        (2005, "twenty oh five"),
+        (1894, "eighteen ninety-four"),
+        (1213, "twelve thirteen"),
+    ]
+    assert [data.year(value) for value, _ in spoken] == [words for _, words in spoken]
+    assert [data.ordinal(n) for n in (1, 12, 20, 23, 30, 31)] == [
+        "first", "twelfth", "twentieth", "twenty-third", "thirtieth", "thirty-first",
+    ]  # fmt: skip
+
+
+def test_baselines_are_low() -> None:
+    for name, metric, most in (
+        ("translation", "exact_match", 0.01),
+        ("sentiment", "accuracy", 0.6),
+        ("questions", "f1", 0.5),
+    ):
+        trained, test = parts(name)
+        assert baseline(name, test, trained).metrics[metric] < most  # type: ignore[arg-type]
+
+
+# -- stack files -------------------------------------------------------------------------------------------------------
+
+
+def checkout(folder: Path, name: str) -> Path:
+    """What a stack file needs beside it."""
+    (folder / "trainer").mkdir()
+    (folder / "trainer" / "code.py").write_text("pass\n")
+    (folder / "Pulumi.yaml").write_bytes((ROOT / "Pulumi.yaml").read_bytes())
+    (folder / f"Pulumi.{name}.yaml").write_bytes((ROOT / f"Pulumi.{name}.yaml").read_bytes())
+    if name in data.EXAMPLES:
+        data.ensure(name, folder / data.default_path(name))
+    else:
+        (folder / "data").mkdir()
+        (folder / "data" / "default.txt").write_text("some text\n" * 200_000)
+    return folder
+
+
+def declared(folder: Path, name: str) -> JobSpec:
+    return config.job_spec(config.from_file(name, checkout(folder, name)))
+
+
+@pytest.mark.parametrize("name", ["text", *data.EXAMPLES])
+def test_the_stack_file_fits_the_data(tmp_path: Path, name: str) -> None:
+    job = declared(tmp_path, name)
+    assert job.evaluation.task == name
+    assert job.data.format == ("text" if name == "text" else "pairs")
+
+
+def test_a_task_needs_its_format(tmp_path: Path) -> None:
+    folder = checkout(tmp_path, "sentiment")
+    stack = folder / "Pulumi.sentiment.yaml"
+    for task, data_format in (("text", "pairs"), ("questions", "text")):
+        words = (ROOT / "Pulumi.sentiment.yaml").read_text().replace("task: sentiment", f"task: {task}")
+        stack.write_text(words.replace("    tokenizer:", f"    format: {data_format}\n    tokenizer:"))
+        with pytest.raises(ConfigError) as error:
+            config.from_file("sentiment", folder)
+        (line,) = error.value.problems
+        assert f"evaluation.task: found {task}, and data.format is {data_format}; use " in line
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sentiment_learns(new_run: Callable[..., Run], tmp_path: Path) -> None:
+    """As its stack file says, but fewer steps and one trainer."""
+    (tmp_path / "declared").mkdir()
+    job = declared(tmp_path / "declared", "sentiment")
+    content = (tmp_path / "declared" / "data" / "sentiment.jsonl").read_bytes()
+    fingerprint = hashlib.sha256(content).hexdigest()[:16]
+    hyper: dict[str, Any] = job.hyperparameters.to_json() | {"steps": 300, "microBatchSize": None}
+    run = new_run(
+        model=job.model.to_json(),
+        data=job.data.to_json() | {"path": f"data/{fingerprint}/sentiment.jsonl"},
+        fingerprint=fingerprint,
+        hyperparameters=hyper,
+        evaluation={"every": 300, "task": "sentiment"},
+    )
+    run.storage.write(f"data/{fingerprint}/sentiment.jsonl", content)
+    assert run.start().wait().state == "SUCCEEDED"
+    found = scores.read(run.storage, run.spec.run)
+    assert found is not None
+    assert found.metrics["accuracy"] > 0.85 > 0.6 > found.baseline.metrics["accuracy"]

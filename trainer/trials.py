@@ -1,0 +1,277 @@
+"""A machine of a sweep: it goes from trial to trial, one after the other, with the others.
+
+The master suggests, and writes each trial's job.json; every machine then takes part in that trial as in any run, by
+trainer/__main__.py's supervisor. The machine stays, its computing process is another one for each trial.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from trainer import outcome, sweep
+from trainer.manifest import NAME
+from trainer.records import Status
+from trainer.spec import JobSpec
+from trainer.status import Fenced, is_over, read_spec, read_status, update_status
+from trainer.storage import Conflict, Storage, StorageError
+from trainer.sweep import Trial
+
+if TYPE_CHECKING:
+    from trainer.__main__ import Supervisor
+
+POLL = 0.5  # seconds between two looks for the next trial
+LOOKS = 5.0  # heartbeats between two looks at a trial that may be stopped early
+AWAY = (StorageError, OSError)
+
+
+class Trials:
+    """Stands where a supervisor stands, also to trainer/google_machine.py."""
+
+    def __init__(self, storage: Storage, spec: JobSpec, role: str, make: "Callable[[JobSpec], Supervisor]") -> None:
+        """make: the supervisor of this machine, for a run."""
+        assert spec.sweep is not None
+        self._storage, self._spec, self._sweep, self._master = storage, spec, spec.sweep, role == "master"
+        self._make = make
+        self._told = threading.Event()
+        self._why = ""
+        self._machine = make(spec)  # which says in the sweep's own folder that this machine is there
+        self._own = self._machine
+        self._listen()
+
+    # -- what is asked of a machine --------------------------------------------------------------------------------
+
+    @property
+    def grace(self) -> float:
+        return self._own.grace
+
+    @grace.setter
+    def grace(self, seconds: float) -> None:
+        self._own.grace = seconds
+
+    @property
+    def heartbeat(self) -> float:
+        return self._own.heartbeat
+
+    @heartbeat.setter
+    def heartbeat(self, seconds: float) -> None:
+        self._own.heartbeat = seconds
+
+    def leave(self, why: str) -> None:
+        self._why = self._why or why
+        self._told.set()
+        self._machine.leave(why)
+
+    def told_to_leave(self, timeout: float) -> bool:
+        return self._told.wait(timeout)
+
+    def note(self, line: str) -> None:
+        self._machine.note(line)
+
+    def over(self) -> Status | None:
+        """The status if the sweep is over; None also while the bucket does not answer."""
+        try:
+            return is_over(self._storage, self._spec.run, self._spec.launch)
+        except AWAY:
+            return None
+
+    def _listen(self) -> None:
+        """Each supervisor takes the signals for itself; they are for the sweep."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.leave("told to leave"))
+
+    # -- from trial to trial ---------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until the sweep is over or this machine is told to leave. The exit code."""
+        said = 0.0
+        while not self._told.is_set() and self.over() is None:
+            try:
+                trial = self._next()
+            except AWAY as error:
+                self.note(f"the sweep's files cannot be read or written ({error}); trying again")
+                trial = None
+            except Fenced:
+                continue
+            if trial is not None:
+                self._take_part(trial)
+            elif time.monotonic() > said + self.heartbeat:
+                said = time.monotonic()
+                self._own.say(state="running", message="waiting for the next trial")
+            if trial is None:
+                self._told.wait(POLL)
+        if self._told.is_set():
+            self._own.say(state="stopped", message=self._why)
+            return 0
+        over = self.over()
+        self._own.say(state="finished", message="the sweep is over")
+        return 1 if over is not None and over.state == "FAILED" and self._master else 0
+
+    def _next(self) -> JobSpec | None:
+        """The trial that is to be trained now; None while the master has not decided, or the sweep has ended."""
+        run = self._spec.run
+        trials = sweep.read(self._storage, run)
+        number = len(trials) + 1
+        job = self._job(number)
+        status = read_status(self._storage, sweep.trial_id(run, number)) if job else None
+        ended = status is not None and status.state in ("SUCCEEDED", "FAILED", "STOPPED")
+        if not self._master:
+            return None if ended else job
+        self._spec = read_spec(self._storage, run)  # `up` may have changed the number of machines
+        if job is not None and status is not None and ended:
+            self._record(trials, number, job, status)
+            return None
+        if (reason := self._failure(trials)) is not None:
+            update_status(self._storage, run, self._spec.launch, state="FAILED", reason=reason, finished=time.time())
+            return None
+        if len(trials) >= self._sweep.max_trials:
+            self._finish(trials)
+            return None
+        job = self._declare(trials, number, job)
+        best = sweep.best(self._sweep, trials)
+        update_status(
+            self._storage, run, self._spec.launch, state="RUNNING", step=len(trials), started=time.time(),
+            reason=f"trial {number} of {self._sweep.max_trials}"
+            + (f", best so far {best.value:.4f} (trial {best.number})" if best and best.value is not None else ""),
+        )  # fmt: skip
+        return job
+
+    def _job(self, number: int) -> JobSpec | None:
+        try:
+            return read_spec(self._storage, sweep.trial_id(self._spec.run, number))
+        except FileNotFoundError:
+            return None
+
+    def _declare(self, trials: list[Trial], number: int, job: JobSpec | None) -> JobSpec:
+        """Writes the trial's job.json: of a new trial, or with what `up` changed since."""
+        if job is None:
+            parameters = sweep.suggest(self._sweep, self._spec.hyperparameters.seed, trials)
+            self.note(f"trial {number} of {self._sweep.max_trials}: {_words(parameters)}")
+            new = sweep.job_of(self._spec, number, parameters)
+        else:
+            new = self._renewed(job)
+        if new != job:
+            path = f"runs/{new.run}/job.json"
+            self._storage.write(path, json.dumps(new.to_json(), indent=2).encode())
+        return new
+
+    def _renewed(self, job: JobSpec) -> JobSpec:
+        """A trial's job with what the stack may change of a run that goes on."""
+        keys = ("launch", "cluster", "evaluation", "checkpoints", "hardware")
+        return job.model_copy(update={key: getattr(self._spec, key) for key in keys})
+
+    def _take_part(self, job: JobSpec) -> None:
+        machine = self._make(job)
+        machine.grace, machine.heartbeat = self.grace, self.heartbeat
+        self._machine = machine
+        self._listen()
+        if self._told.is_set():  # while it was made
+            return
+        done = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(job, done), daemon=True)
+        if self._master:
+            watcher.start()
+        try:
+            machine.run()
+        finally:
+            done.set()
+            self._machine = self._own
+
+    # -- what the master decides -----------------------------------------------------------------------------------
+
+    def _watch(self, job: JobSpec, done: threading.Event) -> None:
+        """While a trial is trained: what `up` changes of the sweep is the trial's too; is it worth going on?"""
+        before: list[outcome.Outcome] | None = None
+        while not done.wait(LOOKS * self.heartbeat):
+            with suppress(*AWAY, ValidationError, Conflict, Fenced):
+                self._spec = read_spec(self._storage, self._spec.run)
+                if (new := self._renewed(job)) != job:
+                    self._storage.write(f"runs/{job.run}/job.json", json.dumps(new.to_json(), indent=2).encode())
+                    job = new
+                if not self._sweep.enable_trial_early_stopping:
+                    continue
+                if before is None:
+                    ended = sweep.read(self._storage, self._spec.run)
+                    whole = [sweep.trial_id(self._spec.run, one.number) for one in ended if one.state == "SUCCEEDED"]
+                    before = [outcome.read(self._storage, run) for run in whole]
+                if reason := sweep.hopeless(self._sweep, outcome.read(self._storage, job.run), before):
+                    self.note(reason)
+                    update_status(
+                        self._storage, job.run, job.launch, state="STOPPED", reason=reason, finished=time.time()
+                    )
+
+    def _record(self, trials: list[Trial], number: int, job: JobSpec, status: Status) -> None:
+        """A trial is over: it joins the table."""
+        found = outcome.read(self._storage, job.run)
+        value, state = sweep.value_of(self._sweep, found), status.state
+        assert state in ("SUCCEEDED", "FAILED", "STOPPED")
+        reason = status.reason
+        if state == "SUCCEEDED" and value is None:
+            state, reason = "FAILED", f"its {self._sweep.hyperparameter_metric_tag} is not a finite number"
+        names = [parameter.parameter_name for parameter in self._sweep.params]
+        has = job.hyperparameters.to_json()
+        listed = {p.parameter_name: p.categorical_values for p in self._sweep.params if p.categorical_values}
+        parameters = {name: _as_listed(has[name], listed.get(name)) for name in names}
+        trial = Trial(
+            number=number,
+            parameters=parameters,
+            state=state,
+            value=value,
+            step=found.step,
+            launch=status.launch,
+            reason=reason,
+        )
+        sweep.write(self._storage, self._spec.run, [*trials, trial])
+        shown = "no value" if value is None else f"{self._sweep.hyperparameter_metric_tag} {value:.4f}"
+        self.note(f"trial {number} of {self._sweep.max_trials} {state}: {shown} {reason}".rstrip())
+
+    def _failure(self, trials: list[Trial]) -> str | None:
+        """Why the sweep fails: too many trials of this launch failed one after the other."""
+        last = trials[-sweep.FAILURES :]
+        if len(last) == sweep.FAILURES and all(
+            trial.state == "FAILED" and trial.launch == self._spec.launch for trial in last
+        ):
+            return f"{sweep.FAILURES} trials in a row failed, the last one: {last[-1].reason}"
+        if len(trials) >= self._sweep.max_trials and sweep.best(self._sweep, trials) is None:
+            return f"none of {len(trials)} trials came to its end"
+        return None
+
+    def _finish(self, trials: list[Trial]) -> None:
+        """The best trial's model is the sweep's: what download_model and generate find. Its manifest comes last."""
+        best = sweep.best(self._sweep, trials)
+        assert best is not None
+        run, source = self._spec.run, f"runs/{sweep.trial_id(self._spec.run, best.number)}/model/"
+        names = sorted(entry.path.removeprefix(source) for entry in self._storage.list(source.rstrip("/")))
+        with TemporaryDirectory(prefix="model-") as folder:
+            for name in [*(name for name in names if name != NAME), NAME]:
+                copy = Path(folder) / "file"
+                self._storage.download(source + name, copy)
+                self._storage.upload(copy, f"runs/{run}/model/{name}")
+                copy.unlink()
+        update_status(
+            self._storage, run, self._spec.launch, state="SUCCEEDED", step=len(trials), finished=time.time(),
+            reason=f"best: trial {best.number}, {self._sweep.hyperparameter_metric_tag} {best.value:.4f},"
+            f" {_words(best.parameters)}",
+        )  # fmt: skip
+        self.note(f"finished: trial {best.number} is the best, its model is at {self._storage.url}/runs/{run}/model")
+        self._own.write_report()
+
+
+def _words(parameters: dict[str, sweep.Value]) -> str:
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
+    )
+
+
+def _as_listed(value: sweep.Value, listed: list[str] | None) -> sweep.Value:
+    """A category in the stack file's words."""
+    if listed is None:
+        return value
+    return next((text for text in listed if text == value or text == json.dumps(value)), str(value))
