@@ -14,7 +14,7 @@ try:
     estimated = outputs(stack)
     training = TrainingRun(stack, job)
 except (config.ConfigError, InputError, StorageError) as error:
-    raise pulumi.RunError(str(error)) from None
+    raise pulumi.RunError(config.without_secrets(str(error))) from None
 
 pulumi.export("run", training.run)
 pulumi.export("bucket", training.bucket)

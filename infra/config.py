@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from infra import plain_yaml, start
+from infra import masking, plain_yaml, start
 from infra.explain import explain, shown, unknown
 from infra.hardware import host_cores
 from infra.preflight import DEFAULT_TEXT, disk_problem, gpus, host_problems, text_problems
@@ -216,6 +216,15 @@ def from_pulumi() -> StackConfig:
     texts: dict[str, Any] = CONFIG.get()  # Pulumi hands over all values as texts, and objects as JSON
     values = {name: _parsed(text) for name, text in _own(texts, pulumi.get_stack()).items()}
     return load(values, pulumi.get_stack(), ROOT, _gcp(texts))
+
+
+def without_secrets(text: str) -> str:
+    """An error of the running program without the values of secret keys: a job's log and a review show it to all."""
+    from pulumi.runtime.config import CONFIG, is_config_secret
+
+    values = [_parsed(value) for name, value in CONFIG.get().items() if is_config_secret(name)]
+    hidden = {leaf: "[secret]" for value in values for leaf in masking.leaves(value)}
+    return masking.masker(hidden)(text)
 
 
 def _parsed(text: str) -> Any:

@@ -1,8 +1,8 @@
 """What a change means for a person who has to say yes or no: the worst first."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -11,6 +11,7 @@ from infra.estimate import estimate
 from infra.hardware import Range
 from infra.prices import Cost
 from infra.review.access import Access, access
+from infra.review.hidden import masked
 from infra.review.preview import Op, Preview, State, Step
 from infra.review.run import Interruption, Look, Machines, declared, interruption, machines
 from infra.review.values import leaves, shown
@@ -131,7 +132,9 @@ class Review:
 def review(preview: Preview, policies: Sequence[Finding], look: Look, offline: str = "") -> Review:
     """Everything that there is to say of a preview."""
     sides = zip(preview.words(), preview.providers(), strict=True)
-    before, after = (_price(preview.stack, words, provider) for words, provider in sides)
+    preview, text = masked(preview)
+    before, after = (_price(preview.stack, words, provider, text) for words, provider in sides)
+    policies = [replace(found, message=text(found.message)) for found in policies]
     return Review(
         preview,
         offline,
@@ -265,15 +268,17 @@ def _loosened(step: Step) -> Iterator[str]:
 # Money and settings. ------------------------------------------------------------------------------------------------
 
 
-def _price(stack: str, words: Mapping[str, Any] | None, provider: Mapping[str, Any]) -> Price | None:
+def _price(
+    stack: str, words: Mapping[str, Any] | None, provider: Mapping[str, Any], masked: Callable[[str], str]
+) -> Price | None:
     """By today's price list, whatever the list was when it stood up. None: there is no run."""
     if words is None:
         return None
     try:
         found = estimate(config.load(words, stack, provider=provider))
     except config.ConfigError as error:
-        return Price(Cost(0, ("all of it",)), None, None, True, (f"no estimate: {error.problems[0]}",))
-    return Price(found.hourly, found.hours, found.cost, bool(found.unknown), found.notes)
+        return Price(Cost(0, ("all of it",)), None, None, True, (masked(f"no estimate: {error.problems[0]}"),))
+    return Price(found.hourly, found.hours, found.cost, bool(found.unknown), tuple(map(masked, found.notes)))
 
 
 def _settings(preview: Preview) -> Iterator[Setting]:

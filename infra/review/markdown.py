@@ -29,7 +29,7 @@ def render(reviews: Sequence[Review], hide: Mapping[str, str] | None = None) -> 
     if len(quiet) == len(ordered):
         text = f"**No changes**: {_stacks(quiet)}.\n"
         return f"{text}\n{MARK}\n"
-    masks = dict(hide or {}) | {secret: "[secret]" for review in reviews for secret in review.preview.secrets if secret}
+    masks = hide or {}
     loud = [review for review in ordered if review not in quiet]
     heads = [_masked("\n".join(_head(review)), masks) for review in loud]
     diffs = [_masked("\n".join(_diff(review.steps)), masks) for review in loud]
@@ -45,8 +45,8 @@ def render(reviews: Sequence[Review], hide: Mapping[str, str] | None = None) -> 
 
 
 def _masked(text: str, masks: Mapping[str, str]) -> str:
-    for secret in sorted(masks, key=len, reverse=True):
-        text = text.replace(secret, masks[secret])
+    for hidden in sorted(masks, key=len, reverse=True):
+        text = text.replace(hidden, masks[hidden])
     return text
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from infra import masking
 from infra.config import PROJECT
 from infra.review.values import HIDDEN, differences, leaves, plain, unknown_paths
 
@@ -87,7 +88,7 @@ class Preview:
     steps: tuple[Step, ...]  # by URN
     errors: tuple[str, ...] = ()  # why it failed
     warnings: tuple[str, ...] = ()
-    secrets: frozenset[str] = frozenset()  # values that must not be shown
+    secrets: tuple[str, ...] = ()  # values that must not be shown: hidden.py takes them out
 
     def of_type(self, *types: str) -> list[Step]:
         return [step for step in self.steps if step.type in types]
@@ -167,9 +168,9 @@ def _said(diagnostics: Iterable[Mapping[str, str]]) -> tuple[tuple[str, ...], tu
     return tuple(dict.fromkeys(said["error"])), tuple(dict.fromkeys(said["warning"]))
 
 
-def _secrets(config: Mapping[str, str], preview: Preview) -> frozenset[str]:
-    """Pulumi hides a secret in the configuration, but not where our program hands it on."""
-    found = set()
+def _secrets(config: Mapping[str, str], preview: Preview) -> tuple[str, ...]:
+    """Pulumi hides a secret in the configuration, but not where our program hands it on. As they come, each once."""
+    found: dict[str, None] = {}
     for key, text in config.items():
         if HIDDEN not in str(text) or not key.startswith(f"{PROJECT}:"):
             continue
@@ -182,8 +183,8 @@ def _secrets(config: Mapping[str, str], preview: Preview) -> frozenset[str]:
         for words in preview.words():
             for path, value in leaves(words or {}).items():
                 if any(path == secret or path.startswith(f"{secret}.") for secret in paths):
-                    found |= {str(item) for item in (value if isinstance(value, list) else [value])}
-    return frozenset(found)
+                    found |= dict.fromkeys(masking.leaves(value))
+    return tuple(found)
 
 
 # Two previews that both know no state. ------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ def compare(base: Preview, head: Preview) -> Preview:
         tuple(steps.values()),
         head.errors,
         head.warnings,
-        base.secrets | head.secrets,
+        tuple(dict.fromkeys(base.secrets + head.secrets)),
     )
 
 

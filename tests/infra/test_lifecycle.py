@@ -104,6 +104,19 @@ def test_a_machine_that_left_a_finished_run_is_no_difference(project: Project) -
     assert project.living() == set()  # nothing to do: nothing is started
 
 
+def test_an_error_does_not_tell_a_secret(project: Project) -> None:
+    """Pulumi hides it in its own words alone, and a review quotes the error."""
+    for name, value in (("path", "data/me@home/and so on.txt"), ("tokenizer", f"word by {'w' * 80}")):
+        project.run("config", "set", "--secret", "--path", f"gpt2-training:data.{name}", value)
+    said = project.run("preview", "--json", ok=False)
+    assert "data.tokenizer: found [secret], must be one of" in said, said
+    assert "ww" not in said, said
+    project.run("config", "set", "--path", "gpt2-training:data.tokenizer", "byte")
+    said = project.run("preview", "--json", ok=False)
+    assert "[secret]" in said, said
+    assert "me@home" not in said, said
+
+
 def changes(project: Project) -> list[str]:
     """The changed values that a preview shows, but for the estimate's, which depend on this machine."""
     lines = [" ".join(line.split()) for line in project.run("preview", "--diff").splitlines() if "=>" in line]

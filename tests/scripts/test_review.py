@@ -245,7 +245,29 @@ def test_a_secret_is_never_shown(said: Review) -> None:
     assert "hidden@" not in text
     assert "quiet@" not in text
     assert "deepest" not in text
-    assert "| `notify` | `[secret]` | `[secret]` |" in text
+    assert "| `notify` | `[secret 1]` | `[secret 2]` |" in text
+
+
+@pytest.mark.parametrize(
+    "secret", ["me@example.com", "tick`tock", "two  spaces", "l" * 200, 'quo"te', "line 1\nline 2"]
+)
+def test_a_secret_is_hidden_before_it_is_cut_or_escaped(said: Review, secret: str) -> None:
+    old, new = {**WORDS, "notify": "before"}, {**WORDS, "notify": secret}
+    job = json.dumps({"mail": f"to {secret}"})
+    steps = [
+        step("update", RUN, "training", old, new),
+        step(
+            "update", BUCKET, "b", {**KEPT, "labels": {"a": "x"}}, {**KEPT, "labels": {"a": job, "b": [f"-{secret}"]}}
+        ),
+        step("create", MEMBER, "m", new={"project": "p", "role": "r", "member": f"user:{secret}"}),
+    ]
+    warned = [{"severity": "warning", "message": f"warning: mails go to {secret}\n"}]
+    text = said(steps, code=10, config={"gpt2-training:notify": "[secret]"}, diagnostics=warned)
+    assert "- mails go to \\[secret 2\\]" in text
+    assert "`user:[secret 2]` gets `r`" in text
+    seen = text.replace("@\u200b", "@").replace("'", "`")
+    for part in (secret, *secret.split("\n"), "tock", " spaces", "l" * 20, "quo", "sha256"):
+        assert part not in seen
 
 
 def test_equal_previews_give_equal_texts(said: Review) -> None:
