@@ -25,7 +25,7 @@ def masker(names: Mapping[str, str]) -> Callable[[str], str]:
 def _forms(secret: str) -> Iterator[str]:
     """As it may stand in a longer text: as it is, quoted, inside JSON, cut as our errors cut it, and line by line."""
     yield from (secret, repr(secret)[1:-1], shown(secret))
-    yield from (json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
+    yield from (json.dumps(secret, ensure_ascii=plain)[1:-1] for plain in (True, False))
     yield from (line.strip() for line in secret.splitlines() if line.strip())
 
 

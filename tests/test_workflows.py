@@ -29,7 +29,8 @@ def test_actionlint_finds_nothing() -> None:
     """With shellcheck, which is in the environment."""
     done = subprocess.run([build("actionlint"), *FILES], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
-    script = subprocess.run(["shellcheck", ROOT / ".github" / "changed_stacks"], capture_output=True, text=True)
+    scripts = [ROOT / ".github" / name for name in ("changed_stacks", "comment")]
+    script = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
     assert (script.returncode, script.stdout) == (0, "")
 
 
@@ -79,7 +80,14 @@ def test_nothing_that_a_stranger_writes_is_put_into_a_script() -> None:
 
 
 def test_the_comment_is_found_again_by_the_reviews_mark() -> None:
-    assert MARK in (ROOT / ".github" / "workflows" / "review.yml").read_text()
+    assert f"mark='{MARK}'" in (ROOT / ".github" / "comment").read_text()
+
+
+def test_the_cli_keeps_to_the_policies_before_a_merge_and_after_it() -> None:
+    said = {name: json.dumps(job) for file, name, job in jobs() if file in ("review", "deploy")}
+    assert "pulumi up --yes --non-interactive --policy-pack policy" in said["up"]
+    assert "pulumi preview --policy-pack policy" in said["review"]
+    assert said["up"].count("tools/setup_policy") == said["review"].count("tools/setup_policy") == 1
 
 
 def test_every_variable_is_in_the_docs() -> None:
@@ -92,22 +100,29 @@ def test_every_variable_is_in_the_docs() -> None:
 # -- .github/changed_stacks --------------------------------------------------------------------------------------------
 
 
-def changed(folder: Path, files: list[str], stacks: str = "dev single", base: str = "HEAD~1") -> tuple[str, list[str]]:
-    """The outputs `changed` and `list` after a commit that changes these files."""
+def changed(
+    folder: Path, files: list[str], gone: list[str] | None = None, base: str = "HEAD~1"
+) -> tuple[str, list[str]]:
+    """The outputs `changed` and `list` for the stacks dev and single after a commit that changes these files."""
 
     def git(*command: str) -> None:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
         subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
 
     git("init", "--quiet")
-    git("commit", "--quiet", "--allow-empty", "--message", "base")
+    for stack in ("dev", "single"):
+        (folder / f"Pulumi.{stack}.yaml").write_text("config: {a: of a length by which git sees a file renamed}\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "base")
+    for name in gone or []:
+        (folder / name).rename(folder / f"{name}.old")
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("new\n")
     git("add", "--all")
     git("commit", "--quiet", "--allow-empty", "--message", "head")
     output = folder.parent / "output"
-    environment = {**os.environ, "STACKS": stacks, "BASE": base, "GITHUB_OUTPUT": str(output)}
+    environment = {**os.environ, "STACKS": "dev single", "BASE": base, "GITHUB_OUTPUT": str(output)}
     subprocess.run([ROOT / ".github" / "changed_stacks"], cwd=folder, env=environment, check=True)
     said = dict(line.split("=", 1) for line in output.read_text().splitlines())
     return said["changed"], json.loads(said["list"])
@@ -121,6 +136,8 @@ def changed(folder: Path, files: list[str], stacks: str = "dev single", base: st
         (["Pulumi.single.yaml", "README.md"], ["single"]),
         (["trainer/train.py"], ["dev", "single"]),
         (["__main__.py"], ["dev", "single"]),
+        (["policy/rules.py"], ["dev", "single"]),
+        (["data/my-data.txt.lock.json"], ["dev", "single"]),
     ],
 )
 def test_which_stacks_a_change_is_about(tmp_path: Path, files: list[str], expected: list[str]) -> None:
@@ -132,3 +149,60 @@ def test_without_a_base_all_stacks_are_looked_at(tmp_path: Path) -> None:
     (tmp_path / "checkout").mkdir()
     nothing = "0" * 40  # what GitHub says of a branch's first push
     assert changed(tmp_path / "checkout", ["README.md"], base=nothing) == ("dev single", ["dev", "single"])
+
+
+def test_a_stack_whose_file_is_gone_is_reviewed_and_not_deployed(tmp_path: Path) -> None:
+    (tmp_path / "checkout").mkdir()
+    gone = ["Pulumi.dev.yaml"]
+    assert changed(tmp_path / "checkout", [], gone) == ("dev", [])
+    (tmp_path / "again").mkdir()
+    assert changed(tmp_path / "again", ["infra/x.py"], gone) == ("dev single", ["single"])
+
+
+# -- .github/comment ---------------------------------------------------------------------------------------------------
+
+# As far as the script uses it: it lists the comment's id, and says what is written where.
+GH = """#!/usr/bin/env bash
+case "$*" in
+  *--paginate*) printf '%s' "$THERE" ;;
+  *) echo "$@" | sed 's/--silent //'; cat review.md ;;
+esac
+"""
+
+
+def commented(folder: Path, review: str, changed: str, listed: str, there: str = "") -> str:
+    """What is sent to GitHub. there: the id of the comment that a former push got."""
+    (folder / "gh").write_text(GH)
+    (folder / "gh").chmod(0o755)
+    (folder / "review.md").write_text(review)
+    environment = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "GITHUB_REPOSITORY": "a/b",
+        "NUMBER": "7",
+        "JOB": "http://j",
+    }
+    environment |= {"CHANGED": changed, "LIST": listed, "THERE": there}
+    script = ROOT / ".github" / "comment"
+    return subprocess.run([script], cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_comment_is_written_once_and_then_anew(tmp_path: Path) -> None:
+    assert (
+        commented(tmp_path, "text\n", "dev", '["dev"]')
+        == "api repos/a/b/issues/7/comments --field body=@review.md\ntext\n"
+    )
+    again = commented(tmp_path, "text\n", "dev", '["dev"]', there="12\n13\n")
+    assert again == "api --method PATCH repos/a/b/issues/comments/12 --field body=@review.md\ntext\n"
+
+
+def test_a_comment_of_a_former_push_does_not_stay(tmp_path: Path) -> None:
+    assert commented(tmp_path, "", "", "[]") == ""  # nobody was told anything
+    undone = commented(tmp_path, "", "", "[]", there="12\n")
+    assert "comments/12" in undone
+    assert f"**No changes**: no stack is touched.\n\n{MARK}\n" in undone
+    for changed_stacks in (("dev", '["dev"]'), ("", "")):
+        failed = commented(tmp_path, "", *changed_stacks, there="12\n")
+        assert (
+            f"**The review failed**: what this pull request does is not known; see [the job](http://j).\n\n{MARK}"
+            in failed
+        )
