@@ -107,6 +107,8 @@ class Served:
                 event.clear()
             self._pulling = True
             self._move(self._pull)
+            if self._spec.hyperparameters.compile:  # nothing in a compiled graph waits for a bucket
+                self.ready()
 
     def _pull(self) -> None:
         begun = time.monotonic()

@@ -1,0 +1,90 @@
+"""A whole cluster in one process, its members threads: small runs that need no start-up, and members that misbehave."""
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.trainer.runs import PATIENCE, Run
+from trainer import compute
+from trainer.assembly import assemble
+from trainer.cluster import Quorum
+from trainer.data import prepare
+from trainer.parallel.outer import OuterServer
+from trainer.parallel.server import Server
+
+Make = Callable[[compute.Parts], compute.Member]
+SEEDED = threading.Lock()  # a model is made from torch's one global seed
+
+
+class Process(compute.Process):
+    """Without signals, which are the whole process's."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.said, self._reports = name, [], None
+        self._over = threading.Event()
+
+    def stopping(self) -> bool:
+        return self._over.is_set()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def log(self, line: str) -> None:
+        self.said.append(line)
+
+
+def trainer(parts: compute.Parts) -> compute.Member:
+    return assemble(parts, prepare(parts.storage, parts.spec.data, parts.spec.fingerprint, lambda *_: None))
+
+
+def server(parts: compute.Parts, kind: type[Server] | None = None) -> Server:
+    kind = kind or (OuterServer if parts.spec.parallel.synchronization == "local" else Server)
+    name, journal = parts.process.name, parts.journal
+    return kind(parts.spec, name, parts.cluster, parts.checkpoints, journal, parts.stopping)
+
+
+def _take_part(run: Run, process: Process, make: Make) -> Quorum:
+    parts = compute.make_parts(process, run.storage, run.spec, "127.0.0.1")
+    try:
+        with SEEDED:
+            member = make(parts)
+        member.prepare()
+        parts.cluster.join(0.1)
+        return member.run()
+    finally:
+        parts.cluster.close()
+        parts.checkpoints.wait()
+        parts.journal.metrics.close()
+        parts.journal.status.close()
+
+
+def together(run: Run, makes: Mapping[str, Make] | None = None) -> dict[str, list[str]]:
+    """Take all steps of a run; makes: by name, members that are not as usual. What each member said."""
+    processes = {name: Process(name) for name, _ in run.spec.cluster.machines()}
+    usual: dict[str, Make] = {name: server if name.startswith("ps-") else trainer for name in processes}
+    usual |= makes or {}
+    with ThreadPoolExecutor(len(processes)) as threads:
+        futures: list[Future[Quorum]] = [
+            threads.submit(_take_part, run, process, usual[name]) for name, process in processes.items()
+        ]
+        try:
+            for future in futures:
+                future.result(PATIENCE)
+        finally:
+            for process in processes.values():
+                process.stop()
+    return {name: process.said for name, process in processes.items()}
+
+
+def small(folder: Path, steps: int, **overrides: Any) -> Run:
+    """A run without checkpoints to fall back to: a step that is half done shows."""
+    settings: dict[str, Any] = {
+        "hyperparameters": {"steps": steps, "learningRate": 0.001},
+        "evaluation": {"every": steps // 2},
+        "checkpoints": {"every": 1000},
+    }
+    for section, values in overrides.items():
+        settings[section] = {**settings.get(section, {}), **values}
+    return Run(folder, **settings)
