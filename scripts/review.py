@@ -28,9 +28,9 @@ BASES = ("origin/main", "main", "HEAD")
 ASKED_NOT = "an offline review asks no bucket"
 
 
-def reviewed(preview: Preview, offline: str = "") -> Review:
-    """A review with the policies' results. offline: why the state was not asked."""
-    return review(preview, _policies(preview), _local_alone if offline else stand, offline)
+def reviewed(preview: Preview, offline: str = "", gone: bool = False) -> Review:
+    """A review with the policies' results. offline: why the state was not asked. gone: the stack has no file now."""
+    return review(preview, _policies(preview), _local_alone if offline else stand, offline, gone)
 
 
 def _policies(preview: Preview) -> list[Finding]:
@@ -56,6 +56,12 @@ def from_files(paths: Sequence[str]) -> Review:
         return reviewed(previews[0])
     if previews[0].stack != previews[1].stack:
         raise UserError(f"--previews: {previews[0].stack} and {previews[1].stack} are two stacks; give two of one")
+    for path, preview in zip(paths, previews, strict=True):
+        if any(step.op not in ("create", "import", "read") for step in preview.steps):
+            raise UserError(
+                f"--previews {path}: it was made against a state, and a pair must know none; make each with"
+                " `pulumi preview --json --show-sames` in a stack that was never stood up, or give one file"
+            )
     return reviewed(compare(*previews), f"from {Path(paths[0]).name} to {Path(paths[1]).name}")
 
 
@@ -65,18 +71,24 @@ def from_checkout(names: Sequence[str], base: str | None, offline: bool, console
     with ExitStack() as open_until_the_end:
         both: Versions | None = None
         for name in names:
-            why = "no credentials are used" if offline else ""
+            gone = not (CHECKOUT / f"Pulumi.{name}.yaml").is_file()
+            why = "no credentials are used" if offline else "there is no file to preview" if gone else ""
             with console.status(f"previewing {name}"):
-                if not offline:
+                if not why:
                     try:
                         found.append(reviewed(online(name, CHECKOUT)))
+                        if base:
+                            said = (
+                                f"--base {base}: not used for {name}, whose state is asked; --offline compares with it"
+                            )
+                            console.print(said, highlight=False, markup=False, soft_wrap=True)
                         continue
                     except NoStack as error:
                         why = str(error)
+                commit = base or _base()
                 if both is None:
-                    base = base or _base()
-                    both = open_until_the_end.enter_context(versions(CHECKOUT, base))
-                found.append(reviewed(both.compared(name), f"{why}; against {base}"))
+                    both = open_until_the_end.enter_context(versions(CHECKOUT, commit))
+                found.append(reviewed(both.compared(name), f"{why}; against {commit}", gone))
     return found
 
 
@@ -87,6 +99,12 @@ def _base() -> str:
         if subprocess.run(command, capture_output=True).returncode == 0:
             return name
     raise UserError("--base: there is no commit to compare with; this command wants a git checkout")
+
+
+def _had(base: str, stack: str) -> bool:
+    """Whether the stack had a file at that commit."""
+    command = ["git", "-C", str(CHECKOUT), "cat-file", "-e", f"{base}:Pulumi.{stack}.yaml"]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         known = stacks(CHECKOUT)
         for name in options.stack or ():
-            if name not in known and not options.offline:
+            if name not in known and not _had(options.base or _base(), name):
                 raise UserError(f"--stack {name}: there is no Pulumi.{name}.yaml; there are {', '.join(known)}")
         wanted = list(dict.fromkeys(options.stack or known))
         found = from_checkout(wanted, options.base, options.offline, Console(stderr=True))

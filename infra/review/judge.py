@@ -78,10 +78,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Review:
-    """One stack. offline: why the state is not asked; empty if it is."""
+    """One stack. offline: why the state is not asked; empty if it is. gone: the change removes the stack's file."""
 
     preview: Preview
     offline: str
+    gone: bool
     data: Data
     run: Interruption | None
     machines: tuple[Machines, ...]
@@ -114,6 +115,8 @@ class Review:
     def level(self) -> Level:
         if self.preview.errors:
             return Level.FAILED
+        if self.gone:
+            return Level.DESTRUCTIVE
         if self.broken:
             return Level.POLICY
         interrupted = self.run is not None and self.run.going is not False  # it may be going
@@ -126,10 +129,16 @@ class Review:
         """The first line in parts, the worst first."""
         if self.preview.errors:
             return [f"cannot be previewed: {self.preview.errors[0]}"]
+        if self.gone:
+            stays = "merging that destroys nothing: what the stack has stays and is billed"
+            first = (
+                f"so `pulumi destroy -s {self.stack}` (or the label destroy:{self.stack}) must come before the merge"
+            )
+            return [f"Pulumi.{self.stack}.yaml is gone", f"{stays}, {first}"]
         return list(_headline(self)) or [_quiet(self)]
 
 
-def review(preview: Preview, policies: Sequence[Finding], look: Look, offline: str = "") -> Review:
+def review(preview: Preview, policies: Sequence[Finding], look: Look, offline: str = "", gone: bool = False) -> Review:
     """Everything that there is to say of a preview."""
     sides = zip(preview.words(), preview.providers(), strict=True)
     preview, text = masked(preview)
@@ -138,6 +147,7 @@ def review(preview: Preview, policies: Sequence[Finding], look: Look, offline: s
     return Review(
         preview,
         offline,
+        gone,
         _data(preview),
         interruption(preview, look),
         tuple(machines(preview)),

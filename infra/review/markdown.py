@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from infra.estimate import rounded
 from infra.hardware import Range
 from infra.review.judge import Level, Price, Review
-from infra.review.preview import Op, Step
+from infra.review.preview import Op
 from infra.review.values import UNKNOWN, differences, shown
 
 LIMIT = 65_000  # GitHub takes 65,536 characters
@@ -32,7 +32,7 @@ def render(reviews: Sequence[Review], hide: Mapping[str, str] | None = None) -> 
     masks = hide or {}
     loud = [review for review in ordered if review not in quiet]
     heads = [_masked("\n".join(_head(review)), masks) for review in loud]
-    diffs = [_masked("\n".join(_diff(review.steps)), masks) for review in loud]
+    diffs = [_masked("\n".join(_diff(review)), masks) for review in loud]
     tail = [f"No changes: {_stacks(quiet)}.", ""] * bool(quiet) + [MARK, ""]
     room = LIMIT - sum(map(len, heads)) - sum(map(len, tail)) - 400 * len(loud)
     parts = []
@@ -61,8 +61,13 @@ def _notes(review: Review) -> bool:
 def _head(review: Review) -> Iterator[str]:
     """All but the full diff."""
     first, *others = [text(line) for line in review.headline]
-    yield f"**{review.stack}: {first}**" + "".join(f"; {line}" for line in others) + _change(review.prices) + "."
+    change = "" if review.gone else _change(review.prices)
+    yield f"**{review.stack}: {first}**" + "".join(f"; {line}" for line in others) + change + "."
     yield ""
+    if review.gone:
+        yield f"By the list price its machines cost {_hourly(review.prices[0])} an hour. What it has, as its file was:"
+        yield ""
+        return
     if review.preview.errors:
         yield from _list("Also", [code(line) for line in review.preview.errors[1:]])
         return
@@ -164,11 +169,12 @@ def _range(found: Range | None, form: str = "{:,g}") -> str:
 # The full diff. -----------------------------------------------------------------------------------------------------
 
 
-def _diff(steps: Sequence[Step]) -> Iterator[str]:
+def _diff(review: Review) -> Iterator[str]:
     """A line a resource, and one for each input that differs."""
-    for step in sorted(steps, key=lambda step: (not step.real, step.type, step.name)):
+    for step in sorted(review.steps, key=lambda step: (not step.real, step.type, step.name)):
         guessed = " (or replaced: unknown to this review)" if step.guessed else ""
-        yield _line(f"{SIGNS.get(step.op, '~'):3} {step.type} {step.name}{guessed}")
+        sign = "=" if review.gone else SIGNS.get(step.op, "~")
+        yield _line(f"{sign:3} {step.type} {step.name}{guessed}")
         if step.before is None or step.after is None:
             continue
         changes = differences(step.before.inputs, step.after.inputs)
@@ -199,7 +205,8 @@ def _folded(review: Review, diff: str, room: int) -> str:
         )
     body = "\n".join(lines[:kept])
     count = sum(step.real for step in review.steps)
-    title = f"<summary>All changes: {count} resource{'' if count == 1 else 's'}</summary>"
+    what = "What stays" if review.gone else "All changes"
+    title = f"<summary>{what}: {count} resource{'' if count == 1 else 's'}</summary>"
     return f"<details>{title}\n\n```text\n{body}\n```\n{note}\n</details>\n"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from infra.review.preview import Preview
 from policy import rules
 from scripts import review
 from scripts.common import UserError
@@ -353,6 +354,26 @@ def test_a_type_that_the_table_does_not_know_is_said_to_be_unknown(said: Review)
     kind = "gcp:redis/instance:Instance"
     text = said([step("create", kind, "r", new={"a": 1})], [step("create", kind, "r", new={"a": 2})], code=10)
     assert "~   gcp:redis/instance:Instance r (or replaced: unknown to this review)" in text
+
+
+def test_a_preview_against_a_state_is_no_half_of_a_pair(said: Review) -> None:
+    new = [step("create", BUCKET, "b", new=KEPT)]
+    for op, old in (("same", KEPT), ("update", KEPT), ("replace", KEPT), ("delete", KEPT)):
+        made = [step(op, BUCKET, "b", old, None if op == "delete" else KEPT)]
+        with pytest.raises(UserError, match=r"0\.json: it was made against a state, and a pair must know none; make "):
+            said(made, new, code=0)
+        with pytest.raises(UserError, match=r"1\.json: it was made against a state"):
+            said(new, made, code=0)
+
+
+def test_a_base_is_not_used_where_the_state_is_asked_and_the_command_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(review, "online", lambda name, _root: Preview(name, ()))
+    assert review.main(["--stack", "dev", "--base", "HEAD"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("**No changes**: dev.\n")
+    assert err == "--base HEAD: not used for dev, whose state is asked; --offline compares with it\n"
 
 
 # Mistakes. ----------------------------------------------------------------------------------------------------------

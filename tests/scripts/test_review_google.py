@@ -85,6 +85,10 @@ def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: 
     shutil.copytree(Path(rules.__file__).parent, cloud.root / "policy")
     shutil.rmtree(cloud.root / "data")
     dev = (cloud.root / "Pulumi.dev.yaml").read_text().replace(f"  gcp:project: {cloud.project}\n", "")  # as committed
+    account = "billingAccount: {secure: v1:unreadable}"
+    dev = dev.replace("maxCostUsd: 200}", f"maxCostUsd: 200, {account}}}")
+    dev = f"{dev}\n  gpt2-training:notify: {{secure: v1:unreadable}}\nencryptionsalt: v1:lost\n"
+    assert account in dev
     (cloud.root / "Pulumi.dev.yaml").write_text(dev)
     (cloud.root / ".gitignore").write_text("/.venv\n/data/\n__pycache__/\n")
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "base"]):
@@ -103,6 +107,15 @@ def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: 
     for path in (str(cloud.root), "/tmp/"):
         assert path not in out
     assert {path.name: path.read_text() for path in cloud.root.glob("Pulumi*")} == files
+
+    (cloud.root / "Pulumi.dev.yaml").unlink()
+    out = cloud.script("scripts.review", "--stack", "dev", "--base", "HEAD", ok=False)
+    assert out.startswith("**dev: Pulumi.dev.yaml is gone**; merging that destroys nothing: "), out
+    assert "`pulumi destroy -s dev` (or the label destroy:dev) must come before the merge.\n" in out.splitlines(True)[0]
+    assert "its machines cost $8.19 an hour" in out
+    assert "=   gcp:storage/bucket:Bucket artifacts\n" in out
+    assert "Lost" not in out
+    (cloud.root / "Pulumi.dev.yaml").write_text(files["Pulumi.dev.yaml"])
 
     cloud.environment["PULUMI_CONFIG_PASSPHRASE"] = ""  # as Pulumi.local.yaml was made
     cloud.pulumi("stack", stack="local")
