@@ -53,6 +53,7 @@ TUNING = (
 )
 METRICS = {"loss": "loss", "trainloss": "loss", "trainingloss": "loss"}  # by the tag without - and _
 METRICS |= dict.fromkeys(("validationloss", "valloss", "evalloss", "perplexity"), "validationLoss")
+OWN_SEARCH = "the search is by Optuna's TPE, until maxTrials or three failures in a row"
 SWEEP = "gpt2-training:sweep; one trial after the other, each in runs/RUN/trials/N"
 ROLES: dict[str, Role] = {"master": "master", "worker": "worker", "parameterServer": "ps"}
 SCHEDULING_LEFT_OUT = {
@@ -84,15 +85,16 @@ def _training(draft: Draft, node: Node) -> None:
     draft.region = node.text("region")
     if draft.region:
         draft.note("mapped", node.key("region"), draft.region, "gcp:region")
-    tier = node.text("scaleTier") or "BASIC"
+    tier, given = _tier(draft, node)
     if tier == "BASIC_TPU":
         raise ImportProblem(f"{node.key('scaleTier')}: found BASIC_TPU; {NO_TPU}")
     if tier == "CUSTOM":
         draft.training["scaleTier"] = tier
-        draft.note("mapped", node.key("scaleTier"), tier, "trainingInput.scaleTier")
+        if given:
+            draft.note("mapped", node.key("scaleTier"), tier, "trainingInput.scaleTier")
         draft.pools(_pools(draft, node))
     elif tier in TIERS:
-        _preset(draft, node, tier)
+        _preset(draft, node, tier, given)
     else:
         raise ImportProblem(f"{node.key('scaleTier')}: found {tier!r}, must be CUSTOM or one of {', '.join(TIERS)}")
     if node.has("hyperparameters"):
@@ -108,12 +110,25 @@ def _training(draft: Draft, node: Node) -> None:
     node.leave(LEFT_OUT)
 
 
-def _preset(draft: Draft, node: Node, tier: str) -> None:
+def _tier(draft: Draft, node: Node) -> tuple[str, bool]:
+    """The scale tier, and whether the file says it: AI Platform wanted it, and what is assumed is told."""
+    if found := node.text("scaleTier"):
+        return found, True
+    named = [key for name in ROLES for key in (f"{name}Type", f"{name}Count") if node.has(key)]
+    if named:
+        words = f"trainingInput.scaleTier: CUSTOM is assumed, as {' and '.join(named)} mean something to it alone"
+    else:
+        words = "trainingInput.scaleTier: BASIC is assumed, one small machine, as the file names none"
+    draft.note("to fill in", node.key("scaleTier"), "not given", words)
+    return ("CUSTOM" if named else "BASIC"), False
+
+
+def _preset(draft: Draft, node: Node, tier: str, given: bool) -> None:
     """A scale tier but CUSTOM: the service took no machine types beside it."""
     draft.training["scaleTier"] = tier
     if tier == "BASIC_GPU":
         draft.note("replaced", node.key("scaleTier"), tier, "trainingInput.scaleTier, with a T4 in place of the K80")
-    else:
+    elif given:
         draft.note("mapped", node.key("scaleTier"), tier, "trainingInput.scaleTier")
     for name in ROLES:
         for key in (f"{name}Type", f"{name}Count"):
@@ -164,15 +179,18 @@ def _hyperparameters(draft: Draft, node: Node) -> None:
     for name, value in node.rest().items():
         draft.hyperparameter(node.key(name), name, value)
     if draft.tuning:
-        _sweep(draft, node.path)
+        given = dict(draft.tuning)
+        for name in ("maxFailedTrials", "resumePreviousJobId", "algorithm"):
+            if name in given:
+                draft.note("left out", f"{node.path}.{name}", given.pop(name), OWN_SEARCH)
+        search(draft, node.path, given)
 
 
-def _sweep(draft: Draft, path: str) -> None:
-    """The search as gpt2-training:sweep. What this project cannot search stays a comment, and the note says why."""
-    given = dict(draft.tuning)
-    for name in ("maxFailedTrials", "resumePreviousJobId", "algorithm"):
-        if name in given:
-            draft.note("left out", f"{path}.{name}", given.pop(name), "the search is by Optuna's TPE")
+def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
+    """A search, in AI Platform's words, as gpt2-training:sweep; draft.tuning has it as it stands in the file.
+
+    What this project cannot search stays a comment, and the note says why.
+    """
     tag = re.sub("[-_]", "", str(given.get("hyperparameterMetricTag", "validationLoss"))).lower()
     if tag not in METRICS:
         found = given["hyperparameterMetricTag"]

@@ -5,12 +5,22 @@ Every field of the discovery document aiplatform.v1 is named here (a test says s
 
 from typing import Any
 
-from infra.ai_platform import OWN_CODE, OWN_NETWORK
+from infra.ai_platform import OWN_CODE, OWN_NETWORK, OWN_SEARCH, search
 from infra.imported import Draft, ImportProblem, Node, Pool
 from trainer.spec import Role
 
 ROLES: tuple[Role, ...] = ("master", "worker", "ps")  # of worker pools by their place; the fourth is the evaluator
 TUNING = ("studySpec", "maxTrialCount", "parallelTrialCount", "maxFailedTrialCount")
+STUDY_LEFT_OUT = dict.fromkeys(
+    ("algorithm", "measurementSelectionType", "observationNoise", "studyStoppingConfig"), OWN_SEARCH
+)
+STOPPING = ("medianAutomatedStoppingSpec", "decayCurveStoppingSpec", "convexAutomatedStoppingSpec")
+VALUES = {  # of a parameter, and its type in AI Platform's words
+    "doubleValueSpec": "DOUBLE",
+    "integerValueSpec": "INTEGER",
+    "discreteValueSpec": "DISCRETE",
+    "categoricalValueSpec": "CATEGORICAL",
+}
 OUTPUTS = (
     *("createTime", "startTime", "endTime", "updateTime", "state", "error", "webAccessUris", "trials", "name"),
     *("satisfiesPzi", "satisfiesPzs"),
@@ -67,16 +77,64 @@ def read(content: dict[str, Any]) -> Draft:
     for name in TUNING:
         if top.has(name):
             draft.tuning[name] = top.take(name)
-    if draft.tuning:
-        words = "a search over hyperparameters is kept as a comment below them; this file runs one training"
-        draft.note("left out", "studySpec", draft.tuning, words)
     for name in ("jobSpec", "trialJobSpec"):
         if top.has(name):
             _spec(draft, top.child(name))
             top.leave(JOB_LEFT_OUT)
-            return draft
-    _spec(draft, top)
+            break
+    else:
+        _spec(draft, top)
+    if draft.tuning:
+        _study(draft)
     return draft
+
+
+def _study(draft: Draft) -> None:
+    """A tuning job's search in AI Platform's words, which this project has."""
+    study = Node(draft, "studySpec", draft.tuning.get("studySpec", {}))
+    metrics = study.items("metrics")
+    if len(metrics) != 1:
+        words = f"{len(metrics)} metrics, and a sweep has one; kept as a comment"
+        draft.note("left out", study.path, draft.tuning, words)
+        return
+    metric = Node(draft, study.key("metrics[0]"), metrics[0])
+    given: dict[str, Any] = {"hyperparameterMetricTag": metric.text("metricId"), "goal": metric.text("goal")}
+    metric.leave({"safetyConfig": OWN_SEARCH})
+    for name, ours in (("maxTrialCount", "maxTrials"), ("parallelTrialCount", "maxParallelTrials")):
+        if name in draft.tuning:
+            given[ours] = draft.tuning[name]
+    if "maxFailedTrialCount" in draft.tuning:
+        draft.note("left out", "maxFailedTrialCount", draft.tuning["maxFailedTrialCount"], OWN_SEARCH)
+    for name in STOPPING:
+        if study.has(name):
+            given["enableTrialEarlyStopping"] = True
+            words = "sweep.enableTrialEarlyStopping: what is worse than the median of the trials before it stops"
+            draft.note("replaced", study.key(name), study.take(name), words)
+    parameters = [Node(draft, study.key(f"parameters[{i}]"), one) for i, one in enumerate(study.items("parameters"))]
+    study.leave(STUDY_LEFT_OUT)
+    if any(parameter.has("conditionalParameterSpecs") for parameter in parameters):
+        words = "parameters that depend on others' values cannot be varied here; kept as a comment"
+        draft.note("left out", study.path, draft.tuning, words)
+        return
+    given["params"] = [_parameter(parameter) for parameter in parameters]
+    search(draft, study.path, given)
+
+
+def _parameter(node: Node) -> dict[str, Any]:
+    """In AI Platform's words."""
+    found: dict[str, Any] = {"parameterName": node.text("parameterId"), "scaleType": node.text("scaleType") or None}
+    for name, kind in VALUES.items():
+        if node.has(name):
+            values = node.child(name)
+            found["type"] = kind
+            for bound in ("minValue", "maxValue"):
+                if values.has(bound):
+                    found[bound] = values.take(bound)
+            if kind in ("DISCRETE", "CATEGORICAL"):
+                found[f"{kind.lower()}Values"] = values.items("values")
+            values.leave({"defaultValue": "the first trials are drawn at random"})
+    node.leave({})
+    return found
 
 
 def _spec(draft: Draft, node: Node) -> None:

@@ -97,6 +97,18 @@ def test_presets_stay_presets(tmp_path: Path, tier: str) -> None:
     assert (loaded.workers, loaded.servers) == TIERS[tier]
 
 
+def test_a_file_without_a_scale_tier_keeps_its_machines(tmp_path: Path) -> None:
+    values, notes = training(tmp_path, scaleTier=None)
+    assert values["trainingInput"] == REFERENCE
+    words_ = words(notes, "to fill in")["trainingInput.scaleTier"]
+    assert words_.startswith("trainingInput.scaleTier: CUSTOM is assumed, as masterType and workerType and workerCount")
+    every, notes = convert(tmp_path, {"trainingInput": {"hyperparameters": {"batchSize": 32}}})
+    assert own(every)["trainingInput"]["scaleTier"] == "BASIC"
+    assert words(notes, "to fill in")["trainingInput.scaleTier"].startswith("trainingInput.scaleTier: BASIC is assumed")
+    for found in (training(tmp_path, scaleTier=None)[1], notes):
+        assert "trainingInput.scaleTier" not in words(found, "mapped")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -332,6 +344,9 @@ def test_every_field_of_ai_platform_is_known(schema: str, taken: set[str]) -> No
         ("ContainerSpec", {"args", "imageUri", "command", "env"}),
         ("PythonPackageSpec", {"args", "env", "executorImageUri", "packageUris", "pythonModule"}),
         ("Scheduling", {"timeout", "strategy", *vertex_job.SCHEDULING_LEFT_OUT}),
+        ("StudySpec", {"metrics", "parameters", *vertex_job.STOPPING, *vertex_job.STUDY_LEFT_OUT}),
+        ("StudySpecMetricSpec", {"metricId", "goal", "safetyConfig"}),
+        ("StudySpecParameterSpec", {"parameterId", "scaleType", "conditionalParameterSpecs", *vertex_job.VALUES}),
         (
             "HyperparameterTuningJob",
             {"trialJobSpec", *vertex_job.TUNING, *vertex_job.JOB_LEFT_OUT} - {"webAccessUris"},
@@ -387,15 +402,71 @@ def test_a_spec_alone_with_an_empty_worker_pool(tmp_path: Path) -> None:
     assert words(notes, "left out")["scheduling.strategy"] == "only workers can be Spot VMs, and there are none"
 
 
-def test_a_vertex_tuning_job_keeps_its_study(tmp_path: Path) -> None:
-    study = {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}]}
+STUDY: dict[str, Any] = {
+    "metrics": [{"metricId": "val-loss", "goal": "MINIMIZE"}],
+    "parameters": [
+        {"parameterId": "lr", "doubleValueSpec": {"minValue": 1e-4, "maxValue": 0.01}, "scaleType": "UNIT_LOG_SCALE"},
+        {"parameterId": "batch_size", "discreteValueSpec": {"values": [16, 32], "defaultValue": 32}},
+        {"parameterId": "warmup-steps", "integerValueSpec": {"minValue": "1", "maxValue": "9"}},
+        {"parameter_id": "optimizer", "categorical_value_spec": {"values": ["adamw", "sgd"]}},
+    ],
+    "medianAutomatedStoppingSpec": {},
+    "observationNoise": "HIGH",
+}
+
+
+def tuning_job(study: dict[str, Any]) -> dict[str, Any]:
+    trial = {"workerPoolSpecs": [pool("g2-standard-8", containerSpec={"args": ["--steps=500", "--batch-size=64"]})]}
+    return {"studySpec": study, "maxTrialCount": 8, "parallelTrialCount": "2", "trialJobSpec": trial}
+
+
+def test_a_vertex_tuning_job_becomes_a_sweep(tmp_path: Path) -> None:
+    every, notes = convert(tmp_path, tuning_job(STUDY))
+    values = own(every)
+    assert values["sweep"] == {
+        "goal": "MINIMIZE",
+        "hyperparameterMetricTag": "validationLoss",
+        "maxTrials": 8,
+        "maxParallelTrials": 2,
+        "enableTrialEarlyStopping": True,
+        "params": [
+            {
+                "parameterName": "learningRate",
+                "type": "DOUBLE",
+                "minValue": 1e-4,
+                "maxValue": 0.01,
+                "scaleType": "UNIT_LOG_SCALE",
+            },
+            {"parameterName": "batchSize", "type": "DISCRETE", "discreteValues": [16, 32]},
+            {"parameterName": "warmupSteps", "type": "INTEGER", "minValue": 1, "maxValue": 9},
+            {"parameterName": "optimizer", "type": "CATEGORICAL", "categoricalValues": ["adamw", "sgd"]},
+        ],
+    }
+    config.load(values, "new", tmp_path, {"project": "my-project"})
+    assert "studySpec" in words(notes, "mapped")
+    assert "median" in words(notes, "replaced")["studySpec.medianAutomatedStoppingSpec"]
+    left = words(notes, "left out")
+    assert set(left) == {"studySpec.observationNoise", "studySpec.parameters[1].discreteValueSpec.defaultValue"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"metrics": [*STUDY["metrics"], {"metricId": "speed", "goal": "MAXIMIZE"}]}, "2 metrics, and a sweep has one"),
+        ({"metrics": [{"metricId": "accuracy", "goal": "MAXIMIZE"}]}, "the metric accuracy is not measured here"),
+        ({"parameters": [{**STUDY["parameters"][0], "conditionalParameterSpecs": [{}]}]}, "depend on others' values"),
+        ({"parameters": [{**STUDY["parameters"][0], "doubleValueSpec": {"minValue": "a"}}]}, "valid number"),
+        ({"parameters": [{**STUDY["parameters"][0], "parameterId": "units"}]}, "no hyperparameter that can be varied"),
+    ],
+)
+def test_a_study_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, change: dict[str, Any], why: str) -> None:
     path = tmp_path / "job.yaml"
-    content = {"studySpec": study, "maxTrialCount": 8, "trialJobSpec": {"workerPoolSpecs": [pool("g2-standard-8")]}}
+    content = tuning_job({**STUDY, **change})
     path.write_text(yaml.safe_dump(content))
     text, draft = import_config.convert(path, "new")
     comment = [line.removeprefix("  #   ") for line in text.splitlines() if line.startswith("  #   ")]
-    assert yaml.safe_load("\n".join(comment)) == {"studySpec": study, "maxTrialCount": 8}
-    assert "studySpec" in words(draft.notes, "left out")
+    assert yaml.safe_load("\n".join(comment)) == {k: v for k, v in content.items() if k != "trialJobSpec"}
+    assert why in words(draft.notes, "left out")["studySpec"]
 
 
 # -- the command --------------------------------------------------------------------------------------------------
