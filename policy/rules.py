@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from infra.google import exposure
 from infra.google.catalog import MACHINE_TYPES
 from infra.prices import Cost, machine_cost
 from infra.stack_file import Limits
@@ -27,10 +28,7 @@ TEMPLATES = (
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate",
     "gcp:compute/instanceTemplate:InstanceTemplate",
 )
-ADDRESSES = ("gcp:compute/address:Address", "gcp:compute/globalAddress:GlobalAddress")
-EVERYBODY = ("allUsers", "allAuthenticatedUsers")
 PRIMITIVE = ("roles/owner", "roles/editor", "roles/viewer")
-ANYWHERE = ("0.0.0.0/0", "::/0")
 LABELS = ("role", "run", "launch")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 MOST_ADAMW, LEAST_SGD = 0.01, 0.001
@@ -93,41 +91,32 @@ def check(resources: Sequence[Resource]) -> list[Finding]:
 
 
 def _public_address(resource: Resource) -> Iterator[str]:
-    if resource.type in ADDRESSES and resource.properties.get("addressType") != "INTERNAL":
-        yield "is an address on the internet; machines reach Google's services without one: remove it"
-    if _is_machine(resource):
-        for interface in _objects(resource.properties.get("networkInterfaces")):
-            for key in ("accessConfigs", "ipv6AccessConfigs"):
-                if interface.get(key):
-                    yield f"networkInterfaces.{key} gives machines a public address; remove it"
+    for key in exposure.public_addresses(resource.type, resource.properties):
+        if key == "addressType":
+            yield "is an address on the internet; machines reach Google's services without one: remove it"
+        else:
+            yield f"{key} gives machines a public address; remove it"
 
 
 def _open_firewall(resource: Resource) -> Iterator[str]:
-    props = resource.properties
-    if not resource.type.startswith("gcp:compute/firewall:") or props.get("direction") == "EGRESS":
-        return
-    if props.get("disabled") is True or not props.get("allows"):
-        return
-    wide = [source for source in _list(props.get("sourceRanges")) if source in ANYWHERE]
-    if wide:
-        yield f"lets {', '.join(wide)} in; name the ranges that need it"
-    elif not any(props.get(key) for key in ("sourceRanges", "sourceTags", "sourceServiceAccounts")):
+    found = exposure.lets_everybody_in(resource.properties) if resource.type == exposure.FIREWALL else ""
+    if found == "no source":
         yield "names no source, which lets everybody in; name the ranges or accounts that need it"
+    elif found:
+        yield f"lets {found} in; name the ranges that need it"
 
 
 def _public_access(resource: Resource) -> Iterator[str]:
-    props = resource.properties
-    members = [member for _, given in _grants(resource) for member in given]
-    entries = [props.get("entity"), *(str(entry).partition(":")[2] for entry in _list(props.get("roleEntities")))]
-    for member in dict.fromkeys([*members, *entries]):
-        if member in EVERYBODY:
+    members = [member for _, given in exposure.grants(resource.type, resource.properties) for member in given]
+    for member in dict.fromkeys(members):
+        if member in exposure.EVERYBODY:
             yield f"is granted to {member}, which is everybody; name who needs it"
-    if str(props.get("predefinedAcl", "")).startswith("public"):
-        yield f"predefinedAcl: {props['predefinedAcl']} lets everybody in; remove it"
+    for entry in exposure.open_lists(resource.properties):
+        yield f"{entry} lets everybody in; remove it"
 
 
 def _primitive_role(resource: Resource) -> Iterator[str]:
-    for role, _ in _grants(resource):
+    for role, _ in exposure.grants(resource.type, resource.properties):
         if role in PRIMITIVE:
             yield f"grants {role}, which reaches all of a project; grant the roles that are needed"
 
@@ -136,7 +125,7 @@ def _project_storage_role(resource: Resource) -> Iterator[str]:
     if not resource.type.startswith("gcp:projects/iAM"):
         return
     limited = "resource.name" in str(_object(resource.properties.get("condition")).get("expression"))
-    for role, _ in _grants(resource):
+    for role, _ in exposure.grants(resource.type, resource.properties):
         if role.startswith("roles/storage.") and not limited:
             yield f"grants {role} on every bucket of the project; grant it on a bucket, or on names by a condition"
 
@@ -310,21 +299,6 @@ def _scheduling(resource: Resource) -> dict[str, Any] | None:
     """How Google may treat a machine; None if it is none, or if that is not known yet."""
     found = resource.properties.get("scheduling")
     return _object(found) if _is_machine(resource) and found != UNKNOWN else None
-
-
-def _grants(resource: Resource) -> Iterator[tuple[str, list[str]]]:
-    """Role and members of what grants something: a member, a binding, or a whole policy."""
-    props = resource.properties
-    if "iam" not in resource.type.lower():
-        return
-    if isinstance(props.get("role"), str):
-        yield props["role"], [str(member) for member in [props.get("member"), *_list(props.get("members"))] if member]
-    try:
-        policy = json.loads(props.get("policyData") or "{}")
-    except (TypeError, ValueError):  # not known yet
-        return
-    for binding in _objects(_object(policy).get("bindings")):
-        yield str(binding.get("role")), [str(member) for member in _list(binding.get("members"))]
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -4,12 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from infra.google import exposure
 from infra.review.preview import Preview, State, Step
 from infra.review.values import shown
 
-EVERYBODY = ("allUsers", "allAuthenticatedUsers")
-ANYWHERE = ("0.0.0.0/0", "::/0")
-FIREWALL = "gcp:compute/firewall:Firewall"
 CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"
 # What an IAM resource is about, by the input that names it.
 PLACES = {
@@ -20,7 +18,14 @@ PLACES = {
 }
 # Other settings that decide who gets in; what opens a thing to everybody is told apart.
 SETTINGS = {
-    FIREWALL: ("allows", "denies", "disabled", "sourceRanges", "sourceServiceAccounts", "targetServiceAccounts"),
+    exposure.FIREWALL: (
+        "allows",
+        "denies",
+        "disabled",
+        "sourceRanges",
+        "sourceServiceAccounts",
+        "targetServiceAccounts",
+    ),
     "gcp:storage/bucket:Bucket": ("publicAccessPrevention", "uniformBucketLevelAccess"),
     "gcp:iam/workloadIdentityPoolProvider:WorkloadIdentityPoolProvider": ("attributeCondition", "attributeMapping"),
 }
@@ -49,7 +54,9 @@ def access(preview: Preview) -> Access:
     after = {grant for step in preview.steps for grant in _grants(step, step.after)}
     given = sorted(after - before, key=lambda grant: (grant.member, grant.where, grant.role))
     taken = sorted(before - after, key=lambda grant: (grant.member, grant.where, grant.role))
-    exposed = [f"{grant.role} on {grant.where} for {grant.member}" for grant in given if grant.member in EVERYBODY]
+    exposed = [
+        f"{grant.role} on {grant.where} for {grant.member}" for grant in given if grant.member in exposure.EVERYBODY
+    ]
     settings: list[str] = []
     for step in preview.steps:
         opened = sorted(set(_open(step, step.after)) - set(_open(step, step.before)))
@@ -59,15 +66,17 @@ def access(preview: Preview) -> Access:
 
 
 def _grants(step: Step, state: State | None) -> Iterator[Grant]:
-    """Of a resource of IAM: ...IAMMember, ...IAMBinding."""
-    kind = step.type.rpartition(":")[2].lower()
-    if state is None or "iam" not in kind or not kind.endswith(("member", "binding")):
-        return
-    inputs = state.inputs
-    place = next((key for key in PLACES if inputs.get(key) is not None), None)
-    where = f"{PLACES[place]} {_short(inputs[place])}" if place else step.name
-    for member in _texts(inputs.get("members", inputs.get("member"))):
-        yield Grant(member, str(inputs.get("role")), where)
+    """Of a resource of IAM: ...IAMMember, ...IAMBinding, ...IAMPolicy."""
+    for role, members in exposure.grants(step.type, state.inputs) if state else ():
+        for member in members:
+            yield Grant(shown(member), shown(role), _place(step, state))
+
+
+def _place(step: Step, state: State | None) -> str:
+    """What it is about: bucket NAME."""
+    inputs = state.inputs if state else {}
+    key = next((key for key in PLACES if inputs.get(key) is not None), None)
+    return f"{PLACES[key]} {_short(inputs[key])}" if key else step.name
 
 
 def _short(value: Any) -> str:
@@ -83,19 +92,15 @@ def _open(step: Step, state: State | None) -> Iterator[str]:
     if state is None:
         return
     inputs = state.inputs
-    if step.type == FIREWALL and _lets_all_in(inputs):
+    if step.type == exposure.FIREWALL and exposure.lets_everybody_in(inputs):
         yield f"firewall {step.name} lets the whole internet in ({_ports(inputs.get('allows') or [])})"
-    for interface in inputs.get("networkInterfaces") or []:
-        if isinstance(interface, dict) and interface.get("accessConfigs") is not None:
+    for key in exposure.public_addresses(step.type, inputs):
+        if key == "addressType":
+            yield f"address {step.name} is on the internet"
+        else:
             yield f"machines of {step.name} get public addresses"
-
-
-def _lets_all_in(inputs: dict[str, Any]) -> bool:
-    if inputs.get("direction", "INGRESS") != "INGRESS" or inputs.get("disabled") or not inputs.get("allows"):
-        return False
-    named = ("sourceRanges", "sourceTags", "sourceServiceAccounts")
-    # Google takes a rule that names no source for one that means all.
-    return any(place in ANYWHERE for place in _texts(inputs.get("sourceRanges"))) or not any(map(inputs.get, named))
+    for entry in exposure.open_lists(inputs):
+        yield f"{_place(step, state)}: {entry}"
 
 
 def _ports(allows: Iterable[dict[str, Any]]) -> str:
@@ -105,7 +110,7 @@ def _ports(allows: Iterable[dict[str, Any]]) -> str:
 
 def _settings(step: Step, told: set[str]) -> Iterator[str]:
     if step.before is None or step.after is None:
-        if step.type == FIREWALL and not told and (state := step.before or step.after) is not None:
+        if step.type == exposure.FIREWALL and not told and (state := step.before or step.after) is not None:
             sources = ", ".join(_texts(state.inputs.get("sourceRanges") or state.inputs.get("sourceServiceAccounts")))
             word = "new" if step.after else "gone"
             yield f"firewall {step.name} is {word}: {sources}, {_ports(state.inputs.get('allows') or [])}"

@@ -70,6 +70,10 @@ CASES: list[tuple[str, str, Callable[[Props], Any], str]] = [
     ("no-public-address", WORKER, lambda p: p[NIC][0].update(ipv6AccessConfigs=[{}]), "ipv6AccessConfigs"),
     ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=["10.0.0.0/8", "0.0.0.0/0"]), "lets 0.0.0.0/0 in"),
     ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=["::/0"]), "lets ::/0 in"),
+    ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=["0.0.0.0/1", "128.0.0.0/1"]), "lets 0.0.0.0/1, 128.0"),
+    ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=["8.0.0.0/7", "10.0.0.0/8"]), "lets 8.0.0.0/7 in"),
+    ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=[f"{i}.0.0.0/8" for i in (3, 17)]), "3.0.0.0/8, 17.0"),
+    ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=["2000::/3"]), "lets 2000::/3 in"),
     ("no-open-firewall", SSH, lambda p: p.pop("sourceRanges"), "names no source"),
     ("no-public-access", "master-artifacts-grant", lambda p: p.update(member="allUsers"), "allUsers"),
     ("no-primitive-role", GRANT, lambda p: p.update(role="roles/editor"), "grants roles/editor"),
@@ -109,6 +113,7 @@ def test_a_rule_finds_one_change(
         ("no-public-address", "gcp:compute/address:Address", {"name": "a"}),
         ("no-public-access", "gcp:storage/bucketACL:BucketACL", {"roleEntities": ["READER:allUsers"]}),
         ("no-public-access", "gcp:storage/bucketACL:BucketACL", {"predefinedAcl": "publicRead"}),
+        ("no-public-access", "gcp:storage/bucketACL:BucketACL", {"defaultAcl": "authenticatedRead"}),
         ("no-public-access", KIND, {"role": "roles/storage.objectViewer", "members": ["allAuthenticatedUsers"]}),
         (
             "no-primitive-role",
@@ -138,6 +143,8 @@ def test_a_lone_machine_is_held_to_the_rules_of_all(declared: list[Resource]) ->
         (WORKER, scheduling(instanceTerminationAction="STOP")),
         (SSH, lambda p: p.update(sourceRanges=["0.0.0.0/0"], direction="EGRESS")),
         (SSH, lambda p: p.update(sourceRanges=["0.0.0.0/0"], disabled=True)),
+        (SSH, lambda p: p.update(sourceRanges=["10.0.0.0/8", "fc00::/7", "9.0.0.0/8", "2a00::/16", UNKNOWN])),
+        (SSH, lambda p: p.update(sourceRanges=UNKNOWN)),
         (RUN, lambda p: p["limits"].pop("maxCostUsd")),
         (
             GRANT,

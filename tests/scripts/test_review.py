@@ -142,6 +142,18 @@ def test_who_gets_which_role_where(said: Review) -> None:
          "roles/storage.objectViewer on bucket b for allUsers"),
         ("gcp:compute/instance:Instance", {"networkInterfaces": [{"accessConfigs": [{}]}]},
          "machines of x get public addresses"),
+        ("gcp:compute/instance:Instance", {"networkInterfaces": [{"ipv6AccessConfigs": [{}]}]},
+         "machines of x get public addresses"),
+        ("gcp:compute/address:Address", {"name": "a"}, "address x is on the internet"),
+        (FIREWALL, {"allows": [{"protocol": "tcp"}], "sourceRanges": ["0.0.0.0/1", "128.0.0.0/1"]},
+         "firewall x lets the whole internet in (tcp)"),
+        ("gcp:storage/bucketIAMPolicy:BucketIAMPolicy",
+         {"bucket": "b", "policyData": '{"bindings": [{"role": "roles/viewer", "members": ["user:a", "allUsers"]}]}'},
+         "roles/viewer on bucket b for allUsers"),
+        ("gcp:storage/bucketACL:BucketACL", {"bucket": "b", "predefinedAcl": "publicRead"},
+         "bucket b: predefinedAcl: publicRead"),
+        ("gcp:storage/defaultObjectAccessControl:DefaultObjectAccessControl",
+         {"bucket": "b", "entity": "allAuthenticatedUsers"}, "bucket b: entity: allAuthenticatedUsers"),
     ],
 )  # fmt: skip
 def test_what_is_open_to_everybody_is_the_first_word(said: Review, kind: str, inputs: Json, first: str) -> None:
