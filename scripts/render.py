@@ -309,7 +309,7 @@ def _varied(of: Snapshot, trial: Snapshot) -> str:
     assert of.spec.sweep is not None
     has = trial.spec.hyperparameters.to_json()
     names = [parameter.parameter_name for parameter in of.spec.sweep.params]
-    return ", ".join(f"{name} {_plain(has[name])}" for name in names)
+    return ", ".join(f"{name} {_plain(has.get(name, 'null'))}" for name in names)
 
 
 def machine_line(machine: Machine) -> str:

@@ -205,7 +205,8 @@ class RunFiles:
         )
         if spec.sweep is not None:
             trials = sweep.read(self.storage, self.run)
-            snapshot = replace(snapshot, trials=trials, trial=None if snapshot.final else self._now(len(trials) + 1))
+            number = sweep.current(self.storage, self.run, spec.launch, trials)
+            snapshot = replace(snapshot, trials=trials, trial=None if snapshot.final else self._now(number))
         return replace(snapshot, quiet=self._quiet(snapshot))
 
     def _now(self, number: int) -> Snapshot | None:

@@ -44,7 +44,8 @@ TRACEBACK = "Traceback (most recent call last):"
 class Supervisor:
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
-        self._runs = [spec.run, *filter(None, [sweep_of(spec.run)])]  # whose machine this is
+        self._runs = [spec.run, *filter(None, [sweep_of(spec.run)])]  # whose end is this machine's
+        self.sweep: Supervisor | None = None  # of a trial's: who says in the sweep's folder what this one does
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
         self._terminated = threading.Event()
@@ -82,10 +83,18 @@ class Supervisor:
             self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
-                for run in self._runs:
-                    self._storage.write(f"runs/{run}/machines/{self._status.name}.json", body)
+                self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
             except (StorageError, OSError) as error:
                 _print(f"the heartbeat could not be written ({error}); trying again")
+        if self.sweep is not None:
+            self.sweep.relay(self._status)
+
+    def relay(self, trial: MachineStatus) -> None:
+        """Say in the sweep's folder what this machine does in a trial; boots, history and end are the sweep's own."""
+        self._lines = deque(trial.log, maxlen=LAST_LINES)
+        same = ("message", "step", "trainer_pid", "restarts", "memory_mb", "last_exit")
+        state = "running" if trial.state in history.ENDS else trial.state  # it stays for the next trial
+        self.say(state=state, **{name: getattr(trial, name) for name in same})
 
     def note(self, line: str) -> None:
         """Print a line of this process's own, and keep it for the last words."""
@@ -160,12 +169,16 @@ class Supervisor:
 
     # -- the process that computes ---------------------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""
+    def begin(self) -> None:
+        """Go on with the history that earlier boots of this machine left."""
         with suppress(StorageError, OSError, ValidationError):
             path = f"runs/{self._spec.run}/machines/{self._status.name}.json"
             self._former = MachineStatus.model_validate_json(self._storage.read(path))
         self._status = history.begun(self._former, self._status)
+
+    def run(self) -> int:
+        """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""
+        self.begin()
         try:
             code = self._run()
         except Exception as error:  # whatever it is: it is seen in the bucket too
@@ -183,6 +196,7 @@ class Supervisor:
             report.write(self._storage, self._spec.run)
         except Exception as error:
             self.note(f"no report was written ({type(error).__name__}: {error}); python -m scripts.report makes one")
+            self.say()  # these last words are in the bucket, too
 
     def _run(self) -> int:
         if self.over() is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from trainer import sweep
 from trainer.google_api import ApiError, GoogleApi
 from trainer.records import Record
 from trainer.spec import JobSpec
@@ -41,7 +42,8 @@ class Monitoring:
         note: Callable[[str], None],
     ) -> None:
         """name: of this machine; note: prints a line."""
-        self._storage, self._run, self._project, self._note = storage, spec.run, project, note
+        self._storage, self._spec, self._project, self._note = storage, spec, project, note
+        self._newest: Record | None = None  # of a sweep: its trial before the one that has no step yet
         labels = {"project_id": project, "location": zone, "namespace": stack, "job": spec.run, "task_id": name}
         self._resource = {"type": RESOURCE, "labels": labels}
         self._started, self._written = time.time(), 0.0
@@ -65,7 +67,8 @@ class Monitoring:
     def _write(self, failed: bool) -> None:
         try:
             self._api = self._api or GoogleApi()
-            body = {"timeSeries": self._series(newest_record(self._storage, self._run), failed)}
+            self._newest = newest_record(self._storage, self._trained()) or self._newest
+            body = {"timeSeries": self._series(self._newest, failed)}
             self._api.call("monitoring", "POST", f"projects/{self._project}/timeSeries", body=body)
             self._said = False
         except (ApiError, StorageError, OSError, ValueError) as error:
@@ -73,6 +76,13 @@ class Monitoring:
                 self._note(f"metrics do not reach Cloud Monitoring ({error}); training goes on without them")
             self._said = True
         self._written = time.monotonic()
+
+    def _trained(self) -> str:
+        """Whose steps they are: the run's, or those of a sweep's trial."""
+        run = self._spec.run
+        if self._spec.sweep is None:
+            return run
+        return sweep.trial_id(run, sweep.current(self._storage, run, self._spec.launch, sweep.read(self._storage, run)))
 
     def _series(self, record: Record | None, failed: bool) -> list[dict[str, Any]]:
         now = time.time()

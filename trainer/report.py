@@ -61,6 +61,8 @@ def write(storage: Storage, run: str) -> None:
 def _told(storage: Storage, run: str) -> bool:
     """Whether the last step's evaluation can be read: where servers write records, a success is known before."""
     newest = outcome.read(storage, run, outcome.NEWEST_FILES)
+    if newest.spec.sweep is not None:  # it has no records of its own, and its trials' reports waited for theirs
+        return True
     last = newest.evaluations[-1].step if newest.evaluations else 0
     return newest.state != "SUCCEEDED" or last >= newest.spec.hyperparameters.steps
 

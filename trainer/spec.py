@@ -20,7 +20,8 @@ Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
     runs/<run>/model/...                      Hugging Face format, manifest.json last
     runs/<run>/evaluation.json, predictions.jsonl   how good the model is at evaluation.task (trainer/scores.py)
     runs/<run>/report.html                    how the run went (trainer/report.py)
-    runs/<run>/sweep.json, trials/<n>/...     of a sweep: its trials, each a run of its own (trainer/sweep.py)
+    runs/<run>/sweep.json, trials/<n>/...     of a sweep: its trials, each a run of its own (trainer/sweep.py), and what
+                                              was suggested for it, parameters.json
 """
 
 import hashlib
@@ -197,7 +198,7 @@ class Sweep(Strict):
     max_trials: int = Field(10, ge=1, le=1000)
     max_parallel_trials: int = Field(1, ge=1)
     enable_trial_early_stopping: bool = False  # of a trial that is worse than the median of those before it
-    params: list[Parameter] = Field(min_length=1)
+    params: list[Parameter]
 
 
 class Checkpoints(Strict):

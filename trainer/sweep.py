@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 from trainer.outcome import Outcome
 from trainer.spec import Hyperparameters, JobSpec, Parameter, Strict, Sweep
+from trainer.status import read_status
 from trainer.storage import Storage
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ JUDGES = 3  # finished trials that early stopping asks for
 FAILURES = 3  # failed trials in a row that fail the sweep
 LAST = 20  # steps over which the metric `loss` is a mean
 NAMES = {to_camel(name) for name in Hyperparameters.model_fields} - {"seed"}
+FRACTIONS = {to_camel(name) for name, field in Hyperparameters.model_fields.items() if field.annotation is float}
+EXAMPLE = "- {parameterName: learningRate, type: DOUBLE, minValue: 0.0001, maxValue: 0.01}"
 
 
 class Trial(Strict):
@@ -69,6 +72,27 @@ def write(storage: Storage, run: str, trials: list[Trial]) -> None:
     storage.write(f"runs/{run}/sweep.json", body.encode())
 
 
+def current(storage: Storage, run: str, launch: int, trials: list[Trial]) -> int:
+    """The number of the trial that is to be trained: one that failed in an earlier launch, tried again, else the next.
+
+    Not one that was trained to its end with a metric that is no number: it would be so again.
+    """
+    for trial in trials:
+        if trial.state == "FAILED" and trial.launch < launch:
+            status = read_status(storage, trial_id(run, trial.number))
+            if status is None or (status.state, status.launch) != ("SUCCEEDED", trial.launch):
+                return trial.number
+    return len(trials) + 1
+
+
+def trained(storage: Storage, spec: JobSpec) -> JobSpec:
+    """A run as its model was trained: of a sweep, with the best trial's hyperparameters."""
+    found = best(spec.sweep, read(storage, spec.run)) if spec.sweep else None
+    if found is None:
+        return spec
+    return spec.model_copy(update={"hyperparameters": applied(spec.hyperparameters, found.parameters)})
+
+
 def best(sweep: Sweep, trials: list[Trial]) -> Trial | None:
     """The best of those that were trained to their end."""
     whole = [trial for trial in trials if trial.state == "SUCCEEDED" and trial.value is not None]
@@ -92,13 +116,16 @@ def value_of(sweep: Sweep, outcome: Outcome) -> float | None:
 
 
 def hopeless(sweep: Sweep, now: Outcome, before: list[Outcome]) -> str | None:
-    """Why a trial is to be stopped early: its validation loss is worse than the median of those before at that step."""
+    """Why a trial is to be stopped early: its validation loss is worse than the median of those before at that step.
+
+    Worse is higher, or lower where the goal is MAXIMIZE.
+    """
     if not now.evaluations:
         return None
     step, value = now.evaluations[-1].step, now.evaluations[-1].validation_loss
     others = [r.validation_loss for one in before for r in one.evaluations if r.step == step]
     known = [other for other in others if other is not None]
-    if value is None or len(known) < JUDGES or value <= median(known):
+    if value is None or len(known) < JUDGES or _worse(sweep, value) <= _worse(sweep, median(known)):
         return None
     return (
         f"stopped early: validation loss {value:.4f} at step {step:,}, and the median of {len(known)} trials is"
@@ -197,6 +224,8 @@ def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, posi
     """What is wrong with a sweep, one line each, starting with the key."""
     found: list[str] = []
     seen: set[str] = set()
+    if not sweep.params:
+        found.append(f"sweep.params: found none, so there is nothing to vary; write a hyperparameter, as {EXAMPLE}")
     for number, parameter in enumerate(sweep.params):
         key, name = f"sweep.params[{number}]", parameter.parameter_name
         if name not in NAMES:
@@ -229,6 +258,10 @@ def _range_problems(parameter: Parameter) -> list[str]:
             return [f"{listed[kind]}: found {values}, with one value twice; remove it"]
         return []
     low, high = parameter.min_value, parameter.max_value
+    if kind == "DOUBLE" and parameter.parameter_name not in FRACTIONS:  # both ends may be legal, and nothing between
+        return [
+            f"type: found DOUBLE, and {parameter.parameter_name} takes no fractions; use INTEGER, or list its values"
+        ]
     if low is None or high is None:
         return [f"{'minValue' if low is None else 'maxValue'}: missing; {kind} needs minValue and maxValue"]
     if low >= high:

@@ -8,6 +8,7 @@ import json
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from trainer import outcome, sweep
+from trainer import outcome, scores, sweep
 from trainer.manifest import NAME
 from trainer.records import Status
 from trainer.spec import JobSpec
-from trainer.status import Fenced, is_over, read_spec, read_status, update_status
+from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Conflict, Storage, StorageError
 from trainer.sweep import Trial
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.__main__ import Supervisor
 
 POLL = 0.5  # seconds between two looks for the next trial
+LAST_LINES = 40  # of a traceback
 LOOKS = 5.0  # heartbeats between two looks at a trial that may be stopped early
 AWAY = (StorageError, OSError)
 
@@ -67,6 +69,7 @@ class Trials:
     def leave(self, why: str) -> None:
         self._why = self._why or why
         self._told.set()
+        self._own.leave(why)  # for its history
         self._machine.leave(why)
 
     def told_to_leave(self, timeout: float) -> bool:
@@ -91,47 +94,73 @@ class Trials:
 
     def run(self) -> int:
         """Until the sweep is over or this machine is told to leave. The exit code."""
+        self._own.begin()
+        try:
+            over = self._from_trial_to_trial()
+        except Exception as error:  # whatever it is: nobody is to wait for a sweep that goes no further
+            self._fail(error)
+            raise
+        if self._told.is_set():
+            self._own.say(state="stopped", message=self._why)
+        else:
+            self._own.say(state="finished", message="the sweep is over")
+        if over is None or not self._master:
+            return 0
+        self._own.write_report()  # however it ended, and whoever was master before
+        return 1 if over.state == "FAILED" and not self._told.is_set() else 0
+
+    def _from_trial_to_trial(self) -> Status | None:
+        """The sweep's status if it is over."""
         said = 0.0
-        while not self._told.is_set() and self.over() is None:
+        while (over := self.over()) is None and not self._told.is_set():
+            trial = None
             try:
                 trial = self._next()
             except AWAY as error:
                 self.note(f"the sweep's files cannot be read or written ({error}); trying again")
-                trial = None
-            except Fenced:
-                continue
+            except Fenced as error:
+                self.note(f"the sweep's status cannot be written: {error}")
             if trial is not None:
                 self._take_part(trial)
-            elif time.monotonic() > said + self.heartbeat:
+                continue
+            if time.monotonic() > said + self.heartbeat:
                 said = time.monotonic()
                 self._own.say(state="running", message="waiting for the next trial")
-            if trial is None:
-                self._told.wait(POLL)
-        if self._told.is_set():
-            self._own.say(state="stopped", message=self._why)
-            return 0
-        over = self.over()
-        self._own.say(state="finished", message="the sweep is over")
-        return 1 if over is not None and over.state == "FAILED" and self._master else 0
+            self._told.wait(POLL)
+        return over
+
+    def _fail(self, error: Exception) -> None:
+        """An error of this program. A worker's is its own; without a master nothing goes on."""
+        reason = f"{type(error).__name__}: {error}"[:500]
+        self._own.say(state="failed", message=reason, trainer_pid=None)
+        if not self._master:
+            return
+        lines = traceback.format_exc().splitlines()[-LAST_LINES:]
+        with suppress(*AWAY, Fenced):
+            update_status(
+                self._storage, self._spec.run, self._spec.launch,
+                state="FAILED", reason=f"master: {reason}", traceback=lines, finished=time.time(),
+            )  # fmt: skip
+            self._own.write_report()
 
     def _next(self) -> JobSpec | None:
         """The trial that is to be trained now; None while the master has not decided, or the sweep has ended."""
         run = self._spec.run
+        self._spec = read_spec(self._storage, run)  # `up` may have changed the number of machines, or the launch
         trials = sweep.read(self._storage, run)
-        number = len(trials) + 1
+        number = sweep.current(self._storage, run, self._spec.launch, trials)
         job = self._job(number)
-        status = read_status(self._storage, sweep.trial_id(run, number)) if job else None
-        ended = status is not None and status.state in ("SUCCEEDED", "FAILED", "STOPPED")
         if not self._master:
-            return None if ended else job
-        self._spec = read_spec(self._storage, run)  # `up` may have changed the number of machines
-        if job is not None and status is not None and ended:
+            declared = job is not None and job.launch == self._spec.launch  # by the master, in this launch
+            return job if declared and not is_over(self._storage, sweep.trial_id(run, number), job.launch) else None
+        if job is not None and (status := is_over(self._storage, job.run, self._spec.launch)):
             self._record(trials, number, job, status)
             return None
-        if (reason := self._failure(trials)) is not None:
+        if (reason := self._failure(trials, number)) is not None:
             update_status(self._storage, run, self._spec.launch, state="FAILED", reason=reason, finished=time.time())
+            self.note(f"the sweep has failed: {reason}")
             return None
-        if len(trials) >= self._sweep.max_trials:
+        if number > self._sweep.max_trials:
             self._finish(trials)
             return None
         job = self._declare(trials, number, job)
@@ -155,6 +184,8 @@ class Trials:
             parameters = sweep.suggest(self._sweep, self._spec.hyperparameters.seed, trials)
             self.note(f"trial {number} of {self._sweep.max_trials}: {_words(parameters)}")
             new = sweep.job_of(self._spec, number, parameters)
+            # As suggested: the job has them as they are used, where a category "1e-3" is a number.
+            self._storage.write(f"runs/{new.run}/parameters.json", json.dumps(parameters).encode())
         else:
             new = self._renewed(job)
         if new != job:
@@ -169,6 +200,7 @@ class Trials:
 
     def _take_part(self, job: JobSpec) -> None:
         machine = self._make(job)
+        machine.sweep = self._own
         machine.grace, machine.heartbeat = self.grace, self.heartbeat
         self._machine = machine
         self._listen()
@@ -215,10 +247,7 @@ class Trials:
         reason = status.reason
         if state == "SUCCEEDED" and value is None:
             state, reason = "FAILED", f"its {self._sweep.hyperparameter_metric_tag} is not a finite number"
-        names = [parameter.parameter_name for parameter in self._sweep.params]
-        has = job.hyperparameters.to_json()
-        listed = {p.parameter_name: p.categorical_values for p in self._sweep.params if p.categorical_values}
-        parameters = {name: _as_listed(has[name], listed.get(name)) for name in names}
+        parameters = json.loads(self._storage.read(f"runs/{job.run}/parameters.json"))
         trial = Trial(
             number=number,
             parameters=parameters,
@@ -228,18 +257,16 @@ class Trials:
             launch=status.launch,
             reason=reason,
         )
-        sweep.write(self._storage, self._spec.run, [*trials, trial])
+        sweep.write(self._storage, self._spec.run, [*trials[: number - 1], trial, *trials[number:]])
         shown = "no value" if value is None else f"{self._sweep.hyperparameter_metric_tag} {value:.4f}"
         self.note(f"trial {number} of {self._sweep.max_trials} {state}: {shown} {reason}".rstrip())
 
-    def _failure(self, trials: list[Trial]) -> str | None:
-        """Why the sweep fails: too many trials of this launch failed one after the other."""
-        last = trials[-sweep.FAILURES :]
-        if len(last) == sweep.FAILURES and all(
-            trial.state == "FAILED" and trial.launch == self._spec.launch for trial in last
-        ):
+    def _failure(self, trials: list[Trial], number: int) -> str | None:
+        """Why the sweep fails: too many trials of this launch failed one after the other, or all of all launches."""
+        last = [trial for trial in trials if trial.launch == self._spec.launch][-sweep.FAILURES :]
+        if len(last) == sweep.FAILURES and all(trial.state == "FAILED" for trial in last):
             return f"{sweep.FAILURES} trials in a row failed, the last one: {last[-1].reason}"
-        if len(trials) >= self._sweep.max_trials and sweep.best(self._sweep, trials) is None:
+        if number > self._sweep.max_trials and sweep.best(self._sweep, trials) is None:
             return f"none of {len(trials)} trials came to its end"
         return None
 
@@ -255,23 +282,27 @@ class Trials:
                 self._storage.download(source + name, copy)
                 self._storage.upload(copy, f"runs/{run}/model/{name}")
                 copy.unlink()
+        self._copy_scores(run, sweep.trial_id(run, best.number))
         update_status(
             self._storage, run, self._spec.launch, state="SUCCEEDED", step=len(trials), finished=time.time(),
             reason=f"best: trial {best.number}, {self._sweep.hyperparameter_metric_tag} {best.value:.4f},"
             f" {_words(best.parameters)}",
         )  # fmt: skip
         self.note(f"finished: trial {best.number} is the best, its model is at {self._storage.url}/runs/{run}/model")
-        self._own.write_report()
+
+    def _copy_scores(self, run: str, trial: str) -> None:
+        """How good the model is: the best trial's evaluation.json and predictions.jsonl, if it was evaluated."""
+        found = scores.read(self._storage, trial)
+        if found is None:
+            return
+        predictions = []
+        with suppress(FileNotFoundError):  # text has none
+            lines = self._storage.read(f"runs/{trial}/predictions.jsonl").splitlines()
+            predictions = [scores.Prediction.model_validate_json(line) for line in lines]
+        scores.write(self._storage, found.model_copy(update={"run": run}), predictions)
 
 
 def _words(parameters: dict[str, sweep.Value]) -> str:
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
     )
-
-
-def _as_listed(value: sweep.Value, listed: list[str] | None) -> sweep.Value:
-    """A category in the stack file's words."""
-    if listed is None:
-        return value
-    return next((text for text in listed if text == value or text == json.dumps(value)), str(value))
