@@ -98,11 +98,17 @@ class Run:
     def until_step(self, step: int) -> None:
         self.until(lambda: (s := self.status()) and s.step >= step, f"step {step}")
 
+    def kill(self, name: str) -> None:
+        """A machine is lost: its supervisor, and so all of it."""
+        machine = self.machines.pop(name)
+        machine.kill()
+        machine.wait()
+
     def wait(self) -> Status:
         """Until every machine has left; the final status."""
         for name, machine in self.machines.items():
-            machine.wait(PATIENCE)
-            assert machine.returncode is not None, name
+            code = machine.wait(PATIENCE)
+            assert code >= 0, f"{name} was killed by signal {-code}: the tests' machine may be out of memory"
         status = self.status()
         assert status is not None
         return status

@@ -13,7 +13,7 @@ from google.oauth2.credentials import Credentials
 from tests.gcs import Faults
 from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
 from tests.trainer.runs import PATIENCE, Run
-from trainer import google_machine, google_monitoring
+from trainer import google_machine, google_monitoring, sweep
 from trainer.google_machine import FAILED, PREEMPTED, SUCCEEDED
 from trainer.records import Record
 from trainer.status import update_status
@@ -247,6 +247,31 @@ def test_a_run_that_was_replaced_leaves_the_machines_of_the_next_one_alone(
     google_machine.scale_down(tuple(JOBS), supervisor, run.storage, run.spec)
     assert here.rest.calls == []
     assert "declares another run" in supervisor.lines[-1]
+
+
+def test_metrics_of_a_sweep_are_those_of_the_trial_that_is_trained(
+    here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without steps the alert for a stalled run fires."""
+    monkeypatch.setattr(google_monitoring, "LEAST", 0.0)
+    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
+    run, now = new_run(sweep={"params": [rate]}), time.time()
+    monitoring = google_monitoring.Monitoring(
+        run.storage, run.spec, PROJECT, "us-central1-a", "dev", "master-0", lambda line: None
+    )
+    monitoring._started = 0.0  # long ago
+    for number, step in ((1, 40), (2, 7)):
+        record = Record(step=step, time=now + number, attempt=1, loss=3.5)
+        body = (json.dumps(record.to_json()) + "\n").encode()
+        run.storage.write(f"runs/test-run/trials/{number}/metrics/attempt-1-master-0-1-00000.jsonl", body)
+        monitoring._write(failed=False)
+        trials = [
+            sweep.Trial(number=n, parameters={"learningRate": 0.01}, state="SUCCEEDED") for n in range(1, number + 1)
+        ]
+        sweep.write(run.storage, "test-run", trials)
+    monitoring.close(failed=False)  # the third trial has no step yet
+    assert here.rest.points(google_monitoring.STEP) == [40, 7, 7]
+    assert max(here.rest.points(google_monitoring.SECONDS_SINCE_STEP)) < PATIENCE
 
 
 def test_metrics_say_where_the_run_is(here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

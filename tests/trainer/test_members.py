@@ -86,7 +86,7 @@ def test_a_master_that_is_lost_for_good_is_replaced_by_a_worker(calm: Run, new_r
     run = new_run(**LONG, cluster={"workers": 1}, checkpoints={"every": 10 * STEPS})
     run.start()
     until_trainers(run, 2)
-    run.machines["master-0"].kill()  # its supervisor, and so the whole machine
+    run.kill("master-0")
     as_undisturbed(run, calm)
     assert run.machine("worker-0").state == "finished"
     assert run.machine("worker-0").restarts == 0

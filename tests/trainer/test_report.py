@@ -98,8 +98,7 @@ def test_a_failed_run_says_why(new_run: NewRun) -> None:
 def test_a_stopped_run_has_one_too_and_a_machine_that_comes_back_knows_its_past(new_run: NewRun) -> None:
     run = new_run(hyperparameters={"steps": 100_000}).start()
     run.until_step(5)
-    run.machines["master-0"].kill()
-    run.machines["master-0"].wait()
+    run.kill("master-0")
     heard = run.machine("master-0")
     run.start()
     run.until(lambda: run.machine("master-0").pid != heard.pid, "the machine's next boot")

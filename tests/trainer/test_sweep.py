@@ -84,12 +84,21 @@ def test_categories_are_what_they_look_like() -> None:
         ([{**BATCH, "discreteValues": [8]}], "leaves nothing to vary"),
         ([{**BATCH, "discreteValues": [1, 8]}], "batchSize 1.0 is less than the 2 trainers"),
         ([{**OPTIMIZER, "categoricalValues": ["adamw", "adam"]}], "optimizer cannot be adam: must be 'adamw' or 'sgd'"),
+        (
+            [{**RATE, "parameterName": "batchSize", "minValue": 2, "maxValue": 8}],
+            "type: found DOUBLE, and batchSize takes",
+        ),
+        (
+            [{**RATE, "parameterName": "compile", "minValue": 0, "maxValue": 1, "scaleType": "UNIT_LINEAR_SCALE"}],
+            "found DOUBLE",
+        ),
+        ([], "sweep.params: found none, so there is nothing to vary; write a hyperparameter, as - {parameterName: "),
         ([{**RATE, "parameterName": "seed"}], "seed, which is no hyperparameter that can be varied"),
     ],
 )
 def test_mistakes(params: list[dict[str, Any]], line: str) -> None:
     (found,) = sweep.problems(declared(*params), Hyperparameters(), trainers=2, positions=1024)
-    assert found.startswith("sweep.params[")
+    assert found.startswith("sweep.params")
     assert line in found
 
 
@@ -112,6 +121,9 @@ def test_worse_than_the_median_is_stopped() -> None:
     reason = sweep.hopeless(of, outcome(3.6), before)
     assert reason == "stopped early: validation loss 3.6000 at step 10, and the median of 3 trials is 3.5000"
     assert sweep.hopeless(of, outcome(3.6, 2.4), before) is None  # it has caught up
+    highest = of.model_copy(update={"goal": "MAXIMIZE"})
+    assert sweep.hopeless(highest, outcome(3.6), before) is None
+    assert sweep.hopeless(highest, outcome(3.4), before) is not None
 
 
 # -- real ones ---------------------------------------------------------------------------------------------------------
@@ -125,18 +137,17 @@ SMALL = {
 
 @pytest.mark.slow
 def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]) -> None:
-    run = new_run(**SMALL, cluster={"workers": 1}, sweep=declared(RATE).to_json())
+    run = new_run(**SMALL, cluster={"workers": 1}, sweep=declared(RATE, maxTrials=3).to_json())
     run.start()
     run.until(lambda: (s := run.status()) and s.step >= 1, "the first trial's end")
     second = sweep.trial_id(run.spec.run, 2)
     run.until(lambda: (s := read_status(run.storage, second)) and s.step >= 5, "steps of the second trial")
-    for machine in run.machines.values():  # everything is lost, and comes back
-        machine.kill()
-        machine.wait()
+    for name in list(run.machines):  # everything is lost, and comes back
+        run.kill(name)
     assert run.start().wait().state == "SUCCEEDED"
 
     trials = sweep.read(run.storage, run.spec.run)
-    assert [(trial.number, trial.state, trial.step) for trial in trials] == [(n, "SUCCEEDED", 40) for n in (1, 2, 3, 4)]
+    assert [(trial.number, trial.state, trial.step) for trial in trials] == [(n, "SUCCEEDED", 40) for n in (1, 2, 3)]
     of = run.spec.sweep
     assert of is not None
     for number, trial in enumerate(trials):  # nothing depends on what was lost
@@ -153,7 +164,11 @@ def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]
     of_trial = run.storage.read(f"runs/{sweep.trial_id(run.spec.run, best.number)}/model/model.safetensors")
     assert load(of_trial).keys() == load((model / "model.safetensors").read_bytes()).keys()
     assert of_trial == (model / "model.safetensors").read_bytes()
-    assert b"trial" in run.storage.read(f"runs/{run.spec.run}/report.html")
+    page = f"runs/{run.spec.run}/report.html"
+    assert [entry.path for entry in run.storage.list(page.rpartition("/")[0]) if entry.path == page], run.machine(
+        "master-0"
+    )
+    assert b"Trials" in run.storage.read(page)
 
 
 @pytest.mark.slow
