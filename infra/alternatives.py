@@ -28,7 +28,7 @@ class Alternative:
     config: "StackConfig"
     shape: str
     estimate: Estimate
-    fits: bool  # within the stack's limits
+    fits: bool | None  # within the stack's limits; None: that depends on a price that nobody knows
 
     @property
     def cost(self) -> float:

@@ -5,6 +5,7 @@ Pure but for reading the checkout (the text's size, artifacts/measured.json): a 
 
 import math
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from infra.google.deadline import hours_left
 from infra.hardware import NOTHING, Range, total
 from infra.prices import Cost
 from infra.step import Step, step
+from trainer.spec import Role
 
 if TYPE_CHECKING:
     from infra.config import StackConfig
@@ -73,7 +75,11 @@ class Estimate:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(what for part in self.costs for what in part.unknown))
+        return _unpriced(self.costs)
+
+
+def _unpriced(parts: Sequence[Part]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(what for part in parts for what in part.unknown))
 
 
 def rounded(number: float) -> float:
@@ -112,15 +118,16 @@ def estimate(config: "StackConfig", runs: list[measured.Measured] | None = None)
     tokens = hyper.batch_size * hyper.sequence_length
     time = _time(config, size, one)
     hours = total(part.amount for part in time)
+    parts = (*_machines(config, costs, hours), *_beside(config, size, hours))
     return Estimate(
         time=tuple(part for part in time if part.amount.high > 0),
-        costs=tuple(_costs(config, size, costs, hours)),
+        costs=parts,
         figures=tuple(_figures(config, size, one)),
         memory=tuple(memory.needs(config)),
         hourly=hourly,
         step=one,
         tokens_per_second=one.seconds.to_do(tokens) if one.seconds.low else NOTHING,
-        notes=tuple(_notes(config, one, hours, hourly)),
+        notes=tuple(_notes(config, one, hours, _unpriced(parts))),
         run=one.measured.run if one.measured else "",
     )
 
@@ -190,28 +197,54 @@ def _text_bytes(config: "StackConfig") -> int:
         return 0
 
 
-def _costs(config: "StackConfig", size: workload.Dimensions, costs: dict[Any, Cost], hours: Range) -> list[Part]:
+def _machines(config: "StackConfig", costs: dict[Role, Cost], hours: Range) -> Iterator[Part]:
     """USD. This machine's electricity and wear are nobody's list price."""
     if not config.google:
-        return [Part("this machine", NOTHING, "nothing is rented")]
-    found = []
+        yield Part("this machine", NOTHING, "nothing is rented")
     for role, cost in costs.items():
         count, name = rules.counts(config)[role], rules.machine_type(config, role).name
         spot = ", Spot" if prices.is_spot(config, role) else ""
         words = f"{count} x {name}{spot}, {cost.usd:.3g} USD an hour with disks: infra/prices.yaml"
-        found.append(Part(role, hours.times(cost.usd), words, cost.unknown))
-    kept = config.file.checkpoints.keep * workload.checkpoint_bytes(config, size) + 4 * size.parameters
+        yield Part(role, hours.times(cost.usd), words, cost.unknown)
+
+
+def _beside(config: "StackConfig", size: workload.Dimensions, hours: Range) -> Iterator[Part]:
+    """USD of what a run costs beside its machines."""
+    if not config.google:
+        return
+    checkpoint, model = workload.checkpoint_bytes(config, size), 4 * size.parameters
+    kept = config.file.checkpoints.keep * checkpoint + model
     if (often := config.file.checkpoints.keep_every) is not None:
-        times = config.file.training_input.hyperparameters.steps // often
-        kept += times * workload.checkpoint_bytes(config, size)
+        kept += config.file.training_input.hyperparameters.steps // often * checkpoint
     if config.file.sweep is not None:
         kept *= config.file.sweep.max_trials
     gigabytes = (kept + _text_bytes(config)) / 1e9
-    price = prices.storage_gb_month(config.region)
-    month = Range((price or 0) * gigabytes, (price or 0) * gigabytes)
-    unpriced = () if price is not None else (f"storage in {config.region}",)
-    found.append(Part("bucket", month, f"{gigabytes:.2g} GB kept, for a month: infra/prices.yaml", unpriced))
-    return found
+    words = f"{gigabytes:.2g} GB kept, for a month: infra/prices.yaml"
+    month = prices.storage_gb_month(config.region)
+    yield _priced("bucket", gigabytes, month, words, f"storage in {config.region}", sure=True)
+    jobs = len(rules.counts(config))
+    words = f"{jobs} jobs of Cloud Scheduler that end the machines, a month; 3 an account are free: infra/prices.yaml"
+    yield _priced("deadlines", jobs, prices.anywhere("scheduler_job_month"), words, "Cloud Scheduler")
+    words = f"{model / 1e9:.2g} GB out of Google Cloud, once, if you download the model: infra/prices.yaml"
+    yield _priced("download", model / 1e9, prices.anywhere("egress_gb"), words, "what leaves Google Cloud")
+    if config.file.network.nat:
+        yield _way_out(sum(rules.counts(config).values()), model / 1e9, hours)
+
+
+def _way_out(machines: int, gigabytes: float, hours: Range) -> Part:
+    """network.nat: its gateway, which costs no more from 32 machines on, and what passes it."""
+    each, address, passing = map(prices.anywhere, ("nat_machine_hour", "nat_address_hour", "nat_gb"))
+    if each is None or address is None or passing is None:
+        return Part("way out", NOTHING, "network.nat", ("Cloud NAT",))
+    gateway = hours.times(min(machines, 32) * each + address)
+    words = f"network.nat: a gateway; {gigabytes:.2g} GB for each machine at most pass it (ours): infra/prices.yaml"
+    return Part("way out", gateway + Range(0, passing * gigabytes * machines), words)
+
+
+def _priced(name: str, units: float, price: float | None, words: str, what: str, sure: bool = False) -> Part:
+    """sure: it is paid in any case, and not perhaps."""
+    usd = units * (price or 0)
+    return Part(name, Range(usd if sure else 0, usd), words, () if price is not None else (what,))
 
 
 def _figures(config: "StackConfig", size: workload.Dimensions, one: Step) -> list[Figure]:
@@ -242,7 +275,7 @@ def _figures(config: "StackConfig", size: workload.Dimensions, one: Step) -> lis
     ]
 
 
-def _notes(config: "StackConfig", one: Step, hours: Range, hourly: Cost) -> list[str]:
+def _notes(config: "StackConfig", one: Step, hours: Range, unpriced: Sequence[str]) -> list[str]:
     """What a person should know beside the numbers."""
     found = []
     if config.file.sweep is not None:
@@ -265,8 +298,8 @@ def _notes(config: "StackConfig", one: Step, hours: Range, hourly: Cost) -> list
             found.append(
                 f"{role}: one GPU of {name} trains, {number - 1} idle and are paid for; parallelism: fsdp uses all"
             )
-    if not hourly.exact:
-        found.append(f"the cost is a lower bound: not priced are {', '.join(hourly.unknown)}")
+    if unpriced:
+        found.append(f"the cost is a lower bound: not priced are {', '.join(unpriced)}")
     ends, limits = hours_left(config), config.file.limits
     which = "limits.maxHours" if ends >= limits.max_hours else "limits.maxCostUsd"
     if hours.low > ends:
@@ -277,10 +310,16 @@ def _notes(config: "StackConfig", one: Step, hours: Range, hourly: Cost) -> list
     return found
 
 
-def fits(found: Estimate, config: "StackConfig") -> bool:
-    """Whether the job will surely be over within maxHours and maxCostUsd, as far as prices are known."""
+def fits(found: Estimate, config: "StackConfig") -> bool | None:
+    """Whether the job will surely be over within maxHours and maxCostUsd; None where a price that nobody knows decides.
+
+    A lower bound that is too much is too much all the same.
+    """
     limits = config.file.limits
     hours, cost = found.hours, found.cost
     if hours is None or cost is None:
         return False
-    return hours.high <= limits.max_hours and cost.high <= (limits.max_cost_usd or math.inf)
+    most = math.inf if limits.max_cost_usd is None else limits.max_cost_usd
+    if hours.high > limits.max_hours or cost.high > most:
+        return False
+    return None if found.unknown and limits.max_cost_usd is not None else True

@@ -118,24 +118,20 @@ def storage_gb_month(region: str) -> float | None:
     return _number(_region(region), "storage_gb_month", "price")
 
 
-def egress_gb() -> float | None:
-    """A GB from Google Cloud to the internet, in the first and dearest tier."""
-    return _number(book(), "egress_gb", "price")
+def anywhere(name: str) -> float | None:
+    """What costs the same in all regions: egress_gb, scheduler_job_month, nat_gb and so on."""
+    return _number(book(), name, "price")
 
 
-def scheduler_job_month() -> float | None:
-    """A job of Cloud Scheduler, a month."""
-    return _number(book(), "scheduler_job_month", "price")
+def elsewhere(machine: str, accelerator: str, accelerators: int) -> dict[str, Equivalent | None]:
+    """The nearest machine of each other cloud; None where nothing is near.
 
-
-def elsewhere(machine: str, accelerator: str, accelerators: int) -> list[Equivalent]:
-    """The nearest machine of AWS and of Azure; none of those that have nothing near.
-
-    With GPUs those count, model and number, whatever the CPUs; without, as many vCPUs and the nearest memory.
+    Near is the same GPUs, as many of them; without any, as many vCPUs and about the memory. The nearest of those has
+    vCPUs and memory that differ by the smallest factor.
     """
     model = MACHINE_TYPES[machine]
     gpus = (model.accelerator, model.accelerators) if model.accelerators else (accelerator, accelerators)
-    found = []
+    found: dict[str, Equivalent | None] = {}
     for cloud, there in book()["elsewhere"].items():
         fitting = {
             name: other
@@ -143,11 +139,16 @@ def elsewhere(machine: str, accelerator: str, accelerators: int) -> list[Equival
             if (other.get("accelerator", ""), other.get("accelerators", 0)) == gpus
             and (gpus[1] or (other["vcpus"] == model.vcpus and _apart(other["memory_gb"], model.memory_gb) <= NEAR))
         }
+        factors = {
+            name: _apart(other["vcpus"], model.vcpus) * _apart(other["memory_gb"], model.memory_gb)
+            for name, other in fitting.items()
+        }
+        found[cloud] = None
         if fitting:
-            name = min(fitting, key=lambda name: _apart(fitting[name]["memory_gb"], model.memory_gb))
-            source = book()["sources"][there["source"]]
+            name = min(factors, key=factors.__getitem__)
+            source = book()["sources"][fitting[name].get("source", there["source"])]
             prices = fitting[name]["on_demand"], _number(fitting[name], "spot")
-            found.append(Equivalent(cloud, name, *prices, there["region"], str(source["date"]), source["what"]))
+            found[cloud] = Equivalent(cloud, name, *prices, there["region"], str(source["date"]), source["what"])
     return found
 
 

@@ -181,9 +181,12 @@ def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, cons
         table.add_column(column, no_wrap=True)
     for one, spot in rows[:ROWS]:
         costs = [dollars(a.estimate.cost, bool(a.estimate.unknown)) if a else "" for a in (one, spot)]
-        within = "yes" if one.fits else "Spot" if spot and spot.fits else "no"
+        within = "yes" if one.fits else "Spot" if spot and spot.fits else "unknown" if one.fits is None else "no"
         table.add_row(*map(Text, (one.shape, span(one.estimate.hours), *costs, within)))
     console.print(table)
+    unpriced = dict.fromkeys(what for one, _ in rows[:ROWS] if one.fits is None for what in one.estimate.unknown)
+    if unpriced:
+        console.print(f"unknown: no price for {', '.join(unpriced)}", highlight=False)
     if len(rows) > ROWS:
         console.print(f"{len(rows) - ROWS} dearer ones are in --json", highlight=False)
     for words, best in (("cheapest", choice.cheapest), ("fastest", choice.fastest)):
@@ -208,18 +211,16 @@ def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, cons
             "the nearest machines of other clouds at list price, to compare: nothing runs there",
             ("for", "cloud", "machine", "USD/h", "Spot", "USD as long", "as of"),
             [
-                (
-                    f"{count} x {name}",
-                    one.cloud,
-                    f"{one.machine} ({one.region})",
-                    f"{one.on_demand:.3g}",
-                    f"{one.spot:.3g}" if one.spot else "unknown",
-                    dollars(found.hours.times(count * one.on_demand) if found.hours else None),
-                    one.date,
-                )
-                for name, count, one in near
+                (f"{count} x {name}", cloud, *(_other(one, count, found.hours) if one else ("none near", *[""] * 4)))
+                for name, count, cloud, one in near
             ],
         )
+
+
+def _other(one: prices.Equivalent, count: int, hours: Range | None) -> tuple[str, ...]:
+    spot = f"{one.spot:.3g}" if one.spot else "unknown"
+    long = dollars(hours.times(count * one.on_demand) if hours else None)
+    return (f"{one.machine} ({one.region})", f"{one.on_demand:.3g}", spot, long, one.date)
 
 
 def _best(one: Alternative | None) -> str:
@@ -231,14 +232,16 @@ def _best(one: Alternative | None) -> str:
     )
 
 
-def elsewhere(config: StackConfig) -> list[tuple[str, int, prices.Equivalent]]:
-    """Of each of the stack's kinds of machines, how many there are and the nearest of other clouds."""
+def elsewhere(config: StackConfig) -> list[tuple[str, int, str, prices.Equivalent | None]]:
+    """Of each of the stack's kinds of machines, how many there are and the nearest of each other cloud."""
     counted: dict[tuple[str, str, int], int] = {}
     for role, count in rules.counts(config).items() if config.google else ():
         kind = (rules.machine_type(config, role).name, *rules.accelerator(config, role))
         counted[kind] = counted.get(kind, 0) + count
     return [
-        (measured.machine_of(*kind), count, one) for kind, count in counted.items() for one in prices.elsewhere(*kind)
+        (measured.machine_of(*kind), count, cloud, one)
+        for kind, count in counted.items()
+        for cloud, one in prices.elsewhere(*kind).items()
     ]
 
 
@@ -261,6 +264,7 @@ def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[st
             "hours": spread(one.estimate.hours),
             "usd": spread(one.estimate.cost, bool(one.estimate.unknown)),
             "withinLimits": one.fits,
+            "unpriced": list(one.estimate.unknown),
         }
 
     def parts(of: tuple[Part, ...]) -> list[dict[str, Any]]:
@@ -296,7 +300,10 @@ def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[st
             region: {"hourlyUsd": round(one.hourly.usd, 4), "usd": spread(one.cost, bool(one.unknown))}
             for region, one in (alternatives.regions(config) if config.google else ())
         },
-        "elsewhere": [{"for": name, "count": count, **asdict(one)} for name, count, one in elsewhere(config)],
+        "elsewhere": [
+            {"for": name, "count": count, "cloud": cloud, **(asdict(one) if one else {"machine": None})}
+            for name, count, cloud, one in elsewhere(config)
+        ],
         "notes": [*found.notes, *notes],
     }
 

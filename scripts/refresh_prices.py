@@ -1,8 +1,8 @@
 """Renew infra/prices.yaml from Google's billing catalog: a table of what changed, then the file, its comments kept.
 
 A price that is more than twice or less than half the old one is kept as it was, unless --accept says that it is right.
-So is one that the catalog does not have any more: its source tells its age. Egress, scheduler and the other clouds are
-not renewed. Exit code: 1 if a price was not taken.
+So is one that the catalog does not have any more: its source tells its age. Egress, scheduler, NAT and the other clouds
+are not renewed. Exit code: 1 if a price was not taken.
 """
 
 import argparse
@@ -114,8 +114,9 @@ def renew(book: MutableMapping[str, Any], changes: list[Change], today: date) ->
         made.fa.set_flow_style()  # on one line, as the others
         book["sources"][source] = made
     named = {entry["source"] for _, entry in entries(book)}
-    named |= {book["egress_gb"]["source"], book["scheduler_job_month"]["source"]}
-    named |= {there["source"] for there in book["elsewhere"].values()}
+    named |= {entry["source"] for entry in book.values() if "source" in entry}  # the same in all regions
+    for there in book["elsewhere"].values():
+        named |= {there["source"], *(machine.get("source", there["source"]) for machine in there["machines"].values())}
     for name in [name for name in book["sources"] if name not in named]:
         del book["sources"][name]
 

@@ -171,6 +171,40 @@ def test_an_unknown_price_makes_the_cost_a_lower_bound(root: Path, monkeypatch: 
     assert "nvidia-tesla-t4 Spot in us-central1" in found["hourlyCostUsd"]["unpriced"]
 
 
+def test_what_is_paid_beside_the_machines(root: Path) -> None:
+    def costs(**keys: Any) -> dict[str, estimate.Part]:
+        return {part.name: part for part in estimate.estimate(google(root, **keys), []).costs}
+
+    found = costs()
+    assert set(found) == {"master", "worker", "ps", "bucket", "deadlines", "download"}
+    assert (found["deadlines"].amount.low, found["deadlines"].amount.high) == (0, pytest.approx(3 * 0.1))
+    assert found["download"].amount.high == pytest.approx(0.124 * 4 * 0.12, rel=0.01)  # gpt2 as fp32
+    out = costs(network={"nat": True})["way out"]
+    hours = estimate.estimate(google(root), []).hours
+    assert hours is not None
+    assert out.amount.low == pytest.approx(hours.low * (14 * 0.0014 + 0.005))
+    assert out.amount.high > hours.high * (14 * 0.0014 + 0.005)  # what passes it
+
+
+def test_whether_an_unpriced_machine_fits_is_not_known(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = copy.deepcopy(prices.book())
+    book["regions"]["us-central1"]["accelerators"]["nvidia-tesla-t4"]["on_demand"] = "unknown"
+    monkeypatch.setattr(prices, "book", lambda: book)
+    free = google(root, machines={"accelerator": {"type": "nvidia-tesla-t4"}}, limits={"maxHours": 24})
+
+    def fits(**limits: Any) -> bool | None:
+        file = free.file.model_copy(update={"limits": free.file.limits.model_copy(update=limits)})
+        limited = replace(free, file=file)
+        return estimate.fits(estimate.estimate(limited, []), limited)
+
+    assert fits(max_cost_usd=1000) is None
+    assert fits(max_cost_usd=1) is False  # what is priced is too much already
+    assert fits(max_hours=0.25, max_cost_usd=1000) is False
+    assert fits() is True  # money does not matter
+    unpriced = [one for one in compare(google(root, machines={}), []).every if "tesla-t4" in one.shape]
+    assert {one.fits for one in unpriced} == {None}
+
+
 def test_gpus_that_idle_are_said(root: Path) -> None:
     four = {"accelerator": {"type": "nvidia-tesla-t4", "count": 4}}
     replicas = google(root, ALONE, machines=four)

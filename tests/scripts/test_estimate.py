@@ -1,13 +1,15 @@
 """scripts.estimate: what it prints, its JSON, and the finished runs that it looks at first."""
 
+import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from infra import measured
+from infra import measured, prices
 from scripts import common, estimate
 from scripts.common import UserError
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
@@ -76,8 +78,34 @@ def test_its_json_is_stable_and_has_the_same_numbers_as_the_stacks_outputs(
     assert found["cheapest"]["withinLimits"]
     assert {need["role"] for need in found["memory"]} == {"master", "worker", "ps"}
     assert found["regions"]["us-central1"]["usd"] == found["usd"]
-    assert {one["cloud"] for one in found["elsewhere"]} == {"AWS", "Azure"}
+    assert {(one["cloud"], one["machine"]) for one in found["elsewhere"]} == {
+        *(("AWS", "g4dn.4xlarge"), ("Azure", "Standard_NC16as_T4_v3")),  # of 16 vCPUs and a T4 each
+        *(("AWS", "r5.2xlarge"), ("Azure", "Standard_E8s_v5")),
+    }
     assert found["measuredRun"] is None
+
+
+def test_where_nothing_is_near_the_table_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = root / "Pulumi.dev.yaml"
+    path.write_text(path.read_text().replace("count: 1}", "count: 2}"))
+    found = printed(capsys, "--stack", "dev")
+    assert re.search(r"11 x n1-highmem-16 \+ 2 x nvidia-tesla-t4 +│ Azure +│ none near ", found), found
+
+
+def test_what_nobody_priced_makes_no_claim(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = copy.deepcopy(prices.book())
+    for name, entry in book["regions"]["us-central1"]["machines"].items():
+        book["regions"]["us-central1"]["machines"][name] = {**entry, "on_demand": "unknown"}
+    monkeypatch.setattr(prices, "book", lambda: book)
+    found = as_json(capsys, "--stack", "dev")
+    unknown = [one for one in found["alternatives"] if one["withinLimits"] is None]
+    assert unknown
+    assert all(one["unpriced"] for one in unknown)
+    assert found["cheapest"]["withinLimits"] is True
+    monkeypatch.setattr(estimate, "ROWS", 99)
+    assert "unknown: no price for " in printed(capsys, "--stack", "dev")
 
 
 def test_a_finished_run_is_learned_from_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

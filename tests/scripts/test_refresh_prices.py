@@ -25,6 +25,7 @@ sources:
   # A word about it.
   old: {date: 2026-01-02, what: "an older list"}
   pages: {date: 2026-01-03, what: "pricing pages"}
+  by-hand: {date: 2026-01-04, what: "a price of another cloud"}
 egress_gb: {price: 0.12, source: pages} # to the internet
 scheduler_job_month: {price: 0.1, source: pages}
 regions:
@@ -40,7 +41,7 @@ regions:
     disk_gb_month: {price: 0.1, source: old}
     storage_gb_month: {price: 0.02, source: old} # Standard
 elsewhere:
-  AWS: {region: us-east-1, source: pages, machines: {}}
+  AWS: {region: us-east-1, source: pages, machines: {m5: {on_demand: 1, spot: unknown, source: by-hand}}}
 """
 
 
@@ -194,7 +195,7 @@ def test_a_source_that_nothing_names_any_more_goes(catalog: dict[str, list[Json]
         sku(f"Nvidia Tesla P4 GPU{SPOT} running in Americas", 0.2, usage="Preemptible"),
     ]
     assert refresh_prices.main([], book) == 0
-    assert set(load(book.read_text())[1]["sources"]) == {"pages", f"google-{TODAY}"}
+    assert set(load(book.read_text())[1]["sources"]) == {"pages", "by-hand", f"google-{TODAY}"}
 
 
 @pytest.mark.parametrize(("usd", "factor"), [(0.15, "0.43"), (0.75, "2.1")])
