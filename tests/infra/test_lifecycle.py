@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,10 @@ def changes(project: Project) -> list[str]:
 
 
 def test_previews_show_what_a_change_does(project: Project) -> None:
+    outputs = project.run("preview").partition("Outputs:")[2]
+    assert re.search(r"estimatedHours +: \{\s+high: 0\.\d+\s+low : 0\.\d+\s+\}", outputs), outputs
+    assert re.search(r"estimatedCostUsd: \{\s+high: 0\s+low : 0\s+\}\s", outputs), outputs
+    assert re.search(r"hourlyCostUsd +: 0\s", outputs), outputs
     project.up()
     project.edit("workerCount: 1", "workerCount: 2")
     assert project.steps() == {"training": "update", "job": "update", "worker-1": "create"}

@@ -1,5 +1,6 @@
 """The rules as a policy pack, by the real CLI and the language host that tools/ builds, on a Google stack."""
 
+import re
 import subprocess
 
 import pytest
@@ -16,6 +17,8 @@ def test_the_cli_stops_what_breaks_a_rule(cloud: StandIn) -> None:
     preview = ("preview", "--policy-pack", str(PACK))
     said = cloud.pulumi(*preview, stack="single")
     assert "✅ gpt2-training@v1.0.0" in said, said
+    assert re.search(r"estimatedCostUsd: \{\s+high: 0\.\d+\s+low : 0\.\d+\s+\}\s", said), said  # what it would cost
+    assert re.search(r"hourlyCostUsd +: 0\.79\s", said), said
 
     network = cloud.root / "infra" / "google" / "network.py"
     program = network.read_text()

@@ -1,6 +1,7 @@
 """scripts.review on previews: what it says first, what it says at all, what it never shows, and its exit code."""
 
 import json
+import os
 import random
 import re
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from infra import config
 from infra.review.preview import Preview
 from policy import rules
 from scripts import review
@@ -193,10 +195,12 @@ def stands(bucket: Path, state: str, step: int, checkpoint: int | None = None) -
 
 def test_a_new_run_ends_one_that_is_going(said: Review, tmp_path: Path) -> None:
     stands(tmp_path, "RUNNING", 4812, 4750)
+    (manifest,) = tmp_path.rglob("manifest.json")
+    os.utime(manifest, (0, time.time() - 25 * 60 - 3))
     steps = [step("replace", MACHINE, "master-0", machine(tmp_path, "old"), machine(tmp_path, "new"), replaced=["run"])]
     text = said(steps, code=20)
     assert text.startswith("**dev: run old (RUNNING at step 4,812) ends: run new takes its place**")
-    assert "run new starts at step 0; its newest checkpoint (step 4,750, " in text
+    assert "run new starts at step 0; its newest checkpoint (step 4,750, 25 minutes old) is the last of it" in text
     assert "master: 1 x `process here`, all of them replaced" in text
 
 
@@ -238,6 +242,21 @@ def test_settings_are_a_table_in_the_stack_files_words(said: Review) -> None:
     assert text.startswith("**dev: settings that change no resource**")
     assert "| `trainingInput.hyperparameters.learningRate` | `0.1` | `0.2` |" in text
     assert "| `trainingInput.hyperparameters.steps` | `not set` | `5` |" in text
+
+
+def test_the_cost_before_and_after_is_a_table(said: Review) -> None:
+    values, _ = config.stack_values("dev")
+    more = {**values, "trainingInput": {**values["trainingInput"], "workerCount": 16}}
+    place = {"project": "p-12345", "region": "us-central1"}
+    provider = step("same", "pulumi:providers:gcp", "google", place, place)
+    text = said([provider, step("update", RUN, "training", values, more)], code=10)
+    assert text.splitlines()[0].endswith("; $8.19 → $11.40 an hour.")
+    head = "#### Cost\n\n| by the list price | before | after |\n|---|---|---|\n"
+    assert f"{head}| all machines, an hour | $8.19 | $11.40 |\n" in text
+    hours, usd = r"0\.\d+ to 0\.\d+", r"\$\d\.\d0 to \$\d\.\d0"
+    assert re.search(rf"\| a whole run, hours \| {hours} \| {hours} \|\n\| a whole run \| {usd} \| {usd} \|\n", text), (
+        text
+    )
 
 
 # What is never shown, what is always so. ----------------------------------------------------------------------------
