@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from trainer import manifest, spec
@@ -109,9 +109,23 @@ def _unfit(config: "StackConfig", folder: Path) -> list[str]:
             f"data.tokenizer: {data.tokenizer} has {known:,} tokens, and {named} knows {vocabulary:,} others; set"
             " data.tokenizer: checkpoint"
         )
+    elif data.tokenizer in ("byte", "gpt2") and _other_tokens(folder, data.tokenizer):
+        lines.append(
+            f"data.tokenizer: {data.tokenizer} has other tokens than the tokenizer.json of {named}, though as many; set"
+            " data.tokenizer: checkpoint"
+        )
     if data.tokenizer == "checkpoint" and not any((folder / n).is_file() for n in ("tokenizer.json", "vocab.json")):
         lines.append(f"data.tokenizer: checkpoint, and {named} has no tokenizer.json; copy it there, or use gpt2")
     return lines
+
+
+def _other_tokens(folder: Path, kind: Literal["byte", "gpt2"]) -> bool:
+    from trainer import tokenizer  # takes a moment
+
+    try:
+        return tokenizer.is_other((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _in_bucket(bucket: str, run: str) -> Start:

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +132,19 @@ def parse(content: str, name: str) -> Tokenizer:
     if tokenizer.decode(ids, skip_special_tokens=False) != trial:
         raise InputError(f"{name}: does not give text back unchanged, so it is not byte-level: use a GPT-2 tokenizer")
     return tokenizer
+
+
+def is_other(content: str, kind: Literal["byte", "gpt2"]) -> bool:
+    """Whether a tokenizer.json has other entries or merges than `kind`, however many; no if it cannot be read."""
+    try:
+        model = json.loads(content)["model"]
+        entries, merges = model["vocab"], [m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"]]
+        ordered = sorted(entries, key=lambda token: entries[token])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    if kind == "byte":
+        return (ordered, merges) != ([*_letters(), END_OF_TEXT], [])
+    return hashlib.sha256(json.dumps([ordered, merges]).encode()).hexdigest() != GPT2_SHA256
 
 
 def encode(tokenizer: Tokenizer, text: bytes) -> NDArray[np.uint16]:

@@ -13,6 +13,7 @@ import pytest
 from infra import config, memory, start, workload
 from infra.config import ConfigError, StackConfig
 from trainer import manifest
+from trainer.tokenizer import from_bytes
 
 from . import google_graph
 from . import test_google_rules as google
@@ -138,6 +139,19 @@ def test_a_checkpoint_that_does_not_fit(root: Path, shape: dict[str, Any], token
 def test_a_padded_table_is_the_same_vocabulary(root: Path) -> None:
     checkpoint(root / "mine", vocab_size=50304)
     assert config.job_spec(stack(root, "mine", "gpt2"))
+
+
+def test_as_many_tokens_may_be_others(root: Path) -> None:
+    folder = checkpoint(root / "mine", vocab_size=257)
+    bytes_alone = from_bytes().to_str()
+    (folder / "tokenizer.json").write_text(bytes_alone)
+    assert config.job_spec(stack(root, "mine", "byte"))
+    other = bytes_alone.replace('"a":97', '"a":98').replace('"b":98', '"b":97')
+    assert other != bytes_alone
+    (folder / "tokenizer.json").write_text(other)
+    said = "data.tokenizer: byte has other tokens than the tokenizer.json of mine, though as many; set data.tokenizer: "
+    assert problem(root, "mine", "byte") == said + "checkpoint"
+    assert config.job_spec(stack(root, "mine"))
 
 
 def test_a_folder_that_is_no_checkpoint(root: Path) -> None:
