@@ -32,10 +32,13 @@ NO_PROJECT = "not-set-yet"
 ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
 
 
-def read_stack(stack: str, root: Path) -> StackConfig:
-    """As `pulumi preview` reads it, but that nobody needs a Google project to ask what it would cost."""
+def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfig:
+    """As `pulumi preview` reads it, but that nobody needs a Google project to ask what it would cost.
+
+    folder: where the stack's file lies, if not in the root, from which all its paths start.
+    """
     try:
-        values, provider = stack_values(stack, root)
+        values, provider = stack_values(stack, folder or root)
         if values.get("platform") == "google":
             provider = {"project": NO_PROJECT, **provider}
         return load(values, stack, root, provider)
@@ -311,10 +314,13 @@ def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[st
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.estimate", description=__doc__)
     parser.add_argument("--stack", default="local", help="the stack (default: %(default)s)")
+    parser.add_argument(
+        "--in", dest="folder", type=Path, metavar="FOLDER", help="where its file lies, if not in this checkout itself"
+    )
     parser.add_argument("--origins", action="store_true", help="show where each number comes from")
     parser.add_argument("--json", action="store_true", help="print JSON instead")
     options = parser.parse_args(arguments)
-    config = read_stack(options.stack, common.CHECKOUT)
+    config = read_stack(options.stack, common.CHECKOUT, options.folder)
     console = Console()
     with Console(stderr=True).status("looking at finished runs"):
         notes = refresh(config)

@@ -85,6 +85,18 @@ def test_its_json_is_stable_and_has_the_same_numbers_as_the_stacks_outputs(
     assert found["measuredRun"] is None
 
 
+def test_the_documented_estimates_are_what_the_commands_say(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    """Times, as dollars change with the price list."""
+    said = (CHECKOUT / "docs" / "estimate.md").read_text()
+    commands = re.findall(r"^\| [^|]+ \| ([^|]+) \| [^|]+ \| [^|]+ \| `(--stack [^`]+)` \|$", said, re.MULTILINE)
+    assert len(commands) == 3
+    monkeypatch.chdir(CHECKOUT)
+    for time, command in commands:
+        assert f": {time}, " in printed(capsys, *command.split()).splitlines()[0], command
+
+
 def test_where_nothing_is_near_the_table_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = root / "Pulumi.dev.yaml"
     path.write_text(path.read_text().replace("count: 1}", "count: 2}"))
