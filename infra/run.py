@@ -20,6 +20,12 @@ class TrainingRun(pulumi.ComponentResource):
         super().__init__("gpt2-training:run:TrainingRun", "training", config.words(), opts)
         if (said := division(config)) is not None:
             pulumi.log.info(said, self)
+        if (sweep := config.file.sweep) is not None and sweep.max_parallel_trials > 1:
+            pulumi.log.warn(
+                f"sweep.maxParallelTrials: found {sweep.max_parallel_trials}, and ignored: all machines train one trial"
+                " after the other; remove it",
+                self,
+            )
         if config.google:
             from infra.google.stack import stand_up  # a stack on this machine loads nothing of Google's
         else:

@@ -80,7 +80,7 @@ class _Run(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         bucket, found, run = str(values).rstrip("/").rpartition("/runs/")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or one of a sweep's
             parser.error(f"--run {values}: write a run's id, or its address such as gs://bucket/runs/ID")
         namespace.run = run
         if found:

@@ -1,7 +1,8 @@
 """How good a run's model is at its task, beside what takes no training; --compare puts another run's beside it.
 
 A run with evaluation.task does this at its end, and then it is only shown. For another task, or with --again, the model
-is evaluated here. The results lie in the run's folder: evaluation.json, and predictions.jsonl with all answers.
+is evaluated here. The results lie in the run's folder: evaluation.json, and predictions.jsonl with all answers. Those
+of another task than the run's own are only shown.
 """
 
 import argparse
@@ -16,9 +17,9 @@ from rich.table import Table
 
 from scripts.common import UserError, add_bucket_arguments, bucket_url, find_run, run_main
 from scripts.writing import load, model_folder
-from trainer import report, scores
+from trainer import report, scores, sweep
 from trainer.prepared import Prepared, find
-from trainer.scores import LOWER, NAMES, Confusion, Scores, words
+from trainer.scores import LOWER, NAMES, Confusion, Prediction, Scores, words
 from trainer.spec import JobSpec, Task, format_problem
 from trainer.storage import Storage, open_storage
 
@@ -26,10 +27,11 @@ SHOWN = 120  # characters of a prompt's end
 
 
 def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, console: Console) -> Scores:
-    """What is there, else what is found now, which is written too. Raises UserError."""
+    """What is there, else what is found now; written too if it is of the run's own task. Raises UserError."""
     spec = _spec(storage, run)
     there = scores.read(storage, run)
-    wanted = task or spec.evaluation.task or (there.task if there else None)
+    own = spec.evaluation.task or (there.task if there else None)
+    wanted = task or own
     if wanted is None and spec.data.format != "pairs":
         wanted = "text"  # there is no other
     if wanted is None:
@@ -41,19 +43,29 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
     prepared = find(storage, spec.data, spec.fingerprint)
     if prepared is None:
         raise UserError(f"the data of {run} is gone from {storage.url}/data; `make data` with its stack makes it again")
-    return _evaluate(storage, spec, wanted, prepared, console)
+    found, predictions = _evaluate(storage, spec, wanted, prepared, console)
+    if own not in (None, wanted):
+        console.print(f"{run} is for {own}, and keeps the results of that: these are only shown")
+        return found
+    scores.write(storage, found, predictions)
+    if storage.list(f"runs/{run}/report.html"):
+        report.write(storage, run)  # which shows the scores
+    return found
 
 
 def _spec(storage: Storage, run: str) -> JobSpec:
+    """The run, as its model was trained."""
     try:
-        return JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json"))
+        return sweep.trained(storage, JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json")))
     except FileNotFoundError:
         raise UserError(f"{storage.url} has no job.json of {run}; `pulumi up` writes it") from None
     except ValueError:
         raise UserError(f"the job.json of {run} is of another version of this project; use that one") from None
 
 
-def _evaluate(storage: Storage, spec: JobSpec, task: Task, prepared: Prepared, console: Console) -> Scores:
+def _evaluate(
+    storage: Storage, spec: JobSpec, task: Task, prepared: Prepared, console: Console
+) -> tuple[Scores, list[Prediction]]:
     model, _ = load(model_folder(storage, spec.run))
     import torch  # takes seconds, so after all that can be said without it
     from transformers import GPT2LMHeadModel
@@ -63,7 +75,7 @@ def _evaluate(storage: Storage, spec: JobSpec, task: Task, prepared: Prepared, c
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task(f"evaluating {spec.run}", total=None)
-        found, predictions = evaluate(
+        return evaluate(
             cast(GPT2LMHeadModel, model.to("cuda" if torch.cuda.is_available() else "cpu")),
             prepared.tokenizer(),
             spec,
@@ -71,10 +83,14 @@ def _evaluate(storage: Storage, spec: JobSpec, task: Task, prepared: Prepared, c
             prepared,
             lambda done, total: bar.update(line, completed=done, total=total),
         )
-    scores.write(storage, found, predictions)
-    if storage.list(f"runs/{spec.run}/report.html"):
-        report.write(storage, spec.run)  # which shows the scores
-    return found
+
+
+def examples(spec: JobSpec) -> tuple[object, ...]:
+    """What a run is evaluated on: two runs of which this differs have scores of other examples."""
+    data = spec.data
+    if data.format == "pairs":
+        return spec.fingerprint, "test", data.test_fraction, data.skip_bad_lines
+    return spec.fingerprint, "validation", data.validation_fraction
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -172,8 +188,8 @@ def main(arguments: list[str] | None = None) -> None:
         plain = [each.to_json() for each in found]
         print(json.dumps(plain if options.compare else plain[0], ensure_ascii=False, indent=1))
         return
-    if len({_spec(storage, run).fingerprint for storage, run in runs}) > 1:
-        stderr.print("the runs have different data: their scores are not of the same examples")
+    if len({examples(_spec(storage, run)) for storage, run in runs}) > 1:
+        stderr.print("the runs have different data, or parts of it: their scores are not of the same examples")
     show(Console(), found)
 
 

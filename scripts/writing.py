@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from scripts.common import UserError, add_run_arguments, bucket_url, find_run
 from scripts.download_model import fetched
-from trainer import manifest
+from trainer import manifest, sweep
 from trainer.spec import JobSpec
 from trainer.storage import Storage, open_storage
 
@@ -73,7 +73,7 @@ def model_folder(storage: Storage, run: str) -> Path:
 def trained_length(storage: Storage, run: str) -> int | None:
     """How many positions the run trained, in tokens; None if the model knew more from the start."""
     try:
-        spec = JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json"))
+        spec = sweep.trained(storage, JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json")))
     except (FileNotFoundError, ValueError):
         return None
     return None if spec.model.initialize else spec.hyperparameters.sequence_length

@@ -151,8 +151,9 @@ class Trials:
         number = sweep.current(self._storage, run, self._spec.launch, trials)
         job = self._job(number)
         if not self._master:
-            declared = job is not None and job.launch == self._spec.launch  # by the master, in this launch
-            return job if declared and not is_over(self._storage, sweep.trial_id(run, number), job.launch) else None
+            if job is None or job.launch != self._spec.launch:  # the master has not declared it in this launch
+                return None
+            return None if is_over(self._storage, job.run, job.launch) else job
         if job is not None and (status := is_over(self._storage, job.run, self._spec.launch)):
             self._record(trials, number, job, status)
             return None

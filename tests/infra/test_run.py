@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from infra.lifecycle import newest_checkpoint, standing
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
 from trainer.records import Status
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, Sweep
 from trainer.status import read_status
 from trainer.storage import StorageError, open_storage
 
@@ -45,6 +46,19 @@ def stack(tmp_path: Path) -> config.StackConfig:
 @pytest.fixture
 def job(stack: config.StackConfig) -> JobSpec:
     return config.job_spec(stack)
+
+
+def test_what_a_sweep_ignores_is_said(stack: config.StackConfig, job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(pulumi.log, "warn", lambda line, *_: said.append(line))
+    pulumi.runtime.set_mocks(Seen(), project="gpt2-training", stack="local", preview=True)
+    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
+    for parallel in (1, 3):
+        sweep = Sweep.model_validate({"params": [rate], "maxParallelTrials": parallel})
+        with_sweep = replace(stack, file=stack.file.model_copy(update={"sweep": sweep}))
+        pulumi.runtime.test(lambda: TrainingRun(with_sweep, job).run)()  # noqa: B023
+    (line,) = said
+    assert line.startswith("sweep.maxParallelTrials: found 3, and ignored: ")
 
 
 @pytest.mark.parametrize("preview", [False, True])

@@ -8,10 +8,12 @@ import pytest
 
 from scripts import evaluate as script
 from scripts.common import UserError
+from scripts.writing import trained_length
 from tests.scripts.tiny_model import tiny_model
+from trainer import sweep
 from trainer.data import prepare
 from trainer.scores import read
-from trainer.spec import Data, JobSpec
+from trainer.spec import Data, JobSpec, Sweep
 from trainer.storage import Storage, open_storage
 
 
@@ -57,6 +59,46 @@ def test_evaluates_once_and_then_shows(bucket: Storage, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["examples"] < 90
     call(bucket, "one", "--task", "questions", "--json")
     assert set(json.loads(capsys.readouterr().out)["metrics"]) == {"exact_match", "f1"}
+
+
+def test_another_task_is_shown_and_the_runs_own_result_stays(
+    bucket: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(bucket, "one")
+    call(bucket, "two", "--task", "sentiment")
+    own = {run: bucket.read(f"runs/{run}/evaluation.json") for run in ("one", "two")}
+    capsys.readouterr()
+    call(bucket, "one", "--task", "questions", "--compare", "two")
+    shown = capsys.readouterr()
+    assert "token F1" in shown.out
+    assert "two is for sentiment, and keeps the results of that: these are only shown" in shown.err
+    assert {run: bucket.read(f"runs/{run}/evaluation.json") for run in own} == own
+    assert b'"predicted": ' in bucket.read("runs/one/predictions.jsonl")
+
+
+def test_other_parts_of_the_same_data_are_said(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    call(bucket, "one", "--compare", "two")
+    assert "not of the same examples" not in capsys.readouterr().err
+    job = JobSpec.model_validate_json(bucket.read("runs/two/job.json"))
+    job = job.model_copy(update={"data": job.data.model_copy(update={"test_fraction": 0.3})})
+    bucket.write("runs/two/job.json", json.dumps(job.to_json()).encode())
+    prepare(bucket, job.data, job.fingerprint)
+    call(bucket, "one", "--compare", "two")
+    assert "their scores are not of the same examples" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sweeps_model_is_of_its_best_trial(bucket: Storage) -> None:
+    """Which may have been trained with another sequenceLength than the stack file's."""
+    job = JobSpec.model_validate_json(bucket.read("runs/one/job.json"))
+    length = {"parameterName": "sequenceLength", "type": "DISCRETE", "discreteValues": [8, 16]}
+    of = Sweep.model_validate({"params": [length]})
+    bucket.write("runs/one/job.json", json.dumps(job.model_copy(update={"sweep": of}).to_json()).encode())
+    trials = [
+        sweep.Trial(number=n, parameters={"sequenceLength": 8.0 * n}, state="SUCCEEDED", value=1.0 / n) for n in (1, 2)
+    ]
+    sweep.write(bucket, "one", trials)
+    assert trained_length(bucket, "one") == 16
+    assert script._spec(bucket, "one").hyperparameters.sequence_length == 16
 
 
 def test_text(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,6 +156,19 @@ def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: 
     assert download_model.fetched(bucket, "gpt2-1") == Path("models/gpt2-1")
 
 
+def test_a_sweeps_trial_has_a_model_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bucket = open_storage(str(tmp_path / "bucket"))
+    put_model(bucket, "gpt2-1/trials/3")
+    for wanted in (
+        ["--bucket", bucket.url, "--run", "gpt2-1/trials/3"],
+        ["--run", f"{bucket.url}/runs/gpt2-1/trials/3"],
+    ):
+        assert download_model.main([*wanted, "--to", str(tmp_path / "to")]) == 0
+    with pytest.raises(SystemExit):
+        download_model.main(["--run", "gpt2-1/trials/x"])
+    assert "--run gpt2-1/trials/x: write a run's id" in capsys.readouterr().err
+
+
 def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     put_model(bucket)
