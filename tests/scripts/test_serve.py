@@ -25,6 +25,7 @@ from scripts.serve import BODY_BYTES, main
 from tests.scripts.tiny_model import POSITIONS, tiny_model
 
 ENDLESS = {"prompt": "xyz", "temperature": 0.0, "max_tokens": 1_000_000}  # the tiny model's likeliest go in circles
+expect.set_options(timeout=60_000)  # milliseconds, on a busy machine
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -349,9 +350,11 @@ def test_the_page_shows_a_text_as_it_comes_and_stops_it(page: Page, port: int) -
     page.get_by_label("The text begins with").press("Control+Enter")
     expect(page.locator(".text")).to_have_text(re.compile(".{100}", re.DOTALL))
     expect(page.get_by_role("status")).to_have_text("writing…")
+    expect(page.get_by_role("button", name="Write")).to_be_disabled()  # one text at a time
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("status")).to_have_text("stopped")
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    expect(page.get_by_role("button", name="Write")).to_be_enabled()
     wait_until_writing(port, 0)
 
 
@@ -372,6 +375,7 @@ def test_the_page_shows_what_the_server_refuses(page: Page) -> None:
 )
 def test_the_page_fits_and_can_be_read(page: Page) -> None:
     page.get_by_label("The text begins with").fill("x" * 30)
+    page.get_by_label("Tokens").fill("40")
     page.get_by_label("Seed").fill("1")
     page.get_by_role("button", name="Write").click()
     expect(page.locator(".how")).to_have_text(re.compile("seed 1"))
@@ -390,3 +394,5 @@ def test_the_page_fits_and_can_be_read(page: Page) -> None:
     }"""
     for selector in ("h1", "label", "textarea", "input", "#write", ".text", ".text span", ".how"):
         assert page.evaluate(contrast, selector) >= 4.5, selector
+    of_placeholder = "getComputedStyle(document.querySelector('#seed'), '::placeholder').color"
+    assert page.evaluate(f"{of_placeholder} === getComputedStyle(document.querySelector('label')).color")
