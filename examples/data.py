@@ -13,7 +13,8 @@ from pathlib import Path
 from random import Random
 
 from scripts.common import UserError, megabytes, run_main
-from trainer.pairs import Pair
+from trainer.pairs import Pair, part_of
+from trainer.spec import Data
 from trainer.storage import new_file
 
 SEED = 7
@@ -100,6 +101,8 @@ BAD = [
     "bland",
     "disappointing",
 ]
+HELD_OUT = {"superb", "friendly", "perfect", "stale", "rude", "boring"}  # never negated but in the test part
+PARTED = Data(path="", format="pairs")  # whose fractions the stack file has
 ASPECTS = [
     "food",
     "service",
@@ -132,23 +135,29 @@ def invented(chance: Random) -> str:
     return (pick(START) + pick(MIDDLE) + pick(START) + pick(MIDDLE) + pick(END)).capitalize()
 
 
-def statement(chance: Random, *, good: bool) -> str:
-    negated = chance.random() < NEGATION
-    word = chance.choice(GOOD if good != negated else BAD)
-    how = chance.choice(NEGATED if negated else PLAIN)
-    return how.format(a=chance.choice(ASPECTS), d=chance.choice(DEGREES), w=word)
-
-
 def sentiment(chance: Random) -> Iterator[Pair]:
-    """Each name and each statement once: both are new in the test part, whose words were read in other statements."""
+    """Each name and each statement once, so that both are new in the test part.
+
+    Words that are HELD_OUT are negated in the test part alone: what "not" does to them, other words have to tell.
+    """
     seen: set[str] = set()
     while True:
-        good = chance.random() < 0.5
-        name, said = invented(chance), statement(chance, good=good)
+        good, negated = chance.random() < 0.5, chance.random() < NEGATION
+        word = chance.choice(GOOD if good != negated else BAD)
+        how = chance.choice(NEGATED if negated else PLAIN)
+        said = how.format(a=chance.choice(ASPECTS), d=chance.choice(DEGREES), w=word)
+        pair = _review(chance, said, good=good)
+        while negated and word in HELD_OUT and part_of(pair.prompt, PARTED) != "test":
+            pair = _review(chance, said, good=good)
+        name = pair.prompt.partition(":")[0]
         if name in seen or said in seen:
             continue
         seen |= {name, said}
-        yield Pair(f"{name}: {said}\nSentiment: ", "positive" if good else "negative")
+        yield pair
+
+
+def _review(chance: Random, said: str, *, good: bool) -> Pair:
+    return Pair(f"{invented(chance)}: {said}\nSentiment: ", "positive" if good else "negative")
 
 
 # -- questions: facts of a few people, and a question about one of them ------------------------------------------------

@@ -1,6 +1,7 @@
 """The examples: their data is made the same every time and holds what it says, their stack files fit it, one learns."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,23 @@ def test_nothing_of_the_test_part_was_trained_on(name: str, same: Callable[[Pair
     trained, test = parts(name)
     assert len(test) > 300
     assert not {same(pair) for pair in trained} & {same(pair) for pair in test}
+
+
+def test_words_are_held_out_of_negation() -> None:
+    """The test part has them negated, the training part only as they are."""
+
+    def negated(pairs: list[Pair]) -> list[str]:
+        said = [pair.prompt.partition(": ")[2] for pair in pairs]
+        return [line for line in said if any(word in line for word in ("not ", "never ", "anything but ", "Nobody "))]
+
+    def held_out(lines: list[str]) -> list[str]:
+        return [line for line in lines if any(re.search(rf"\b{word}\b", line) for word in data.HELD_OUT)]
+
+    trained, test = parts("sentiment")
+    assert len(negated(trained)) > 400
+    assert held_out(negated(trained)) == []
+    assert len(held_out(negated(test))) > 100
+    assert all(any(word in pair.prompt for pair in trained) for word in data.HELD_OUT)
 
 
 def test_what_is_true() -> None:
