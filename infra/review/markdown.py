@@ -65,8 +65,9 @@ def _head(review: Review) -> Iterator[str]:
     yield f"**{review.stack}: {first}**" + "".join(f"; {line}" for line in others) + change + "."
     yield ""
     if review.gone:
-        yield f"By the list price its machines cost {_hourly(review.prices[0])} an hour. What it has, as its file was:"
-        yield ""
+        if review.prices[0] is not None:
+            yield f"By the list price its machines cost {_hourly(review.prices[0])} an hour."
+            yield ""
         return
     if review.preview.errors:
         yield from _list("Also", [code(line) for line in review.preview.errors[1:]])

@@ -88,7 +88,8 @@ class Versions:
             raise PreviewError(f"--stack {stack}: neither of the two versions has a Pulumi.{stack}.yaml")
         with ThreadPoolExecutor(2) as both:
             base, head = both.map(lambda side: self._preview(side, stack), self._sides)
-        if base.errors and not head.errors:
+        gone = not (self._sides[1] / f"Pulumi.{stack}.yaml").is_file()  # what it had is said as far as it is known
+        if base.errors and not head.errors and not gone:
             raise PreviewError(f"the base of stack {stack} cannot be previewed: {base.errors[0]}")
         return compare(base, head)
 

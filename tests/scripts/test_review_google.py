@@ -115,6 +115,12 @@ def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: 
     assert "its machines cost $8.19 an hour" in out
     assert "=   gcp:storage/bucket:Bucket artifacts\n" in out
     assert "Lost" not in out
+    shutil.copy(cloud.root / "Pulumi.yaml", cloud.root / "Pulumi.bad.yaml")  # one that never stood up
+    for command in (["add", "Pulumi.bad.yaml"], ["commit", "--quiet", "--message", "bad"]):
+        subprocess.run(["git", *who, *command], cwd=cloud.root, check=True)
+    (cloud.root / "Pulumi.bad.yaml").unlink()
+    out = cloud.script("scripts.review", "--stack", "bad", "--base", "HEAD", ok=False)
+    assert out.startswith("**bad: Pulumi.bad.yaml is gone**; merging that destroys nothing: "), out
     (cloud.root / "Pulumi.dev.yaml").write_text(files["Pulumi.dev.yaml"])
 
     cloud.environment["PULUMI_CONFIG_PASSPHRASE"] = ""  # as Pulumi.local.yaml was made
