@@ -11,7 +11,7 @@ import psutil
 
 from infra.stack_file import data_format
 from infra.start import FOLDER
-from trainer.pairs import PARTS, PairFile, Part, count_problem, part_of
+from trainer.pairs import PARTS, PairFile, Part, begins_with_a_pair, count_problem, part_of
 from trainer.spec import InputError
 from trainer.text import check_text
 
@@ -42,6 +42,9 @@ def text_problems(config: "StackConfig") -> list[str]:
         if data_format(config.file.data) == "pairs":
             return _pairs_problems(config)
         size = check_text(path, f"data.path: {named}")
+        if config.file.data.format is None and begins_with_a_pair(path):
+            fix = "set data.format: pairs, or format: text if that is meant"
+            return [f"data.path: {named} begins with a pair of prompt and completion, and would be read as text; {fix}"]
     except InputError as error:
         return [str(error)]
     # A token is a byte or more, so that with less than this there cannot be two batches and one held-out sequence.

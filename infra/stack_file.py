@@ -174,6 +174,8 @@ def combination_problems(file: StackFile) -> list[str]:
         ]
     task = file.evaluation.task
     if task is not None and (problem := spec.format_problem(task, data_format(file.data))):
+        if file.data.format is None and task != "text":  # as its name says
+            problem += ", or set data.format: pairs"
         problems.append(problem)
     often, keep = file.checkpoints.every, file.checkpoints.keep_every
     if keep is not None and (problem := _multiple("checkpoints.keepEvery", keep, "checkpoints.every", often)):

@@ -134,6 +134,19 @@ def test_a_task_needs_its_format(tmp_path: Path) -> None:
         assert f"evaluation.task: found {task}, and data.format is {data_format}; use " in line
 
 
+def test_the_sweeps_stack_file_is_one_and_its_mistakes_are_told(tmp_path: Path) -> None:
+    job = declared(tmp_path, "sweep")
+    assert job.sweep is not None
+    assert {parameter.parameter_name for parameter in job.sweep.params} == {"learningRate", "gradientClip"}
+    stack = tmp_path / "Pulumi.sweep.yaml"
+    stack.write_text(stack.read_text().replace("discreteValues: [0, 1]", "discreteValues: [1]"))
+    with pytest.raises(ConfigError) as error:
+        config.from_file("sweep", tmp_path)
+    assert error.value.problems == [
+        "gpt2-training:sweep.params[1].discreteValues: found [1.0]; give two or more, as one leaves nothing to vary"
+    ]
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 

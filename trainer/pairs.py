@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from trainer.spec import END_OF_TEXT, Data, InputError
-from trainer.text import decode, size_of
+from trainer.text import MIB, decode, size_of
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -112,6 +112,17 @@ def parse(content: bytes) -> Pair:
     if END_OF_TEXT in pair.completion:
         raise ValueError(f"completion has {END_OF_TEXT} in it, which is added to it anyway")
     return pair
+
+
+def begins_with_a_pair(path: Path) -> bool:
+    """Whether a file's first line that is not empty is a JSON object with prompt and completion."""
+    with path.open("rb") as file:
+        first = next((line for line in iter(lambda: file.readline(MIB), b"") if line.strip()), b"")
+    try:
+        found = json.loads(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"prompt", "completion"} <= found.keys()
 
 
 def part_of(prompt: str, data: Data) -> Part:

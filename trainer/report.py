@@ -9,6 +9,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,10 +21,11 @@ from jinja2 import Environment, StrictUndefined
 from trainer import outcome, scores, sweep, timeline
 from trainer.charts import Chart, Point, Series, chart, smoothed
 from trainer.outcome import Outcome
+from trainer.prepared import find
 from trainer.records import Record
 from trainer.samples import Sample
 from trainer.settings import changes, describe, settings
-from trainer.spec import Role
+from trainer.spec import InputError, JobSpec, Role
 from trainer.storage import Storage
 from trainer.sweep import Trial
 from trainer.sweep_plot import plot
@@ -80,13 +82,31 @@ def page(storage: Storage, run: str, compare: Sequence[str] = ()) -> str:
     named = [outcome.read(storage, other) for other in compare if other != run]
     known = {each.spec.run for each in named}
     rest = [each for each in outcome.others(storage, run) if each.spec.run not in known]
-    return render(this, named, rest, time.time(), trials)
+    return render(this, named, rest, time.time(), trials, _truncated(storage, sweep.trained(storage, this.spec)))
+
+
+def _truncated(storage: Storage, spec: JobSpec) -> int:
+    """How many training examples lost the beginning of their prompt."""
+    if spec.data.format != "pairs":
+        return 0
+    with suppress(InputError):  # damaged since: the page is made all the same
+        prepared = find(storage, spec.data, spec.fingerprint)
+        return prepared.truncated("train", spec.hyperparameters.sequence_length) if prepared else 0
+    return 0
 
 
 def render(
-    this: Outcome, named: Sequence[Outcome], rest: Sequence[Outcome], now: float, trials: Sequence[Trial] = ()
+    this: Outcome,
+    named: Sequence[Outcome],
+    rest: Sequence[Outcome],
+    now: float,
+    trials: Sequence[Trial] = (),
+    truncated: int = 0,
 ) -> str:
-    """named: runs whose curves are shown too; rest: runs that only stand in the comparison. trials: of a sweep."""
+    """named: runs whose curves are shown too; rest: runs that only stand in the comparison. trials: of a sweep.
+
+    truncated: how many training examples were longer than sequenceLength.
+    """
     template = PAGE.read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     script = template.partition("<script>")[2].partition("</script>")[0]
@@ -110,6 +130,7 @@ def render(
         samples=shown,
         folded=folded,
         scores=this.scores,
+        truncated=truncated,
         sweep=this.spec.sweep,
         trials=trials,
         best=sweep.best(this.spec.sweep, list(trials)) if this.spec.sweep else None,

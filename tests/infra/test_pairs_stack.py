@@ -51,6 +51,34 @@ def test_the_format_is_told_by_the_name_unless_it_is_given(root: Path) -> None:
     assert len({job(root, **data).run for data in ({}, {"testFraction": 0.2}, {"skipBadLines": 1})}) == 3
 
 
+@pytest.mark.parametrize("before", ["", "\n \n", "\ufeff"])
+def test_pairs_are_not_trained_on_as_text_without_a_word(root: Path, before: str) -> None:
+    content = before + (root / "data" / "my.jsonl").read_text() * 20
+    (root / "data" / "my.json").write_text(content, encoding="utf-8")
+    assert problem(root, path="data/my.json") == (
+        "gpt2-training:data.path: data/my.json begins with a pair of prompt and completion, and would be read as text;"
+        " set data.format: pairs, or format: text if that is meant"
+    )
+    assert job(root, path="data/my.json", format="text").data.format == "text"
+    (root / "data" / "my.json").write_text('{"prompt": "of a text that begins so", "other": 1}\n' * 200)
+    assert job(root, path="data/my.json").data.format == "text"
+
+
+def test_a_task_says_what_is_wrong(root: Path) -> None:
+    values: dict[str, Any] = {"trainingInput": {}, "model": {"size": "tiny"}}
+
+    def line(task: str, path: str) -> str:
+        with pytest.raises(ConfigError) as error:
+            config.load({**values, "data": {"path": path}, "evaluation": {"task": task}}, "local", root)
+        (found,) = error.value.problems
+        return found
+
+    said = line("sentimental", "data/my.jsonl")
+    tasks = "text, translation, sentiment, questions"
+    assert said.startswith(f"gpt2-training:evaluation.task: found 'sentimental', must be one of {tasks}; did you mean ")
+    assert line("questions", "data/my.json").endswith("or remove it, or set data.format: pairs")
+
+
 def test_what_means_nothing_to_text(root: Path) -> None:
     for key, value in (("testFraction", 0.2), ("skipBadLines", 3)):
         said = problem(root, format="text", **{key: value})
