@@ -28,6 +28,7 @@ COMPILING = Range(20, 180)  # 18 s for the local default on 2 cores (docs/perfor
 TOKENIZING = Range(0.5e6, 4e6)  # bytes/s: 1 MB/s a thread measured with one long text
 WRITING, WRITING_HERE = Range(0.05e9, 0.3e9), Range(0.1e9, 1e9)  # bytes/s to a bucket, hashing included. Ours.
 COPYING = Range(1e9, 10e9)  # bytes/s of a checkpoint's copy, in which steps wait
+REPLAY = 2 * 0.02 * 86400  # seconds between checkpoints: half of it is repeated after a loss, and a day has one. Ours.
 SPOT_LOSS = Range(0, 0.15)  # of the time, more: Spot workers are away a while. Ours.
 
 
@@ -289,6 +290,13 @@ def _notes(config: "StackConfig", one: Step, hours: Range, unpriced: Sequence[st
         found.append("no finished run on this machine is known, so this is rough; the first one narrows it")
         if shutil.which("nvidia-smi"):
             found.append("it is for the CPU: what this machine's GPU does is known after the first run")
+    often = int(REPLAY / one.seconds.middle)
+    if config.servers and config.file.checkpoints.every > max(1, often):
+        hours_lost = config.file.checkpoints.every * one.seconds.middle / HOUR
+        found.append(
+            f"checkpoints.every: a lost parameter server takes the run back by up to {hours_lost:.2g} hours;"
+            f" {max(1, often)} keeps that under 2 % at one loss a day"
+        )
     if not config.google:
         return found
     for role in rules.counts(config):

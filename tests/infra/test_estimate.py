@@ -214,6 +214,26 @@ def test_gpus_that_idle_are_said(root: Path) -> None:
     assert middle(sharded) < middle(replicas)
 
 
+def test_checkpoints_that_are_far_apart_are_told_of(root: Path) -> None:
+    """training-pattern: what a lost server makes all repeat is at most 2 % of the time."""
+    told = "checkpoints.every: a lost parameter server takes the run back by up to "
+    (note,) = [
+        line
+        for line in estimate.estimate(google(root, checkpoints={"every": 100_000}), []).notes
+        if line.startswith(told)
+    ]
+    most = int(note.partition("hours; ")[2].split()[0])
+    for every, notes in ((most, 0), (most + 1, 1)):
+        found = estimate.estimate(google(root, checkpoints={"every": every}), [])
+        assert sum(line.startswith(told) for line in found.notes) == notes
+    assert not any(
+        line.startswith(told)
+        for line in estimate.estimate(
+            google(root, ALONE | {"workerCount": 2}, checkpoints={"every": 100_000}), []
+        ).notes
+    )
+
+
 def test_limits_that_end_a_run_early_are_said(root: Path) -> None:
     hyper = {"batchSize": 32, "steps": 1_000_000}
     notes = estimate.estimate(google(root, {"hyperparameters": hyper}), []).notes
