@@ -133,6 +133,25 @@ def test_a_sweep_that_failed_has_a_report_and_is_tried_again(new_run: Callable[.
     assert "SUCCEEDED" in run.storage.read("runs/test-run/report.html").decode()
 
 
+def test_a_worker_waits_for_what_the_master_declares(new_run: Callable[..., Run]) -> None:
+    run = sweep_of(new_run, RATE, trials=2)
+    worker = Trials(run.storage, run.spec, "worker", lambda job: AtOnce(run.storage, job, rate))
+    assert worker._next() is None
+    declared: list[str | None] = []
+
+    def seen(job: JobSpec) -> float | str:
+        found = worker._next()
+        declared.append(found.run if found else None)
+        return "no memory" if run.spec.launch == 1 else rate(job)
+
+    train(run, seen)
+    assert worker._next() is None
+    run.relaunch()
+    assert worker._next() is None  # the failed trial's job is of the launch before
+    train(run, seen)
+    assert declared == 2 * [sweep.trial_id("test-run", number) for number in (1, 2)]
+
+
 def test_a_sweep_whose_trials_all_failed_is_tried_again(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE, trials=2)
     train(run, lambda job: "no memory")
