@@ -68,7 +68,7 @@ def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2L
     """
     vocabulary, end = tokenizer.get_vocab_size(), vocabularies.end_of_text(tokenizer)
     if spec.initialize is not None:
-        model = _from_checkpoint(spec.initialize, vocabulary, dropout)
+        model = _from_checkpoint(spec.initialize, tokenizer, dropout)
         return model if spec.lora is None else lora.adapt(model, spec.lora, seed)
     layers, heads, width = spec.dimensions()
     config = GPT2Config(
@@ -92,9 +92,9 @@ def _train_settings(config: GPT2Config, dropout: float) -> None:
     config.use_cache = False
 
 
-def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHeadModel:
+def _from_checkpoint(source: str, tokenizer: Tokenizer, dropout: float) -> GPT2LMHeadModel:
     """A folder, a gs:// folder or a hub id; weights from safetensors alone, so that loading runs no code."""
-    folder = fetch_folder(source)
+    folder, vocabulary = fetch_folder(source), tokenizer.get_vocab_size()
     try:
         config = GPT2Config.from_pretrained(folder)
         if config.model_type != "gpt2":
@@ -109,6 +109,14 @@ def _from_checkpoint(source: str, vocabulary: int, dropout: float) -> GPT2LMHead
                 f"model.initialize: {source} knows {config.vocab_size} tokens, the tokenizer has {vocabulary};"
                 " set data.tokenizer to checkpoint"
             )
+        own = Path(folder) / "tokenizer.json"
+        if own.is_file():
+            known = vocabularies.parse(own.read_text(encoding="utf-8"), f"model.initialize: {source}").get_vocab()
+            if tokenizer.get_vocab().items() - known.items():  # it may know some more
+                raise InputError(
+                    f"model.initialize: {source} has other tokens than the tokenizer, be they as many; set"
+                    " data.tokenizer to checkpoint"
+                )
         _train_settings(config, dropout)
         verbosity = logging.get_verbosity()
         logging.disable_progress_bar()

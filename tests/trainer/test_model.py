@@ -19,7 +19,7 @@ from trainer.manifest import write_manifest
 from trainer.model import ALIGNMENT, EXPORTED_ACTIVATION, TRAINED_ACTIVATION, Flat, build, compiled, make_loss
 from trainer.spec import InputError, Model
 from trainer.storage import open_storage
-from trainer.tokenizer import from_bytes
+from trainer.tokenizer import from_bytes, save
 
 CPU = torch.device("cpu")
 SMALL = Model(layers=2, heads=2, width=24, positions=16)
@@ -216,6 +216,22 @@ def test_a_checkpoint_is_loaded_as_it_is(tokenizer: Tokenizer, checkpoint: Calla
     assert loaded.config.activation_function == TRAINED_ACTIVATION
     assert loaded.transformer.h[0].attn.attn_dropout.p == 0.0  # the checkpoint's own is 0.1
     assert loaded.dtype == torch.float32
+
+
+def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    """Its tokenizer.json tells, where it has one."""
+    folder = checkpoint(tokenizer.get_vocab_size())
+    save(tokenizer, folder, 16)
+    assert build(Model(initialize=str(folder)), tokenizer, 0.0, 1)
+    (folder / "tokenizer.json").write_text(json.dumps(exchanged(json.loads(tokenizer.to_str()))))
+    assert "has other tokens than the tokenizer, be they as many; set data.tokenizer" in refused(tokenizer, folder)
+
+
+def exchanged(found: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose tokens "a" and "b" have each other's ids."""
+    entries = found["model"]["vocab"]
+    entries["a"], entries["b"] = entries["b"], entries["a"]
+    return found
 
 
 def refused(tokenizer: Tokenizer, source: object) -> str:
