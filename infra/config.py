@@ -18,7 +18,7 @@ from infra.explain import explain, shown, unknown
 from infra.hardware import host_cores
 from infra.preflight import DEFAULT_TEXT, disk_problem, gpus, host_problems, text_problems
 from infra.stack_file import StackFile, combination_problems, data_format
-from trainer import spec
+from trainer import spec, sweep
 
 PROJECT = "gpt2-training"
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +36,7 @@ EXAMPLES = {
     "machines.zones": "zones: [us-central1-a, us-central1-b]",
     "limits": "limits: {maxHours: 24, maxCostUsd: 200}",
     "network": "network: {nat: true}",
+    "sweep.params": f"params: [{sweep.EXAMPLE}]",
 }
 DEFAULT_REGION = "us-central1"
 

@@ -31,7 +31,7 @@ FAILURES = 3  # failed trials in a row that fail the sweep
 LAST = 20  # steps over which the metric `loss` is a mean
 NAMES = {to_camel(name) for name in Hyperparameters.model_fields} - {"seed"}
 FRACTIONS = {to_camel(name) for name, field in Hyperparameters.model_fields.items() if field.annotation is float}
-EXAMPLE = "- {parameterName: learningRate, type: DOUBLE, minValue: 0.0001, maxValue: 0.01}"
+EXAMPLE = "{parameterName: learningRate, type: DOUBLE, minValue: 0.0001, maxValue: 0.01}"
 
 
 class Trial(Strict):
@@ -225,7 +225,7 @@ def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, posi
     found: list[str] = []
     seen: set[str] = set()
     if not sweep.params:
-        found.append(f"sweep.params: found none, so there is nothing to vary; write a hyperparameter, as {EXAMPLE}")
+        found.append(f"sweep.params: found none, so there is nothing to vary; write for example [{EXAMPLE}]")
     for number, parameter in enumerate(sweep.params):
         key, name = f"sweep.params[{number}]", parameter.parameter_name
         if name not in NAMES:

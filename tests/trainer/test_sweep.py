@@ -92,7 +92,7 @@ def test_categories_are_what_they_look_like() -> None:
             [{**RATE, "parameterName": "compile", "minValue": 0, "maxValue": 1, "scaleType": "UNIT_LINEAR_SCALE"}],
             "found DOUBLE",
         ),
-        ([], "sweep.params: found none, so there is nothing to vary; write a hyperparameter, as - {parameterName: "),
+        ([], "sweep.params: found none, so there is nothing to vary; write for example [{parameterName: "),
         ([{**RATE, "parameterName": "seed"}], "seed, which is no hyperparameter that can be varied"),
     ],
 )
