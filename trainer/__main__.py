@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer import history
-from trainer.compute import INPUT, LEFT
+from trainer.compute import AWAY, INPUT, LEFT
 from trainer.environment import environment, interface_of, memory_mb
 from trainer.records import Exit, MachineStatus, Status
 from trainer.spec import JobSpec, Role
@@ -33,7 +33,7 @@ from trainer.trials import Trials
 
 HEARTBEAT = 2.0  # seconds
 CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
-KILLS = 10  # the same for ends by a signal: usually a preemption or somebody's kill, but perhaps always out of memory
+KILLS = 10  # the same for ends by a signal (a preemption, somebody's kill, perhaps always out of memory) and outages
 PAUSE = 0.5  # seconds before a restart
 SILENCE, SLOWER = 600.0, 20.0  # seconds without a word after which a process hangs; or so many times the longest yet
 GRACE = 25.0  # seconds from SIGTERM to SIGKILL
@@ -162,7 +162,9 @@ class Supervisor:
             for line in reports:
                 told = {key: value for key, value in json.loads(line).items() if value is not None}
                 now = time.monotonic()
-                self._patience = max(self._patience, SLOWER * (now - self._heard))
+                # It may wait for others as long as it says, and what it does then takes its usual time.
+                allowed = SILENCE + told.pop("patience", 0.0)
+                self._patience = max(self._patience, allowed, SLOWER * (now - self._heard))
                 self._heard = now
                 with self._lock:
                     self._status = self._status.model_copy(update=told)
@@ -219,7 +221,8 @@ class Supervisor:
                 return 0
             if self._status.step > before:
                 crashes = kills = 0
-            killed = code < 0 or code == LEFT  # LEFT: somebody told only the process to leave, not the machine
+            # LEFT: somebody told only the process to leave, not the machine. AWAY: what it needs was out of reach.
+            killed = code < 0 or code in (LEFT, AWAY)
             crashes, kills = (crashes, kills + 1) if killed else (crashes + 1, kills)
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:
                 return self._fail(code)
@@ -246,6 +249,7 @@ class Supervisor:
             **os.environ,
             "GPT2_TRAINING_REPORT_FD": str(writing),
             "GPT2_TRAINING_SUPERVISOR": str(os.getpid()),
+            "GPT2_TRAINING_GRACE": str(self.grace),
             "OMP_NUM_THREADS": "1" if self._status.role == "ps" else str(self._spec.cluster.threads),
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -208,9 +208,9 @@ def _hold(
 
     engine: Engine
     if spec.parallel.synchronization == "local":
-        engine = LocalServed(spec, flat, begin, progress, log, told)
+        engine = LocalServed(spec, flat, begin, progress, log, told, parts.checkpoints)
     elif spec.cluster.parameter_servers:
-        engine = Served(spec, flat, begin, progress, log, told)
+        engine = Served(spec, flat, begin, progress, log, told, parts.checkpoints)
     else:
         engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
     return _Hold(engine, loss, flat.gradients.zero_, lambda: model)

@@ -7,9 +7,11 @@ takes them if they have the size and hash that the manifest says.
 """
 
 import json
+import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +31,8 @@ from trainer.storage import Conflict, Storage
 Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, end to end
 Place = Callable[[Layout], tuple[Vectors, Ranges]]
 
+# Seconds after a notice that a member waits for the others' parts of a checkpoint: a little less than it may stay.
+LAST_PARTS = float(os.environ.get("GPT2_TRAINING_GRACE", "25")) - 5
 NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
@@ -134,6 +138,13 @@ class Checkpoints:
         except FileNotFoundError:
             return False
         return True
+
+    def becomes_whole(self, step: int, attempt: int, seconds: float) -> bool:
+        """whole(), as soon as it is, or after `seconds`: others are still writing their parts."""
+        end = time.monotonic() + seconds
+        while not (there := self.whole(step, attempt)) and time.monotonic() < end:
+            time.sleep(0.1)
+        return there
 
     def _copy(self, vectors: Vectors) -> None:
         for key, vector in vectors.items():

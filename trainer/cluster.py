@@ -27,6 +27,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainer import spec
 from trainer.group import Group, GroupFailed, first_line
+from trainer.lease import NoProgress
 from trainer.lighthouse import AVAILABLE, Lighthouse, Stopping
 from trainer.storage import Storage
 
@@ -37,6 +38,7 @@ GATHER = 120.0  # the first step waits this long for all declared machines
 COLLECTIVE = 30.0  # least time-out of a collective; else COLLECTIVE_STEPS times the slowest recent step
 COLLECTIVE_STEPS = 5
 LEAVING = 15.0  # seconds that a member waits for the others to hear that it leaves
+FAILURES = 10  # groups in a row that failed before a step: the members do not reach each other
 
 Identity = tuple[int, int, int]  # steps done, evaluations done, lineage: equal means equal state
 
@@ -104,18 +106,20 @@ class Cluster:
         """
         self._name, self._declared = name, declared
         self._address, self._device = address, device
-        self._log, self._waits, self._stopping = log, waits, stopping
+        self._log, self._report, self._waits, self._stopping = log, report, waits, stopping
         self._alone = not AVAILABLE or declared.trainers + declared.parameter_servers == 1
         self._identity = f"{name}:{uuid.uuid4().hex[:8]}"
         self._lighthouse = Lighthouse(storage, run, name, self._identity, address, log, report, stopping)
         self._joined = False
         self._group = Group(None, 0, 1, device)
         self._group_key = ""
-        self._failures = 0
+        self._failures = self._in_a_row = 0
         self._recent: list[float] = []  # seconds of the last 20 steps
         self._joined_at = 0.0
         self._stepped = False
         self._before: set[str] = set()  # members of the group before
+        self._seen: set[str] = set()  # of all groups
+        self.missing = ""  # names of those whose work the others do now
 
     # -- membership ------------------------------------------------------------------------------------------------
 
@@ -154,7 +158,7 @@ class Cluster:
             if answer is None:
                 self._drop_group()
                 if not self._stopping():
-                    self._lighthouse.connect()
+                    self._lighthouse.connect(self._stopping)
                 continue
             quorum = self._judge(answer)
             if quorum is not None:
@@ -166,8 +170,17 @@ class Cluster:
         if not self._joined:
             return None
         end = time.monotonic() + LEAVING
-        answer = self._ask(progress, told, lambda: time.monotonic() > end, leaving=True)
-        return None if answer is None else self._judge(answer)
+
+        def late() -> bool:
+            return time.monotonic() > end
+
+        with suppress(Stopping):
+            while not late():
+                answer = self._ask(progress, told, late, leaving=True)
+                if answer is not None:
+                    return self._judge(answer)
+                self._lighthouse.connect(late)  # its host has left just before
+        return None
 
     def _ask(self, progress: Identity, told: Any, stop: Callable[[], bool], *, leaving: bool = False) -> Any:
         data = {
@@ -240,27 +253,46 @@ class Cluster:
             fewer = members[0].trainers / sum(not m.serves for m in members)
             slowest = max(p.data["seconds"] for p, _ in people) * max(1.0, fewer)
             timeout = timedelta(seconds=max(COLLECTIVE, COLLECTIVE_STEPS * slowest))
+            self._report(patience=timeout.total_seconds())  # a server says nothing while trainers compute
             group = (ProcessGroupNCCL if device.type == "cuda" else ProcessGroupGloo)(timeout=timeout)
             try:
                 group.configure(f"{store}/{key}", self._identity, rank, size, quorum_id)
             except Exception as error:
-                self._failures += 1
                 raise GroupFailed(first_line(error)) from error
         self._group, self._group_key = Group(group, rank, size, device), key
         names = {member.name for member in members}
         lost = ", ".join(sorted(self._before - names))
         self._before = names
         self._log(f"{size} members: {', '.join(m.name for m in members)}{f'; missing: {lost}' if lost else ''}")
+        self._seen |= names
+        fewer = sum(not m.serves for m in members) < members[0].trainers
+        self.missing = ", ".join(sorted(self._seen - names)) if fewer else ""
 
     def stepped(self, seconds: float) -> None:
         """A step was committed: its time bounds how long the next collectives may take."""
-        self._stepped = True
+        self._stepped, self._in_a_row = True, 0
         self._recent = [*self._recent[-19:], seconds]
 
     def failed(self) -> None:
-        """The group was lost: the next one is another, even if all come back. Call it after a GroupFailed."""
+        """The group was lost: the next one is another, even if all come back. Call it after a GroupFailed.
+
+        Raises NoProgress if too many were lost one after the other: no time-out would ever end that.
+        """
         self._failures += 1
+        self._in_a_row += 1
         self._drop_group()
+        if self._in_a_row >= FAILURES:
+            names = ", ".join(sorted(self._before))
+            raise NoProgress(f"{FAILURES} groups in a row failed without a step; the last one: {names}")
+
+    def give_up(self) -> None:
+        """End the group that is under way, from another thread: its methods then raise GroupFailed."""
+        self._group.close()
+
+    def silence(self) -> None:
+        """The others go on without this member; what it still writes is of this attempt until it closes."""
+        self._drop_group()
+        self._lighthouse.silence()
 
     def _drop_group(self) -> None:
         self._group_key = ""

@@ -1,8 +1,8 @@
 """The process that computes: read the spec, join the cluster, train or serve parameters, export.
 
 Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0 the run is over; INPUT what the
-user gave cannot be trained, trying again is no use; LEFT the machine was told to leave (a notice, a stop); any other
-is a failure worth another try.
+user gave cannot be trained, trying again is no use; LEFT the machine was told to leave (a notice, a stop); AWAY the
+bucket or the other members were out of reach, which is no failure of the program; any other is one.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from trainer import status as status_file
+from trainer.lease import NoProgress
 from trainer.spec import InputError, JobSpec, Role
 from trainer.status import Fenced
-from trainer.storage import Storage, StorageError, open_storage
+from trainer.storage import Storage, StorageError, Unavailable, open_storage
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Checkpoints
@@ -33,19 +35,35 @@ if TYPE_CHECKING:
     from trainer.parallel.processes import Processes
     from trainer.prepared import Prepared
 
-INPUT, LEFT = 2, 75
+INPUT, LEFT, AWAY = 2, 75, 74
+FINISH = 5.0  # seconds after a notice in which the step that is under way may still be finished
 LEADER_SILENT = 30.0  # seconds without a heartbeat of the machine that exports the model
 
 
 class Process:
-    """What the parts share: where to log, how to report, whether to stop."""
+    """What the parts share: where to log, how to report, whether to stop.
+
+    give_up: called FINISH seconds after this machine was told to leave.
+    """
 
     def __init__(self, name: str) -> None:
         self.name, self._told = name, math.inf
+        self.give_up: Callable[[], None] = lambda: None
         descriptor = os.environ.get("GPT2_TRAINING_REPORT_FD")
         self._reports = os.fdopen(int(descriptor), "w", buffering=1) if descriptor else None
         signal.signal(signal.SIGTERM, self._terminated)
         signal.signal(signal.SIGINT, self._terminated)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        threading.Thread(target=self._hear, args=(reading,), name="notice", daemon=True).start()
+
+    def _hear(self, signals: int) -> None:
+        """The main thread runs no handler while a library makes it wait for other members: this one hears at once."""
+        os.read(signals, 1)
+        self._terminated()
+        time.sleep(FINISH)
+        self.give_up()
 
     def _terminated(self, *_: object) -> None:
         self._told = min(self._told, time.monotonic())
@@ -60,10 +78,10 @@ class Process:
     def log(self, line: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
-    def report(self, message: str | None = None, step: int | None = None) -> None:
-        """What this machine does now, for machines/<name>.json."""
+    def report(self, message: str | None = None, step: int | None = None, patience: float | None = None) -> None:
+        """What this machine does now, for machines/<name>.json; patience: seconds that it may be silent from now on."""
         if self._reports is not None:
-            self._reports.write(json.dumps({"message": message, "step": step}) + "\n")
+            self._reports.write(json.dumps({"message": message, "step": step, "patience": patience}) + "\n")
 
 
 def die_with_parent() -> None:
@@ -87,9 +105,9 @@ def main() -> int:
     except InputError as error:
         print(error, flush=True)
         return INPUT
-    except (StorageError, Fenced) as error:  # one line says it all; the supervisor tries again
+    except (StorageError, Fenced, NoProgress) as error:  # one line says it all; the supervisor tries again
         print(error, flush=True)
-        return 1
+        return AWAY if isinstance(error, Unavailable | NoProgress) else 1
 
 
 def take_part(process: Process, storage: Storage, run: str, role: Role, address: str) -> int:
@@ -218,6 +236,7 @@ def _take_part(
     begun = time.monotonic()
     member.prepare()
     process.report("joining the cluster")
+    process.give_up = cluster.give_up
     code = 0
     try:
         cluster.join((time.monotonic() - begun) * spec.parallel.every)

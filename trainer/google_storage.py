@@ -27,6 +27,7 @@ from trainer.storage import (
     NoBucket,
     Progress,
     StorageError,
+    Unavailable,
     explain,
     is_internal,
     new_file,
@@ -327,9 +328,9 @@ def _first_line(error: BaseException) -> str:
     return str(text).strip().splitlines()[0][:200] if str(text).strip() else type(error).__name__
 
 
-def _unreachable(verb: str, where: str, error: Exception) -> StorageError:
+def _unreachable(verb: str, where: str, error: Exception) -> Unavailable:
     cause = getattr(error, "cause", None) or error
-    return StorageError(
+    return Unavailable(
         f"cannot {verb} {where}: Google Cloud Storage does not answer ({_first_line(cause)});"
         " check the network and run again"
     )

@@ -67,13 +67,11 @@ class Group:
         self.broadcast(text, root)
         return json.loads(bytes(text.cpu().numpy()))
 
-    def all_to_all(self, output: Tensor, output_sizes: list[int], source: Tensor, source_sizes: list[int]) -> Pending:
-        """Begin to send `source`, cut by `source_sizes`, a part to each rank, and to fill `output` likewise.
-
-        Sizes are in elements, by rank. All members must begin their collectives in the same order.
+    def all_to_all(self, outputs: Sequence[Tensor], sources: Sequence[Tensor]) -> Pending:
+        """Begin to send each rank its one of `sources`, and to fill `outputs`, by rank. Those without elements are not
+        sent. All members must begin their collectives in the same order.
         """
         self._begun += 1
-        outputs, sources = torch.split(output, output_sizes), torch.split(source, source_sizes)
         return Pending(self, self._begin(lambda: self._transfer(outputs, sources)))
 
     def _transfer(self, outputs: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Any]:
@@ -123,8 +121,8 @@ class Group:
         """End the group at once: the others then see it in a second instead of waiting for the time-out."""
         with self._lock:
             members, self._members = self._members, None
+        self.failed = True
         if members is not None:
-            self.failed = True
             with suppress(Exception):
                 members.abort(errored=False)
 

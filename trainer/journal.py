@@ -45,9 +45,11 @@ class Journal:
         trainers = len(quorum.trainers)
         peaks = [member.told["peak"] for member in quorum.trainers if member.told["peak"]]
         self.report(step=progress.step, message="training")
+        missing = self._cluster.missing
         self.status.set(
-            leads=writes, state="RUNNING", reason="", step=progress.step, attempt=quorum.attempt, started=self._started
-        )
+            leads=writes, state="RUNNING", reason=f"going on without {missing}" if missing else "",
+            step=progress.step, attempt=quorum.attempt, started=self._started,
+        )  # fmt: skip
         self.metrics.add(
             Record(
                 step=progress.step,

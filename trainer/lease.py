@@ -9,6 +9,11 @@ import time
 
 from trainer.storage import Conflict, Storage
 
+
+class NoProgress(Exception):
+    """Members are here, and no group of them takes a step."""
+
+
 RENEWED, LOST = 5.0, 15.0  # seconds between renewals; without one for so long, another may take it
 
 

@@ -54,7 +54,7 @@ class Lighthouse:
         self._storage, self._run, self._name, self._lease = storage, run, name, Lease(storage, run, name)
         self._identity, self._address = identity, address
         self._log, self._report, self._stopping = log, report, stopping
-        self._closed = threading.Event()
+        self._closed, self._silent = threading.Event(), threading.Event()
         self._deposed = threading.Event()  # another member has the lease that was here
         self._asking = ThreadPoolExecutor(1)
         self._server: Any = None
@@ -73,7 +73,7 @@ class Lighthouse:
     def start(self) -> None:
         """Take or find the Lighthouse and start heartbeats. Raises Stopping."""
         self._begun = time.monotonic()
-        self.connect()
+        self.connect(self._stopping)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
@@ -128,8 +128,13 @@ class Lighthouse:
         newest.read()
         return newest.attempt > self.attempt
 
+    def silence(self) -> None:
+        """Heartbeats end. If the Lighthouse is here, it stays: the attempt is the same until close()."""
+        self._silent.set()
+
     def close(self) -> None:
         """Heartbeats end; if the Lighthouse is here, another takes it at once."""
+        self.silence()
         self._closed.set()
         if self._server is not None:
             with suppress(Exception):  # without it, the others wait until the lease has run out
@@ -137,10 +142,10 @@ class Lighthouse:
             with suppress(Exception):
                 self._server.shutdown()
 
-    def connect(self) -> None:
-        """Find a living Lighthouse, or become its host. Retries until it works; raises Stopping."""
+    def connect(self, stop: Callable[[], bool]) -> None:
+        """Find a living Lighthouse, or become its host. Retries until it works, or `stop` says so: raises Stopping."""
         said = False
-        while not self._stopping():
+        while not stop():
             self._lease.read()
             if self._lease.address and not self._lease.mine and self._try_client(self._lease.address):
                 self.attempt = self._lease.attempt
@@ -208,7 +213,7 @@ class Lighthouse:
 
     def _beat(self) -> None:
         client, address = None, ""
-        while not self._closed.wait(HEARTBEAT):
+        while not self._silent.wait(HEARTBEAT):
             try:
                 if client is None or address != self._address_found:
                     address = self._address_found

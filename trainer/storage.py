@@ -33,6 +33,10 @@ class StorageError(Exception):
     """One line for a person: what could not be read or written, and what to do."""
 
 
+class Unavailable(StorageError):
+    """For now: the same may work later."""
+
+
 class NoBucket(StorageError):
     """There is no such bucket."""
 
@@ -141,7 +145,8 @@ def explain(error: OSError, doing: str) -> StorageError:
         errno.EPERM: no_permission,
         errno.EROFS: "the disk is read-only; use another folder",
     }
-    return StorageError(f"cannot {doing}: {remedies.get(error.errno or 0) or error.strerror or error}")
+    kind = Unavailable if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+    return kind(f"cannot {doing}: {remedies.get(error.errno or 0) or error.strerror or error}")
 
 
 @contextmanager

@@ -156,6 +156,8 @@ class Training:
         vote = torch.zeros(3, dtype=torch.float64, device=self.device)
         mine = range(rank, len(parts), size)
         for i in mine:
+            if quorum is not None and quorum.group.failed:
+                raise GroupFailed("the step was given up")
             inputs, targets = self._rows(self.batches, indices[parts[i]])
             if self.model.training:  # dropout, a function of seed, step and index too: who computes it does not matter
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
@@ -203,12 +205,14 @@ class Training:
     # -- leaving ---------------------------------------------------------------------------------------------------
 
     def leave(self, since_told: Callable[[], float]) -> None:
-        """Let the others go on at once; then write a checkpoint, if this trainer is the one that has to."""
+        """Let the others go on; then a checkpoint is written, by this trainer if it has to, or by the servers.
+
+        If the Lighthouse is here it stays until then: in a newer attempt the checkpoint would not count.
+        """
         attempt = self.cluster.attempt
-        if not self.engine.writes:
-            self.cluster.leave(self.progress.identity, self.engine.told)  # the servers write one now
-        self.cluster.close()
-        if self.progress.step > 0 and self.engine.save(attempt, leads=self.leads, wait=True):
+        written = self.engine.writes or self.cluster.leave(self.progress.identity, self.engine.told) is not None
+        self.cluster.silence()
+        if written and self.progress.step > 0 and self.engine.save(attempt, leads=self.leads, wait=True):
             seconds = since_told()
             self.journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
             self.journal.notice(self.progress, attempt, seconds)

@@ -16,7 +16,7 @@ from trainer import cluster as cluster_module
 from trainer import lighthouse, spec
 from trainer.cluster import Cluster, Identity, Quorum
 from trainer.group import GroupFailed
-from trainer.lease import Lease
+from trainer.lease import Lease, NoProgress
 from trainer.lighthouse import Stopping
 from trainer.storage import Storage, open_storage
 
@@ -39,7 +39,7 @@ class Member:
             address="127.0.0.1",
             device=torch.device("cpu"),
             log=self.said.append,
-            report=lambda *words: self.said.extend(words),
+            report=lambda *words, **_: self.said.extend(words),
             waits=self.said.append,
             stopping=self.stop.is_set,
         )
@@ -158,7 +158,8 @@ def test_collectives(machines: Machines) -> None:
 
     def exchange(rank: int) -> None:
         received = [sizes[sender][rank] for sender in range(3)]
-        quorums[rank].group.all_to_all(outputs[rank], received, sources[rank], sizes[rank]).wait()
+        parts = sources[rank].split(sizes[rank])
+        quorums[rank].group.all_to_all(outputs[rank].split(received), parts).wait()
 
     each([member.start(exchange, rank) for rank, member in enumerate(members)])
     assert all(torch.equal(output, tensor) for output, tensor in zip(outputs, wanted, strict=True))
@@ -174,7 +175,7 @@ def test_one_trainer_needs_nobody(machines: Machines) -> None:
         assert tensor.tolist() == [1.0] * 3
         assert quorum.group.broadcast_json({"a": 1}, 0) == {"a": 1}
         output = torch.zeros(3)
-        quorum.group.all_to_all(output, [3], tensor, [3]).wait()
+        quorum.group.all_to_all([output], [tensor]).wait()
         assert output.tolist() == [1.0] * 3
         assert machines.lease()["attempt"] == alone.cluster.attempt == attempt
 
@@ -489,6 +490,30 @@ def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
     members = together(machines, ["master-0", "ps-0"])
     each([member.quorum() for member in members])  # ps-0 then computes, and asks for no quorum
     assert members[0].start(members[0].cluster.leave, (1, 0, 0)).result(PATIENCE) is None
+
+
+def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines: Machines) -> None:
+    """As all do when a run is taken down. It is a server that needs the others for a checkpoint."""
+    master, worker, server = together(machines, ["master-0", "worker-0", "ps-0"])
+    each([member.quorum(told=None) for member in (master, worker, server)])
+    master.cluster.close()
+    leaving = server.start(server.cluster.leave, (0, 0, 0))
+    worker.quorum()
+    quorum = leaving.result(PATIENCE)
+    assert quorum is not None
+    assert [member.name for member in quorum.leaving] == ["ps-0"]
+
+
+def test_members_that_never_reach_each_other_do_not_try_for_ever(machines: Machines) -> None:
+    master, worker = together(machines, ["master-0", "worker-0"])
+    each([master.quorum(), worker.quorum()])
+    for _ in range(cluster_module.FAILURES - 1):
+        master.cluster.failed()
+    master.cluster.stepped(0.1)  # a step was taken: all is well
+    for _ in range(cluster_module.FAILURES - 1):
+        master.cluster.failed()
+    with pytest.raises(NoProgress, match="10 groups in a row failed without a step; the last one: master-0, worker-0"):
+        master.cluster.failed()
 
 
 def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: Machines) -> None:

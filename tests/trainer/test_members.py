@@ -87,6 +87,7 @@ def test_a_master_that_is_lost_for_good_is_replaced_by_a_worker(calm: Run, new_r
     run.start()
     until_trainers(run, 2)
     run.kill("master-0")
+    run.until(lambda: (s := run.status()) and s.reason == "going on without master-0", "its name in the status")
     as_undisturbed(run, calm)
     assert run.machine("worker-0").state == "finished"
     assert run.machine("worker-0").restarts == 0

@@ -51,9 +51,7 @@ def test_two_trainers_and_servers_compute_what_one_process_does(
     assert run.validation() == pytest.approx(alone.validation(), abs=1e-6)
 
 
-def test_a_compiled_model_waits_for_its_parameters(
-    tmp_path: Path, alone: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_model_waits_for_its_parameters(tmp_path: Path, alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled graph calls no hook that would wait for a bucket. What is compiled does not matter here."""
 
     def compiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:

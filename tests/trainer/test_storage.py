@@ -16,7 +16,7 @@ import pytest
 from tests.gcs import Answer, Faults
 from trainer import google_storage, manifest
 from trainer import storage as storage_module
-from trainer.storage import Conflict, FileStorage, Storage, StorageError, open_storage
+from trainer.storage import Conflict, FileStorage, Storage, StorageError, Unavailable, open_storage
 
 MEBIBYTE = 1024 * 1024
 
@@ -413,11 +413,11 @@ def test_a_server_that_stays_away_is_one_line(
     gcs_faults.before = lambda method, path: 503
     storage = open_storage(gcs_bucket)
     for call in (lambda: storage.write("x", b"1"), lambda: storage.read("x"), lambda: storage.list("")):
-        with pytest.raises(StorageError, match=r"does not answer .*; check the network") as caught:
+        with pytest.raises(Unavailable, match=r"does not answer .*; check the network") as caught:
             call()
         assert "\n" not in str(caught.value)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
-    with pytest.raises(StorageError, match="does not answer"):
+    with pytest.raises(Unavailable, match="does not answer"):
         open_storage(gcs_bucket).read("x")
 
 

@@ -12,7 +12,10 @@ import pytest
 
 from tests.trainer.runs import PATIENCE, ROOT, Run
 from trainer import data
+from trainer.compute import AWAY, main
+from trainer.lease import NoProgress
 from trainer.status import update_status
+from trainer.storage import StorageError, Unavailable
 
 pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
@@ -101,6 +104,24 @@ def test_a_process_that_is_killed_again_and_again_fails_the_run(new_run: NewRun)
     assert (status.state, status.reason) == ("FAILED", "master-0: killed by SIGKILL")
     assert status.traceback is None
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize(("error", "code"), [(Unavailable, AWAY), (StorageError, 1), (NoProgress, AWAY)])
+def test_an_outage_is_no_failure_of_the_program(
+    error: type[Exception], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AWAY counts as a kill does: ten in a row without a step, and not three, fail the run."""
+
+    def away(url: str) -> None:
+        raise error("the bucket does not answer")
+
+    monkeypatch.setattr("trainer.compute.open_storage", away)
+    monkeypatch.setattr("trainer.compute.Process", lambda name: None)
+    monkeypatch.setattr("trainer.compute.die_with_parent", lambda: None)
+    options = ["--bucket", "b", "--run", "r", "--name", "ps-0", "--role", "ps", "--address", "127.0.0.1"]
+    monkeypatch.setattr(sys, "argv", ["compute", *options])
+    assert main() == code
+    assert capsys.readouterr().out == "the bucket does not answer\n"
 
 
 def test_a_killed_supervisor_takes_its_process_with_it(new_run: NewRun) -> None:

@@ -1,21 +1,27 @@
 """A whole cluster in one process, its members threads: small runs that need no start-up, and members that misbehave."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.trainer.runs import PATIENCE, Run
 from trainer import compute
 from trainer.assembly import assemble
-from trainer.cluster import Quorum
 from trainer.data import prepare
+from trainer.lighthouse import Stopping
 from trainer.parallel.outer import OuterServer
 from trainer.parallel.server import Server
 
 Make = Callable[[compute.Parts], compute.Member]
 SEEDED = threading.Lock()  # a model is made from torch's one global seed
+
+
+class Over(Exception):
+    """The test has seen enough."""
 
 
 class Process(compute.Process):
@@ -24,11 +30,16 @@ class Process(compute.Process):
     def __init__(self, name: str) -> None:
         self.name, self.said, self._reports = name, [], None
         self._over = threading.Event()
+        self._told, self.over = math.inf, False
 
     def stopping(self) -> bool:
+        if self.over:
+            raise Over
         return self._over.is_set()
 
     def stop(self) -> None:
+        """As a notice does."""
+        self._terminated()
         self._over.set()
 
     def log(self, line: str) -> None:
@@ -45,14 +56,18 @@ def server(parts: compute.Parts, kind: type[Server] | None = None) -> Server:
     return kind(parts.spec, name, parts.cluster, parts.checkpoints, journal, parts.stopping)
 
 
-def _take_part(run: Run, process: Process, make: Make) -> Quorum:
+def _take_part(run: Run, process: Process, make: Make) -> None:
     parts = compute.make_parts(process, run.storage, run.spec, "127.0.0.1")
     try:
         with SEEDED:
             member = make(parts)
         member.prepare()
         parts.cluster.join(0.1)
-        return member.run()
+        with suppress(Over):
+            try:
+                member.run()
+            except Stopping:
+                member.leave(process.since_told)
     finally:
         parts.cluster.close()
         parts.checkpoints.wait()
@@ -60,21 +75,31 @@ def _take_part(run: Run, process: Process, make: Make) -> Quorum:
         parts.journal.status.close()
 
 
-def together(run: Run, makes: Mapping[str, Make] | None = None) -> dict[str, list[str]]:
-    """Take all steps of a run; makes: by name, members that are not as usual. What each member said."""
+def together(
+    run: Run,
+    makes: Mapping[str, Make] | None = None,
+    meanwhile: Callable[[dict[str, Process]], None] | None = None,
+) -> dict[str, list[str]]:
+    """Take all steps of a run, or be at work until `meanwhile` returns, which is given the members. What each said.
+
+    makes: by name, members that are not as usual.
+    """
     processes = {name: Process(name) for name, _ in run.spec.cluster.machines()}
     usual: dict[str, Make] = {name: server if name.startswith("ps-") else trainer for name in processes}
     usual |= makes or {}
     with ThreadPoolExecutor(len(processes)) as threads:
-        futures: list[Future[Quorum]] = [
+        futures: list[Future[None]] = [
             threads.submit(_take_part, run, process, usual[name]) for name, process in processes.items()
         ]
         try:
-            for future in futures:
-                future.result(PATIENCE)
+            if meanwhile is None:
+                for future in futures:
+                    future.result(PATIENCE)
+            else:
+                meanwhile(processes)
         finally:
             for process in processes.values():
-                process.stop()
+                process.over = True
     return {name: process.said for name, process in processes.items()}
 
 

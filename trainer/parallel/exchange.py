@@ -40,8 +40,8 @@ class Exchange:
     """One group's traffic: first the trainers, by rank, then the servers.
 
     While trainers call push, pull, push_and_pull or fill, servers call collect, serve, collect_and_serve or fill. All
-    calls raise GroupFailed when a member is lost. For each way a server has with star buffers of 3·W times its piece of
-    a bucket, none with hierarchical and fp32; a trainer's are of three buckets.
+    calls raise GroupFailed when a member is lost. With star a server has buffers of 3·W times its piece of a bucket,
+    with hierarchical and fp32 none; a trainer's are of three buckets.
     """
 
     def __init__(self, group: "Group", trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
@@ -164,7 +164,7 @@ class Exchange:
             return self._incoming(self._whole(vector, bucket), bucket, wire)
 
         def own_slice(bucket: int) -> Tensor:
-            return self._buffer("slice", bucket, self._slice(bucket, self._me), wire)
+            return self._buffer("slice", bucket, self._slice(bucket, self._me), wire, stages=2)
 
         def receive(bucket: int) -> "Pending":
             return self._issue(_back(self._to_owners), bucket, output=incoming(bucket))
@@ -173,8 +173,7 @@ class Exchange:
             return self._issue(_back(self._slice_to_owners), bucket, output=own_slice(bucket))
 
         def spread(bucket: int) -> "Pending":
-            copies = self._copies(own_slice(bucket), bucket, wire)
-            return self._issue(_back(self._among_trainers), bucket, copies, incoming(bucket))
+            return self._issue(_back(self._among_trainers), bucket, own_slice(bucket), incoming(bucket), to_all=True)
 
         def finish(bucket: int) -> None:
             self._land(incoming(bucket), self._whole(vector, bucket))
@@ -186,7 +185,7 @@ class Exchange:
         wire = torch.float32 if exact else self._wire
 
         def send(bucket: int) -> "Pending":
-            return self._issue(_back(self._to_owners), bucket, self._copies(piece(bucket), bucket, wire))
+            return self._issue(_back(self._to_owners), bucket, self._outgoing(piece(bucket), bucket, wire), to_all=True)
 
         def send_slices(bucket: int) -> "Pending":
             return self._issue(_back(self._slice_to_owners), bucket, self._outgoing(piece(bucket), bucket, wire))
@@ -240,13 +239,21 @@ class Exchange:
         return stop - start
 
     def _issue(
-        self, sizes: Sizes, bucket: int, source: Tensor | None = None, output: Tensor | None = None
+        self,
+        sizes: Sizes,
+        bucket: int,
+        source: Tensor | None = None,
+        output: Tensor | None = None,
+        *,
+        to_all: bool = False,
     ) -> "Pending":
+        """Whoever has something for each other. to_all: each receiver gets the whole source, instead of a part."""
         source = torch.empty(0, dtype=self._wire if output is None else output.dtype) if source is None else source
         output = torch.empty(0, dtype=source.dtype) if output is None else output
         ranks, me = range(self._group.size), self._me
         incoming, outgoing = [sizes(bucket, r, me) for r in ranks], [sizes(bucket, me, r) for r in ranks]
-        return self._group.all_to_all(output, incoming, source, outgoing)
+        parts = [source if size else source[:0] for size in outgoing] if to_all else torch.split(source, outgoing)
+        return self._group.all_to_all(torch.split(output, incoming), parts)
 
     # -- places and buffers ----------------------------------------------------------------------------------------
 
@@ -262,19 +269,15 @@ class Exchange:
         start, stop = self._places[bucket]
         return vector[start:stop]
 
-    def _buffer(self, name: str, bucket: int, elements: int, dtype: torch.dtype, pinned: bool = False) -> Tensor:
-        """Host memory for one stage of a bucket; AHEAD + 1 take turns (see _pipeline)."""
-        key = (name, bucket % (AHEAD + 1), dtype)
+    def _buffer(
+        self, name: str, bucket: int, elements: int, dtype: torch.dtype, pinned: bool = False, stages: int = 1
+    ) -> Tensor:
+        """Host memory for so many stages of a bucket, one after the other; others take turns (see _pipeline)."""
+        key = (name, bucket % (AHEAD * stages + 1), dtype)
         found = self._buffers.get(key)
         if found is None or len(found) < elements:
             found = self._buffers[key] = torch.empty(elements, dtype=dtype, pin_memory=pinned)
         return found[:elements]
-
-    def _copies(self, part: Tensor, bucket: int, dtype: torch.dtype) -> Tensor:
-        """`part` once for each trainer."""
-        copies = self._buffer("copies", bucket, self._trainers * len(part), dtype)
-        copies.view(self._trainers, len(part)).copy_(part)
-        return copies
 
     def _add(self, parts: Tensor, total: Tensor) -> None:
         """The sum of the trainers' parts, which lie one after the other, in rank order, in fp32."""

@@ -8,6 +8,9 @@ exactly. Three vectors each way in a meeting every H steps are 3/H of what synch
 Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpoints are written.
 """
 
+import math
+import time
+
 import torch
 from torch import Tensor
 
@@ -15,10 +18,13 @@ from trainer.layout import Layout, Ranges
 from trainer.parallel.server import Server
 from trainer.progress import Decision, decide_meeting
 
+UNWRITTEN = 60.0  # seconds without a checkpoint after which the next meeting writes one
 OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
 
 
 class OuterServer(Server):
+    _written = -math.inf  # when a checkpoint was written last
+
     @property
     def _steps(self) -> int:
         """Of the next meeting: the last may come earlier."""
@@ -30,6 +36,13 @@ class OuterServer(Server):
         self._moments = [torch.zeros_like(self._parameters) for _ in self._optimizer.vectors]  # as trainers send them
         self._vectors["momentum"] = self._momentum
         return self._vectors, self._ranges
+
+    def _checkpoint_due(self) -> bool:
+        """Also where meetings are far apart: until the next one trainers hear no notice that a server gets."""
+        now = time.monotonic()
+        due = super()._checkpoint_due() or now - self._written > UNWRITTEN
+        self._written = now if due else self._written
+        return due
 
     def _serve(self) -> None:
         for vector in (self._parameters, *self._optimizer.vectors):

@@ -112,6 +112,9 @@ class Together(Cluster):
         dist.broadcast(attempt, 0)
         self._lighthouse.attempt = int(attempt)
 
+    def give_up(self) -> None:
+        """They leave together, after a step."""
+
     def quorum(self, progress: Identity, told: Any = None) -> Quorum:
         stop = torch.tensor(int(self._stopping()))
         dist.all_reduce(stop, dist.ReduceOp.MAX)

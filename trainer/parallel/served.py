@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.checkpoint import LAST_PARTS, Checkpoints
 from trainer.cluster import Quorum
 from trainer.group import Group, GroupFailed
 from trainer.model import Flat
@@ -37,10 +38,12 @@ class Served:
         progress: Progress,
         log: Callable[[str], None],
         told: dict[str, Any],
+        checkpoints: Checkpoints,
     ) -> None:
         """begin: puts a new run's parameters into `flat`; progress: as one starts; told: what the others must know."""
         self.progress, self._scale = Progress(step=-1), progress.scale  # the servers say where the run is
         self._spec, self._flat, self._log, self._told = spec, flat, log, told
+        self._checkpoints = checkpoints
         self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
         self._holds = -1  # lineage of the parameters that are here
         self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
@@ -56,7 +59,7 @@ class Served:
         self._group: Group | None = None
         self._exchange: Exchange | None = None
         self._pulling = self._pushing = self._first = False
-        self._waited = 0.0
+        self._waited = self._pulled = 0.0
         for event in self._here:
             event.set()
         self._buckets = {start: self._touched(start, size) for _, start, size, _ in flat.layout}
@@ -113,10 +116,7 @@ class Served:
     def _pull(self) -> None:
         begun = time.monotonic()
         self._trade.pull(self._flat.parameters, lambda k: self._here[k].set())
-        if self._first:  # what the cost model predicted for this group can be compared with
-            self._first = False
-            megabytes = self._shards.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
-            self._log(f"the group's first pull, of {megabytes:.3g} MB, took {time.monotonic() - begun:.3g} s")
+        self._pulled = time.monotonic() - begun
 
     def ready(self) -> None:
         """Wait for all parameters."""
@@ -148,8 +148,16 @@ class Served:
             self.backward_begins()
         for event in self._final:
             event.set()
+        begun = time.monotonic()
         self._wait_for_mover()
         self._pushing = False
+        if self._first:  # what the cost model predicted for this group can be compared with
+            self._first = False
+            megabytes = self._shards.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
+            self._log(
+                f"measured in the group's first step, {megabytes:.3g} MB each way: pull {self._pulled:.3g} s, push"
+                f" {time.monotonic() - begun:.3g} s after the last gradient"
+            )
 
     def forward_ends(self, passes: int) -> None:
         """Trainers evaluate on their own."""
@@ -185,8 +193,8 @@ class Served:
     # -- the ends --------------------------------------------------------------------------------------------------
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """The servers do that."""
-        return False
+        """The servers do that. wait: for what they write when a member leaves."""
+        return wait and self._checkpoints.becomes_whole(self.progress.step, attempt, LAST_PARTS)
 
     def finish(self, quorum: Quorum) -> bool:
         """The servers have written the last checkpoint, and the model is here as they hold it."""

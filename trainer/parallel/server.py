@@ -10,14 +10,13 @@ It loads no model and no data: the layout of the flat vector comes with the firs
 are written, and a few buckets.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import LAST_PARTS, Checkpoints
 from trainer.cluster import Cluster, Quorum
 from trainer.group import GroupFailed
 from trainer.journal import Journal
@@ -29,8 +28,6 @@ from trainer.parallel.exchange import Exchange
 from trainer.parallel.shards import Shards, norm_block
 from trainer.progress import Decision, Progress, decide, learning_rate
 from trainer.spec import JobSpec
-
-LAST_PARTS = 20.0  # seconds after a notice that a server waits for the others' parts of its checkpoint
 
 
 class Server:
@@ -105,12 +102,11 @@ class Server:
             quorum = self._cluster.leave(self.progress.identity, self._told())
         if quorum is None or not self._reconcile(quorum) or not self._filled:
             return
+        self._cluster.silence()  # others may leave, too, and are not to wait for another word of this one
         self._checkpoints.wait()
         self._save(quorum.attempt)
         self._checkpoints.wait()
-        while since_told() < LAST_PARTS and not self._checkpoints.whole(self.progress.step, quorum.attempt):
-            time.sleep(0.1)  # others are still writing their parts
-        if self._checkpoints.whole(self.progress.step, quorum.attempt):
+        if self._checkpoints.becomes_whole(self.progress.step, quorum.attempt, LAST_PARTS - since_told()):
             seconds = since_told()
             self._journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
             self._journal.notice(self.progress, quorum.attempt, seconds)
@@ -270,8 +266,11 @@ class Server:
         self._prepared, steps = "", self._steps
         self.progress.commit(decision, key, self._scaled, steps)
         self._journal.step(quorum, self.progress, decision, waited, writes=self.leads, steps=steps)
-        if self.progress.step % self._spec.checkpoints.every == 0:
+        if self._checkpoint_due():
             self._save(quorum.attempt)
+
+    def _checkpoint_due(self) -> bool:
+        return self.progress.step % self._spec.checkpoints.every == 0
 
     def _apply(self, decision: Decision) -> None:
         """The update itself."""
