@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from benchmarks.faults import all_records
 from tests.trainer.fsdp_process import HYPER, RUN, Task, new_model, rows
 from tests.trainer.runs import PATIENCE, ROOT, Run
 from trainer.checkpoint import Checkpoints
@@ -189,12 +190,23 @@ def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
 FSDP: dict[str, Any] = {"parallel": {"parallelism": "fsdp"}, "cluster": {"workers": 0, "threads": 1, "processes": 2}}
 
 
-def test_a_whole_run(new_run: Callable[..., Run]) -> None:
-    run = new_run(**FSDP, hyperparameters={"steps": 60}, evaluation={"every": 30}, checkpoints={"every": 25})
-    assert run.start().wait().state == "SUCCEEDED"
-    records = run.records()
-    assert [record.step for record in records if record.validation_loss is None] == list(range(1, 61))
-    assert all(record.trainers == 2 for record in records if record.validation_loss is None)
+def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
+    """All start again at the newest checkpoint, and take the steps since then with the same losses."""
+    run = new_run(**FSDP, hyperparameters={"steps": 300}, evaluation={"every": 150}, checkpoints={"every": 50})
+    run.start().until_step(80)
+    first = run.machine("master-0").trainer_pid
+    assert first is not None
+    (second,) = psutil.Process(first).children()
+    second.kill()
+    assert run.wait().state == "SUCCEEDED"
+    assert run.machine("master-0").restarts == 1
+    assert [record.step for record in run.steps()] == list(range(1, 301))
+    assert all(record.trainers == 2 for record in run.steps())
+    taken: dict[int, set[float | None]] = {}
+    for record in all_records(run):
+        if record.learning_rate is not None:
+            taken.setdefault(record.step, set()).add(record.loss)
+    assert [step for step, losses in taken.items() if len(losses) > 1] == []
     assert run.validation()[-1] < run.validation()[0]
     assert run.storage.read(f"runs/{run.spec.run}/model/manifest.json")
 
