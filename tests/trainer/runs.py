@@ -17,7 +17,7 @@ from trainer.status import read_status
 from trainer.storage import Storage, open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0  # seconds for anything to happen on a busy machine with two cores
+PATIENCE = 300.0  # seconds for anything to happen on a busy machine with two slow cores
 
 
 def text(lines: int = 4000) -> str:
