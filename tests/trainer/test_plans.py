@@ -64,7 +64,7 @@ def test_a_compiled_model_waits_for_its_parameters(tmp_path: Path, alone: Run, m
 
 def test_without_clipping_parameters_come_back_while_gradients_go(tmp_path: Path) -> None:
     unclipped = {"gradientClip": 0.0, "batchSize": 15}  # 480 tokens: to divide is not to multiply by the inverse
-    calm = taken(tmp_path / "calm", hyperparameters=unclipped)
+    calm = taken(tmp_path / "calm", hyperparameters=unclipped, cluster={"workers": 1})
     cluster = {"workers": 1, "parameterServers": 2}
     run = taken(tmp_path / "run", hyperparameters=unclipped, cluster=cluster)
     assert run.losses() == calm.losses()
