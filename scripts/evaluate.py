@@ -86,19 +86,22 @@ def _evaluate(
 
 
 def examples(spec: JobSpec) -> tuple[object, ...]:
-    """What a run is evaluated on: two runs of which this differs have scores of other examples."""
+    """What a run is evaluated on: the scores of two runs of which this differs cannot be compared.
+
+    Answers are text, whatever the tokens. Perplexity is of a token, and lower the more of the text stands before it.
+    """
     data = spec.data
     if data.format == "pairs":
         return spec.fingerprint, "test", data.test_fraction, data.skip_bad_lines
-    return spec.fingerprint, "validation", data.validation_fraction
+    return spec.fingerprint, "validation", data.tokens_key(), spec.hyperparameters.sequence_length
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def show(console: Console, all_scores: Sequence[Scores]) -> None:
+def show(console: Console, all_scores: Sequence[Scores], *, comparable: bool) -> None:
     first = all_scores[0]
-    console.print(metrics_table(all_scores))
+    console.print(metrics_table(all_scores, comparable=comparable))
     if first.truncated:
         console.print(f"{first.truncated:,} prompts were longer than the model knows: their beginnings were cut off")
     if first.confusion is not None:
@@ -107,8 +110,8 @@ def show(console: Console, all_scores: Sequence[Scores]) -> None:
         console.print(samples_table(all_scores))
 
 
-def metrics_table(all_scores: Sequence[Scores]) -> Table:
-    """A row a metric; the better one of several runs is bold."""
+def metrics_table(all_scores: Sequence[Scores], *, comparable: bool) -> Table:
+    """A row a metric; the better one of several runs is bold, if they can be compared."""
     first = all_scores[0]
     of = "windows of the held-out text" if first.task == "text" else f"pairs of the {first.split} part"
     table = Table(title=f"{first.task}: {first.examples:,} {of}", title_justify="left")
@@ -120,8 +123,8 @@ def metrics_table(all_scores: Sequence[Scores]) -> Table:
         values = [each.metrics.get(metric) for each in all_scores]
         known = [value for value in values if value is not None]
         best = (min if metric in LOWER else max)(known)
-        several = len(set(known)) > 1
-        cells = [f"[bold]{words(metric, v)}[/]" if several and v == best else words(metric, v) for v in values]
+        marked = comparable and len(set(known)) > 1
+        cells = [f"[bold]{words(metric, v)}[/]" if marked and v == best else words(metric, v) for v in values]
         table.add_row(NAMES.get(metric, metric), *cells, words(metric, first.baseline.metrics.get(metric)))
     return table
 
@@ -188,9 +191,12 @@ def main(arguments: list[str] | None = None) -> None:
         plain = [each.to_json() for each in found]
         print(json.dumps(plain if options.compare else plain[0], ensure_ascii=False, indent=1))
         return
-    if len({examples(_spec(storage, run)) for storage, run in runs}) > 1:
+    comparable = len({examples(_spec(storage, run)) for storage, run in runs}) == 1
+    if not comparable and found[0].task == "text":
+        stderr.print("the runs have different text, tokens or sequenceLength: their scores cannot be compared")
+    elif not comparable:
         stderr.print("the runs have different data, or parts of it: their scores are not of the same examples")
-    show(Console(), found)
+    show(Console(), found, comparable=comparable)
 
 
 if __name__ == "__main__":

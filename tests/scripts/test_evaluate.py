@@ -1,10 +1,14 @@
 """scripts.evaluate on runs that left a model: what it shows, when it evaluates, and what it refuses."""
 
 import hashlib
+import io
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from scripts import evaluate as script
 from scripts.common import UserError
@@ -12,7 +16,7 @@ from scripts.writing import trained_length
 from tests.scripts.tiny_model import tiny_model
 from trainer import sweep
 from trainer.data import prepare
-from trainer.scores import read
+from trainer.scores import Baseline, Scores, read, write
 from trainer.spec import Data, JobSpec, Sweep
 from trainer.storage import Storage, open_storage
 
@@ -85,6 +89,44 @@ def test_other_parts_of_the_same_data_are_said(bucket: Storage, capsys: pytest.C
     prepare(bucket, job.data, job.fingerprint)
     call(bucket, "one", "--compare", "two")
     assert "their scores are not of the same examples" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": {"tokenizer": "train", "vocabularySize": 300}}, {"hyperparameters": {"sequenceLength": 16}}]
+)
+def test_other_tokens_or_windows_of_the_same_text_are_said(
+    bucket: Storage, capsys: pytest.CaptureFixture[str], change: dict[str, dict[str, Any]]
+) -> None:
+    """A perplexity is of a token: bytes always have the lower one."""
+    job = json.loads(bucket.read("runs/of-text/job.json"))
+    other = {**job, "run": "other", **{key: job[key] | values for key, values in change.items()}}
+    bucket.write("runs/other/job.json", json.dumps(other).encode())
+    for run, perplexity in (("of-text", 5.0), ("other", 30.0)):
+        metrics = {"perplexity": perplexity}
+        found = Scores(
+            run=run, task="text", split="validation", examples=9, metrics=metrics,
+            baseline=Baseline(name="unigram", metrics=metrics),
+        )  # fmt: skip
+        write(bucket, found, [])
+    call(bucket, "of-text", "--compare", "other")
+    shown = capsys.readouterr()
+    assert "different text, tokens or sequenceLength: their scores cannot be compared" in " ".join(shown.err.split())
+    assert "5.00" in shown.out
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_the_better_one_is_bold_if_both_are_of_the_same(comparable: bool) -> None:
+    two = [
+        Scores(
+            run=run, task="text", split="validation", examples=9, metrics={"perplexity": value},
+            baseline=Baseline(name="unigram", metrics={}),
+        )
+        for run, value in (("one", 5.0), ("two", 30.0))
+    ]  # fmt: skip
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80)
+    console.print(script.metrics_table(two, comparable=comparable))
+    assert isinstance(console.file, io.StringIO)
+    assert bool(re.search(r"\x1b\[1m *5\.00", console.file.getvalue())) == comparable
 
 
 def test_a_sweeps_model_is_of_its_best_trial(bucket: Storage) -> None:
