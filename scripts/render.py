@@ -221,7 +221,7 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
     if snapshot.trial is not None:
         snapshot = snapshot.trial
         parts += [
-            _line(f"trial {snapshot.run.rpartition('/')[2]}: {_varied(machines_of, snapshot)}"),
+            _line(f"trial {_number(snapshot)}: {_varied(machines_of, snapshot)}"),
             _progress(snapshot, width),
         ]
         used += 2
@@ -253,7 +253,7 @@ def _line(text: str, style: str = "") -> Text:
 def progress_line(snapshot: Snapshot) -> str:
     """The run in one line of a log."""
     if snapshot.spec.sweep is not None:
-        now = f"  trial {len(snapshot.trials) + 1}: {progress_line(snapshot.trial)}" if snapshot.trial else ""
+        now = f"  trial {_number(snapshot.trial)}: {progress_line(snapshot.trial)}" if snapshot.trial else ""
         return f"{snapshot.state} {len(snapshot.trials)} of {_count(snapshot.total, 'trial')} done{now}"
     total = snapshot.total
     parts = [f"{snapshot.state} step {snapshot.step:,}/{total:,} ({100 * snapshot.step // total}%)"]
@@ -302,6 +302,11 @@ def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
 
 def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(trial: Snapshot) -> str:
+    """A trial's own: it may be an earlier one that is tried again."""
+    return trial.run.rpartition("/")[2]
 
 
 def _varied(of: Snapshot, trial: Snapshot) -> str:

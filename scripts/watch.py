@@ -21,6 +21,7 @@ from scripts import render
 from scripts.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
 from scripts.run_files import RunFiles, Snapshot, UnreadableRun
 from trainer.storage import Storage, StorageError, open_storage
+from trainer.sweep import Trial
 
 SUCCEEDED, FAILED, STOPPED, NOT_ALIVE, INTERRUPTED = 0, 1, 3, 4, 130
 WAIT_FOR_RUN = 20.0  # seconds until there must be a run to follow
@@ -45,7 +46,7 @@ class PlainLines:
         self._said = -math.inf
         self._notes: list[str] = []
         self._presence = ""
-        self._trials: int | None = None
+        self._trials: list[Trial] | None = None
 
     def show(self, snapshot: Snapshot, note: str = "") -> None:
         lines = []
@@ -68,9 +69,10 @@ class PlainLines:
             lines.append(render.machine_line(machine) + silent)
             self._machines[machine.status.name] = now
         if snapshot.spec.sweep is not None:
-            new = snapshot.trials[len(snapshot.trials) if self._trials is None else self._trials :]
+            known = snapshot.trials if self._trials is None else self._trials
+            new = [trial for trial in snapshot.trials if trial not in known]  # or tried again
             lines += [render.trial_line(trial, snapshot.spec.sweep) for trial in new]
-            self._trials = len(snapshot.trials)
+            self._trials = snapshot.trials
         if snapshot.evaluations and (last := snapshot.evaluations[-1]).step != self._evaluated:
             self._evaluated, self._said = last.step, snapshot.now
             lines.append(render.progress_line(snapshot))

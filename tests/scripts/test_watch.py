@@ -737,3 +737,35 @@ def test_a_sweep_shows_its_trials(run: FakeRun) -> None:
     assert "2/3 trials" in drawn
     assert re.search(r"1 +0\.005 +3\.2500 +best", drawn)
     assert re.search(r"2 +0\.0002 +5\.5000 +stopped early", drawn)
+
+
+def test_a_trial_that_is_tried_again_is_called_by_its_number_and_its_new_end_is_told(run: FakeRun) -> None:
+    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 1e-4, "maxValue": 1e-2}
+    table = [
+        {"number": n, "parameters": {"learningRate": n / 1000}, "state": "SUCCEEDED", "value": 3.0} for n in (1, 2, 3)
+    ]
+    again = table[1]
+    table[1] = {**again, "state": "FAILED", "value": None, "reason": "no memory"}
+
+    def life() -> Iterator[None]:
+        yield
+        table[1] = {**again, "launch": 2, "value": 2.5}
+        run.storage.write(f"runs/{RUN}/sweep.json", json.dumps(table).encode())
+        yield
+        run.status("SUCCEEDED", step=3, attempt=1, started=START, finished=run.now, launch=2)
+        yield
+
+    run.declare(launch=2)
+    job = json.loads(run.storage.read(f"runs/{RUN}/job.json"))
+    trial = f"{RUN}/trials/2"
+    run.storage.write(f"runs/{trial}/job.json", json.dumps({**job, "run": trial}).encode())
+    run.put("job.json", {**job, "sweep": {"maxTrials": 3, "params": [rate]}})
+    run.storage.write(f"runs/{RUN}/sweep.json", json.dumps(table).encode())
+    run.status("RUNNING", step=3, attempt=1, started=START, launch=2)
+    run.machine("master-0", step=3)
+    run.script = life()
+    assert run.watch() == 0
+    assert "3 of 3 trials done  trial 2: " in run.text
+    assert run.text.count("trial 2 SUCCEEDED: validationLoss 2.5000 with learningRate 0.002\n") == 1
+    assert "trial 2 FAILED" not in run.text  # which it had before the watch began
+    assert "trial 1 SUCCEEDED" not in run.text
