@@ -27,13 +27,13 @@ from trainer.environment import environment, interface_of, memory_mb
 from trainer.records import Exit, MachineStatus, Status
 from trainer.spec import JobSpec, Role
 from trainer.status import Fenced, is_over, read_spec, update_status
-from trainer.storage import Storage, StorageError, open_storage
+from trainer.storage import Storage, StorageError, Unavailable, open_storage
 from trainer.sweep import sweep_of
 from trainer.trials import Trials
 
 HEARTBEAT = 2.0  # seconds
 CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
-KILLS = 10  # the same for ends by a signal (a preemption, somebody's kill, perhaps always out of memory) and outages
+KILLS = 10  # the same for ends by a signal (a preemption, somebody's kill, always out of memory) and for AWAY
 PAUSE = 0.5  # seconds before a restart
 SILENCE, SLOWER = 600.0, 20.0  # seconds without a word after which a process hangs; or so many times the longest yet
 GRACE = 25.0  # seconds from SIGTERM to SIGKILL
@@ -227,7 +227,7 @@ class Supervisor:
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:
                 return self._fail(code)
             self.say(state="restarting", restarts=self._status.restarts + 1, message=self._last_words(code))
-            self._terminated.wait(PAUSE)
+            self._terminated.wait(min(60.0, PAUSE * 2**kills) if code == AWAY else PAUSE)
         self.say(state="stopped", message=self._notice[1] if self._notice else "", trainer_pid=None)
         return 0
 
@@ -310,10 +310,14 @@ class Supervisor:
         reason = f"{self._status.name}: {self._last_words(code)}"
         self.say(state="failed", message=reason, trainer_pid=None)
         run, launch = self._spec.run, self._spec.launch
-        traceback = list(self._traceback) if code > 0 and code not in (INPUT, LEFT) else []
+        traceback = list(self._traceback) if code > 0 and code not in (INPUT, LEFT, AWAY) else []
         end = {"state": "FAILED", "reason": reason, "traceback": traceback or None, "finished": time.time()}
-        with suppress(Fenced):
-            update_status(self._storage, run, launch, **end)
+        while not self._terminated.is_set():  # until the bucket can be written again: it is not to stay RUNNING
+            with suppress(Unavailable):
+                with suppress(Fenced):
+                    update_status(self._storage, run, launch, **end)
+                break
+            self._terminated.wait(10 * PAUSE)
         _print(f"the run has failed: {reason}")
         return 1
 

@@ -113,6 +113,7 @@ def assemble(parts: "Parts", prepared: Prepared) -> Trainer:
         batches=batches,
         validation=validation,
         cluster=parts.cluster,
+        checkpoints=parts.checkpoints,
         journal=parts.journal,
         device=device,
         scaled=scaled,
@@ -208,9 +209,9 @@ def _hold(
 
     engine: Engine
     if spec.parallel.synchronization == "local":
-        engine = LocalServed(spec, flat, begin, progress, log, told, parts.checkpoints)
+        engine = LocalServed(spec, flat, begin, progress, log, told)
     elif spec.cluster.parameter_servers:
-        engine = Served(spec, flat, begin, progress, log, told, parts.checkpoints)
+        engine = Served(spec, flat, begin, progress, log, told)
     else:
         engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
     return _Hold(engine, loss, flat.gradients.zero_, lambda: model)

@@ -31,7 +31,7 @@ from trainer.storage import Conflict, Storage
 Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, end to end
 Place = Callable[[Layout], tuple[Vectors, Ranges]]
 
-# Seconds after a notice that a member waits for the others' parts of a checkpoint: a little less than it may stay.
+# Seconds from a notice for which a leaving member waits for the others' parts: a little less than it may stay.
 LAST_PARTS = float(os.environ.get("GPT2_TRAINING_GRACE", "25")) - 5
 NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 

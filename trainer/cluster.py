@@ -84,7 +84,7 @@ class Quorum:
 
 
 class Cluster:
-    """One member's membership. All calls but close() come from one thread."""
+    """One member's membership. All calls but close() and give_up() come from one thread."""
 
     def __init__(
         self,
@@ -119,7 +119,8 @@ class Cluster:
         self._stepped = False
         self._before: set[str] = set()  # members of the group before
         self._seen: set[str] = set()  # of all groups
-        self.missing = ""  # names of those whose work the others do now
+        self.missing = ""  # names of those that were lost and whose work the others do now
+        self._given_up = False
 
     # -- membership ------------------------------------------------------------------------------------------------
 
@@ -204,6 +205,7 @@ class Cluster:
         people = _one_of_each_server(people)
         staying = [(p, m) for p, m in people if not m.leaving]
         leaving = tuple(m for _, m in people if m.leaving)
+        self._seen -= {member.name for member in leaving}  # they were not lost
         here = [p.replica_id for p, _ in people]
         if self._identity not in here or (not self._enough(staying) and not leaving):
             return None
@@ -259,6 +261,8 @@ class Cluster:
                 group.configure(f"{store}/{key}", self._identity, rank, size, quorum_id)
             except Exception as error:
                 raise GroupFailed(first_line(error)) from error
+        if self._given_up:
+            raise GroupFailed("this machine is leaving")
         self._group, self._group_key = Group(group, rank, size, device), key
         names = {member.name for member in members}
         lost = ", ".join(sorted(self._before - names))
@@ -286,7 +290,8 @@ class Cluster:
             raise NoProgress(f"{FAILURES} groups in a row failed without a step; the last one: {names}")
 
     def give_up(self) -> None:
-        """End the group that is under way, from another thread: its methods then raise GroupFailed."""
+        """No further group, and the end of this one, from another thread: its methods then raise GroupFailed."""
+        self._given_up = True
         self._group.close()
 
     def silence(self) -> None:

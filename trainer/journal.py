@@ -83,11 +83,9 @@ class Journal:
         if writes or quorum.rank == 0:
             self.log(f"step {progress.step}: validation loss {mean:.4f}, perplexity {math.exp(min(mean, 20)):.1f}")
 
-    def notice(self, progress: Progress, attempt: int, seconds: float) -> None:
+    def notice(self, step: int, attempt: int, seconds: float) -> None:
         """A checkpoint was whole so long after this machine was told to leave."""
-        self.metrics.add(
-            Record(step=progress.step, time=time.time(), attempt=attempt, notice_seconds=seconds), leads=True
-        )
+        self.metrics.add(Record(step=step, time=time.time(), attempt=attempt, notice_seconds=seconds), leads=True)
         self.metrics.flush()
 
     def recovering(self, step: int, error: Exception, *, leads: bool) -> None:

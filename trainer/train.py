@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.batches import PIECE_TOKENS, Batches, Examples, Indices, PairBatches, Windows, pieces
+from trainer.checkpoint import LAST_PARTS, Checkpoints
 from trainer.cluster import Cluster, Quorum
 from trainer.group import GroupFailed
 from trainer.journal import Journal
@@ -89,6 +90,7 @@ class Training:
     batches: Batches | PairBatches
     validation: Windows | Examples
     cluster: Cluster
+    checkpoints: Checkpoints
     journal: Journal
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
@@ -112,7 +114,8 @@ class Training:
                 raise Stopping
             try:
                 quorum = self.cluster.quorum(self.progress.identity, self.engine.told)
-                if not quorum.enough:
+                if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
+                    self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
                     continue
                 self.leads = quorum.rank == 0
                 if not self.engine.prepare(quorum):
@@ -125,6 +128,8 @@ class Training:
                     return quorum
             except GroupFailed as error:
                 self.engine.abandon()
+                if self.stopping():  # perhaps it was this machine that gave the step up
+                    raise Stopping from error
                 self.cluster.failed()
                 self.journal.recovering(self.progress.step, error, leads=self.leads)
 
@@ -209,10 +214,18 @@ class Training:
 
         If the Lighthouse is here it stays until then: in a newer attempt the checkpoint would not count.
         """
-        attempt = self.cluster.attempt
-        written = self.engine.writes or self.cluster.leave(self.progress.identity, self.engine.told) is not None
-        self.cluster.silence()
-        if written and self.progress.step > 0 and self.engine.save(attempt, leads=self.leads, wait=True):
+        step, attempt = self.progress.step, self.cluster.attempt
+        if self.engine.writes:
+            self.cluster.silence()
+            whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
+        else:
+            quorum = self.cluster.leave(self.progress.identity, self.engine.told)
+            self.cluster.silence()
+            if quorum is None or not quorum.servers:
+                return
+            step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
+            whole = step > 0 and self.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
+        if whole:
             seconds = since_told()
-            self.journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
-            self.journal.notice(self.progress, attempt, seconds)
+            self.journal.log(f"the checkpoint of step {step} was whole {seconds:.1f} s after the notice")
+            self.journal.notice(step, attempt, seconds)

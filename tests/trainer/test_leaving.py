@@ -74,7 +74,7 @@ def test_where_meetings_are_far_apart_each_writes_a_checkpoint(tmp_path: Path, m
     run = small(tmp_path / "near", 28, **settings)
     together(run)
     assert steps(run) == {14, 28}
-    monkeypatch.setattr("trainer.parallel.outer.UNWRITTEN", 0.0)
+    monkeypatch.setattr("trainer.parallel.outer.UNWRITTEN", -1.0)
     far = small(tmp_path / "far", 28, **settings)
     together(far)
     assert far.losses() == run.losses()
@@ -113,8 +113,8 @@ def test_a_member_that_is_silent_in_the_middle_of_a_step_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is here for the Lighthouse, but its gradient never comes: that ends in a bounded time, and with a name."""
-    monkeypatch.setattr("trainer.cluster.COLLECTIVE", 2.0)
-    monkeypatch.setattr("trainer.lighthouse.JOIN_TIMEOUT", 3.0)
+    monkeypatch.setattr("trainer.cluster.COLLECTIVE", 5.0)
+    monkeypatch.setattr("trainer.lighthouse.JOIN_TIMEOUT", 5.0)
     run = small(tmp_path, FOR_EVER, cluster={"workers": 1})
     enough, gradient = threading.Event(), Training.gradient
 

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.trainer.runs import PATIENCE, ROOT, Run
 from trainer import data
+from trainer.__main__ import Supervisor
 from trainer.compute import AWAY, main
 from trainer.lease import NoProgress
 from trainer.status import update_status
@@ -237,3 +240,31 @@ def test_a_process_that_is_told_to_leave_comes_back_as_its_machine_was_not(new_r
     assert run.wait().state == "SUCCEEDED"
     assert run.machine("master-0").restarts == 1
     assert len(run.losses()) == 600
+
+
+def test_ten_outages_in_a_row_fail_a_run_and_three_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bucket is away for the last word, too: that is said as soon as it is back."""
+    run = Run(tmp_path)
+    tried: list[int] = []
+    said = iter([Unavailable("away"), Unavailable("away")])
+
+    def compute_once(self: Supervisor) -> int:
+        tried.append(1)
+        return AWAY
+
+    def update(*arguments: Any, **changes: Any) -> None:
+        for error in said:
+            raise error
+        update_status(*arguments, **changes)
+
+    monkeypatch.setattr(Supervisor, "_compute_once", compute_once)
+    monkeypatch.setattr("trainer.__main__.update_status", update)
+    monkeypatch.setattr("trainer.__main__.PAUSE", 0.001)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert Supervisor(run.storage, run.spec, "worker-0", "worker", "127.0.0.1").run() == 1
+    assert len(tried) == 10
+    status = run.status()
+    assert status is not None
+    assert (status.state, status.traceback) == ("FAILED", None)

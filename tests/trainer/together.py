@@ -100,6 +100,8 @@ def together(
         finally:
             for process in processes.values():
                 process.over = True
+        for future in futures:
+            future.result(PATIENCE)
     return {name: process.said for name, process in processes.items()}
 
 

@@ -56,7 +56,7 @@ class LocalServed(Served):
                 self._trade.push(vector)
 
         self._move(send)
-        self._wait_for_mover()
+        self._pushed()
 
 
 class LocalTraining(Training):

@@ -10,10 +10,12 @@ Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpo
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.cluster import Quorum
 from trainer.layout import Layout, Ranges
 from trainer.parallel.server import Server
 from trainer.progress import Decision, decide_meeting
@@ -23,7 +25,11 @@ OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
 
 
 class OuterServer(Server):
-    _written = -math.inf  # when a checkpoint was written last
+    _written = math.inf  # when this server last began to write a checkpoint, or started
+
+    def run(self) -> Quorum:
+        self._written = time.monotonic()
+        return super().run()
 
     @property
     def _steps(self) -> int:
@@ -37,11 +43,16 @@ class OuterServer(Server):
         self._vectors["momentum"] = self._momentum
         return self._vectors, self._ranges
 
-    def _checkpoint_due(self) -> bool:
-        """Also where meetings are far apart: until the next one trainers hear no notice that a server gets."""
-        now = time.monotonic()
-        due = super()._checkpoint_due() or now - self._written > UNWRITTEN
-        self._written = now if due else self._written
+    def _told(self) -> dict[str, Any]:
+        return {**super()._told(), "unwritten": time.monotonic() - self._written > UNWRITTEN}
+
+    def _checkpoint_due(self, quorum: Quorum) -> bool:
+        """Also where meetings are far apart: until the next one trainers hear no notice that a server gets.
+
+        By the first server's clock: all write one, or none does.
+        """
+        due = super()._checkpoint_due(quorum) or bool(quorum.servers[0].told["unwritten"])
+        self._written = time.monotonic() if due else self._written
         return due
 
     def _serve(self) -> None:

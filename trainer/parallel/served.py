@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import LAST_PARTS, Checkpoints
 from trainer.cluster import Quorum
 from trainer.group import Group, GroupFailed
 from trainer.model import Flat
@@ -38,12 +37,10 @@ class Served:
         progress: Progress,
         log: Callable[[str], None],
         told: dict[str, Any],
-        checkpoints: Checkpoints,
     ) -> None:
         """begin: puts a new run's parameters into `flat`; progress: as one starts; told: what the others must know."""
         self.progress, self._scale = Progress(step=-1), progress.scale  # the servers say where the run is
         self._spec, self._flat, self._log, self._told = spec, flat, log, told
-        self._checkpoints = checkpoints
         self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
         self._holds = -1  # lineage of the parameters that are here
         self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
@@ -79,6 +76,7 @@ class Served:
         if quorum.key != self._key:
             self._exchange = protocol.make_exchange(quorum, self._spec, self._shards, self._log)
             self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
+            self._pulled = 0.0
         first = len(quorum.trainers)  # rank of the first server
         if not protocol.filled(quorum):
             if not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
@@ -148,14 +146,19 @@ class Served:
             self.backward_begins()
         for event in self._final:
             event.set()
+        self._pushed()
+        self._pushing = False
+
+    def _pushed(self) -> None:
+        """Nothing is computed until what is on its way has arrived."""
         begun = time.monotonic()
         self._wait_for_mover()
-        self._pushing = False
         if self._first:  # what the cost model predicted for this group can be compared with
             self._first = False
             megabytes = self._shards.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
+            pull = f"pull {self._pulled:.3g} s, " if self._pulled else ""
             self._log(
-                f"measured in the group's first step, {megabytes:.3g} MB each way: pull {self._pulled:.3g} s, push"
+                f"measured in the group's first step, {megabytes:.3g} MB each way: {pull}push"
                 f" {time.monotonic() - begun:.3g} s after the last gradient"
             )
 
@@ -193,8 +196,8 @@ class Served:
     # -- the ends --------------------------------------------------------------------------------------------------
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """The servers do that. wait: for what they write when a member leaves."""
-        return wait and self._checkpoints.becomes_whole(self.progress.step, attempt, LAST_PARTS)
+        """The servers do that."""
+        return False
 
     def finish(self, quorum: Quorum) -> bool:
         """The servers have written the last checkpoint, and the model is here as they hold it."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import LAST_PARTS, Checkpoints
+from trainer.checkpoint import LAST_PARTS, Checkpoints, order
 from trainer.cluster import Cluster, Quorum
 from trainer.group import GroupFailed
 from trainer.journal import Journal
@@ -52,7 +52,8 @@ class Server:
         self._scaled = False  # is the loss (fp16)
         self._prepared = ""  # key of the group whose summed gradient is here
         self._vote: list[float] = []  # of the last step that was committed: loss, tokens, norm
-        self._saved, self._done = -1, False
+        self._saved: tuple[int, int] = (-1, 0)  # step and attempt of the newest checkpoint that it wrote its part of
+        self._done = False
         self._forget()
 
     @property
@@ -92,6 +93,8 @@ class Server:
                 else:
                     self._step(quorum)
             except GroupFailed as error:
+                if self._stopping():  # perhaps it was this machine that gave the step up
+                    raise Stopping from error
                 self._cluster.failed()
                 self._journal.recovering(self.progress.step, error, leads=self.leads)
 
@@ -109,7 +112,7 @@ class Server:
         if self._checkpoints.becomes_whole(self.progress.step, quorum.attempt, LAST_PARTS - since_told()):
             seconds = since_told()
             self._journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
-            self._journal.notice(self.progress, quorum.attempt, seconds)
+            self._journal.notice(self.progress.step, quorum.attempt, seconds)
 
     def _told(self) -> dict[str, Any]:
         return {
@@ -174,12 +177,13 @@ class Server:
         if restored is not None:
             self.progress, self._filled = restored.progress, True
             self._optimizer.updates = self.progress.updates
-            self._saved = self.progress.step
+            self._saved = order(restored.name)
             self._journal.log(f"restored the checkpoint of step {self.progress.step}")
 
     def _forget(self) -> None:
         """As a server is before it has parameters."""
-        self.progress, self._filled, self._prepared, self._saved, self._done = Progress(), False, "", -1, False
+        self.progress, self._filled, self._prepared, self._done = Progress(), False, "", False
+        self._saved = (-1, 0)
         self._make_room([])
 
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
@@ -266,10 +270,10 @@ class Server:
         self._prepared, steps = "", self._steps
         self.progress.commit(decision, key, self._scaled, steps)
         self._journal.step(quorum, self.progress, decision, waited, writes=self.leads, steps=steps)
-        if self._checkpoint_due():
+        if self._checkpoint_due(quorum):
             self._save(quorum.attempt)
 
-    def _checkpoint_due(self) -> bool:
+    def _checkpoint_due(self, quorum: Quorum) -> bool:
         return self.progress.step % self._spec.checkpoints.every == 0
 
     def _apply(self, decision: Decision) -> None:
@@ -312,7 +316,8 @@ class Server:
 
     def _save(self, attempt: int) -> None:
         """This server's part of a checkpoint of this step, once, in the background."""
-        if self._saved != self.progress.step and self._filled and self._place is not None:
+        wanted = (self.progress.step, attempt)
+        if self._saved != wanted and self._filled and self._place is not None:
             begun = self._checkpoints.save(
                 self._vectors,
                 self.progress,
@@ -323,4 +328,4 @@ class Server:
                 ranges=self._ranges,
                 before=self._journal.metrics.flush if self.leads else lambda: None,
             )
-            self._saved = self.progress.step if begun else self._saved
+            self._saved = wanted if begun else self._saved
