@@ -64,13 +64,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         action=_Run,
+        type=run_address,
         metavar="RUN",
         help="the run's id, or its address such as gs://bucket/runs/ID (default: the run that the stack declares)",
     )
 
 
+def run_address(given: str) -> tuple[str | None, str]:
+    """The bucket, if it is said, and the id: of a run's id, or its address such as gs://bucket/runs/ID.
+
+    An error of argparse's if it is neither.
+    """
+    bucket, found, run = given.rstrip("/").rpartition("/runs/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or one of a sweep's
+        raise argparse.ArgumentTypeError(f"{given}: write a run's id, or its address such as gs://bucket/runs/ID")
+    return bucket if found else None, run
+
+
 class _Run(argparse.Action):
-    """Takes an address apart, so that the rest of a script sees a bucket and an id."""
+    """Puts the parts of an address where the rest of a script looks for them."""
 
     def __call__(
         self,
@@ -79,11 +91,9 @@ class _Run(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        bucket, found, run = str(values).rstrip("/").rpartition("/runs/")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or one of a sweep's
-            parser.error(f"--run {values}: write a run's id, or its address such as gs://bucket/runs/ID")
-        namespace.run = run
-        if found:
+        assert isinstance(values, tuple)
+        bucket, namespace.run = values
+        if bucket is not None:
             namespace.bucket = bucket
 
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scripts.common import UserError, add_bucket_arguments, bucket_url, find_run, run_main
+from scripts.common import UserError, add_bucket_arguments, bucket_url, find_run, run_address, run_main
 from scripts.writing import load, model_folder
 from trainer import report, scores, sweep
 from trainer.prepared import Prepared, find
@@ -160,11 +160,10 @@ def samples_table(all_scores: Sequence[Scores]) -> Table:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def _find(options: argparse.Namespace, wanted: str | None) -> tuple[Storage, str]:
-    """The run of an id, or of an address such as gs://bucket/runs/ID."""
-    bucket, address, run = (wanted or "").rstrip("/").rpartition("/runs/")
-    storage = open_storage(bucket if address else bucket_url(options))
-    return storage, find_run(storage, run or None)
+def _find(options: argparse.Namespace, wanted: tuple[str | None, str] | None) -> tuple[Storage, str]:
+    bucket, run = wanted or (None, None)
+    storage = open_storage(bucket_url(options) if bucket is None else bucket)
+    return storage, find_run(storage, run)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -172,12 +171,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "run",
         nargs="?",
+        type=run_address,
         metavar="RUN",
         help="the run's id, or its address such as gs://bucket/runs/ID (default: the run that the stack declares)",
     )
     add_bucket_arguments(parser)
     parser.add_argument("--task", choices=get_args(Task), help="default: the evaluation.task that the run declares")
-    parser.add_argument("--compare", metavar="RUN2", help="another run, side by side; likewise an id or an address")
+    parser.add_argument(
+        "--compare", type=run_address, metavar="RUN2", help="another run, side by side; likewise an id or an address"
+    )
     parser.add_argument("--again", action="store_true", help="evaluate anew what was evaluated before")
     parser.add_argument("--json", action="store_true", help="print evaluation.json; with --compare, a list of two")
     options = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ from rich.text import Text
 from scripts.curve import loss_curve, sparkline
 from scripts.run_files import Machine, Snapshot, perplexity
 from trainer.records import State
+from trainer.settings import written
 from trainer.spec import Sweep
 from trainer.sweep import Trial, best
 
@@ -273,7 +274,7 @@ def progress_line(snapshot: Snapshot) -> str:
 def trial_line(trial: Trial, sweep: Sweep) -> str:
     """A trial that is over, in one line of a log."""
     value = "no value" if trial.value is None else f"{sweep.hyperparameter_metric_tag} {trial.value:.4f}"
-    varied = ", ".join(f"{name} {_plain(found)}" for name, found in trial.parameters.items())
+    varied = ", ".join(f"{name} {written(found)}" for name, found in trial.parameters.items())
     return f"trial {trial.number} {trial.state}: {value} with {varied}" + (f"; {trial.reason}" if trial.reason else "")
 
 
@@ -292,16 +293,12 @@ def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
     table.add_column(of.hyperparameter_metric_tag, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)
     for trial in shown:
-        cells = [_plain(trial.parameters[parameter.parameter_name]) for parameter in of.params]
+        cells = [written(trial.parameters[parameter.parameter_name]) for parameter in of.params]
         value = "–" if trial.value is None else f"{trial.value:.4f}"
         words = "best" if trial == first else trial.reason or trial.state.lower()
         style = "bold green" if trial == first else "" if trial.state == "SUCCEEDED" else "yellow"
         table.add_row(str(trial.number), *cells, value, clean(words), style=style)
     return table
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _number(trial: Snapshot) -> str:
@@ -314,7 +311,7 @@ def _varied(of: Snapshot, trial: Snapshot) -> str:
     assert of.spec.sweep is not None
     has = trial.spec.hyperparameters.to_json()
     names = [parameter.parameter_name for parameter in of.spec.sweep.params]
-    return ", ".join(f"{name} {_plain(has.get(name, 'null'))}" for name in names)
+    return ", ".join(f"{name} {written(has.get(name, 'null'))}" for name in names)
 
 
 def machine_line(machine: Machine) -> str:

@@ -24,12 +24,11 @@ from trainer.outcome import Outcome
 from trainer.prepared import find
 from trainer.records import Record
 from trainer.samples import Sample
-from trainer.settings import changes, describe, settings
+from trainer.settings import changes, describe, settings, written
 from trainer.spec import InputError, JobSpec, Role
 from trainer.storage import Storage
 from trainer.sweep import Trial
 from trainer.sweep_plot import plot
-from trainer.sweep_plot import words as parameter
 
 PAGE = Path(__file__).with_name("report.html")
 LAST_RECORDS = 10.0  # seconds that the last records of a run are waited for
@@ -146,7 +145,7 @@ def render(
             "duration": timeline.duration,
             "speed": speed,
             "metric": scores.words,
-            "value": parameter,
+            "value": written,
         },
         metric_names=scores.NAMES,
     )

@@ -20,7 +20,7 @@ def settings(spec: JobSpec) -> list[Setting]:
     found = []
 
     def add(section: str, key: str, value: Any, default: Any) -> None:
-        found.append(Setting(section, key, _words(value), value == default))
+        found.append(Setting(section, key, written(value), value == default))
 
     for role, hardware in spec.hardware.items():
         key = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}[role]
@@ -68,7 +68,8 @@ def describe(hardware: Hardware) -> str:
     return hardware.machine_type + gpus + (", Spot" if hardware.spot else "")
 
 
-def _words(value: Any) -> str:
+def written(value: object) -> str:
+    """A value as a person would write it into a stack file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)

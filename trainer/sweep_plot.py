@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.charts import HEIGHT, WIDTH
+from trainer.settings import written
 from trainer.spec import Parameter, Sweep
 from trainer.sweep import Trial, Value, best
 
@@ -57,14 +58,9 @@ def plot(sweep: Sweep, trials: list[Trial]) -> Plot | None:
             for place, height in enumerate(heights)
         )
         kind = "best" if trial == first else "whole" if trial.state == "SUCCEEDED" else "broken"
-        varied = ", ".join(f"{name} {words(value)}" for name, value in trial.parameters.items())
+        varied = ", ".join(f"{name} {written(value)}" for name, value in trial.parameters.items())
         paths.append(Path(f"trial {trial.number}: {trial.value:.4f} with {varied}", kind, points))
     return Plot(axes, paths)
-
-
-def words(value: Value) -> str:
-    """A parameter's value for people."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _axis(parameter: Parameter) -> tuple[Axis, Scale]:
@@ -72,11 +68,11 @@ def _axis(parameter: Parameter) -> tuple[Axis, Scale]:
     listed: list[Value] = [*(parameter.categorical_values or []), *(parameter.discrete_values or [])]
     if listed:
         places = {value: place / (len(listed) - 1) for place, value in enumerate(listed)}
-        return Axis(name, words(listed[-1]), words(listed[0])), lambda value: places[value]
+        return Axis(name, written(listed[-1]), written(listed[0])), lambda value: places[value]
     low, high = parameter.min_value, parameter.max_value
     assert low is not None
     assert high is not None
-    axis = Axis(name, words(high), words(low))
+    axis = Axis(name, written(high), written(low))
     if parameter.scale_type == "UNIT_LINEAR_SCALE":
         return axis, lambda value: (float(value) - low) / (high - low)
     if parameter.scale_type == "UNIT_LOG_SCALE":

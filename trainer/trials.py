@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from trainer import outcome, scores, sweep
 from trainer.manifest import NAME
 from trainer.records import Status
+from trainer.settings import written
 from trainer.spec import JobSpec
 from trainer.status import Fenced, is_over, read_spec, update_status
 from trainer.storage import Conflict, Storage, StorageError
@@ -304,6 +305,4 @@ class Trials:
 
 
 def _words(parameters: dict[str, sweep.Value]) -> str:
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in parameters.items()
-    )
+    return ", ".join(f"{name} {written(value)}" for name, value in parameters.items())

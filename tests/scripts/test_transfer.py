@@ -166,7 +166,7 @@ def test_a_sweeps_trial_has_a_model_of_its_own(tmp_path: Path, capsys: pytest.Ca
         assert download_model.main([*wanted, "--to", str(tmp_path / "to")]) == 0
     with pytest.raises(SystemExit):
         download_model.main(["--run", "gpt2-1/trials/x"])
-    assert "--run gpt2-1/trials/x: write a run's id" in capsys.readouterr().err
+    assert "--run: gpt2-1/trials/x: write a run's id" in capsys.readouterr().err
 
 
 def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
