@@ -5,7 +5,7 @@ Pure but for reading: nothing here needs the Pulumi CLI, so that scripts read a 
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,32 @@ def without_secrets(text: str) -> str:
     values = [_parsed(value) for name, value in CONFIG.get().items() if is_config_secret(name)]
     hidden = {leaf: "[secret]" for value in values for leaf in masking.leaves(value)}
     return masking.masker(hidden)(text)
+
+
+def secret_keys(root: Path = ROOT) -> list[str]:
+    """Which settings of the running program are secret, as paths; a whole key if its file does not say which part."""
+    import pulumi
+    from pulumi.runtime.config import CONFIG, is_config_secret
+
+    names = sorted(
+        name.removeprefix(f"{PROJECT}:") for name in CONFIG.get() if is_config_secret(name) and name.startswith(PROJECT)
+    )
+    try:
+        values = stack_values(pulumi.get_stack(), root)[0] if names else {}
+    except ConfigError:  # the CLI was given another file
+        values = {}
+    return [path for name in names for path in (list(_secure(values.get(name), name)) or [name])]
+
+
+def _secure(value: Any, path: str) -> Iterator[str]:
+    """Where a stack file has an encrypted value; a list as a whole."""
+    if isinstance(value, dict) and set(value) == {"secure"}:
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _secure(item, f"{path}.{key}")
+    elif isinstance(value, list) and any(list(_secure(item, path)) for item in value):
+        yield path
 
 
 def _parsed(text: str) -> Any:

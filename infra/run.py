@@ -2,7 +2,7 @@
 
 import pulumi
 
-from infra.config import StackConfig, division
+from infra.config import StackConfig, division, secret_keys
 from trainer.spec import JobSpec
 
 
@@ -17,7 +17,10 @@ class TrainingRun(pulumi.ComponentResource):
     trained_model: pulumi.Output[str]
 
     def __init__(self, config: StackConfig, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
-        super().__init__("gpt2-training:run:TrainingRun", "training", config.words(), opts)
+        words = config.words()
+        if secrets := secret_keys():  # for a later review: by then the stack file may not have them, the state does
+            words["secretKeys"] = secrets
+        super().__init__("gpt2-training:run:TrainingRun", "training", words, opts)
         if (said := division(config)) is not None:
             pulumi.log.info(said, self)
         if (sweep := config.file.sweep) is not None and sweep.max_parallel_trials > 1:

@@ -33,6 +33,7 @@ RUN = "gpt2-training:run:TrainingRun"
 PROVIDER = "pulumi:providers:"
 STACK = "pulumi:pulumi:Stack"
 GCP = ("project", "region")
+HELD_BACK = "secretKeys"  # infra/run.py: of the run's inputs, the one that is no key of the stack file
 
 
 class UnreadablePreview(Exception):
@@ -96,8 +97,13 @@ class Preview:
     def words(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The stack file's own keys and values, before and after; None: there is no run."""
         for step in self.of_type(RUN):
-            return (step.before.inputs if step.before else None), (step.after.inputs if step.after else None)
+            return _words(step.before), _words(step.after)
         return None, None
+
+    def secret_keys(self) -> set[str]:
+        """Paths of settings that the program found to be secret: of the state's, and of this preview's."""
+        states = [state for step in self.of_type(RUN) for state in (step.before, step.after) if state]
+        return {str(path) for state in states for path in state.inputs.get(HELD_BACK) or ()}
 
     def providers(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The keys of gcp: that make a difference, before and after."""
@@ -168,23 +174,36 @@ def _said(diagnostics: Iterable[Mapping[str, str]]) -> tuple[tuple[str, ...], tu
     return tuple(dict.fromkeys(said["error"])), tuple(dict.fromkeys(said["warning"]))
 
 
+def _words(run: State | None) -> dict[str, Any] | None:
+    return {key: value for key, value in run.inputs.items() if key != HELD_BACK} if run else None
+
+
 def _secrets(config: Mapping[str, str], preview: Preview) -> tuple[str, ...]:
-    """Pulumi hides a secret in the configuration, but not where our program hands it on. As they come, each once."""
+    """Pulumi hides a secret in the configuration, but not where our program hands it on. As they come, each once.
+
+    What was secret before counts too: a change that removes a key, or makes it plain, must not show what it held.
+    """
+    secrets = preview.secret_keys() | set(_hidden(config))
     found: dict[str, None] = {}
+    for words in preview.words():
+        for path, value in leaves(words or {}).items():
+            if any(path == secret or path.startswith(f"{secret}.") for secret in secrets):
+                found |= dict.fromkeys(masking.leaves(value))
+    return tuple(found)
+
+
+def _hidden(config: Mapping[str, str]) -> Iterable[str]:
+    """Paths of the settings that Pulumi hides."""
     for key, text in config.items():
         if HIDDEN not in str(text) or not key.startswith(f"{PROJECT}:"):
             continue
-        name = key.removeprefix(f"{PROJECT}:")
         try:
             hidden = json.loads(text)
         except ValueError:
             hidden = HIDDEN
-        paths = [path for path, value in leaves(hidden, name).items() if HIDDEN in str(value)]
-        for words in preview.words():
-            for path, value in leaves(words or {}).items():
-                if any(path == secret or path.startswith(f"{secret}.") for secret in paths):
-                    found |= dict.fromkeys(masking.leaves(value))
-    return tuple(found)
+        for path, value in leaves(hidden, key.removeprefix(f"{PROJECT}:")).items():
+            if HIDDEN in str(value):
+                yield path
 
 
 # Two previews that both know no state. ------------------------------------------------------------------------------

@@ -61,6 +61,26 @@ def test_what_a_sweep_ignores_is_said(stack: config.StackConfig, job: JobSpec, m
     assert line.startswith("sweep.maxParallelTrials: found 3, and ignored: ")
 
 
+def test_which_settings_are_secret_is_declared(
+    stack: config.StackConfig, job: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later review looks for it in the state. Here by whole keys, as the stack file has none of them encrypted."""
+    mocks = Seen()
+    pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=True)
+    settings = {"gpt2-training:notify": "a@example.com", "gpt2-training:launch": "1", "gcp:project": "p"}
+    pulumi.runtime.set_all_config(settings, ["gpt2-training:notify", "gcp:project"])
+    try:
+        pulumi.runtime.test(lambda: TrainingRun(stack, job).run)()
+        assert mocks.seen["TrainingRun training"]["secretKeys"] == ["notify"]
+        # The part of a key, where the stack file says which.
+        pulumi.runtime.set_all_config({"gpt2-training:limits": "{}"}, ["gpt2-training:limits"])
+        text = "config: {gpt2-training:limits: {maxHours: 1, billingAccount: {secure: x}, few: [{secure: y}]}}"
+        (stack.root / "Pulumi.local.yaml").write_text(text)
+        assert config.secret_keys(stack.root) == ["limits.billingAccount", "limits.few"]
+    finally:
+        pulumi.runtime.set_all_config({}, [])
+
+
 @pytest.mark.parametrize("preview", [False, True])
 def test_what_a_stack_declares(stack: config.StackConfig, job: JobSpec, preview: bool) -> None:
     mocks = Seen()

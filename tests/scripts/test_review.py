@@ -280,6 +280,19 @@ def test_a_secret_is_never_shown(said: Review) -> None:
     assert "| `notify` | `[secret 1]` | `[secret 2]` |" in text
 
 
+@pytest.mark.parametrize("new", [{}, {"notify": "open@example.com"}], ids=["removed", "made plain"])
+def test_a_secret_that_is_none_any_more_is_never_shown(said: Review, new: Json) -> None:
+    """The configuration of the change does not know it: the state does, from the program that made it."""
+    old = {**WORDS, "notify": "quiet@example.com", "secretKeys": ["notify"]}
+    mail = {"labels": {"email": "quiet@example.com"}}
+    channel = "gcp:monitoring/notificationChannel:NotificationChannel"
+    steps = [step("update", RUN, "training", old, {**WORDS, **new}), step("delete", channel, "mail", mail)]
+    text = said(steps, code=10)
+    assert "quiet@" not in text.replace("\u200b", "")
+    assert f"| `notify` | `[secret 1]` | `{'[secret 2]' if new else 'not set'}` |" in text
+    assert "| `secretKeys`" not in text
+
+
 @pytest.mark.parametrize(
     "secret", ["me@example.com", "tick`tock", "two  spaces", "l" * 200, 'quo"te', "line 1\nline 2"]
 )
