@@ -19,7 +19,8 @@ from pulumi_policy.proxy import UnknownValueError  # type: ignore[import-not-fou
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
 
-from policy.rules import RULES, STACK_RULES, UNKNOWN, Resource, Rule, StackRule
+from infra.review.values import UNKNOWN
+from policy.rules import RULES, STACK_RULES, Resource, Rule, StackRule
 
 # The CLI asks about a whole stack by the outputs of its resources, and a component's inputs, the stack file's words,
 # are not among them: so what each resource was declared with is kept here when it is asked about by itself.

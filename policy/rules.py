@@ -13,11 +13,11 @@ from typing import Any, Literal
 from infra.google import exposure
 from infra.google.catalog import MACHINE_TYPES
 from infra.prices import Cost, machine_cost
+from infra.review.values import UNKNOWN
 from infra.stack_file import Limits
 from trainer.spec import Hyperparameters
 
 Level = Literal["mandatory", "advisory"]
-UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # Pulumi's word for what a preview cannot know
 
 RUN = "gpt2-training:run:TrainingRun"  # its inputs are the stack file's words
 BUCKET = "gcp:storage/bucket:Bucket"
@@ -270,8 +270,8 @@ def _machine_costs(resources: Sequence[Resource]) -> Iterator[Cost]:
 
 def _machine_cost(props: dict[str, Any]) -> Cost:
     region = props.get("region") or str(props.get("zone", "")).rpartition("-")[0]
-    gpus = next(_objects(props.get("guestAccelerators")), {})
-    sizes = [disk.get("diskSizeGb", 0) for disk in _objects(props.get("disks"))]
+    gpus = next(exposure.objects(props.get("guestAccelerators")), {})
+    sizes = [disk.get("diskSizeGb", 0) for disk in exposure.objects(props.get("disks"))]
     return machine_cost(
         str(region),
         str(props.get("machineType")),
@@ -306,11 +306,3 @@ def _object(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    return (item for item in _list(value) if isinstance(item, dict))

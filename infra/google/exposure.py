@@ -59,7 +59,7 @@ def public_addresses(kind: str, inputs: Mapping[str, Any]) -> Iterator[str]:
     """What gives a thing an address on the internet: addressType, networkInterfaces.accessConfigs."""
     if kind in ADDRESSES and inputs.get("addressType") != "INTERNAL":
         yield "addressType"
-    for interface in _objects(inputs.get("networkInterfaces")):
+    for interface in objects(inputs.get("networkInterfaces")):
         for key in ("accessConfigs", "ipv6AccessConfigs"):
             if interface.get(key):
                 yield f"networkInterfaces.{key}"
@@ -76,7 +76,7 @@ def grants(kind: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, list[str
         policy = json.loads(inputs.get("policyData") or "{}")
     except (TypeError, ValueError):  # not known yet
         return
-    for binding in _objects(policy.get("bindings") if isinstance(policy, dict) else None):
+    for binding in objects(policy.get("bindings") if isinstance(policy, dict) else None):
         yield str(binding.get("role")), [str(member) for member in _list(binding.get("members"))]
 
 
@@ -95,5 +95,6 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Those of a list; nothing of what is none, as it is not known yet."""
     return (item for item in _list(value) if isinstance(item, dict))

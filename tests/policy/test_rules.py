@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from infra.review.values import UNKNOWN
 from policy import rules
-from policy.rules import UNKNOWN, Finding, Resource, check
+from policy.rules import Finding, Resource, check
 from tests.infra.google_graph import declare, make_root, read, stack_values
 
 Props = dict[str, Any]
