@@ -64,7 +64,7 @@ class Metadata:
 
 
 class Machine(Protocol):
-    """What is asked of the supervisor (trainer/__main__.py)."""
+    """What is asked of the supervisor (trainer/supervisor.py)."""
 
     grace: float
     heartbeat: float

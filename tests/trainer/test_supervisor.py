@@ -14,11 +14,11 @@ import pytest
 
 from tests.trainer.runs import PATIENCE, ROOT, Run
 from trainer import data
-from trainer.__main__ import Supervisor
 from trainer.compute import AWAY, main
 from trainer.lease import NoProgress
 from trainer.status import update_status
 from trainer.storage import StorageError, Unavailable
+from trainer.supervisor import Supervisor
 
 pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
@@ -260,8 +260,8 @@ def test_ten_outages_in_a_row_fail_a_run_and_three_do_not(
         update_status(*arguments, **changes)
 
     monkeypatch.setattr(Supervisor, "_compute_once", compute_once)
-    monkeypatch.setattr("trainer.__main__.update_status", update)
-    monkeypatch.setattr("trainer.__main__.PAUSE", 0.001)
+    monkeypatch.setattr("trainer.supervisor.update_status", update)
+    monkeypatch.setattr("trainer.supervisor.PAUSE", 0.001)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert Supervisor(run.storage, run.spec, "worker-0", "worker", "127.0.0.1").run() == 1
     assert len(tried) == 10

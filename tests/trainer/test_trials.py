@@ -1,6 +1,7 @@
 """The machine of a sweep, from trial to trial: real files and decisions, with trials that are over at once."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,13 +12,13 @@ from tests.trainer.conftest import new_run
 from tests.trainer.runs import Run
 from tests.trainer.test_sweep import RATE, declared
 from trainer import report, scores, sweep, trials
-from trainer.__main__ import Supervisor
 from trainer.outcome import read
 from trainer.records import MachineStatus, Record
 from trainer.scores import Baseline, Prediction, Scores
 from trainer.spec import JobSpec
 from trainer.status import update_status
-from trainer.storage import Storage
+from trainer.storage import Storage, Unavailable
+from trainer.supervisor import Supervisor
 from trainer.trials import Trials
 
 __all__ = ["new_run"]
@@ -183,6 +184,43 @@ def test_a_sweep_that_is_stopped_has_a_report(new_run: Callable[..., Run]) -> No
 
     assert train(run, stopped) == 0
     assert "STOPPED" in run.storage.read("runs/test-run/report.html").decode()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_notice_while_a_machine_is_made_is_heard(new_run: Callable[..., Run], number: int) -> None:
+    """The signal reaches a supervisor before the sweep listens again: of the sweep's own machine, or of a trial's."""
+    run = sweep_of(new_run, RATE)
+    asked: list[str] = []
+    made: list[str] = []
+
+    def make(job: JobSpec) -> AtOnce:
+        machine = AtOnce(run.storage, job, lambda of: asked.append(of.run) or 1.0)  # type: ignore[func-returns-value]
+        made.append(job.run)
+        if len(made) == 1 + number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return machine
+
+    assert Trials(run.storage, run.spec, "master", make).run() == 0
+    assert (len(made), asked) == (1 + number, [])
+    assert run.machine("master-0").state == "stopped"
+
+
+def test_a_trial_that_an_outage_ends_is_taken_up_again(
+    new_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = sweep_of(new_run, RATE, trials=2)
+    asked: list[str] = []
+
+    def ending(job: JobSpec) -> float:
+        asked.append(job.run)
+        if len(asked) == 1:
+            raise Unavailable("the bucket does not answer")
+        return rate(job)
+
+    assert train(run, ending) == 0
+    assert asked == [sweep.trial_id("test-run", number) for number in (1, 1, 2)]
+    assert states(run) == ["SUCCEEDED"] * 2
+    assert "(the bucket does not answer); trying again" in capsys.readouterr().out
 
 
 # -- what the sweep's folder tells -------------------------------------------------------------------------------------

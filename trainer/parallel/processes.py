@@ -68,7 +68,7 @@ class Processes:
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, RANK: str(rank), "GPT2_TRAINING_SUPERVISOR": str(os.getpid())}
         environment.pop("GPT2_TRAINING_REPORT_FD", None)  # one speaks for the machine
-        # close_fds=False: as in trainer/__main__.py, they inherit the lock that says that this machine lives
+        # close_fds=False: as in trainer/supervisor.py, they inherit the lock that says that this machine lives
         process = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, close_fds=False)
         threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
         return process
