@@ -10,6 +10,7 @@ from pathlib import Path
 
 from examples import data as examples
 from infra import config
+from infra.data_lock import lock_path
 from scripts import default_corpus
 from scripts.common import UserError, load_stack, progress_bar, run_main
 from trainer.data import check_enough, prepare
@@ -135,11 +136,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
     parser.add_argument("--stack", default="local", help="the stack whose data to prepare (default: %(default)s)")
     stack = load_stack(parser.parse_args(arguments).stack)
-    if stack.text == stack.root / default_corpus.DEFAULT and not stack.text.exists():
-        default_corpus.ensure(stack.text)
-    for name in examples.EXAMPLES:
-        if stack.text == stack.root / examples.default_path(name) and not stack.text.exists():
-            examples.ensure(name, stack.text)
+    if not stack.text.exists() and not lock_path(stack.text).exists():
+        # With a lock the text is that in the bucket: one written here could be another Python's, and must not compete.
+        if stack.text == stack.root / default_corpus.DEFAULT:
+            default_corpus.ensure(stack.text)
+        for name in examples.EXAMPLES:
+            if stack.text == stack.root / examples.default_path(name):
+                examples.ensure(name, stack.text)
     if stack.google:
         prepare_for_google(stack)
     else:

@@ -13,7 +13,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
 from infra import config
-from infra.data_lock import read_lock
+from infra.data_lock import DataLock, read_lock, write_lock
 from scripts import buckets, common, prepare_data, upload_data
 from scripts.common import UserError, stack_bucket
 from tests.scripts.google import FakeGoogle, project
@@ -244,6 +244,15 @@ def test_the_vocabulary_is_fetched_once(
     (folder / "merges.txt").write_bytes(b"")
     with pytest.raises(InputError, match="are not GPT-2's"):
         prepare_data.main(["--stack", "dev"])
+
+
+@pytest.mark.parametrize("path", ["data/default.txt", "data/sentiment.jsonl"])
+def test_a_text_with_a_lock_is_not_written(checkout: Path, path: str) -> None:
+    form = {"format": "pairs"} if path.endswith("jsonl") else {}
+    project(checkout, data={"path": path, "tokenizer": "train", "vocabularySize": 300, **form})
+    write_lock(checkout / path, DataLock(url="gs://acme/text", sha256="0" * 64, size=10**6))
+    prepare_data.main(["--stack", "dev"])
+    assert not (checkout / path).exists()
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "there is no file data/my.txt"), ("short", "is too small")])
