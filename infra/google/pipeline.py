@@ -76,22 +76,26 @@ class Pipeline(pulumi.ComponentResource):
             workload_identity_pool_id=pool.workload_identity_pool_id,
             workload_identity_pool_provider_id="github",
             oidc={"issuer_uri": ISSUER},
-            attribute_mapping={"google.subject": "assertion.sub", "attribute.repository": "assertion.repository"},
+            attribute_mapping={
+                "google.subject": "assertion.sub",  # Google wants one; GitHub has two ways to write it, so none asks
+                "attribute.repository": "assertion.repository",
+                "attribute.deployer": "assertion.repository + ':'"
+                " + ('environment' in assertion ? assertion.environment : '')",
+            },
             # GitHub signs for all of its users: without this, any repository of the world could ask.
             attribute_condition=f"assertion.repository == '{repository}'",
             opts=self._kept(f"{pools}/providers/github"),
         )
         deployer = self._account("deploy", f"deploys the stack {config.stack}")
         previewer = self._account("preview", f"previews the stack {config.stack}")
-        # The subject of a job says its environment, and then not its branch: GitHub lets jobs into the environment.
-        subject = f"subject/repo:{repository}:environment:{ENVIRONMENT}"
-        self._may_be(
-            "deployer", deployer, pulumi.Output.concat("principal://iam.googleapis.com/", pool.name, "/", subject)
-        )
-        everyone = pulumi.Output.concat(
-            "principalSet://iam.googleapis.com/", pool.name, "/attribute.repository/", repository
-        )
-        self._may_be("previewer", previewer, everyone)
+        # A job says which environment it is in: whom GitHub let into this one may deploy, whatever its branch.
+        approved = f"/attribute.deployer/{repository}:{ENVIRONMENT}"
+        for name, account, who in (
+            ("deployer", deployer, approved),
+            ("previewer", previewer, f"/attribute.repository/{repository}"),
+        ):
+            member = pulumi.Output.concat("principalSet://iam.googleapis.com/", pool.name, who)
+            self._may_be(name, account, member)
         self._deployer(deployer, role_id, [pool, provider])
         for role in PREVIEWER_ROLES:
             self._grant(f"previewer-{role.removeprefix('roles/')}", role, previewer)

@@ -35,8 +35,17 @@ def test_only_that_repository_is_let_in(graph: Graph) -> None:
     deployer, previewer = (
         logins[f"projects/my-project/serviceAccounts/gpt2-dev-{name}"] for name in ("deploy", "preview")
     )
-    assert deployer.endswith("/subject/repo:acme/models:environment:gpt2-training")
-    assert previewer.endswith("/attribute.repository/acme/models")
+    # By the claims themselves: the subject of repositories that are new, renamed or moved has ids in it.
+    assert provider.inputs["attributeMapping"] == {
+        "google.subject": "assertion.sub",
+        "attribute.repository": "assertion.repository",
+        "attribute.deployer": "assertion.repository + ':' + ('environment' in assertion ? assertion.environment : '')",
+    }
+    for member, who in (
+        (deployer, "attribute.deployer/acme/models:gpt2-training"),
+        (previewer, "attribute.repository/acme/models"),
+    ):
+        assert re.fullmatch(rf"principalSet://iam\.googleapis\.com/[^:]+/{who}", member)
 
 
 def test_what_they_may_do(graph: Graph) -> None:
