@@ -45,14 +45,14 @@ def test_every_action_is_pinned_by_its_hash() -> None:
 def test_rights_are_given_job_by_job() -> None:
     for file in FILES:
         assert yaml.safe_load(file.read_text())["permissions"] == {"contents": "read"}, file.name
-    rights = {(file, name): job.get("permissions", {}) for file, name, job in jobs()}
-    assert {key for key, given in rights.items() if "id-token" in given} == {
-        ("deploy", "up"),
-        ("destroy", "destroy"),
-        ("drift", "stacks"),
-        ("review", "review"),
+    rights = {(file, name): job["permissions"] for file, name, job in jobs() if "permissions" in job}
+    login = {"contents": "read", "id-token": "write"}
+    assert rights == {
+        ("deploy", "up"): login,
+        ("destroy", "destroy"): login,
+        ("drift", "stacks"): login,
+        ("review", "review"): {**login, "pull-requests": "write"},
     }
-    assert {key for key, given in rights.items() if set(given) - {"contents", "id-token"}} == {("review", "review")}
 
 
 def test_who_deploys_waits_for_approval_and_who_reads_does_not() -> None:
@@ -74,9 +74,12 @@ def test_a_forks_code_meets_no_credentials() -> None:
 
 
 def test_nothing_that_a_stranger_writes_is_put_into_a_script() -> None:
-    for file, name, job in jobs():
-        for step in job["steps"]:
-            assert "${{" not in step.get("run", ""), (file, name)
+    steps = [(f"{file}: {name}", step) for file, name, job in jobs() for step in job["steps"]]
+    for path in ACTIONS[len(FILES) :]:
+        steps += [(path.parent.name, step) for step in yaml.safe_load(path.read_text())["runs"]["steps"]]
+    assert "set-up" in dict(steps)
+    for where, step in steps:
+        assert "${{" not in step.get("run", ""), where
 
 
 def test_the_comment_is_found_again_by_the_reviews_mark() -> None:
