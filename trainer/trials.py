@@ -1,7 +1,7 @@
 """A machine of a sweep: it goes from trial to trial, one after the other, with the others.
 
 The master suggests, and writes each trial's job.json; every machine then takes part in that trial as in any run, by
-trainer/__main__.py's supervisor. The machine stays, its computing process is another one for each trial.
+trainer/supervisor.py. The machine stays, its computing process is another one for each trial.
 """
 
 import json
@@ -27,7 +27,7 @@ from trainer.storage import Conflict, Storage, StorageError
 from trainer.sweep import Trial
 
 if TYPE_CHECKING:
-    from trainer.__main__ import Supervisor
+    from trainer.supervisor import Supervisor
 
 POLL = 0.5  # seconds between two looks for the next trial
 LAST_LINES = 40  # of a traceback
@@ -90,6 +90,8 @@ class Trials:
         """Each supervisor takes the signals for itself; they are for the sweep."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.leave("told to leave"))
+        if self._machine.told_to_leave(0):  # since it took them
+            self.leave("told to leave")
 
     # -- from trial to trial ---------------------------------------------------------------------------------------
 
@@ -114,16 +116,15 @@ class Trials:
         """The sweep's status if it is over."""
         said = 0.0
         while (over := self.over()) is None and not self._told.is_set():
-            trial = None
             try:
                 trial = self._next()
+                if trial is not None:
+                    self._take_part(trial)
+                    continue
             except AWAY as error:
                 self.note(f"the sweep's files cannot be read or written ({error}); trying again")
             except Fenced as error:
                 self.note(f"the sweep's status cannot be written: {error}")
-            if trial is not None:
-                self._take_part(trial)
-                continue
             if time.monotonic() > said + self.heartbeat:
                 said = time.monotonic()
                 self._own.say(state="running", message="waiting for the next trial")
