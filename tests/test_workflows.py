@@ -29,7 +29,7 @@ def test_actionlint_finds_nothing() -> None:
     """With shellcheck, which is in the environment."""
     done = subprocess.run([build("actionlint"), *FILES], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
-    scripts = [ROOT / ".github" / name for name in ("changed_stacks", "comment")]
+    scripts = [ROOT / ".github" / name for name in ("changed_stacks", "comment", "stack_there")]
     script = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
     assert (script.returncode, script.stdout) == (0, "")
 
@@ -209,3 +209,92 @@ def test_a_comment_of_a_former_push_does_not_stay(tmp_path: Path) -> None:
             f"**The review failed**: what this pull request does is not known; see [the job](http://j).\n\n{MARK}"
             in failed
         )
+
+
+# -- the jobs' own scripts, with stubs of what they call ---------------------------------------------------------------
+
+# UNREADY: the stack for which prepare_data fails. SAID, CONFIG: why `pulumi stack` and `pulumi config get` fail.
+PULUMI = """#!/usr/bin/env bash
+echo "pulumi $*" >> calls
+case "$1" in
+  stack) [ -z "$SAID" ] || { echo "error: $SAID" >&2; exit 6; } ;;
+  config) [ -z "$CONFIG" ] || { echo "error: $CONFIG" >&2; exit 1; }; echo europe-west4 ;;
+esac
+"""
+PYTHON = """#!/usr/bin/env bash
+echo "python $*" >> calls
+case "$*" in
+  *prepare_data*"$UNREADY") exit 1 ;;
+  *review*) touch review.md ;;
+esac
+"""
+
+
+def ran(folder: Path, file: str, part: str, **environment: str) -> tuple[int, str, list[str]]:
+    """Exit code, output and calls of the step with that part in its script, run as GitHub does."""
+    (script,) = [
+        step["run"]
+        for name, _, job in jobs()
+        for step in job["steps"]
+        if name == file and part in step.get("run", "") and "--offline" not in step["run"]
+    ]
+    (folder / "tools").mkdir()
+    (folder / ".github").mkdir()
+    stubs = {"pulumi": PULUMI, "python": PYTHON, "docker": '#!/bin/sh\necho "docker $*" >> calls\n'}
+    stubs |= {"tools/activate": "", "tools/setup_policy": "#!/bin/sh\n", "calls": ""}
+    for name, text in stubs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / ".github" / "stack_there").symlink_to(ROOT / ".github" / "stack_there")
+    for stack in ("dev", "single"):
+        (folder / f"Pulumi.{stack}.yaml").touch()
+    given = {"PATH": f"{folder}:{os.environ['PATH']}", "UNREADY": "nothing", "SAID": "", "CONFIG": "", "BASE": "main"}
+    given |= {"GITHUB_OUTPUT": str(folder / "output"), "GITHUB_STEP_SUMMARY": str(folder / "summary"), "TOKEN": "t"}
+    command = ["bash", "-e", "-c", script]
+    done = subprocess.run(command, cwd=folder, env=given | environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr, (folder / "calls").read_text().splitlines()
+
+
+def test_a_wrong_setting_is_for_the_review_to_say(tmp_path: Path) -> None:
+    code, _, calls = ran(tmp_path, "review", "scripts.review", CHANGED="dev single", UNREADY="dev")
+    assert (code, len(calls)) == (0, 3)
+    assert calls[2].startswith("python -m scripts.review --base main ")
+
+
+def test_the_drift_of_the_next_stack_is_looked_for_all_the_same(tmp_path: Path) -> None:
+    code, _, calls = ran(tmp_path, "drift", "--refresh", STACKS="dev single", UNREADY="dev")
+    assert code == 1
+    assert [call.split()[-1] for call in calls if call.startswith("pulumi preview")] == ["single"]
+
+
+MISSING = "no stack named 'dev' found"
+
+
+@pytest.mark.parametrize(("said", "code", "previews"), [("", 0, 1), (MISSING, 0, 0), ("no credentials", 1, 0)])
+def test_policies_are_passed_over_only_for_a_stack_that_is_not_there(
+    tmp_path: Path, said: str, code: int, previews: int
+) -> None:
+    found, text, calls = ran(tmp_path, "review", "pulumi preview --policy-pack", CHANGED="dev", SAID=said)
+    assert (found, sum(call.startswith("pulumi preview") for call in calls)) == (code, previews)
+    assert said in text or "the backend has no stack dev: `pulumi stack init dev " in text
+
+
+@pytest.mark.parametrize(
+    ("said", "config", "region"),
+    [
+        ("", "", "europe-west4"),
+        ("", "configuration key 'gcp:region' not found for stack 'dev'", "us-central1"),
+        ("", "no permission", None),
+        (MISSING, "", None),
+        ("no credentials", "", None),
+    ],
+)
+def test_where_the_image_goes_is_asked_and_not_guessed(
+    tmp_path: Path, said: str, config: str, region: str | None
+) -> None:
+    code, text, calls = ran(tmp_path, "deploy", "docker login", STACK="dev", SAID=said, CONFIG=config)
+    assert (code == 0) == (region is not None)
+    assert [call.split("//")[1] for call in calls if "docker" in call] == (
+        [f"{region}-docker.pkg.dev"] if region else []
+    )
+    assert region or (said if said == "no credentials" else config or "pulumi stack init dev") in text
