@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra.imported import ALIASES, NO_TPU, Draft, ImportProblem, Node, Pool
+from infra.imported import ALIASES, NO_TPU, Draft, ImportProblem, Node, Pool, short
 from infra.stack_file import TIERS
 from trainer import sweep
 from trainer.spec import Hyperparameters, Role, Sweep
@@ -145,29 +145,30 @@ def _pools(draft: Draft, node: Node) -> list[Pool]:
     pools = []
     for name, role in ROLES.items():
         count = 1 if role == "master" else node.number(f"{name}Count", 0)
+        if not count:
+            for key in (f"{name}Type", f"{name}Config"):
+                if node.has(key):
+                    draft.note("left out", node.key(key), node.take(key), f"{name}Count is 0")
+            continue
         machine = node.text(f"{name}Type")
-        if role != "master" and count:
+        if role != "master":
             draft.note("mapped", node.key(f"{name}Count"), count, f"trainingInput.{name}Count")
         replica = node.child(f"{name}Config")
         accelerator, disk = replica.child("acceleratorConfig"), replica.child("diskConfig")
         model, number = accelerator.text("type"), accelerator.number("count", 1)
         accelerator.leave({})
-        if count:
-            if size := disk.number("bootDiskSizeGb", 0):
-                draft.disk(disk.key("bootDiskSizeGb"), size)
-            draft.arguments(replica.key("containerArgs"), replica.items("containerArgs"))
+        if size := disk.number("bootDiskSizeGb", 0):
+            draft.disk(disk.key("bootDiskSizeGb"), size)
+        draft.arguments(replica.key("containerArgs"), replica.items("containerArgs"))
         disk.leave({"bootDiskType": "machines boot from balanced persistent disks"})
         replica.leave(REPLICA_LEFT_OUT)
-        if not machine and count:
+        if not machine:
             raise ImportProblem(f"{node.key(f'{name}Type')}: missing; scaleTier CUSTOM needs it, as AI Platform did")
         if machine == "cloud_tpu":
             raise ImportProblem(f"{node.key(f'{name}Type')}: found cloud_tpu; {NO_TPU}")
-        if count:
-            model = "" if model == "ACCELERATOR_TYPE_UNSPECIFIED" else model
-            key = f"{replica.path}.acceleratorConfig" if model else ""
-            pools.append(Pool(role, count, machine, node.key(f"{name}Type"), model, number if model else 0, key))
-        elif machine:
-            draft.note("left out", node.key(f"{name}Type"), machine, f"{name}Count is 0")
+        model = "" if model == "ACCELERATOR_TYPE_UNSPECIFIED" else model
+        key = f"{replica.path}.acceleratorConfig" if model else ""
+        pools.append(Pool(role, count, machine, node.key(f"{name}Type"), model, number if model else 0, key))
     return pools
 
 
@@ -191,16 +192,28 @@ def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
 
     What this project cannot search stays a comment, and the note says why.
     """
-    tag = re.sub("[-_]", "", str(given.get("hyperparameterMetricTag", "validationLoss"))).lower()
-    if tag not in METRICS:
-        found = given["hyperparameterMetricTag"]
-        draft.note("left out", path, draft.tuning, f"the metric {found} is not measured here; kept as a comment")
+
+    def leave(why: str) -> None:
+        draft.note("left out", path, draft.tuning, f"{why}; kept as a comment")
+
+    found = str(given.get("hyperparameterMetricTag") or "")
+    metric = METRICS.get(re.sub("[-_]", "", found or "validationLoss").lower())
+    if metric is None:
+        leave(f"the metric {found} is not measured here")
         return
-    given["hyperparameterMetricTag"] = METRICS[tag]
+    given["hyperparameterMetricTag"] = metric
     given.setdefault("maxTrials", 1)  # AI Platform's default
-    if given.get("goal") == "GOAL_TYPE_UNSPECIFIED":
-        del given["goal"]
-    params = [dict(each) for each in given.get("params", []) if isinstance(each, dict)]
+    if (goal := given.pop("goal", None)) == "MAXIMIZE":
+        leave(f"goal: MAXIMIZE of {found or metric} looks for the worst model")
+        return
+    assumed = goal in (None, "", "GOAL_TYPE_UNSPECIFIED")
+    given["goal"] = "MINIMIZE" if assumed else goal
+    listed = given.get("params") or []
+    for index, each in enumerate(listed if isinstance(listed, list) else [listed]):
+        if not isinstance(each, dict):
+            leave(f"params[{index}]: found {short(each)}, must be keys and values")
+            return
+    params = [dict(each) for each in listed]
     for each in params:
         name = str(each.get("parameterName", ""))
         each["parameterName"] = to_camel(ALIASES.get(re.sub("[-_]", "", name).lower(), name))
@@ -212,14 +225,21 @@ def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        draft.note("left out", path, draft.tuning, f"{where}: {first['msg'].lower()}; kept as a comment")
+        leave(f"{where}: {first['msg'].lower()}")
         return
     wrong = sweep.problems(made, hyperparameters, trainers=1, positions=2**31)
     if wrong:
-        draft.note("left out", path, draft.tuning, f"{wrong[0]}; kept as a comment")
+        leave(wrong[0])
         return
     draft.sweep, draft.tuning = made.model_dump(mode="json", by_alias=True, exclude_unset=True), {}
     draft.note("mapped", path, f"{len(params)} parameters, {made.max_trials} trials", SWEEP)
+    tag_key, words = f"{path}.hyperparameterMetricTag", f"sweep.hyperparameterMetricTag: {metric}"
+    if not found:
+        draft.note("to fill in", tag_key, "not given", f"{words} is assumed")
+    elif found != metric:
+        draft.note("replaced", tag_key, found, f"{words}, the nearest that is measured here")
+    if assumed:
+        draft.note("to fill in", f"{path}.goal", "not given", "sweep.goal: MINIMIZE is assumed, as it is a loss")
     if made.max_parallel_trials > 1:
         draft.note(
             "replaced",

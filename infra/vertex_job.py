@@ -105,11 +105,9 @@ def _study(draft: Draft) -> None:
             given[ours] = draft.tuning[name]
     if "maxFailedTrialCount" in draft.tuning:
         draft.note("left out", "maxFailedTrialCount", draft.tuning["maxFailedTrialCount"], OWN_SEARCH)
-    for name in STOPPING:
-        if study.has(name):
-            given["enableTrialEarlyStopping"] = True
-            words = "sweep.enableTrialEarlyStopping: what is worse than the median of the trials before it stops"
-            draft.note("replaced", study.key(name), study.take(name), words)
+    stopping = {name: study.take(name) for name in STOPPING if study.has(name)}
+    if stopping:
+        given["enableTrialEarlyStopping"] = True
     parameters = [Node(draft, study.key(f"parameters[{i}]"), one) for i, one in enumerate(study.items("parameters"))]
     study.leave(STUDY_LEFT_OUT)
     if any(parameter.has("conditionalParameterSpecs") for parameter in parameters):
@@ -118,6 +116,9 @@ def _study(draft: Draft) -> None:
         return
     given["params"] = [_parameter(parameter) for parameter in parameters]
     search(draft, study.path, given)
+    for name, found in stopping.items() if draft.sweep else ():
+        words = "sweep.enableTrialEarlyStopping: what is worse than the median of the trials before it stops"
+        draft.note("replaced", study.key(name), found, words)
 
 
 def _parameter(node: Node) -> dict[str, Any]:
@@ -157,9 +158,13 @@ def _spec(draft: Draft, node: Node) -> None:
 
 
 def _pool(draft: Draft, node: Node, role: Role) -> list[Pool]:
-    machine, disk = node.child("machineSpec"), node.child("diskSpec")
     count = node.number("replicaCount", 1)
-    if count and role != "master":
+    if not count:
+        parts = ("machineSpec", "diskSpec", "containerSpec", "pythonPackageSpec")
+        node.leave(POOL_LEFT_OUT | dict.fromkeys(parts, "its replicaCount is 0"))
+        return []
+    machine, disk = node.child("machineSpec"), node.child("diskSpec")
+    if role != "master":
         words = f"trainingInput.{'workerCount' if role == 'worker' else 'parameterServerCount'}"
         draft.note("mapped", node.key("replicaCount"), count, words)
     name, model = machine.text("machineType"), machine.text("acceleratorType")
@@ -176,8 +181,6 @@ def _pool(draft: Draft, node: Node, role: Role) -> list[Pool]:
     node.leave(POOL_LEFT_OUT)
     if not name:
         raise ImportProblem(f"{machine.key('machineType')}: missing; every pool needs one")
-    if not count:
-        return []
     model = "" if model == "ACCELERATOR_TYPE_UNSPECIFIED" else model
     key = machine.key("acceleratorType")
     return [Pool(role, count, name, machine.key("machineType"), model, number if model else 0, key)]

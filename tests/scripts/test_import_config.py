@@ -241,10 +241,35 @@ def test_a_search_becomes_a_sweep(tmp_path: Path) -> None:
     assert "TPE" in words(notes, "left out")["trainingInput.hyperparameters.algorithm"]
 
 
+def test_a_searchs_metric_and_goal_are_said_where_they_are_not_the_files_own(tmp_path: Path) -> None:
+    key = "trainingInput.hyperparameters"
+    values, notes = training(tmp_path, hyperparameters={**SEARCH, "hyperparameterMetricTag": "perplexity"})
+    assert values["sweep"]["hyperparameterMetricTag"] == "validationLoss"
+    assert "validationLoss, the nearest" in words(notes, "replaced")[f"{key}.hyperparameterMetricTag"]
+    bare = {name: value for name, value in SEARCH.items() if name not in ("hyperparameterMetricTag", "goal")}
+    for given in (bare, {**bare, "goal": "GOAL_TYPE_UNSPECIFIED"}):
+        values, notes = training(tmp_path, hyperparameters=given)
+        assert values["sweep"]["goal"] == "MINIMIZE"
+        assert {f"{key}.hyperparameterMetricTag", f"{key}.goal"} <= set(words(notes, "to fill in"))
+
+
+def test_machines_of_which_there_are_none_are_said(tmp_path: Path) -> None:
+    gpu = {"acceleratorConfig": {"type": "NVIDIA_TESLA_T4", "count": 1}, "diskConfig": {"bootDiskSizeGb": 900}}
+    values, notes = training(tmp_path, workerCount=0, workerConfig=gpu)
+    assert "workerType" not in values["trainingInput"]
+    assert "machines" not in values
+    none = dict.fromkeys(("trainingInput.workerType", "trainingInput.workerConfig"), "workerCount is 0")
+    assert words(notes, "left out") == none
+    _, notes = convert(tmp_path, {"workerPoolSpecs": [pool("n1-standard-8"), pool("a2-highgpu-1g", 0)]})
+    assert words(notes, "left out") == {"workerPoolSpecs[1].machineSpec": "its replicaCount is 0"}
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         ({"hyperparameterMetricTag": "accuracy"}, "the metric accuracy is not measured here"),
+        ({"hyperparameterMetricTag": "perplexity", "goal": "MAXIMIZE"}, "MAXIMIZE of perplexity looks for the worst"),
+        ({"params": [*SEARCH["params"], "lr"]}, "params[1]: found lr, must be keys and values"),
         (
             {"params": [{**SEARCH["params"][0], "parameterName": "hidden_units"}]},
             "no hyperparameter that can be varied",
@@ -467,6 +492,7 @@ def test_a_study_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, change
     comment = [line.removeprefix("  #   ") for line in text.splitlines() if line.startswith("  #   ")]
     assert yaml.safe_load("\n".join(comment)) == {k: v for k, v in content.items() if k != "trialJobSpec"}
     assert why in words(draft.notes, "left out")["studySpec"]
+    assert not [note for note in draft.notes if "sweep." in note.words and note.state == "replaced"]
 
 
 # -- the command --------------------------------------------------------------------------------------------------
