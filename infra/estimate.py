@@ -284,6 +284,8 @@ def _notes(config: "StackConfig", one: Step, hours: Range, unpriced: Sequence[st
             f"a sweep of {config.file.sweep.max_trials} trials, each taken as the hyperparameters of the file say; what"
             " is varied may make it longer, stopping early makes it shorter"
         )
+    if (task := config.file.evaluation.task) is not None:
+        found.append(f"evaluation.task {task}: the master scores the finished model, which is not in these numbers")
     if one.measured is not None:
         found.append(one.origins["computing"] + "; that is preferred to data sheets")
     elif not config.google:

@@ -205,6 +205,11 @@ def test_whether_an_unpriced_machine_fits_is_not_known(root: Path, monkeypatch: 
     assert {one.fits for one in unpriced} == {None}
 
 
+def test_what_scoring_takes_is_said_not_to_be_in_it(root: Path) -> None:
+    said = [estimate.estimate(google(root, **keys), []).notes for keys in ({}, {"evaluation": {"task": "text"}})]
+    assert [sum("evaluation.task text" in note for note in notes) for notes in said] == [0, 1]
+
+
 def test_gpus_that_idle_are_said(root: Path) -> None:
     four = {"accelerator": {"type": "nvidia-tesla-t4", "count": 4}}
     replicas = google(root, ALONE, machines=four)
