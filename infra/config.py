@@ -39,6 +39,8 @@ EXAMPLES = {
     "sweep.params": f"params: [{sweep.EXAMPLE}]",
 }
 DEFAULT_REGION = "us-central1"
+# What stands for a secret, where not any text will do.
+SECRETS = {"notify": "secret@example.com", "limits.billingAccount": "000000-000000-000000"}
 
 
 class ConfigError(Exception):
@@ -150,7 +152,23 @@ def load(
 
 
 def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of Pulumi.<stack>.yaml as it stands there: the project's own keys, and gcp's. Raises ConfigError."""
+    """The config of Pulumi.<stack>.yaml: the project's own keys, readable(), and gcp's. Raises ConfigError."""
+    every = _settings(stack, root)
+    own = {name: _parsed(value) if isinstance(value, str) else value for name, value in _own(every, stack).items()}
+    return {name: readable(value, name) for name, value in own.items()}, _gcp(every)
+
+
+def readable(value: Any, path: str) -> Any:
+    """A setting with a word in the place of each encrypted value, whose key only Pulumi has."""
+    if isinstance(value, dict):
+        if set(value) == {"secure"}:
+            return SECRETS.get(path.removeprefix(f"{PROJECT}:"), "secret")
+        return {key: readable(item, f"{path}.{key}") for key, item in value.items()}
+    return [readable(item, path) for item in value] if isinstance(value, list) else value
+
+
+def _settings(stack: str, root: Path) -> dict[str, Any]:
+    """What stands below config: in Pulumi.<stack>.yaml. Raises ConfigError."""
     path = root / f"Pulumi.{stack}.yaml"
     stacks = {p.name.removeprefix("Pulumi.").removesuffix(".yaml"): p for p in root.glob("Pulumi.*.yaml")}
     if stack not in stacks:
@@ -162,9 +180,7 @@ def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[st
         raise ConfigError([f"{path.name} cannot be read: {line}{error.problem}"]) from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path.name} cannot be read: {' '.join(str(error).split())}"]) from None
-    every = {str(name): value for name, value in _section(path.name, content).items()}
-    own = {name: _parsed(value) if isinstance(value, str) else value for name, value in _own(every, stack).items()}
-    return own, _gcp(every)
+    return {str(name): value for name, value in _section(path.name, content).items()}
 
 
 def _section(file: str, content: Any) -> dict[Any, Any]:
@@ -237,7 +253,7 @@ def secret_keys(root: Path = ROOT) -> list[str]:
         name.removeprefix(f"{PROJECT}:") for name in CONFIG.get() if is_config_secret(name) and name.startswith(PROJECT)
     )
     try:
-        values = stack_values(pulumi.get_stack(), root)[0] if names else {}
+        values = _own(_settings(pulumi.get_stack(), root), pulumi.get_stack()) if names else {}
     except ConfigError:  # the CLI was given another file
         values = {}
     return [path for name in names for path in (list(_secure(values.get(name), name)) or [name])]

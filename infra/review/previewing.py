@@ -21,11 +21,6 @@ from infra.review.preview import Preview, UnreadablePreview, compare, parse
 PLACEHOLDER_PROJECT = "offline-review"  # where a stack file names no project of its own
 PLACEHOLDER_TEXT = 8 * 2**20  # bytes
 KEYS = ("encryptionsalt", "encryptedkey", "secretsprovider")  # of a stack file: they belong to a state that is not here
-# What stands for a secret, where not any text will do.
-SECRETS = {
-    f"{config.PROJECT}:notify": "secret@example.com",
-    f"{config.PROJECT}:limits.billingAccount": "000000-000000-000000",
-}
 PREVIEW = ("preview", "--json", "--show-sames", "--non-interactive")
 
 
@@ -158,20 +153,11 @@ def _prepare(root: Path, checkout: Path, stack: str) -> None:
         return  # the preview says it better
     for key in KEYS:
         content.pop(key, None)
-    content["config"] = {key: _readable(value, key) for key, value in settings.items()}
+    content["config"] = {key: config.readable(value, key) for key, value in settings.items()}
     if platform == "google":
         content["config"].setdefault("gcp:project", PLACEHOLDER_PROJECT)
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     _stand_in_data(root, stack)
-
-
-def _readable(value: Any, path: str) -> Any:
-    """A setting with a word in the place of each secret, whose key is not here."""
-    if isinstance(value, dict):
-        if set(value) == {"secure"}:
-            return SECRETS.get(path, "secret")
-        return {key: _readable(item, f"{path}.{key}") for key, item in value.items()}
-    return [_readable(item, path) for item in value] if isinstance(value, list) else value
 
 
 def _stand_in_data(root: Path, stack: str) -> None:

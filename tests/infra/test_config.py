@@ -429,6 +429,18 @@ def test_a_misspelt_project_name_is_not_passed_over(root: Path) -> None:
         config.from_file("local", root)
 
 
+def test_a_script_reads_a_file_with_encrypted_values(root: Path) -> None:
+    """Their key is not here: a pipeline prepares the data of such a stack."""
+    path = root / "Pulumi.local.yaml"
+    encrypted = "\n  gpt2-training:model: {size: tiny, initialize: {secure: v1:a}}\n"
+    path.write_text(re.sub(r"\n  gpt2-training:model:.*\n(    .*\n)*", encrypted, path.read_text()))
+    assert config.stack_values("local", root)[0]["model"] == {"size": "tiny", "initialize": "secret"}
+    shutil.copy(CHECKOUT / "Pulumi.dev.yaml", root)
+    with (root / "Pulumi.dev.yaml").open("a") as file:
+        file.write("\n  gcp:project: my-project\n  gpt2-training:notify: {secure: v1:b}\n")
+    assert config.from_file("dev", root).file.notify == "secret@example.com"
+
+
 def test_too_many_trainers_for_the_memory(root: Path) -> None:
     wanted = changed("trainingInput.workerCount", 900)
     wanted["trainingInput"]["hyperparameters"]["batchSize"] = 901
