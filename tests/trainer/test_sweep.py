@@ -137,7 +137,7 @@ SMALL = {
 
 @pytest.mark.slow
 def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]) -> None:
-    run = new_run(**SMALL, cluster={"workers": 1}, sweep=declared(RATE, maxTrials=3).to_json())
+    run = new_run(**SMALL, cluster={"workers": 1}, sweep=declared(RATE, maxTrials=2).to_json())
     run.start()
     run.until(lambda: (s := run.status()) and s.step >= 1, "the first trial's end")
     second = sweep.trial_id(run.spec.run, 2)
@@ -147,7 +147,7 @@ def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]
     assert run.start().wait().state == "SUCCEEDED"
 
     trials = sweep.read(run.storage, run.spec.run)
-    assert [(trial.number, trial.state, trial.step) for trial in trials] == [(n, "SUCCEEDED", 40) for n in (1, 2, 3)]
+    assert [(trial.number, trial.state, trial.step) for trial in trials] == [(n, "SUCCEEDED", 40) for n in (1, 2)]
     of = run.spec.sweep
     assert of is not None
     for number, trial in enumerate(trials):  # nothing depends on what was lost
