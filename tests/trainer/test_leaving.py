@@ -1,14 +1,17 @@
 """What becomes of a run whose machines are told to leave at an inconvenient moment, or fall silent."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.trainer.runs import Run
+from tests.trainer.runs import ROOT, Run
 from tests.trainer.together import Process, small, together
 from trainer import checkpoint, manifest
+from trainer.compute import LEFT
 from trainer.train import Training
 
 pytestmark = pytest.mark.slow
@@ -131,3 +134,29 @@ def test_a_member_that_is_silent_in_the_middle_of_a_step_is_named(
         enough.set()
 
     together(run, meanwhile=watch)
+
+
+DEAF = """
+import ctypes, os
+from trainer import compute
+
+compute.FINISH = 0.1
+process = compute.Process("worker-0")
+process.give_up = lambda: os._exit(compute.LEFT if process.stopping() else 1)
+mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+library.pthread_mutex_lock(mutex)
+print("waits", flush=True)
+library.pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_notice_is_heard_while_a_library_waits() -> None:
+    """No handler of a signal runs then: the main thread is not back in the interpreter."""
+    with subprocess.Popen([sys.executable, "-c", DEAF], cwd=ROOT, stdout=subprocess.PIPE, text=True) as deaf:
+        assert deaf.stdout is not None
+        assert deaf.stdout.readline() == "waits\n"
+        deaf.terminate()
+        try:
+            assert deaf.wait(60) == LEFT
+        finally:
+            deaf.kill()
