@@ -192,7 +192,7 @@ FSDP: dict[str, Any] = {"parallel": {"parallelism": "fsdp"}, "cluster": {"worker
 
 def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
     """All start again at the newest checkpoint, and take the steps since then with the same losses."""
-    run = new_run(**FSDP, hyperparameters={"steps": 1000}, evaluation={"every": 500}, checkpoints={"every": 50})
+    run = new_run(**FSDP, hyperparameters={"steps": 500}, evaluation={"every": 250}, checkpoints={"every": 50})
     run.start().until_step(80)
     first = run.machine("master-0").trainer_pid
     assert first is not None
@@ -200,7 +200,7 @@ def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
     second.kill()
     assert run.wait().state == "SUCCEEDED"
     assert run.machine("master-0").restarts == 1
-    assert [record.step for record in run.steps()] == list(range(1, 1001))
+    assert [record.step for record in run.steps()] == list(range(1, 501))
     assert all(record.trainers == 2 for record in run.steps())
     taken: dict[int, set[float | None]] = {}
     for record in all_records(run):
