@@ -85,6 +85,7 @@ class Journal:
 
     def notice(self, step: int, attempt: int, seconds: float) -> None:
         """A checkpoint was whole so long after this machine was told to leave."""
+        self.log(f"the checkpoint of step {step} was whole {seconds:.1f} s after the notice")
         self.metrics.add(Record(step=step, time=time.time(), attempt=attempt, notice_seconds=seconds), leads=True)
         self.metrics.flush()
 

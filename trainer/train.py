@@ -226,6 +226,4 @@ class Training:
             step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
             whole = step > 0 and self.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
         if whole:
-            seconds = since_told()
-            self.journal.log(f"the checkpoint of step {step} was whole {seconds:.1f} s after the notice")
-            self.journal.notice(step, attempt, seconds)
+            self.journal.notice(step, attempt, since_told())

@@ -110,9 +110,7 @@ class Server:
         self._save(quorum.attempt)
         self._checkpoints.wait()
         if self._checkpoints.becomes_whole(self.progress.step, quorum.attempt, LAST_PARTS - since_told()):
-            seconds = since_told()
-            self._journal.log(f"the checkpoint of step {self.progress.step} was whole {seconds:.1f} s after the notice")
-            self._journal.notice(self.progress.step, quorum.attempt, seconds)
+            self._journal.notice(self.progress.step, quorum.attempt, since_told())
 
     def _told(self) -> dict[str, Any]:
         return {
