@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,19 +28,22 @@ def marked(project: Project) -> list[psutil.Process]:
 
 
 def until_written(project: Project, machine: str) -> None:
-    """Pulumi's state says, whole, that it is creating the machine."""
+    """Pulumi's state says, whole, that it is creating the machine and has created all others: it writes no more."""
     state = Path(project.environment["PULUMI_BACKEND_URL"].removeprefix("file://")) / ".pulumi" / "stacks"
-    end = time.monotonic() + 60
+    found: dict[str, Any] = {}
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         for path in state.rglob("local.json"):
             try:
-                found = json.loads(path.read_text())["checkpoint"]["latest"]
+                found = json.loads(path.read_text())["checkpoint"]["latest"] or {}
             except (ValueError, OSError):  # it is being written
                 continue
-            if any(one["resource"]["urn"].endswith(machine) for one in found.get("pending_operations", [])):
+            pending = {one["resource"]["urn"].rpartition("::")[2] for one in found.get("pending_operations", [])}
+            made = {one["urn"].rpartition("::")[2] for one in found.get("resources", [])}
+            if pending == {machine} and made >= ALL - {machine}:
                 return
         time.sleep(0.05)
-    raise AssertionError(f"Pulumi wrote no pending operation for {machine} under {state}")
+    raise AssertionError(f"Pulumi has not come to wait for {machine} alone: {found}")
 
 
 def leave(project: Project) -> None:
@@ -202,15 +206,11 @@ def test_an_interrupted_up_can_be_repeated(project: Project) -> None:
     held = machine.lock.open("w")
     fcntl.flock(held, fcntl.LOCK_EX)  # keeps the start of worker-0 waiting
     command = ["pulumi", "up", "--yes", "--skip-preview", "--non-interactive", "--stack", "local"]
-    up = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.PIPE, text=True)
-    assert up.stdout is not None
-    for line in up.stdout:
-        if "worker-0 creating" in line:
-            break
+    up = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL)
     # Killed while it writes its state, Pulumi may leave an empty file, which is Pulumi's to mend.
     until_written(project, "worker-0")
     up.kill()
-    up.communicate()
+    up.wait()
     held.close()
     project.run("cancel", "--yes")  # Pulumi's own lock stays when it is killed
     project.up()
