@@ -6,6 +6,7 @@ The first starts the second, as in a run. It trains a tiny model on made-up rows
 import json
 import os
 import sys
+import threading
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -44,8 +45,8 @@ class Task:
     fail_at: int = -1  # the second process fails
     hang_at: int = -1  # the first process waits for the second to be killed
 
-    def start(self, *python: str) -> list[str]:
-        return [sys.executable, *python, "-m", "tests.trainer.fsdp_process", json.dumps(asdict(self))]
+    def start(self) -> list[str]:
+        return [sys.executable, "-m", "tests.trainer.fsdp_process", json.dumps(asdict(self))]
 
 
 def new_model() -> GPT2LMHeadModel:
@@ -90,7 +91,7 @@ def main(task: Task) -> int:
                 raise ValueError("a fault")
             if step == task.hang_at:
                 storage.write(f"pid-{rank}", str(os.getpid()).encode())
-                sys.stdin.read()
+                threading.Event().wait()
             inputs, targets = rows(step)
             engine.zero()
             vote = torch.zeros(3, dtype=torch.float64)

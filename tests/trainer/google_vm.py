@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 from tests.google_cloud import discovery
 from tests.google_cloud.metadata import MetadataServer, tree
 from tests.trainer.runs import ROOT, Run
+from tests.warm import Process
 from trainer.storage import open_storage
 
 PROJECT, ZONE, STACK = "my-project", "us-central1-a", "dev"
@@ -67,9 +67,9 @@ class Vm:
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_MONITORING": f"{here}/monitoring/v3/",
             "CLOUDSDK_CONFIG": str(folder / "no-gcloud"),
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
-    def start(self, run: Run) -> "subprocess.Popen[bytes]":
+    def start(self, run: Run) -> Process:
         # fmt: off
         command = [
             sys.executable, "-m", "trainer", "--bucket", run.storage.url, "--run", run.spec.run, "--name", self.name,
@@ -78,9 +78,7 @@ class Vm:
         # fmt: on
         environment = {k: v for k, v in os.environ.items() if k != "GOOGLE_APPLICATION_CREDENTIALS"}
         with self.lines.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**environment, **self.environment}, stdout=log, stderr=subprocess.STDOUT
-            )
+            self.process = Process(command, ROOT, {**environment, **self.environment}, log.fileno())
         run.machines[self.name] = self.process  # the run ends what is left
         return self.process
 

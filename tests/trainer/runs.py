@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.warm import Process
 from trainer.metrics import read_records
 from trainer.records import MachineStatus, Record, Status
 from trainer.spec import JobSpec, fingerprint
@@ -57,7 +58,7 @@ class Run:
             fields[key] = {**fields.get(key, {}), **value} if isinstance(value, dict) and key != "model" else value
         self.spec = JobSpec.model_validate(fields)
         self.write_spec()
-        self.machines: dict[str, subprocess.Popen[bytes]] = {}
+        self.machines: dict[str, Process | subprocess.Popen[bytes]] = {}
 
     def write_spec(self) -> None:
         self.storage.write(f"runs/{self.spec.run}/job.json", json.dumps(self.spec.to_json()).encode())
@@ -66,8 +67,9 @@ class Run:
         self.spec = self.spec.model_copy(update={"launch": self.spec.launch + 1})
         self.write_spec()
 
-    def start(self, *names: str) -> "Run":
-        """Start these machines, or all that the spec declares."""
+    def start(self, *names: str, forked: bool = True) -> "Run":
+        """Start these machines, or all that the spec declares; forked=False: by the command, see tests/warm.py."""
+        environment = {**os.environ, "TMPDIR": "/tmp"}
         for name, role in self.spec.cluster.machines():
             if not names or name in names:
                 # fmt: off
@@ -76,7 +78,10 @@ class Run:
                     "--name", name, "--role", role,
                 ]
                 # fmt: on
-                self.machines[name] = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": "/tmp"})
+                if forked:
+                    self.machines[name] = Process(command, ROOT, environment)
+                else:
+                    self.machines[name] = subprocess.Popen(command, cwd=ROOT, env=environment)
         return self
 
     def machine(self, name: str) -> MachineStatus:

@@ -1,7 +1,7 @@
 """FSDP in two real processes on gloo: the same training as in one, the same checkpoints, and all end together."""
 
 import json
-import subprocess
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ import torch
 from benchmarks.faults import all_records
 from tests.trainer.fsdp_process import HYPER, RUN, Task, new_model, rows
 from tests.trainer.runs import PATIENCE, ROOT, Run
+from tests.warm import Process
 from trainer.checkpoint import Checkpoints
 from trainer.compute import LEFT
 from trainer.model import Flat, make_loss
@@ -69,10 +70,17 @@ class Plain:
         checkpoints.wait()
 
 
+def ended(task: Task) -> tuple[int, str]:
+    """The first process's exit code, and what both said."""
+    with Path(task.folder, "output").open("w+") as output:
+        code = Process(task.start(), ROOT, os.environ, output.fileno()).wait(PATIENCE)
+        return code, Path(output.name).read_text()
+
+
 def run(task: Task, expected: int = 0) -> dict[str, Any]:
     """Until both processes have ended; what the first one wrote."""
-    done = subprocess.run(task.start(), cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True, check=False)
-    assert done.returncode == expected, done.stdout + done.stderr
+    code, said = ended(task)
+    assert code == expected, said
     results = [json.loads(Path(task.folder, f"result-{rank}.json").read_text()) for rank in range(2)]
     for key in ("losses", "norms", "attempt", "step"):
         assert results[0][key] == results[1][key]
@@ -159,17 +167,14 @@ def test_bf16(plain: Plain, tmp_path: Path) -> None:
 
 
 def test_a_failure_of_one_process_ends_all(tmp_path: Path) -> None:
-    done = subprocess.run(
-        Task(str(tmp_path), fail_at=2).start(), cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "ValueError: a fault" in done.stderr
+    code, said = ended(Task(str(tmp_path), fail_at=2))
+    assert code == 1
+    assert "ValueError: a fault" in said
 
 
 @pytest.mark.parametrize("killed", [1])
 def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
-    command = Task(str(tmp_path), hang_at=1).start("-u")
-    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    first = Process(Task(str(tmp_path), hang_at=1).start(), ROOT, os.environ)
     try:
         end = time.monotonic() + PATIENCE
         while not all((tmp_path / f"pid-{rank}").exists() for rank in range(2)):
@@ -192,15 +197,15 @@ FSDP: dict[str, Any] = {"parallel": {"parallelism": "fsdp"}, "cluster": {"worker
 
 def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
     """All start again at the newest checkpoint, and take the steps since then with the same losses."""
-    run = new_run(**FSDP, hyperparameters={"steps": 500}, evaluation={"every": 250}, checkpoints={"every": 50})
-    run.start().until_step(80)
+    run = new_run(**FSDP, hyperparameters={"steps": 150}, evaluation={"every": 75}, checkpoints={"every": 25})
+    run.start().until_step(30)
     first = run.machine("master-0").trainer_pid
     assert first is not None
     (second,) = psutil.Process(first).children()
     second.kill()
     assert run.wait().state == "SUCCEEDED"
     assert run.machine("master-0").restarts == 1
-    assert [record.step for record in run.steps()] == list(range(1, 501))
+    assert [record.step for record in run.steps()] == list(range(1, 151))
     assert all(record.trainers == 2 for record in run.steps())
     taken: dict[int, set[float | None]] = {}
     for record in all_records(run):

@@ -1,0 +1,179 @@
+"""Python programs that start at once: forked from a server that has imported the large libraries.
+
+`python -m trainer` spends ten seconds of a core on importing torch and transformers, and the suite starts it hundreds
+of times. What is started here is a process of its own as any other: with its own environment and descriptors, killed
+and waited for, and so are the Python programs that it starts. Only `exec` is left out. Some tests start the command
+itself, as a machine does: tests/trainer/test_run.py, tests/infra, tests/google_cloud, tests/image.
+"""
+
+import contextlib
+import functools
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver, reduction
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Of what trainer/ needs, what takes long. Not trainer/ itself, which each process imports anew, and not Google's, which
+# looks for a metadata server when it is imported.
+LIBRARIES = [
+    "torch", "torch.distributed.fsdp", "torch.distributed.device_mesh", "torchft.coordination", "safetensors.torch",
+    "transformers.models.gpt2.modeling_gpt2", "peft",
+]  # fmt: skip
+# What libraries read while they are imported; as trainer/supervisor.py sets it.
+SETTINGS = {
+    "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}  # fmt: skip
+
+
+class Process:
+    """`[sys.executable, "-m", module, ...]`, with the methods of subprocess.Popen; stdout and stderr go to `output`."""
+
+    def __init__(self, command: list[str], cwd: Path, environment: Mapping[str, str], output: int = 1) -> None:
+        given = (command, str(cwd), dict(environment), _Descriptor(output))
+        self._process = _server().Process(target=_program, args=given, daemon=True)
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.returncode
+        if code is None:
+            raise subprocess.TimeoutExpired("a process of a test", timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def _server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    before = dict(os.environ)
+    os.environ.update(SETTINGS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+class _Descriptor:
+    """An open file's number, which is another one in the process that receives it."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
+        return _detached, (reduction.DupFd(self._number),)
+
+
+def _detached(duplicate: Any) -> int:
+    return int(duplicate.detach())
+
+
+# -- in the new process ------------------------------------------------------------------------------------------------
+
+
+def _program(command: list[str], cwd: str, environment: dict[str, str], output: int) -> NoReturn:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    subprocess._USE_POSIX_SPAWN = False  # type: ignore[attr-defined]
+    subprocess._fork_exec = functools.partial(_fork, subprocess._fork_exec)  # type: ignore[attr-defined]
+    _become(command)
+
+
+def _become(command: list[str]) -> NoReturn:
+    """The program that the command says, to its end."""
+    gc.freeze()  # what was there before is never collected: it would close descriptors that are somebody else's now
+    sys.orig_argv, sys.argv = list(command), [sys.executable, *command[command.index("-m") + 2 :]]
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        at_once = number == 2 or "PYTHONUNBUFFERED" in os.environ
+        setattr(sys, name, open(number, "w", 1 if at_once else -1, closefd=False, errors="backslashreplace"))  # noqa: SIM115
+    code = 0
+    try:
+        runpy.run_module(command[command.index("-m") + 1], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: bool, keep: Any, *others: Any) -> int:
+    """In the place of _posixsubprocess.fork_exec: Python's programs are forked, others are started as ever."""
+    if args[0] != sys.executable or "-m" not in args:
+        return really(args, executables, close, keep, *others)
+    cwd, environment, reading, _, _, writing, _, errors, _, failed, _, new_session = others[:12]
+    child = os.fork()
+    if child:
+        return child
+    try:
+        for descriptor, standard in ((reading, 0), (writing, 1), (errors, 2)):
+            if descriptor >= 0:
+                os.dup2(descriptor, standard)
+        for descriptor in list(_open_descriptors()):
+            kept = descriptor in keep or (not close and os.get_inheritable(descriptor))
+            if descriptor > 2 and (not kept or descriptor == failed):
+                os.close(descriptor)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        if new_session:
+            os.setsid()
+        if cwd is not None:
+            os.chdir(cwd)
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(os.fsdecode(entry).split("=", 1) for entry in environment)
+        _become([os.fsdecode(word) for word in args])
+    except BaseException:
+        traceback.print_exc()
+    os._exit(255)
+
+
+def _open_descriptors() -> Iterator[int]:
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            yield int(name)
