@@ -19,6 +19,7 @@ from google.cloud import storage as gcs
 from tests.gcs import Faults, failing_proxy, fake_gcs_server
 from tests.trainer.google_vm import into_bucket
 from tests.trainer.runs import ROOT, Run
+from tests.warm import Process
 from trainer.records import FINAL_STATES, MachineStatus
 
 PATIENCE = 180.0  # seconds for a run to go on, or to end
@@ -81,8 +82,11 @@ def storages(folder: Path) -> Iterator[Storages]:
 class Machines:
     """The machines of a run, and all that can happen to them."""
 
-    def __init__(self, folder: Path, setup: Setup, storages: Storages | None = None, steps: int = 0) -> None:
-        steps = steps or setup.steps
+    def __init__(
+        self, folder: Path, setup: Setup, storages: Storages | None = None, steps: int = 0, *, forked: bool = False
+    ) -> None:
+        """forked: their processes start as tests/warm.py says, in a moment."""
+        steps, self._forked = steps or setup.steps, forked
         self.folder, self.setup, self._storages = folder, setup, storages
         self.run = Run(
             folder / "bucket",
@@ -103,7 +107,7 @@ class Machines:
         self.names = [name for name, _ in self.run.spec.cluster.machines()]
         self._roles = dict(self.run.spec.cluster.machines())
         self._places = dict.fromkeys(self.names, 1)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process | subprocess.Popen[bytes]] = {}
         self.ended: list[str] = []  # machines that ended by themselves and should not have
 
     def start(self, name: str) -> None:
@@ -117,7 +121,10 @@ class Machines:
         if self._storages is not None:
             environment["STORAGE_EMULATOR_HOST"] = f"http://{self._storages.failing}"
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            if self._forked:
+                self.processes[name] = Process(command, ROOT, environment, log.fileno())
+            else:
+                self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
     def machine(self, name: str) -> MachineStatus | None:
         try:

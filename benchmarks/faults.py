@@ -160,6 +160,7 @@ class Benchmark:
     console: Console
     but: Collection[str] = ()  # kinds of faults that do not happen
     hurry: float = 0.2  # how often the next fault comes before all are back
+    forked: bool = False  # see Machines
     calm: dict[tuple[int, int, int], Run] = field(default_factory=dict)
 
     def undisturbed(self, setup: Setup, steps: int) -> Run:
@@ -168,7 +169,9 @@ class Benchmark:
         key = (trainers, min(setup.servers, 1) if trainers > 1 else 0, steps)
         if key not in self.calm:
             calm = Setup(trainers, key[1], least=trainers)
-            machines = Machines(self.folder / f"calm-{'-'.join(map(str, key))}", calm, self.storages, steps)
+            machines = Machines(
+                self.folder / f"calm-{'-'.join(map(str, key))}", calm, self.storages, steps, forked=self.forked
+            )
             try:
                 for name in machines.names:
                     machines.start(name)
@@ -184,7 +187,7 @@ class Benchmark:
         """One run with at most so many faults."""
         begun, chance = time.monotonic(), random.Random(f"{self.seed}/{number}")  # noqa: S311
         calm = self.undisturbed(setup, steps or setup.steps)
-        machines = Machines(self.folder / f"run-{number}", setup, self.storages, steps)
+        machines = Machines(self.folder / f"run-{number}", setup, self.storages, steps, forked=self.forked)
         faults: list[Fault] = []
         try:
             wrong = []

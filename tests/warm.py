@@ -108,8 +108,8 @@ def _program(command: list[str], cwd: str, environment: dict[str, str], output: 
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    subprocess._USE_POSIX_SPAWN = False  # type: ignore[attr-defined]
-    subprocess._fork_exec = functools.partial(_fork, subprocess._fork_exec)  # type: ignore[attr-defined]
+    vars(subprocess)["_USE_POSIX_SPAWN"] = False
+    vars(subprocess)["_fork_exec"] = functools.partial(_fork, vars(subprocess)["_fork_exec"])
     _become(command)
 
 
@@ -165,7 +165,8 @@ def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: 
             os.chdir(cwd)
         if environment is not None:
             os.environ.clear()
-            os.environ.update(os.fsdecode(entry).split("=", 1) for entry in environment)
+            for name, _, value in (os.fsdecode(entry).partition("=") for entry in environment):
+                os.environ[name] = value
         _become([os.fsdecode(word) for word in args])
     except BaseException:
         traceback.print_exc()

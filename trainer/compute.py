@@ -7,6 +7,7 @@ bucket or the other members were out of reach, which is no failure of the progra
 
 import argparse
 import ctypes
+import gc
 import json
 import math
 import os
@@ -225,6 +226,7 @@ def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) 
 def _take_part(
     process: Process, storage: Storage, spec: JobSpec, address: str, make: "Callable[[Parts], Member]"
 ) -> int:
+    gc.disable()  # a sixth of the time that torch and transformers take to import would go to looking for garbage
     import torch
 
     from trainer.lighthouse import Stopping
@@ -235,6 +237,8 @@ def _take_part(
     member = make(parts)
     begun = time.monotonic()
     member.prepare()
+    gc.freeze()  # all that stays: it is not looked through again while there are steps to take
+    gc.enable()
     process.report("joining the cluster")
     process.give_up = cluster.give_up
     code = 0

@@ -8,7 +8,7 @@ import pytest
 
 from .life import GROUP, Life, no_violations
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 def watched(run: Life, words: str) -> str:

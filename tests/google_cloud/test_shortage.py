@@ -6,7 +6,7 @@ import pytest
 
 from .life import GROUP, Life
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 def test_up_warns_and_goes_on(life: Callable[..., Life]) -> None:

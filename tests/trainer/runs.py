@@ -18,6 +18,7 @@ from trainer.status import read_status
 from trainer.storage import Storage, open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = 300  # of a run, where a test says nothing else
 PATIENCE = 300.0  # seconds for anything to happen on a busy machine with two slow cores
 
 
@@ -46,11 +47,11 @@ class Run:
             "fingerprint": mark,
             "code": "test",
             "hyperparameters": {
-                "learningRate": 0.01, "batchSize": 8, "sequenceLength": 32, "steps": 600, "warmupSteps": 20,
+                "learningRate": 0.01, "batchSize": 8, "sequenceLength": 32, "steps": STEPS, "warmupSteps": 20,
                 "microBatchSize": 4,
             },
-            "evaluation": {"every": 300, "sequences": 32},
-            "checkpoints": {"every": 100},
+            "evaluation": {"every": STEPS // 2, "sequences": 32},
+            "checkpoints": {"every": STEPS // 6},
             "parallel": {},
             "cluster": {"workers": 0, "threads": 1},
         }  # fmt: skip

@@ -20,12 +20,12 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
     folder = tmp_path_factory.mktemp("faults")
     try:
         with storages(folder) as storage:
-            yield Benchmark(folder, 1, storage, Console(), but=[LONG], hurry=0.8)
+            yield Benchmark(folder, 1, storage, Console(), but=[LONG], hurry=0.8, forked=True)
     except ToolError as error:
         pytest.skip(f"no fake-gcs-server: {error}")
 
 
-# Run, machines, faults: those among the seed's runs in which few processes start again, which takes seconds each.
+# Run, machines, faults: those among the seed's runs in which few processes start again.
 RUNS = [
     (46, Setup(trainers=2, servers=2, least=2), 8),
     (906, Setup(trainers=2, servers=0, least=1), 8),
@@ -44,7 +44,7 @@ def test_a_run_with_random_faults_ends_as_if_there_were_none(
 
 def test_a_machine_whose_disk_is_full_goes_on_and_is_heard_of_again(tmp_path: Path) -> None:
     """Also its log cannot be written, which had silenced the supervisor for good."""
-    machines = Machines(tmp_path, Setup(trainers=1, servers=0, least=1), steps=100_000)
+    machines = Machines(tmp_path, Setup(trainers=1, servers=0, least=1), steps=100_000, forked=True)
     try:
         machines.start("master-0")
         machines.run.until(machines.steps, "the first step")

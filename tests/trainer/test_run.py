@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from tests.trainer.runs import Run
+from tests.trainer.runs import STEPS, Run
 from trainer import manifest
 from trainer.batches import Windows
 from trainer.checkpoint import Checkpoints
@@ -27,10 +27,10 @@ NewRun = Callable[..., Run]
 def test_a_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> None:
     status = undisturbed.status()
     assert status is not None
-    assert (status.state, status.step, status.attempt) == ("SUCCEEDED", 600, 1)
+    assert (status.state, status.step, status.attempt) == ("SUCCEEDED", STEPS, 1)
     assert status.started is not None
     assert status.finished is not None
-    assert len(undisturbed.losses()) == 600
+    assert len(undisturbed.losses()) == STEPS
     first, last = undisturbed.validation()
     assert last < first < 4.0  # 257 tokens: 5.5 nats before training
 
@@ -71,13 +71,13 @@ def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRu
 def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> None:
     """Stopped, it saves its last step; killed, it takes the steps since its newest checkpoint again."""
     run = new_run()
-    run.start().until_step(150)
+    run.start().until_step(75)
     run.machines["master-0"].send_signal(signal.SIGTERM)
     stopped = run.wait()
     assert stopped.state == "RUNNING"  # nobody ended it: it only has no machine
-    assert stopped.step < 600
+    assert stopped.step < STEPS
     assert run.machine("master-0").state == "stopped"
-    run.start().until_step(stopped.step + 50)
+    run.start().until_step(stopped.step + 25)
     killed = run.machine("master-0").trainer_pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_
 
 def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
     run = new_run()
-    run.start().until_step(250)
+    run.start().until_step(120)
     run.machines["master-0"].send_signal(signal.SIGTERM)
     run.wait()
     folders = sorted({e.path.rsplit("/", 1)[0] for e in run.storage.list("runs/test-run/checkpoints")})
@@ -106,8 +106,8 @@ def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> N
 
 
 def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
-    settings = {"optimizer": "sgd", "dropout": 0.1, "steps": 300}
-    calm, run = new_run(hyperparameters=settings), new_run(hyperparameters=settings, checkpoints={"every": 50})
+    settings = {"optimizer": "sgd", "dropout": 0.1}
+    calm, run = new_run(hyperparameters=settings), new_run(hyperparameters=settings)
     assert calm.start().wait().state == "SUCCEEDED"
     run.start().until_step(60)
     run.machines["master-0"].send_signal(signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_a_run_that_lost_its_machine_at_the_very_end_writes_its_model(undisturbe
     shutil.rmtree(run.folder / "runs/test-run/model")
     run.storage.delete("runs/test-run/status.json")
     status = run.start().wait()
-    assert (status.state, status.step, status.attempt) == ("SUCCEEDED", 600, 2)
+    assert (status.state, status.step, status.attempt) == ("SUCCEEDED", STEPS, 2)
     card = run.storage.read("runs/test-run/model/README.md").decode()
     assert f"validation loss | {undisturbed.validation()[-1]:.4f} nats" in card
     assert exported_loss(run) == pytest.approx(undisturbed.validation()[-1], abs=1e-4)

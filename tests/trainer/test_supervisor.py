@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.trainer.runs import PATIENCE, ROOT, Run
+from tests.trainer.runs import PATIENCE, ROOT, STEPS, Run
 from trainer import data
 from trainer.compute import AWAY, main
 from trainer.lease import NoProgress
@@ -239,7 +239,7 @@ def test_a_process_that_is_told_to_leave_comes_back_as_its_machine_was_not(new_r
     os.kill(compute(run, "master-0"), signal.SIGTERM)
     assert run.wait().state == "SUCCEEDED"
     assert run.machine("master-0").restarts == 1
-    assert len(run.losses()) == 600
+    assert len(run.losses()) == STEPS
 
 
 def test_ten_outages_in_a_row_fail_a_run_and_three_do_not(
