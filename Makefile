@@ -51,7 +51,7 @@ destroy: stack-file setup ## end the run's machines; models and data stay
 	@$(ACTIVATE) && $(SELECT) && pulumi destroy $(RUN)
 
 test: setup ## all tests, two at a time, each file's in their order
-	@$(ACTIVATE) && python -m pytest -n 2 --dist loadfile
+	@$(ACTIVATE) && python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## the tests that take a second each
 	@$(ACTIVATE) && python -m pytest -m "not slow"

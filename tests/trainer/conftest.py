@@ -30,10 +30,10 @@ def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """One trainer, no faults, started by the command: what the others are compared with."""
+    """One trainer, no faults: what the others are compared with."""
     run = Run(tmp_path_factory.mktemp("undisturbed"))
     try:
-        assert run.start(forked=False).wait().state == "SUCCEEDED"
+        assert run.start().wait().state == "SUCCEEDED"
         yield run
     finally:
         run.end()

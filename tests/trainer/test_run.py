@@ -152,7 +152,7 @@ def test_a_run_that_lost_its_machine_at_the_very_end_writes_its_model(undisturbe
     shutil.copytree(undisturbed.folder, run.folder, dirs_exist_ok=True)
     shutil.rmtree(run.folder / "runs/test-run/model")
     run.storage.delete("runs/test-run/status.json")
-    status = run.start().wait()
+    status = run.start(forked=False).wait()
     assert (status.state, status.step, status.attempt) == ("SUCCEEDED", STEPS, 2)
     card = run.storage.read("runs/test-run/model/README.md").decode()
     assert f"validation loss | {undisturbed.validation()[-1]:.4f} nats" in card
