@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -209,9 +210,14 @@ def test_an_interrupted_up_can_be_repeated(project: Project) -> None:
     up = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL)
     # Killed while it writes its state, Pulumi may leave an empty file, which is Pulumi's to mend.
     until_written(project, "worker-0")
+    below = psutil.Process(up.pid).children(recursive=True)
+    plugins = [process for process in below if os.getsid(process.pid) == os.getsid(up.pid)]  # and no machines
     up.kill()
     up.wait()
     held.close()
+    for plugin in plugins:  # they would wait for it for ever
+        with suppress(psutil.NoSuchProcess):
+            plugin.kill()
     project.run("cancel", "--yes")  # Pulumi's own lock stays when it is killed
     project.up()
     assert project.living() == ALL
