@@ -4,13 +4,14 @@ import pulumi
 
 from infra import config
 from infra.estimate import outputs
+from infra.job import job_spec
 from infra.run import TrainingRun
 from trainer.spec import InputError
 from trainer.storage import StorageError
 
 try:
     stack = config.from_pulumi()
-    job = config.job_spec(stack)
+    job = job_spec(stack)
     estimated = outputs(stack)
     training = TrainingRun(stack, job)
 except (config.ConfigError, InputError, StorageError) as error:
