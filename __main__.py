@@ -6,6 +6,7 @@ import pulumi
 
 from infra import config
 from infra.estimate import outputs
+from infra.job import job_spec
 from infra.run import TrainingRun
 from trainer.spec import InputError
 from trainer.storage import StorageError
@@ -15,7 +16,7 @@ gc.disable()
 
 try:
     stack = config.from_pulumi()
-    job = config.job_spec(stack)
+    job = job_spec(stack)
     estimated = outputs(stack)
     training = TrainingRun(stack, job)
 except (config.ConfigError, InputError, StorageError) as error:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra import config
+from infra.job import job_spec
 from infra.local import processes
 from trainer.metrics import read_records
 from trainer.status import read_status
@@ -62,7 +63,7 @@ def pulumi(folder: Path, state: Path, *arguments: str) -> float:
 def first_step(folder: Path, begun: float) -> float:
     """Seconds from `begun` (time.time) to the end of the run's first step. Waits for it."""
     stack = config.from_file("local", folder)
-    storage, run = open_storage(stack.bucket), config.job_spec(stack).run
+    storage, run = open_storage(stack.bucket), job_spec(stack).run
     while not (records := read_records(storage, run)):
         status = read_status(storage, run)
         if status is not None and status.state == "FAILED":

@@ -2,7 +2,8 @@
 
 import pulumi
 
-from infra.config import StackConfig, division, secret_keys
+from infra.config import StackConfig, secret_keys
+from infra.job import division
 from trainer.spec import JobSpec
 
 

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.config import ConfigError, StackConfig, job_spec
+from infra.config import ConfigError, StackConfig
 from infra.google import rules
 from infra.google.offers import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, Limits, check_quotas
+from infra.job import job_spec
 from scripts.common import google_stack, run_main
 from trainer.google_api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 from trainer.spec import InputError

@@ -11,6 +11,7 @@ from pathlib import Path
 from examples import data as examples
 from infra import config
 from infra.data_lock import lock_path
+from infra.job import job_spec
 from scripts import default_corpus
 from scripts.common import UserError, load_stack, progress_bar, run_main
 from trainer.data import check_enough, prepare
@@ -36,7 +37,7 @@ def _steps(advance: Progress) -> Callable[[int, int], None]:
 def declared(stack: config.StackConfig) -> JobSpec:
     """The run that a stack declares. Raises UserError with all that is in its way here, one line each."""
     try:
-        return config.job_spec(stack)
+        return job_spec(stack)
     except config.ConfigError as error:
         raise UserError(str(error)) from None
 

@@ -12,6 +12,7 @@ import pytest
 from examples import data
 from infra import config
 from infra.config import ConfigError
+from infra.job import job_spec
 from infra.stack_file import data_format
 from tests.trainer.conftest import new_run
 from tests.trainer.runs import ROOT, Run
@@ -115,7 +116,7 @@ def checkout(folder: Path, name: str) -> Path:
 
 
 def declared(folder: Path, name: str) -> JobSpec:
-    return config.job_spec(config.from_file(name, checkout(folder, name)))
+    return job_spec(config.from_file(name, checkout(folder, name)))
 
 
 @pytest.mark.parametrize("name", ["text", *data.EXAMPLES])

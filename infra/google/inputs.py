@@ -14,7 +14,8 @@ from infra.stack_file import data_format
 from trainer import spec
 
 if TYPE_CHECKING:
-    from infra.config import Placed, StackConfig
+    from infra.config import StackConfig
+    from infra.job import Placed
 
 LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies what is declared as an object
 VOCABULARY = Path("data/gpt2-vocabulary")  # where scripts.prepare_data puts GPT-2's
@@ -70,7 +71,7 @@ def vocabulary_folder(config: "StackConfig") -> Path | None:
 
 def place(config: "StackConfig") -> "Placed":
     """Where the machines find what a run starts from, after input_problems() found nothing."""
-    from infra.config import Placed
+    from infra.job import Placed
 
     lock = read_lock(config.text)
     fingerprint = lock.fingerprint if lock else spec.fingerprint(config.text)

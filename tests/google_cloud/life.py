@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from infra import config
+from infra.job import job_spec
 from tests.google_cloud.conftest import StandIn, wait_for
 from tests.trainer.runs import text
 from trainer.records import Status
@@ -51,7 +52,7 @@ class Life:
         return open_storage(config.bucket_of("dev", self.root))
 
     def job(self) -> JobSpec:
-        return config.job_spec(config.from_file("dev", self.root))
+        return job_spec(config.from_file("dev", self.root))
 
     def status(self, run: str = "") -> Status | None:
         return read_status(self.storage, run or self.job().run)

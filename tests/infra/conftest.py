@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from infra import config
+from infra.job import job_spec
 from infra.local import processes
 from trainer.records import Status
 from trainer.spec import JobSpec
@@ -78,7 +79,7 @@ class Project:
         return self.root / "artifacts" / "local"
 
     def job(self) -> JobSpec:
-        return config.job_spec(config.from_file("local", self.root))
+        return job_spec(config.from_file("local", self.root))
 
     def machine(self, name: str) -> processes.Machine:
         return processes.Machine(self.bucket, self.job().run, name)

@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from pulumi.runtime.mocks import MockMonitor
 
 from infra import config
+from infra.job import job_spec
 from infra.run import TrainingRun
 from trainer.spec import JobSpec
 
@@ -112,7 +113,7 @@ class _Monitor(MockMonitor):
 
 def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph, JobSpec]:
     """Runs the program. Raises ConfigError as the program does."""
-    job = config.job_spec(stack)
+    job = job_spec(stack)
     graph = Graph()
     pulumi.runtime.set_mocks(
         _Mocks(), project="gpt2-training", stack=stack.stack, preview=preview, monitor=_Monitor(graph)

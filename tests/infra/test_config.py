@@ -16,6 +16,7 @@ import yaml
 
 from infra import config, plain_yaml
 from infra.config import ConfigError
+from infra.job import division, job_spec
 from trainer import spec
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def give_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int]
 
 def problems(everything: dict[str, Any], root: Path) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.job_spec(config.load(everything, "local", root))
+        job_spec(config.load(everything, "local", root))
     assert str(caught.value) == "\n".join(caught.value.problems)
     return caught.value.problems
 
@@ -177,7 +178,7 @@ def test_texts_that_cannot_be_trained_on(root: Path, content: bytes, said: str) 
 @pytest.mark.parametrize("shift", range(4))
 def test_a_character_on_the_border_of_what_is_looked_at_is_no_error(root: Path, shift: int) -> None:
     (root / "data" / "default.txt").write_bytes(b"x" * shift + "🙂".encode() * 300_000)
-    assert config.job_spec(config.load(values(), "local", root))
+    assert job_spec(config.load(values(), "local", root))
 
 
 def test_a_missing_default_text_says_what_makes_it(root: Path) -> None:
@@ -200,10 +201,10 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"checkpoints\.keep: 6 checkpoints, .* need 8\.5 GB", line)
     (root / "artifacts/local/runs").mkdir(parents=True)
     monkeypatch.undo()
-    run = config.job_spec(config.load(everything, "local", root)).run
+    run = job_spec(config.load(everything, "local", root)).run
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
     (root / "artifacts/local/runs" / run).mkdir()
-    assert config.job_spec(config.load(everything, "local", root)).run == run  # it was let in before
+    assert job_spec(config.load(everything, "local", root)).run == run  # it was let in before
 
 
 def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,7 @@ def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.M
         assert line.endswith("use 0")
     alone = changed("trainingInput.workerCount", 0)
     alone["trainingInput"]["parameterServerCount"] = 0
-    config.job_spec(config.load(alone, "local", root))
+    job_spec(config.load(alone, "local", root))
 
 
 def test_stacks_that_are_not_there(root: Path) -> None:
@@ -270,19 +271,19 @@ def test_a_program_without_configuration_is_one_line(monkeypatch: pytest.MonkeyP
 
 def test_the_committed_stack_file(root: Path) -> None:
     read = config.from_file("local", root)
-    job = config.job_spec(read, cores=8)
+    job = job_spec(read, cores=8)
     assert job.run.startswith("gpt2-4x128-")
     assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker"), ("ps-0", "ps")]
     assert job.cluster.threads == 4  # servers compute while trainers wait, and get no cores of their own
     assert job.data.path == f"data/{spec.fingerprint(root / 'data/default.txt')}/default.txt"
     assert read.words() == values()
-    assert config.division(read) is None
+    assert division(read) is None
     assert spec.JobSpec.model_validate(job.to_json()) == job
 
 
 def test_what_changes_the_run_and_what_does_not(root: Path) -> None:
     def run(path: str, value: Any) -> str:
-        return config.job_spec(config.load(changed(path, value), "local", root)).run
+        return job_spec(config.load(changed(path, value), "local", root)).run
 
     same = run("launch", 1)
     assert {run("launch", 2), run("trainingInput.workerCount", "3"), run("checkpoints.every", 10)} == {same}
@@ -367,7 +368,7 @@ def test_ways_to_share_the_work_that_do_not_fit(root: Path, everything: dict[str
 def test_ways_to_share_the_work_that_fit(root: Path) -> None:
     everything = shared({}, plan="hierarchical", wire="bf16", synchronization="local", every=50)
     everything["checkpoints"] = {"every": 250, "keepEvery": 500}
-    job = config.job_spec(config.load(everything, "local", root))
+    job = job_spec(config.load(everything, "local", root))
     assert (job.parallel.plan, job.parallel.every, job.checkpoints.keep_every) == ("hierarchical", 50, 500)
     assert (job.cluster.parameter_servers, job.cluster.trainer_gbps) == (1, None)  # nobody knows how fast it is here
 
@@ -385,24 +386,24 @@ def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], c
 def test_fsdp_is_a_process_for_each_gpu(root: Path, give_gpus: Callable[[int], None]) -> None:
     give_gpus(4)
     everything = shared(ALONE, parallelism="fsdp")
-    job = config.job_spec(config.load(everything, "local", root), cores=8)
+    job = job_spec(config.load(everything, "local", root), cores=8)
     assert (job.cluster.processes, job.cluster.threads) == (4, 2)
     give_gpus(2)
-    other = config.job_spec(config.load(everything, "local", root), cores=8)
+    other = job_spec(config.load(everything, "local", root), cores=8)
     assert (other.run, other.cluster.processes) == (job.run, 2)
 
 
 def test_the_least_number_of_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
-    job = config.job_spec(config.load(changed("trainingInput.minWorkers", 1), "local", root))
+    job = job_spec(config.load(changed("trainingInput.minWorkers", 1), "local", root))
     assert job.cluster.min_workers == 1
-    assert job.run == config.job_spec(config.load(values(), "local", root)).run
+    assert job.run == job_spec(config.load(values(), "local", root)).run
 
 
 def test_an_uneven_batch_is_told(root: Path) -> None:
     everything = changed(f"{HYPER}.batchSize", 32)
     everything["trainingInput"]["workerCount"] = 10
     read = config.load(everything, "local", root)
-    assert config.division(read) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
+    assert division(read) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
 
 
 def test_a_stack_file_reads_as_pulumi_reads_it(root: Path) -> None:
@@ -461,7 +462,7 @@ def test_a_start_checkpoint_counts_by_its_content(root: Path) -> None:
     (start / "model.safetensors").write_bytes(b"one")
     (start / "config.json").write_text('{"model_type": "gpt2", "n_positions": 128, "vocab_size": 257}')
     wanted = {**changed("data.tokenizer", "byte"), "model": {"initialize": "models/mine", "positions": 128}}
-    first = config.job_spec(config.load(wanted, "local", root))
+    first = job_spec(config.load(wanted, "local", root))
     assert first.model.initialize == str(start)
     (start / "model.safetensors").write_bytes(b"two")
-    assert config.job_spec(config.load(wanted, "local", root)).run != first.run
+    assert job_spec(config.load(wanted, "local", root)).run != first.run

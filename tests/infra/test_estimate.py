@@ -20,6 +20,7 @@ from infra import config, estimate, measured, memory, prices, workload
 from infra.alternatives import compare, regions
 from infra.config import ConfigError, StackConfig
 from infra.hardware import GPUS
+from infra.job import job_spec
 from infra.measured import Measured
 from trainer.batches import pieces
 from trainer.records import Status
@@ -257,7 +258,7 @@ def test_outputs_are_round_equal_and_need_no_torch(root: Path) -> None:
 
 def test_the_job_knows_its_machines(root: Path) -> None:
     stack = google(root)
-    found = config.job_spec(stack).hardware
+    found = job_spec(stack).hardware
     assert {role: one.machine_type for role, one in found.items()} == {
         "master": "n1-highmem-16",
         "worker": "n1-highmem-16",

@@ -14,6 +14,7 @@ from infra.config import ConfigError
 from infra.data_lock import DataLock, write_lock
 from infra.google import deadline, machines
 from infra.google.inputs import LARGEST_OBJECT
+from infra.job import job_spec
 from infra.prices import hourly_cost
 from trainer.records import Status
 from trainer.spec import InputError
@@ -46,7 +47,7 @@ def changed(changes: dict[str, Any], stack: str = "dev") -> dict[str, Any]:
 
 def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.job_spec(load(everything, root, stack))
+        job_spec(load(everything, root, stack))
     return caught.value.problems
 
 
@@ -163,7 +164,7 @@ def test_a_broken_lock_names_the_text_and_the_stack(root: Path) -> None:
     (root / "data" / "my-data.txt.lock.json").write_text("{}")
     again = r"`python -m scripts\.upload_data data/my-data\.txt --stack dev` writes it anew$"
     with pytest.raises(InputError, match=again):
-        config.job_spec(load(stack_values(), root))
+        job_spec(load(stack_values(), root))
 
 
 def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:
@@ -189,22 +190,22 @@ def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
     (line,) = problems(stack_values(), root)
     assert "and my-data.txt.lock.json says" in line
     text.unlink()
-    job = config.job_spec(load(stack_values(), root))
+    job = job_spec(load(stack_values(), root))
     assert (job.data.path, job.fingerprint) == (lock.url, "ab" * 8)
 
 
 def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
-    job = config.job_spec(load(stack_values(), root))
+    job = job_spec(load(stack_values(), root))
     assert job.data.vocabulary_path == "gs://my-project-dev-gpt2-data/vocabulary/gpt2"
     shutil.rmtree(root / "data" / "gpt2-vocabulary")
     (line,) = problems(stack_values(), root)
     assert "run `python -m scripts.prepare_data --stack dev`, or set network.nat: true" in line
-    assert config.job_spec(load(changed({"network.nat": True}), root)).data.vocabulary_path is None
+    assert job_spec(load(changed({"network.nat": True}), root)).data.vocabulary_path is None
 
 
 def test_the_reference_job(root: Path) -> None:
     read = load(stack_values(), root)
-    plan = {group.role: group for group in machines.groups(read, config.job_spec(read))}
+    plan = {group.role: group for group in machines.groups(read, job_spec(read))}
     assert {role: group.count for role, group in plan.items()} == {"master": 1, "worker": 10, "ps": 3}
     types = {role: group.template["machine_type"] for role, group in plan.items()}
     assert types == {"master": "n1-highmem-16", "worker": "n1-highmem-16", "ps": "n1-highmem-8"}
@@ -221,7 +222,7 @@ def test_the_reference_job(root: Path) -> None:
 def test_what_makes_another_group(root: Path) -> None:
     def names(changes: dict[str, Any]) -> dict[str, str]:
         read = load(changed(changes), root)
-        return {group.role: group.name for group in machines.groups(read, config.job_spec(read))}
+        return {group.role: group.name for group in machines.groups(read, job_spec(read))}
 
     before = names({})
     assert names({"trainingInput.workerCount": 5}) == before
@@ -241,7 +242,7 @@ def test_what_makes_another_group(root: Path) -> None:
 def test_each_launch_takes_the_next_zone(root: Path) -> None:
     def zone(launch: int) -> set[str]:
         read = load(changed({"launch": launch, "machines.zones": ["us-central1-c", "us-central1-f"]}), root)
-        return {group.zone for group in machines.groups(read, config.job_spec(read))}
+        return {group.zone for group in machines.groups(read, job_spec(read))}
 
     assert [zone(1), zone(2), zone(3)] == [{"us-central1-c"}, {"us-central1-f"}, {"us-central1-c"}]
 
@@ -249,28 +250,28 @@ def test_each_launch_takes_the_next_zone(root: Path) -> None:
 def test_capacity_by_waiting_or_reservation(root: Path) -> None:
     large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}}
     read = load(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)
-    (group,) = machines.groups(read, config.job_spec(read))
+    (group,) = machines.groups(read, job_spec(read))
     assert group.flex_start
     assert group.template["scheduling"]["max_run_duration"] == {"seconds": 86400}
     read = load(changed({"machines.spot": False, "machines.reservation": "mine"}), root)
-    plan = {group.role: group.template for group in machines.groups(read, config.job_spec(read))}
+    plan = {group.role: group.template for group in machines.groups(read, job_spec(read))}
     assert plan["worker"]["reservation_affinity"]["specific_reservation"]["values"] == ["mine"]
     assert "reservation_affinity" not in plan["ps"]
 
 
 def test_fsdp_is_a_process_for_each_gpu_of_the_master(root: Path) -> None:
     fsdp = {"parallel.parallelism": "fsdp", "machines.spot": ..., **ALONE}
-    job = config.job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 4}), root))
+    job = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 4}), root))
     assert (job.cluster.processes, job.cluster.threads) == (4, 2)
-    two = config.job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 2}), root))
+    two = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 2}), root))
     assert (two.run, two.cluster.processes) == (job.run, 2)
     built_in = {**fsdp, "machines.accelerator": ..., "trainingInput.masterType": "a2-highgpu-8g", "limits": {}}
-    assert config.job_spec(load(changed(built_in), root)).cluster.processes == 8
+    assert job_spec(load(changed(built_in), root)).cluster.processes == 8
 
 
 def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root: Path) -> None:
     def gbps(changes: dict[str, Any]) -> tuple[float | None, float | None]:
-        cluster = config.job_spec(load(changed(changes), root)).cluster
+        cluster = job_spec(load(changed(changes), root)).cluster
         return cluster.trainer_gbps, cluster.server_gbps
 
     assert gbps({}) == (32, 16)
@@ -280,7 +281,7 @@ def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root
     assert gbps({"trainingInput.parameterServerCount": 0}) == (None, None)
     large = {f"trainingInput.{role}Type": "a2-highgpu-1g" for role in ("master", "worker")}
     assert gbps({**large, "machines.accelerator": ..., "limits": {}}) == (None, 16)
-    runs = {config.job_spec(load(changed(ps), root)).run for ps in ({}, {"trainingInput.parameterServerCount": 0})}
+    runs = {job_spec(load(changed(ps), root)).run for ps in ({}, {"trainingInput.parameterServerCount": 0})}
     assert len(runs) == 1
 
 
@@ -297,7 +298,7 @@ def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
 
 
 def test_a_finished_run_needs_no_machines(root: Path) -> None:
-    job = config.job_spec(load(stack_values(), root))
+    job = job_spec(load(stack_values(), root))
 
     def finished(**fields: Any) -> bool:
         return lifecycle.is_finished(Status(**{"state": "FAILED", "updated": 0.0, **fields}), job)
@@ -313,7 +314,7 @@ def test_a_finished_run_needs_no_machines(root: Path) -> None:
 
 
 def test_an_image_that_is_pinned_names_the_code(root: Path) -> None:
-    job = config.job_spec(load(changed({"image": PINNED}), root))
+    job = job_spec(load(changed({"image": PINNED}), root))
     assert job.code == "sha256:" + "0" * 64
-    assert job.run != config.job_spec(load(stack_values(), root)).run
+    assert job.run != job_spec(load(stack_values(), root)).run
     assert json.dumps(job.to_json())

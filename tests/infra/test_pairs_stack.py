@@ -8,6 +8,7 @@ import pytest
 
 from infra import config
 from infra.config import ConfigError
+from infra.job import job_spec
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def job(root: Path, **data: Any) -> Any:
         "model": {"size": "tiny"},
         "data": {"path": "data/my.jsonl", "tokenizer": "byte", **data},
     }
-    return config.job_spec(config.load(values, "local", root))
+    return job_spec(config.load(values, "local", root))
 
 
 def problem(root: Path, **data: Any) -> str:

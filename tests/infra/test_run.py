@@ -11,6 +11,7 @@ import pytest
 
 from infra import config
 from infra.dynamic import plain
+from infra.job import job_spec
 from infra.lifecycle import newest_checkpoint, standing
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
@@ -45,7 +46,7 @@ def stack(tmp_path: Path) -> config.StackConfig:
 
 @pytest.fixture
 def job(stack: config.StackConfig) -> JobSpec:
-    return config.job_spec(stack)
+    return job_spec(stack)
 
 
 def test_what_a_sweep_ignores_is_said(stack: config.StackConfig, job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:

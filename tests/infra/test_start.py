@@ -12,6 +12,7 @@ import pytest
 
 from infra import config, memory, start, workload
 from infra.config import ConfigError, StackConfig
+from infra.job import job_spec
 from trainer import manifest
 from trainer.tokenizer import from_bytes
 
@@ -50,7 +51,7 @@ def stack(root: Path, initialize: str, tokenizer: str = "checkpoint", **keys: An
 
 def problem(root: Path, initialize: str, tokenizer: str = "checkpoint", **keys: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.job_spec(stack(root, initialize, tokenizer, **keys))
+        job_spec(stack(root, initialize, tokenizer, **keys))
     (line,) = caught.value.problems
     assert "\n" not in line
     return line.removeprefix("gpt2-training:")
@@ -59,33 +60,33 @@ def problem(root: Path, initialize: str, tokenizer: str = "checkpoint", **keys: 
 @pytest.mark.parametrize("of", ["local", "another"])
 def test_a_finished_run_is_found_in_its_own_and_in_other_buckets(root: Path, of: str) -> None:
     folder = model_of(root, stack=of)
-    job = config.job_spec(stack(root, RUN))
+    job = job_spec(stack(root, RUN))
     assert job.model.initialize == job.data.vocabulary_path == str(folder)
     assert re.fullmatch("from-gpt2-4x128-[0-9a-f]{8}", job.run)
     assert workload.dimensions(stack(root, RUN)) == workload.Dimensions(4, 128, 128, 1024)
     address = (root / "artifacts" / of).as_uri() + f"/runs/{RUN}"
     for same in (address, f"{address}/model", f"{address}/"):
-        assert config.job_spec(stack(root, same)) == job
+        assert job_spec(stack(root, same)) == job
     (folder / "model.safetensors").write_bytes(b"others")
-    assert config.job_spec(stack(root, RUN)).run != job.run
+    assert job_spec(stack(root, RUN)).run != job.run
 
 
 def test_its_own_bucket_comes_first(root: Path) -> None:
     model_of(root, stack="another")
     own = model_of(root)
-    assert config.job_spec(stack(root, RUN)).model.initialize == str(own)
+    assert job_spec(stack(root, RUN)).model.initialize == str(own)
 
 
 def test_a_sweeps_trial_is_a_run(root: Path) -> None:
     trial = model_of(root, f"{RUN}/trials/3")
-    job = config.job_spec(stack(root, f"{RUN}/trials/3"))
+    job = job_spec(stack(root, f"{RUN}/trials/3"))
     assert job.model.initialize == str(trial)
     assert job.run.startswith("from-gpt2-4x128-")
 
 
 def test_names_do_not_grow_from_run_to_run(root: Path) -> None:
     model_of(root, "from-gpt2-4x128-00000000")
-    assert re.fullmatch("from-gpt2-4x128-[0-9a-f]{8}", config.job_spec(stack(root, "from-gpt2-4x128-00000000")).run)
+    assert re.fullmatch("from-gpt2-4x128-[0-9a-f]{8}", job_spec(stack(root, "from-gpt2-4x128-00000000")).run)
 
 
 def test_a_run_that_is_not_there(root: Path) -> None:
@@ -108,11 +109,11 @@ def test_a_run_that_is_not_finished(root: Path) -> None:
 
 @pytest.mark.parametrize("named", ["openai-community/gpt2", "gpt2", "gs://bucket/folder"])
 def test_hub_ids_and_addresses_stay_what_they_are(root: Path, named: str) -> None:
-    assert config.job_spec(stack(root, named)).model.initialize == named
+    assert job_spec(stack(root, named)).model.initialize == named
 
 
 def test_a_run_in_a_bucket_of_google(root: Path) -> None:
-    job = config.job_spec(stack(root, f"gs://bucket/runs/{RUN}"))
+    job = job_spec(stack(root, f"gs://bucket/runs/{RUN}"))
     assert job.model.initialize == f"gs://bucket/runs/{RUN}/model"
     assert job.run.startswith("from-gpt2-4x128-")
 
@@ -138,26 +139,26 @@ def test_a_checkpoint_that_does_not_fit(root: Path, shape: dict[str, Any], token
 
 def test_a_padded_table_is_the_same_vocabulary(root: Path) -> None:
     checkpoint(root / "mine", vocab_size=50304)
-    assert config.job_spec(stack(root, "mine", "gpt2"))
+    assert job_spec(stack(root, "mine", "gpt2"))
 
 
 def test_as_many_tokens_may_be_others(root: Path) -> None:
     folder = checkpoint(root / "mine", vocab_size=257)
     bytes_alone = from_bytes().to_str()
     (folder / "tokenizer.json").write_text(bytes_alone)
-    assert config.job_spec(stack(root, "mine", "byte"))
+    assert job_spec(stack(root, "mine", "byte"))
     other = bytes_alone.replace('"a":97', '"a":98').replace('"b":98', '"b":97')
     assert other != bytes_alone
     (folder / "tokenizer.json").write_text(other)
     said = "data.tokenizer: byte has other tokens than the tokenizer.json of mine, though as many; set data.tokenizer: "
     assert problem(root, "mine", "byte") == said + "checkpoint"
-    assert config.job_spec(stack(root, "mine"))
+    assert job_spec(stack(root, "mine"))
 
 
 def test_a_folder_that_is_no_checkpoint(root: Path) -> None:
     assert problem(root, "./mine") == "model.initialize: there is no folder ./mine; check the path"
     folder = checkpoint(root / "mine")
-    assert config.job_spec(stack(root, folder.as_uri())) == config.job_spec(stack(root, "mine"))
+    assert job_spec(stack(root, folder.as_uri())) == job_spec(stack(root, "mine"))
     (folder / "tokenizer.json").unlink()
     assert problem(root, "mine").startswith("data.tokenizer: checkpoint, and mine has no tokenizer.json; copy it there")
     (folder / "config.json").write_text("{")
@@ -179,9 +180,9 @@ def training(**changes: Any) -> dict[str, Any]:
 
 def test_lora_by_itself_or_data_parallel(root: Path) -> None:
     model_of(root)
-    job = config.job_spec(stack(root, RUN, model={"lora": {"rank": 4}}, **training(**ALONE)))
+    job = job_spec(stack(root, RUN, model={"lora": {"rank": 4}}, **training(**ALONE)))
     assert job.model.lora is not None
-    assert job.run != config.job_spec(stack(root, RUN, **training(**ALONE))).run
+    assert job.run != job_spec(stack(root, RUN, **training(**ALONE))).run
 
 
 @pytest.mark.parametrize(
@@ -226,11 +227,11 @@ def on_google(root: Path, initialize: str, tokenizer: str = "checkpoint") -> Sta
 def test_machines_read_a_run_in_their_own_bucket(tmp_path: Path) -> None:
     there = google.make_root(tmp_path)
     stack = on_google(there, RUN)
-    job = config.job_spec(stack)
+    job = job_spec(stack)
     assert job.model.initialize == job.data.vocabulary_path == f"{stack.bucket}/runs/{RUN}/model"
     assert job.run.startswith("from-gpt2-4x128-")
-    assert config.job_spec(on_google(there, f"{stack.bucket}/runs/{RUN}")) == job
-    assert config.job_spec(on_google(there, f"gs://other/runs/{RUN}")).run != job.run
+    assert job_spec(on_google(there, f"{stack.bucket}/runs/{RUN}")) == job
+    assert job_spec(on_google(there, f"gs://other/runs/{RUN}")).run != job.run
 
 
 def test_machines_do_not_read_this_machine(tmp_path: Path) -> None:

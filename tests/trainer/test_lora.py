@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from infra import config
+from infra.job import job_spec
 from tests.trainer.runs import Run, text
 from trainer import manifest
 from trainer.model import Flat, build, make_loss
@@ -199,7 +200,7 @@ def test_from_one_run_to_the_next(tmp_path: Path) -> None:
             "evaluation": {"every": 60, "sequences": 32},
         }
         second = Run(bucket)
-        second.spec = config.job_spec(config.load(stack, "local", tmp_path))
+        second.spec = job_spec(config.load(stack, "local", tmp_path))
         second.storage.upload(tmp_path / "other.txt", second.spec.data.path)
         second.write_spec()
         assert second.start().wait().state == "SUCCEEDED"
