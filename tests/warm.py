@@ -120,6 +120,8 @@ def _become(command: list[str]) -> NoReturn:
     for name, number in (("stdout", 1), ("stderr", 2)):
         at_once = number == 2 or "PYTHONUNBUFFERED" in os.environ
         setattr(sys, name, open(number, "w", 1 if at_once else -1, closefd=False, errors="backslashreplace"))  # noqa: SIM115
+    for module in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
+        del sys.modules[module]  # imported by the process that this one was forked from
     code = 0
     try:
         runpy.run_module(command[command.index("-m") + 1], run_name="__main__", alter_sys=True)
