@@ -108,6 +108,7 @@ class Machines:
         self._roles = dict(self.run.spec.cluster.machines())
         self._places = dict.fromkeys(self.names, 1)
         self.processes: dict[str, Process | subprocess.Popen[bytes]] = {}
+        self.seen: set[int] = set()  # every process that there ever was
         self.ended: list[str] = []  # machines that ended by themselves and should not have
 
     def start(self, name: str) -> None:
@@ -125,6 +126,7 @@ class Machines:
                 self.processes[name] = Process(command, ROOT, environment, log.fileno())
             else:
                 self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        self.seen.add(self.processes[name].pid)
 
     def machine(self, name: str) -> MachineStatus | None:
         try:
@@ -153,7 +155,9 @@ class Machines:
         """The process that computes on this machine, if there is one now."""
         supervisor = self.processes[name].pid
         with suppress(OSError):
-            return [int(child) for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()]
+            children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+            self.seen.update(map(int, children))
+            return [int(child) for child in children]
         return []
 
     def all_of(self, name: str) -> list[int]:

@@ -112,7 +112,8 @@ def complaints(machines: Machines, calm: Run) -> list[str]:
     if not whole:
         wrong.append("there is no checkpoint")
     wrong += [line for place in (f"{folder}/model", *whole) for line in damaged(run, place)]
-    left = [path.name for path in Path("/proc").glob("[0-9]*") if run.storage.url in command_of(path)]
+    left = {path.name for path in Path("/proc").glob("[0-9]*") if run.storage.url in command_of(path)}
+    left |= {str(pid) for pid in machines.seen if command_of(Path("/proc", str(pid)))}  # forked: under another command
     if left:
         wrong.append(f"processes are left: {left}")
     return wrong

@@ -2,8 +2,9 @@
 
 `python -m trainer` spends ten seconds of a core on importing torch and transformers, and the suite starts it hundreds
 of times. What is started here is a process of its own as any other: with its own environment and descriptors, killed
-and waited for, and so are the Python programs that it starts. Only `exec` is left out. Some tests start the command
-itself, as a machine does: tests/trainer/test_run.py, tests/infra, tests/google_cloud, tests/image.
+and waited for, and so are the Python programs that it starts. Only `exec` is left out, and with it a hash seed and
+modules of its own. Some tests start the command itself, as a machine does: those with forked=False, tests/google_cloud
+and tests/image.
 """
 
 import contextlib
@@ -102,6 +103,7 @@ def _detached(duplicate: Any) -> int:
 
 
 def _program(command: list[str], cwd: str, environment: dict[str, str], output: int) -> NoReturn:
+    vars(multiprocessing.current_process())["_config"].pop("daemon", None)  # it may have children of its own
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -132,9 +134,7 @@ def _become(command: list[str]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    vars(threading)["_shutdown"]()  # as the interpreter does: executors end, then other threads are waited for
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -155,7 +155,7 @@ def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: 
                 os.dup2(descriptor, standard)
         for descriptor in list(_open_descriptors()):
             kept = descriptor in keep or (not close and os.get_inheritable(descriptor))
-            if descriptor > 2 and (not kept or descriptor == failed):
+            if descriptor > 2 and descriptor != failed and not kept:
                 os.close(descriptor)
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
@@ -169,6 +169,7 @@ def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: 
             os.environ.clear()
             for name, _, value in (os.fsdecode(entry).partition("=") for entry in environment):
                 os.environ[name] = value
+        os.close(failed)  # only now does Popen return, and may signals be sent
         _become([os.fsdecode(word) for word in args])
     except BaseException:
         traceback.print_exc()

@@ -235,10 +235,9 @@ def _take_part(
     parts = make_parts(process, storage, spec, address)
     cluster, journal = parts.cluster, parts.journal
     member = make(parts)
+    gc.enable()
     begun = time.monotonic()
     member.prepare()
-    gc.freeze()  # all that stays: it is not looked through again while there are steps to take
-    gc.enable()
     process.report("joining the cluster")
     process.give_up = cluster.give_up
     code = 0

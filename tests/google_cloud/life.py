@@ -16,7 +16,7 @@ from trainer.storage import Storage, open_storage
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
 FIREWALL = "gcp:compute/firewall:Firewall"
 BUCKET = "gcp:storage/bucket:Bucket"
-PATIENCE = 150.0  # seconds for anything to happen on a busy machine with two cores
+PATIENCE = 300.0  # seconds for anything to happen on a busy machine with two cores
 # The smallest run that has everything: a master, Spot workers, checkpoints.
 STACK = """config:
   gcp:project: {project}

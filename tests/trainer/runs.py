@@ -1,4 +1,4 @@
-"""Small real runs for tests: a bucket in a folder, machines as processes, `python -m trainer` as on any machine."""
+"""Small real runs for tests: a bucket in a folder, machines as processes of `python -m trainer`, most of them forks."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from trainer.status import read_status
 from trainer.storage import Storage, open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 300  # of a run, where a test says nothing else
+STEPS = 600  # of a run, where a test says nothing else
 PATIENCE = 300.0  # seconds for anything to happen on a busy machine with two slow cores
 
 

@@ -197,7 +197,7 @@ FSDP: dict[str, Any] = {"parallel": {"parallelism": "fsdp"}, "cluster": {"worker
 
 def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
     """All start again at the newest checkpoint, and take the steps since then with the same losses."""
-    run = new_run(**FSDP, hyperparameters={"steps": 150}, evaluation={"every": 75}, checkpoints={"every": 25})
+    run = new_run(**FSDP, hyperparameters={"steps": 250}, evaluation={"every": 125}, checkpoints={"every": 25})
     run.start().until_step(30)
     first = run.machine("master-0").trainer_pid
     assert first is not None
@@ -205,7 +205,7 @@ def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
     second.kill()
     assert run.wait().state == "SUCCEEDED"
     assert run.machine("master-0").restarts == 1
-    assert [record.step for record in run.steps()] == list(range(1, 151))
+    assert [record.step for record in run.steps()] == list(range(1, 251))
     assert all(record.trainers == 2 for record in run.steps())
     taken: dict[int, set[float | None]] = {}
     for record in all_records(run):
@@ -218,7 +218,7 @@ def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
 
 def test_a_notice_ends_all_processes_with_a_checkpoint(new_run: Callable[..., Run]) -> None:
     run = new_run(**FSDP, hyperparameters={"steps": 100_000}, checkpoints={"every": 100_000})
-    run.start().until_step(3)
+    run.start(forked=False).until_step(3)
     run.machines["master-0"].terminate()
     run.machines["master-0"].wait(PATIENCE)
     found = [entry.path for entry in run.storage.list(f"runs/{run.spec.run}/checkpoints")]

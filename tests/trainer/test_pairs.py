@@ -293,8 +293,8 @@ def test_the_loss_is_transformers_with_its_labels(prepared: Prepared) -> None:
 
 @pytest.mark.slow
 def test_the_loss_compiled(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and differentiated for all lengths at once. To make C++ of it takes minutes; test_model.py does that."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    """Traced and differentiated for all lengths at once. Not down to C++, which takes minutes for free lengths."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
     model = build(Model(layers=1, heads=2, width=16, positions=LENGTH), from_bytes(), 0.0, 1)
     order, said = batches(prepared), list[str]()
     eager = make_loss(model, None, CPU, masked=True)

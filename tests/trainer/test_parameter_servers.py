@@ -159,8 +159,8 @@ def test_a_checkpoint_of_one_process_restores_onto_servers(alone: Run, new_run: 
 
 
 def test_a_server_loads_no_model_and_no_data_and_listens_on_this_machine_only(new_run: NewRun) -> None:
-    run = new_run(hyperparameters={"steps": 100_000}, cluster={"workers": 1, "parameterServers": 1}).start()
-    run.until_step(5)
+    run = new_run(hyperparameters={"steps": 100_000}, cluster={"workers": 1, "parameterServers": 1})
+    run.start(forked=False).until_step(5)
     for name in run.machines:
         process = run.machine(name).trainer_pid
         assert process is not None

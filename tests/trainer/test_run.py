@@ -1,4 +1,4 @@
-"""Whole runs through `python -m trainer`: they end, and they resume exactly."""
+"""Whole runs of `python -m trainer`: they end, and they resume exactly. Most are forks, see tests/warm.py."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_a_finished_run_stays_finished(undisturbed: Run) -> None:
 def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRun) -> None:
     """Bit for bit: two micro-batches a step, so both sum the same two gradients."""
     run = new_run(cluster={"workers": 1})
-    assert run.start().wait().state == "SUCCEEDED"
+    assert run.start(forked=False).wait().state == "SUCCEEDED"
     assert {record.trainers for record in run.steps()} == {2}
     assert run.losses() == undisturbed.losses()
     assert run.validation() == pytest.approx(undisturbed.validation(), abs=1e-6)
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> N
     run = new_run()
     run.start().until_step(120)
     run.machines["master-0"].send_signal(signal.SIGTERM)
-    run.wait()
+    assert run.wait().state == "RUNNING"
     folders = sorted({e.path.rsplit("/", 1)[0] for e in run.storage.list("runs/test-run/checkpoints")})
     assert len(folders) == 2  # the newest two are kept
     newest = run.storage.local_path(f"{folders[-1]}/part-00000-of-00001.safetensors")
@@ -111,7 +111,7 @@ def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
     assert calm.start().wait().state == "SUCCEEDED"
     run.start().until_step(60)
     run.machines["master-0"].send_signal(signal.SIGTERM)
-    run.wait()
+    assert run.wait().state == "RUNNING"
     assert run.start().wait().state == "SUCCEEDED"
     assert run.losses() == calm.losses()
     assert run.validation() == calm.validation()
