@@ -50,6 +50,7 @@ serve: setup ## try the model in a browser, and from programs that speak OpenAI'
 destroy: stack-file setup ## end the run's machines; models and data stay
 	@$(ACTIVATE) && $(SELECT) && pulumi destroy $(RUN)
 
+# In the order of the folders: by xdist's own, files of few tests come last, and those are the longest.
 test: setup ## all tests, two at a time, each file's in their order
 	@$(ACTIVATE) && python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -19,7 +19,7 @@ from google.cloud import storage as gcs
 from tests.gcs import Faults, failing_proxy, fake_gcs_server
 from tests.trainer.google_vm import into_bucket
 from tests.trainer.runs import ROOT, Run
-from tests.warm import Process
+from tests.warm import Process, start
 from trainer.records import FINAL_STATES, MachineStatus
 
 PATIENCE = 180.0  # seconds for a run to go on, or to end
@@ -122,10 +122,7 @@ class Machines:
         if self._storages is not None:
             environment["STORAGE_EMULATOR_HOST"] = f"http://{self._storages.failing}"
         with (self.folder / f"{name}.log").open("ab") as log:
-            if self._forked:
-                self.processes[name] = Process(command, ROOT, environment, log.fileno())
-            else:
-                self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            self.processes[name] = start(command, ROOT, environment, log.fileno(), forked=self._forked)
         self.seen.add(self.processes[name].pid)
 
     def machine(self, name: str) -> MachineStatus | None:

@@ -1,4 +1,4 @@
-"""Stack file -> validated StackConfig -> JobSpec. Every error is one line: the key, what was found, what to do.
+"""Stack file -> validated StackConfig. Every error is one line: the key, what was found, what to do.
 
 Pure but for reading: nothing here needs the Pulumi CLI, so that scripts read a stack file as Pulumi does.
 """

@@ -36,10 +36,20 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def start(
+    command: list[str], cwd: Path, environment: Mapping[str, str], output: int = 1, *, forked: bool = True
+) -> "Process | subprocess.Popen[bytes]":
+    """`[sys.executable, "-m", module, ...]`: a fork, or the command itself; stdout and stderr go to `output`."""
+    if forked:
+        return Process(command, cwd, environment, output)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output)
+
+
 class Process:
-    """`[sys.executable, "-m", module, ...]`, with the methods of subprocess.Popen; stdout and stderr go to `output`."""
+    """A fork as start() makes it, with the methods of subprocess.Popen."""
 
     def __init__(self, command: list[str], cwd: Path, environment: Mapping[str, str], output: int = 1) -> None:
+        self.args = command
         given = (command, str(cwd), dict(environment), _Descriptor(output))
         self._process = _server().Process(target=_program, args=given, daemon=True)
         self._process.start()
@@ -57,7 +67,7 @@ class Process:
         self._process.join(timeout)
         code = self.returncode
         if code is None:
-            raise subprocess.TimeoutExpired("a process of a test", timeout or 0)
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return code
 
     def send_signal(self, number: int) -> None:

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: Path) -> None:
     run = life()
     cloud, first = run.cloud, run.job().run
+    assert run.changes()["worker-group"] == "create"
     cloud.up()
     run.finished()
     assert "downloaded and verified" in cloud.script("scripts.download_model", "--stack", "dev")
@@ -30,8 +31,10 @@ def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: P
     # A finished run stays finished, and is no drift.
     assert "nothing is left to do" in cloud.up("--refresh", "--expect-no-changes")
 
-    # Another learning rate is another run; the old run's files stay.
+    # Another learning rate is another run; the diff says what was changed, the old run's files stay.
     cloud.edit("dev", "learningRate: 0.01", "learningRate: 0.02")
+    said = cloud.pulumi("preview", "--diff")
+    assert re.search(r"~ learningRate\s*: 0.01 => 0.02", said)
     changed = run.changes()
     assert changed["master-group"] == changed["worker-group"] == "replace"
     assert "network" not in changed

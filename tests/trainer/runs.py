@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.warm import Process
+from tests.warm import Process, start
 from trainer.metrics import read_records
 from trainer.records import MachineStatus, Record, Status
 from trainer.spec import JobSpec, fingerprint
@@ -79,10 +79,7 @@ class Run:
                     "--name", name, "--role", role,
                 ]
                 # fmt: on
-                if forked:
-                    self.machines[name] = Process(command, ROOT, environment)
-                else:
-                    self.machines[name] = subprocess.Popen(command, cwd=ROOT, env=environment)
+                self.machines[name] = start(command, ROOT, environment, forked=forked)
         return self
 
     def machine(self, name: str) -> MachineStatus:

@@ -71,13 +71,13 @@ def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRu
 def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> None:
     """Stopped, it saves its last step; killed, it takes the steps since its newest checkpoint again."""
     run = new_run()
-    run.start().until_step(75)
+    run.start().until_step(150)
     run.machines["master-0"].send_signal(signal.SIGTERM)
     stopped = run.wait()
     assert stopped.state == "RUNNING"  # nobody ended it: it only has no machine
     assert stopped.step < STEPS
     assert run.machine("master-0").state == "stopped"
-    run.start().until_step(stopped.step + 25)
+    run.start().until_step(stopped.step + 50)
     killed = run.machine("master-0").trainer_pid
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_
 
 def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
     run = new_run()
-    run.start().until_step(120)
+    run.start().until_step(250)
     run.machines["master-0"].send_signal(signal.SIGTERM)
     assert run.wait().state == "RUNNING"
     folders = sorted({e.path.rsplit("/", 1)[0] for e in run.storage.list("runs/test-run/checkpoints")})
@@ -106,8 +106,8 @@ def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> N
 
 
 def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
-    settings = {"optimizer": "sgd", "dropout": 0.1}
-    calm, run = new_run(hyperparameters=settings), new_run(hyperparameters=settings)
+    settings = {"optimizer": "sgd", "dropout": 0.1, "steps": 300}
+    calm, run = new_run(hyperparameters=settings), new_run(hyperparameters=settings, checkpoints={"every": 50})
     assert calm.start().wait().state == "SUCCEEDED"
     run.start().until_step(60)
     run.machines["master-0"].send_signal(signal.SIGTERM)
