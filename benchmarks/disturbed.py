@@ -23,7 +23,7 @@ from tests.warm import Process, start
 from trainer.records import FINAL_STATES, MachineStatus
 
 PATIENCE = 180.0  # seconds for a run to go on, or to end
-STEPS = {False: 1500, True: 800}  # with parameter servers all wait for all, and less steps last as long
+STEPS = {False: 1500, True: 800}  # with parameter servers all wait for all, and fewer steps last as long
 
 
 @dataclass(frozen=True)

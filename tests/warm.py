@@ -152,7 +152,10 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: bool, keep: Any, *others: Any) -> int:
-    """In the place of _posixsubprocess.fork_exec: Python's programs are forked, others are started as ever."""
+    """In the place of _posixsubprocess.fork_exec: Python's programs are forked, others are started as ever.
+
+    Of its options those that trainer/ uses: no preexec_fn, no process group, no other user.
+    """
     if args[0] != sys.executable or "-m" not in args:
         return really(args, executables, close, keep, *others)
     cwd, environment, reading, _, _, writing, _, errors, _, failed, _, new_session = others[:12]
