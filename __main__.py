@@ -4,24 +4,23 @@ import gc
 
 import pulumi
 
-from infra import config
-from infra.estimate import outputs
+from infra.estimate.estimate import outputs
 from infra.job import job_spec
-from infra.run import TrainingRun
-from trainer.spec import InputError
-from trainer.storage import StorageError
+from infra.run import TrainingRun, from_pulumi
+from infra.stack.config import ConfigError
+from infra.stack.secrets import without_secrets
+from trainer.contract.errors import InputError
+from trainer.storage.base import StorageError
 
 # The program is over soon. A third of the time that Google's packages take to import would go to looking for garbage.
 gc.disable()
-
 try:
-    stack = config.from_pulumi()
+    stack = from_pulumi()
     job = job_spec(stack)
     estimated = outputs(stack)
     training = TrainingRun(stack, job)
-except (config.ConfigError, InputError, StorageError) as error:
-    raise pulumi.RunError(config.without_secrets(str(error))) from None
-
+except (ConfigError, InputError, StorageError) as error:
+    raise pulumi.RunError(without_secrets(str(error))) from None
 pulumi.export("run", training.run)
 pulumi.export("bucket", training.bucket)
 pulumi.export("model", training.trained_model)

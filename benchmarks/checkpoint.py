@@ -30,13 +30,16 @@ from google.cloud import storage as gcs
 
 from tests.gcs import fake_gcs_server
 from tools.go_tools import cache_root
-from trainer.checkpoint import Checkpoints
-from trainer.model import Flat, build, make_loss
-from trainer.optimizer import Optimizer, norm, segments, squares
-from trainer.parallel.shards import norm_block
-from trainer.progress import Progress
-from trainer.spec import END_OF_TEXT, Hyperparameters, Model
-from trainer.storage import Storage, open_storage
+from trainer.contract.spec import END_OF_TEXT, Hyperparameters, Model
+from trainer.model.flat import Flat
+from trainer.model.gpt2 import build
+from trainer.model.loss import make_loss
+from trainer.parallel.ownership import norm_block
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
+from trainer.training.checkpoint import Checkpoints
+from trainer.training.optimizer import Optimizer, norm, segments, squares
+from trainer.training.progress import Progress
 
 WARM_UP = 2  # steps, and one checkpoint: it allocates what later ones use again
 
@@ -73,7 +76,7 @@ class _Vocabulary:
 
 
 class Run:
-    """Steps of one model, as trainer/train.py takes them alone."""
+    """Steps of one model, as trainer/training/loop.py takes them alone."""
 
     def __init__(self, case: Case) -> None:
         device, vocabulary = torch.device("cpu"), _Vocabulary(case.vocabulary)

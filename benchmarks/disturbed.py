@@ -18,9 +18,9 @@ from google.cloud import storage as gcs
 
 from tests.gcs import Faults, failing_proxy, fake_gcs_server
 from tests.trainer.google_vm import into_bucket
-from tests.trainer.runs import ROOT, Run
+from tests.trainer.running import ROOT, Run
 from tests.warm import Process, start
-from trainer.records import FINAL_STATES, MachineStatus
+from trainer.runs.records import FINAL_STATES, MachineStatus
 
 PATIENCE = 180.0  # seconds for a run to go on, or to end
 STEPS = {False: 1500, True: 800}  # with parameter servers all wait for all, and fewer steps last as long

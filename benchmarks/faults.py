@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.disturbed import KINDS, PATIENCE, Fault, Machines, Setup, Storages, storages
-from tests.trainer.runs import Run
-from trainer import manifest
-from trainer.records import Record
+from tests.trainer.running import Run
+from trainer.runs.records import Record
+from trainer.storage import manifest
 
 KINDS_OF_LOSS = ("loss", "validation_loss")
 SUMMED = 1e-6  # nats: each trainer sums its part of an evaluation, so the order depends on how many there are

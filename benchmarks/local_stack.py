@@ -17,12 +17,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from infra import config
+from infra import load
 from infra.job import job_spec
 from infra.local import processes
-from trainer.metrics import read_records
-from trainer.status import read_status
-from trainer.storage import open_storage
+from trainer.runs.metrics import read_records
+from trainer.runs.status import read_status
+from trainer.storage.factory import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 EMPTY = "name: empty\nruntime: {name: python, options: {toolchain: pip, virtualenv: .venv}}\n"
@@ -62,7 +62,7 @@ def pulumi(folder: Path, state: Path, *arguments: str) -> float:
 
 def first_step(folder: Path, begun: float) -> float:
     """Seconds from `begun` (time.time) to the end of the run's first step. Waits for it."""
-    stack = config.from_file("local", folder)
+    stack = load.from_file("local", folder)
     storage, run = open_storage(stack.bucket), job_spec(stack).run
     while not (records := read_records(storage, run)):
         status = read_status(storage, run)

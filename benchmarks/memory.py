@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.trainer.runs import Run
-from trainer.parallel.shards import BUCKET_ELEMENTS
+from tests.trainer.running import Run
+from trainer.parallel.ownership import BUCKET_ELEMENTS
 
 TINY = {"layers": 1, "heads": 1, "width": 8, "positions": 32}
 LARGE = {"layers": 8, "heads": 8, "width": 512, "positions": 32}

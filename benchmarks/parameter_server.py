@@ -4,8 +4,8 @@ A member is a process in a network namespace of its own, with a shaped link (ben
 are so slow that two cores do not bind, and the vector is small, but cut into as many buckets as that of GPT-2 (124M).
 The methods take turns; each figure is the median of the rounds; sums and parameters are compared bit for bit.
 
-bound: what trainer/parallel/cost.py says of these links. Without "interleaved", all wait for each other between push
-and pull, as they do when gradients are clipped.
+bound: what trainer/contract/exchange_cost.py says of these links. Without "interleaved", all wait for each other
+between push and pull, as they do when gradients are clipped.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torchft import ProcessGroupGloo
 
 from benchmarks.links import Unavailable, address, enter, links
-from trainer.group import Group
-from trainer.parallel import cost
+from trainer.cluster.group import Group
+from trainer.contract import exchange_cost
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.shards import Shards
+from trainer.parallel.ownership import Shards
 
 PORT = 29500
 TIMEOUT = timedelta(seconds=120)
@@ -59,10 +59,10 @@ class Setting:
         return self.trainers + self.servers
 
     def bound(self, method: str) -> float:
-        links = cost.Links.of(self.trainer_mbps / 1e3, self.server_mbps / 1e3)
+        links = exchange_cost.Links.of(self.trainer_mbps / 1e3, self.server_mbps / 1e3)
         if method == RING:
-            return cost.all_reduce(self.elements * 4, self.trainers, links)
-        plan = cost.star if method.startswith("star") else cost.hierarchical
+            return exchange_cost.all_reduce(self.elements * 4, self.trainers, links)
+        plan = exchange_cost.star if method.startswith("star") else exchange_cost.hierarchical
         return plan(self.elements * 4, self.trainers, self.servers, links, "interleaved" in method)
 
 

@@ -35,13 +35,14 @@ import numpy as np
 import torch
 from tokenizers.models import BPE
 
-from tests.trainer.runs import Run
-from trainer.assembly import Trainer, assemble
-from trainer.batches import TOKEN
-from trainer.compute import Process, make_parts
-from trainer.device import pick
-from trainer.prepared import Manifest, Shard, Split, find
-from trainer.tokenizer import from_bytes
+from tests.trainer.running import Run
+from trainer.compute.assembly import Trainer, assemble
+from trainer.compute.context import make_parts
+from trainer.compute.process import Process
+from trainer.data.batches import TOKEN
+from trainer.data.prepared import Manifest, Shard, Split, find
+from trainer.data.tokenizer import from_bytes
+from trainer.model.device import pick
 
 Step = Callable[[], None]
 NEVER = 10**9  # steps
@@ -79,7 +80,7 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
 
 
 def _draw_tokens(run: Run, vocabulary: int) -> None:
-    """What trainer/data.py would make of a text: speed depends on the size of the vocabulary, not on what is said."""
+    """Draw random tokens as a text's: speed depends on the size of the vocabulary, not on what is said."""
     folder = f"data/{run.spec.fingerprint}/{run.spec.data.tokens_key()}"
     tokenizer = from_bytes()
     entries = tokenizer.get_vocab()
@@ -301,4 +302,4 @@ def _options() -> argparse.Namespace:
 if __name__ == "__main__":
     exit_code = main()
     sys.stdout.flush()
-    os._exit(exit_code)  # as trainer/compute.py: what is loaded only makes noise at the end
+    os._exit(exit_code)  # as trainer/compute/__main__.py: what is loaded only makes noise at the end

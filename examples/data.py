@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from scripts.common import UserError, megabytes, run_main
-from trainer.pairs import Pair, part_of
-from trainer.spec import Data
-from trainer.storage import new_file
+from scripts.support.common import UserError, megabytes, run_main
+from trainer.contract.spec import Data
+from trainer.data.pairs import Pair, part_of
+from trainer.storage.base import new_file
 
 SEED = 7
 
@@ -208,7 +208,7 @@ def pairs(name: str, count: int | None = None) -> list[Pair]:
 
 
 def lines(found: list[Pair]) -> bytes:
-    """JSON lines as trainer/pairs.py reads them."""
+    """JSON lines as trainer/data/pairs.py reads them."""
     return "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in found).encode()
 
 

@@ -4,10 +4,10 @@ import json
 import re
 import time
 
-from trainer.records import DESTROYED, FINAL_STATES, REPLACED, Status
-from trainer.spec import JobSpec
-from trainer.status import revise
-from trainer.storage import Storage
+from trainer.contract.spec import JobSpec
+from trainer.runs.records import DESTROYED, FINAL_STATES, REPLACED, Status
+from trainer.runs.status import revise
+from trainer.storage.base import Storage
 
 CURRENT = "current.json"
 

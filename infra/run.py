@@ -1,10 +1,23 @@
 """TrainingRun: a training job as a resource, the same on every platform."""
 
-import pulumi
+from typing import Any
 
-from infra.config import StackConfig, secret_keys
+import pulumi
+from pulumi.runtime.config import CONFIG
+
 from infra.job import division
-from trainer.spec import JobSpec
+from infra.load import load
+from infra.stack.config import ROOT, StackConfig
+from infra.stack.reading import gcp_values, own_values, parsed
+from infra.stack.secrets import secret_keys
+from trainer.contract.spec import JobSpec
+
+
+def from_pulumi() -> StackConfig:
+    """The configuration of the stack whose program is running. Raises ConfigError."""
+    texts: dict[str, Any] = CONFIG.get()  # Pulumi hands over all values as texts, and objects as JSON
+    values = {name: parsed(text) for name, text in own_values(texts, pulumi.get_stack()).items()}
+    return load(values, pulumi.get_stack(), ROOT, gcp_values(texts))
 
 
 class TrainingRun(pulumi.ComponentResource):
@@ -31,9 +44,9 @@ class TrainingRun(pulumi.ComponentResource):
                 self,
             )
         if config.google:
-            from infra.google.stack import stand_up  # a stack on this machine loads nothing of Google's
+            from infra.google.resources import stand_up  # a second of imports that a stack on this machine is spared
         else:
-            from infra.local.stack import stand_up
+            from infra.local.resources import stand_up
         bucket = stand_up(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket

@@ -17,11 +17,10 @@ from pulumi_policy import (  # type: ignore[import-not-found]
 )
 from pulumi_policy.proxy import UnknownValueError  # type: ignore[import-not-found]
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
-
 from infra.review.values import UNKNOWN
 from policy.rules import RULES, STACK_RULES, Resource, Rule, StackRule
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
 # The CLI asks about a whole stack by the outputs of its resources, and a component's inputs, the stack file's words,
 # are not among them: so what each resource was declared with is kept here when it is asked about by itself.
 DECLARED: dict[str, Resource] = {}

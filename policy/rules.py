@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infra.google import exposure
-from infra.google.catalog import MACHINE_TYPES
-from infra.prices import Cost, machine_cost
+from infra.fleet.catalog import MACHINE_TYPES
+from infra.fleet.prices import Cost, machine_cost
+from infra.review import exposure
 from infra.review.values import UNKNOWN
-from infra.stack_file import Limits
-from trainer.spec import Hyperparameters
+from infra.stack.keys import Limits
+from trainer.contract.spec import Hyperparameters
 
 Level = Literal["mandatory", "advisory"]
-
 RUN = "gpt2-training:run:TrainingRun"  # its inputs are the stack file's words
 BUCKET = "gcp:storage/bucket:Bucket"
 INSTANCE = "gcp:compute/instance:Instance"

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infra.config import StackConfig
-from infra.google.kept import as_json, image_name, repository, repository_settings
-from scripts.build_context import pack
-from scripts.common import CHECKOUT, UserError, google_stack, megabytes, run_main
-from trainer.google_api import ApiError, GoogleApi
-from trainer.spec import code_hash
-from trainer.storage import open_storage
+from infra.google.retained import as_json, image_name, repository, repository_settings
+from infra.stack.config import StackConfig
+from scripts.support.build_context import pack
+from scripts.support.common import CHECKOUT, UserError, google_stack, megabytes, run_main
+from trainer.contract.identity import code_hash
+from trainer.gcloud.api import ApiError, GoogleApi
+from trainer.storage.factory import open_storage
 
 BUILDER = "gcr.io/cloud-builders/docker"
 TIMEOUT = "3600s"
@@ -27,7 +27,6 @@ RIGHTS = (
     "builds run as the project's default service account (gcloud builds get-default-service-account), which needs"
     " roles/storage.objectViewer on {bucket}, roles/artifactregistry.writer on {repository} and roles/logging.logWriter"
 )
-
 Say = Callable[[str], None]
 
 
@@ -140,7 +139,7 @@ def build_image(
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """The digest of the image of the code as it is, built if need be. Raises UserError, ApiError, StorageError."""
-    from scripts.buckets import ensure_bucket  # loads Google's library, which --help need not wait for
+    from scripts.support.buckets import ensure_bucket  # loads Google's library, which --help need not wait for
 
     api = GoogleApi()
     ensure_repository(api, config, sleep)

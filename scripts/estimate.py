@@ -15,16 +15,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra import alternatives, measured, prices
-from infra.alternatives import Alternative, Choice
-from infra.config import ConfigError, StackConfig, load, stack_values
-from infra.estimate import Estimate, Part, estimate, rounded, spread
-from infra.google import rules
-from infra.hardware import Range
-from scripts import common
-from scripts.common import UserError, run_main
-from trainer.spec import Role
-from trainer.storage import StorageError, open_storage
+from infra.estimate import alternatives, measured
+from infra.estimate.alternatives import Alternative, Choice
+from infra.estimate.estimate import estimate
+from infra.estimate.parts import Estimate, Part, rounded, spread
+from infra.fleet import fleet, prices
+from infra.load import load
+from infra.sizing.ranges import Range
+from infra.stack.config import ConfigError, StackConfig
+from infra.stack.reading import stack_values
+from scripts.support import common
+from scripts.support.common import UserError, run_main
+from trainer.contract.spec import Role
+from trainer.storage.base import StorageError
+from trainer.storage.factory import open_storage
 
 ROWS = 12  # alternatives that are shown
 PATIENCE = 15.0  # seconds for a bucket to answer
@@ -167,8 +171,8 @@ def compared(choice: Choice) -> list[tuple[Alternative, Alternative | None]]:
     spot = {one.shape: one for one in choice.every if one.config.file.machines.spot}
     for one in choice.every:
         if not one.config.file.machines.spot:
-            gpus = rules.accelerator(one.config, "master")
-            kind = gpus if gpus[1] else (rules.machine_type(one.config, "master").name,)
+            gpus = fleet.accelerator(one.config, "master")
+            kind = gpus if gpus[1] else (fleet.machine_type(one.config, "master").name,)
             kinds.setdefault((*kind, one.config.workers > 0), one)
     return [(one, spot.get(one.shape)) for one in kinds.values()]
 
@@ -238,8 +242,8 @@ def _best(one: Alternative | None) -> str:
 def elsewhere(config: StackConfig) -> list[tuple[str, int, str, prices.Equivalent | None]]:
     """Of each of the stack's kinds of machines, how many there are and the nearest of each other cloud."""
     counted: dict[tuple[str, str, int], int] = {}
-    for role, count in rules.counts(config).items() if config.google else ():
-        kind = (rules.machine_type(config, role).name, *rules.accelerator(config, role))
+    for role, count in fleet.counts(config).items() if config.google else ():
+        kind = (fleet.machine_type(config, role).name, *fleet.accelerator(config, role))
         counted[kind] = counted.get(kind, 0) + count
     return [
         (measured.machine_of(*kind), count, cloud, one)

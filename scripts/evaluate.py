@@ -15,13 +15,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from scripts.common import UserError, add_bucket_arguments, bucket_url, find_run, run_address, run_main
-from scripts.writing import load, model_folder
-from trainer import report, scores, sweep
-from trainer.prepared import Prepared, find
-from trainer.scores import LOWER, NAMES, Confusion, Prediction, Scores, words
-from trainer.spec import JobSpec, Task, format_problem
-from trainer.storage import Storage, open_storage
+from scripts.support.common import UserError, add_bucket_arguments, bucket_url, find_run, run_address, run_main
+from scripts.support.writing import load, model_folder
+from trainer.contract.spec import JobSpec, Task, format_problem
+from trainer.data.prepared import Prepared, find
+from trainer.report.page import write_page
+from trainer.runs import scores
+from trainer.runs.scores import LOWER, NAMES, Confusion, Prediction, Scores, words
+from trainer.runs.trials import trained_spec
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 SHOWN = 120  # characters of a prompt's end
 
@@ -49,14 +52,14 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
         return found
     scores.write(storage, found, predictions)
     if storage.list(f"runs/{run}/report.html"):
-        report.write(storage, run)  # which shows the scores
+        write_page(storage, run)  # which shows the scores
     return found
 
 
 def _spec(storage: Storage, run: str) -> JobSpec:
     """The run, as its model was trained."""
     try:
-        return sweep.trained(storage, JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json")))
+        return trained_spec(storage, JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json")))
     except FileNotFoundError:
         raise UserError(f"{storage.url} has no job.json of {run}; `pulumi up` writes it") from None
     except ValueError:
@@ -70,7 +73,7 @@ def _evaluate(
     import torch  # takes seconds, so after all that can be said without it
     from transformers import GPT2LMHeadModel
 
-    from trainer.evaluate import evaluate
+    from trainer.evaluation.evaluate import evaluate
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:

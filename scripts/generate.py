@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scripts.common import UserError, run_main
-from scripts.writing import Sampling, Text, Writer, add_model_arguments, open_writer
+from scripts.support.arguments import positive, share, stop, temperature, whole_number
+from scripts.support.common import UserError, run_main
+from scripts.support.writing import Sampling, Text, Writer, add_model_arguments, open_writer
 
 END = "/quit"
 
@@ -116,43 +117,6 @@ def session(writer: Writer, samples: int, sampling: Sampling, ask: Callable[[str
         except UserError as error:  # of this prompt
             print(f"error: {error}", file=sys.stderr)
         seed += samples
-
-
-def whole_number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 18 digits")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if (number := whole_number(text)) < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
-    return number
-
-
-def temperature(text: str) -> float:
-    if not 0 <= (number := _number(text)) <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 100; 0 always takes the likeliest token")
-    return number
-
-
-def share(text: str) -> float:
-    if not 0 < (number := _number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1")
-    return number
-
-
-def stop(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty text is everywhere; write what ends the text")
-    return text
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

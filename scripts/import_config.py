@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra import ai_platform, config, plain_yaml, vertex_job
-from infra.imported import Draft, ImportProblem, Note
-from scripts.common import CHECKOUT, UserError, run_main
+from infra import load
+from infra.importing import ai_platform, vertex
+from infra.importing.draft import Draft, ImportProblem, Note
+from infra.stack import config, plain_yaml
+from scripts.support.common import CHECKOUT, UserError, run_main
 
 ADAMW_MOST = 0.002  # a learning rate above it is rarely meant for AdamW: GPT-2's are from 0.0001 to 0.0006
 REGION = "us-central1"  # where none is named
@@ -53,8 +55,8 @@ def read(path: Path) -> Draft:
     try:
         if ai_platform.is_job(content):
             return ai_platform.read(content)
-        if vertex_job.is_job(content):
-            return vertex_job.read(content)
+        if vertex.is_job(content):
+            return vertex.read(content)
     except ImportProblem as error:
         raise UserError(f"{path}: {error}") from None
     known = "trainingInput, scaleTier, workerPoolSpecs, jobSpec or trialJobSpec"
@@ -103,7 +105,7 @@ def _problems(draft: Draft, text: str, stack: str) -> list[Note]:
     every = plain_yaml.parse(text)["config"]
     own = {name.partition(":")[2]: value for name, value in every.items() if name.startswith("gpt2-training:")}
     try:
-        config.load(own, stack, CHECKOUT, {"region": draft.region})
+        load.load(own, stack, CHECKOUT, {"region": draft.region})
     except config.ConfigError as error:
         split = (problem.removeprefix("gpt2-training:").partition(": ") for problem in error.problems)
         return [Note("to fill in", key, "", words) for key, _, words in split]

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.config import ConfigError, StackConfig
-from infra.google import rules
-from infra.google.offers import NO_QUOTA_PROJECT, machine_types, unknown
+from infra.fleet import fleet
+from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, Limits, check_quotas
 from infra.job import job_spec
-from scripts.common import google_stack, run_main
-from trainer.google_api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
-from trainer.spec import InputError
+from infra.stack.config import ConfigError, StackConfig
+from scripts.support.common import google_stack, run_main
+from trainer.contract.errors import InputError
+from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 
 IMAGES = "deeplearning-platform-release"
 # What the stack makes. Creating is asked for; who may create one of these may as a rule delete it too.
@@ -72,7 +72,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         )
     )
     checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
-    checks += machine_types(api, config, rules.zones(config))
+    checks += machine_types(api, config, fleet.zones(config))
     checks.append(_image(api, config))
     return checks + check_quotas(config, Limits(api, config.project, config.region))
 

@@ -9,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from examples import data as examples
-from infra import config
-from infra.data_lock import lock_path
+from infra.inputs.data_lock import lock_path
 from infra.job import job_spec
+from infra.stack import config
 from scripts import default_corpus
-from scripts.common import UserError, load_stack, progress_bar, run_main
-from trainer.data import check_enough, prepare
-from trainer.pairs import PARTS
-from trainer.prepared import Prepared, find
-from trainer.spec import InputError, JobSpec
-from trainer.storage import Progress, explain, new_file, open_storage
-from trainer.tokenizer import GPT2_FILES, GPT2_HUB, gpt2
+from scripts.support.common import UserError, load_stack, progress_bar, run_main
+from trainer.contract.errors import InputError
+from trainer.contract.spec import JobSpec
+from trainer.data.pairs import PARTS
+from trainer.data.prepare import check_enough, prepare
+from trainer.data.prepared import Prepared, find
+from trainer.data.tokenizer import GPT2_FILES, GPT2_HUB, gpt2
+from trainer.storage.base import Progress, explain, new_file
+from trainer.storage.factory import open_storage
 
 
 def _steps(advance: Progress) -> Callable[[int, int], None]:
@@ -79,7 +81,7 @@ def pairs_in_words(prepared: Prepared, sequence_length: int) -> str:
 
 def prepare_for_google(stack: config.StackConfig) -> None:
     """GPT-2's vocabulary, if the run needs it and the stack file names no other; `pulumi up` puts it in the bucket."""
-    from infra.google.inputs import VOCABULARY
+    from infra.inputs.google import VOCABULARY
 
     data = stack.file.data
     if data.tokenizer == "gpt2" and data.vocabulary_path is None:

@@ -1,4 +1,4 @@
-"""Renew infra/prices.yaml from Google's billing catalog: a table of what changed, then the file, its comments kept.
+"""Renew infra/fleet/prices.yaml from Google's billing catalog: a table of what changed, then the file.
 
 A price that is more than twice or less than half the old one is kept as it was, unless --accept says that it is right.
 So is one that the catalog does not have any more: its source tells its age. Egress, scheduler, NAT and the other clouds
@@ -18,11 +18,11 @@ from rich.table import Table
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from scripts.common import CHECKOUT, run_main
-from scripts.skus import COMPUTE, STORAGE, Key, Skus
-from trainer.google_api import ApiError, GoogleApi
+from scripts.support.common import CHECKOUT, run_main
+from scripts.support.skus import COMPUTE, STORAGE, Key, Skus
+from trainer.gcloud.api import ApiError, GoogleApi
 
-BOOK = CHECKOUT / "infra" / "prices.yaml"
+BOOK = CHECKOUT / "infra" / "fleet" / "prices.yaml"
 JUMP = 2.0
 PRICES = ("on_demand", "spot", "price")
 UNKNOWN = "unknown"

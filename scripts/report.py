@@ -9,16 +9,17 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from scripts.common import UserError, add_run_arguments, bucket_url, find_run, run_main
-from trainer import report
-from trainer.storage import Storage, new_file, open_storage
+from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run, run_main
+from trainer.report.page import render_page
+from trainer.storage.base import Storage, new_file
+from trainer.storage.factory import open_storage
 
 
 def page(storage: Storage, run: str, compare: list[str]) -> str:
     """The page as HTML. Raises UserError for a run that is not there or cannot be read."""
     others = [find_run(storage, other) for other in compare]
     try:
-        return report.page(storage, run, others)
+        return render_page(storage, run, others)
     except FileNotFoundError:
         raise UserError(
             f"{storage.url} has no job.json of {run} or of a run of --compare; `pulumi up` writes it"

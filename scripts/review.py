@@ -16,13 +16,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from infra.review.judge import Finding, Review, review
+from infra.review.capture import NoStack, PreviewError, Versions, online, stacks, versions
+from infra.review.interruption import Standing, stand
 from infra.review.markdown import render
-from infra.review.preview import Preview, UnreadablePreview, compare, parse
-from infra.review.previewing import NoStack, PreviewError, Versions, online, stacks, versions
-from infra.review.run import Standing, stand
+from infra.review.offline import compare
+from infra.review.steps import Preview, UnreadablePreview, parse
+from infra.review.verdict import Finding, Review, review
 from policy.rules import Resource, check
-from scripts.common import CHECKOUT, UserError, run_main
+from scripts.support.common import CHECKOUT, UserError, run_main
 
 BASES = ("origin/main", "main", "HEAD")
 ASKED_NOT = "an offline review asks no bucket"

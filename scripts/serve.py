@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
-import uvicorn  # http.server would leave time-outs, keep-alive, limits and a client that goes away to us
+import uvicorn
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,10 +27,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from scripts.common import UserError, run_main
-from scripts.completions import DONE, Completion, Refused
-from scripts.generate import positive
-from scripts.writing import Writer, add_model_arguments, open_writer
+from scripts.support.arguments import positive
+from scripts.support.common import UserError, run_main
+from scripts.support.completions import DONE, Completion, Refused
+from scripts.support.writing import Writer, add_model_arguments, open_writer
 
 PAGE = Path(__file__).with_name("serve.html")
 BODY_BYTES, BODY_SECONDS = 1 << 20, 30.0

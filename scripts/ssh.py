@@ -10,10 +10,10 @@ import shlex
 import shutil
 import sys
 
-from infra.google.rules import counts
-from scripts.common import UserError, google_stack, run_main
-from scripts.google_groups import Group, Json, instance_name, read_groups
-from trainer.google_api import ApiError, GoogleApi
+from infra.fleet.fleet import counts
+from scripts.support.common import UserError, google_stack, run_main
+from scripts.support.google_groups import Group, Json, instance_name, read_groups
+from trainer.gcloud.api import ApiError, GoogleApi
 
 
 def choose(groups: list[Group], role: str, index: int, stack: str) -> tuple[str, str]:

@@ -9,8 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.data_lock import DataLock, lock_path, write_lock
-from scripts.common import (
+from infra.inputs.data_lock import DataLock, lock_path, write_lock
+from scripts.support.common import (
     CHECKOUT,
     UserError,
     add_bucket_arguments,
@@ -21,9 +21,10 @@ from scripts.common import (
     run_main,
     stack_bucket,
 )
-from trainer.pairs import PairFile
-from trainer.storage import Storage, open_storage
-from trainer.text import check_text, decode, size_of
+from trainer.data.pairs import PairFile
+from trainer.data.text import check_text, decode, size_of
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def upload(storage: Storage, path: Path) -> Uploaded:
         with progress_bar("checking", size) as progress:
             check_text(path, str(path), progress)
         digest = sha256(path)
-        target = f"data/{digest[:16]}/{path.name}"  # as trainer.spec.fingerprint()
+        target = f"data/{digest[:16]}/{path.name}"  # as identity.fingerprint()
         if storage.matches(path, target):
             return Uploaded(target, digest, size, there=True)
         with progress_bar("uploading", size) as progress:
@@ -97,7 +98,7 @@ def unfinished(data: bytes) -> int:
 
 def lock_remote(url: str, folder: Path) -> Path:
     """Reads gs://bucket/object once and writes its lock into `folder`; returns the path that the text would have."""
-    from scripts.buckets import read_object  # a local stack needs none of Google's packages
+    from scripts.support.buckets import read_object  # a local stack needs none of Google's packages
 
     name = url.rpartition("/")[2]
     if not name or url.count("/") < 3:
@@ -153,7 +154,7 @@ def _check_pairs(path: Path) -> None:
 
 def _upload_to_stack(stack: str, path: Path) -> None:
     """Uploads into the data bucket of a stack on Google Cloud, and writes the lock."""
-    from scripts.buckets import ensure_bucket
+    from scripts.support.buckets import ensure_bucket
 
     size_of(path, str(path))  # before a bucket is made for nothing
     config = google_stack(stack)

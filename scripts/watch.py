@@ -17,11 +17,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from scripts import render
-from scripts.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
-from scripts.run_files import RunFiles, Snapshot, UnreadableRun
-from trainer.storage import Storage, StorageError, open_storage
-from trainer.sweep import Trial
+from scripts.support import render
+from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
+from scripts.support.run_files import RunFiles, Snapshot, UnreadableRun
+from trainer.runs.trials import Trial
+from trainer.storage.base import Storage, StorageError
+from trainer.storage.factory import open_storage
 
 SUCCEEDED, FAILED, STOPPED, NOT_ALIVE, INTERRUPTED = 0, 1, 3, 4, 130
 WAIT_FOR_RUN = 20.0  # seconds until there must be a run to follow
@@ -29,7 +30,6 @@ TROUBLE = 120.0  # seconds for which a bucket may be out of reach
 PATIENCE = 5.0  # seconds until a bucket that does not answer is told
 LINE_EVERY = 10.0  # seconds between lines, where there is no terminal
 LAST_WORDS = 20  # lines of log after a failure
-
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
 Ask = Callable[[Snapshot], list[str]]  # why machines are missing, a line each
@@ -312,7 +312,7 @@ def _google(stack: str, storage: Storage) -> Ask | None:
     """Asks Google about the machines of a stack that runs there."""
     if not storage.url.startswith("gs://"):
         return None
-    from scripts.google_groups import Groups  # a local stack needs none of Google's packages
+    from scripts.support.google_groups import Groups  # a local stack needs none of Google's packages
 
     try:
         groups = Groups(load_stack(stack), time.time)

@@ -18,7 +18,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
 from tools.go_tools import ToolError, build
-from trainer import google_storage
+from trainer.storage import google
 
 
 def _free_port() -> int:
@@ -130,7 +130,7 @@ def gcs_faults(gcs_address: str, gcs_bucket: str, monkeypatch: pytest.MonkeyPatc
     """Puts a proxy before gcs_bucket; set its hooks to make the network or the server fail. Retries are quick."""
     with failing_proxy(gcs_address) as (address, faults):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{address}")
-        monkeypatch.setattr(google_storage, "RETRY", google_storage.RETRY.with_delay(0.01, 0.05).with_timeout(20))
+        monkeypatch.setattr(google, "RETRY", google.RETRY.with_delay(0.01, 0.05).with_timeout(20))
         yield faults
 
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from examples import data
-from infra import config
-from infra.config import ConfigError
+from infra import load
 from infra.job import job_spec
-from infra.stack_file import data_format
+from infra.stack.config import ConfigError
+from infra.stack.keys import data_format
 from tests.trainer.conftest import new_run
-from tests.trainer.runs import ROOT, Run
-from trainer import scores
-from trainer.measures import baseline
-from trainer.pairs import Pair, part_of
-from trainer.prepared import find
-from trainer.spec import Data, JobSpec
+from tests.trainer.running import ROOT, Run
+from trainer.contract.spec import Data, JobSpec
+from trainer.data.pairs import Pair, part_of
+from trainer.data.prepared import find
+from trainer.evaluation.measures import baseline
+from trainer.runs import scores
 
 __all__ = ["new_run"]
 DATA = Data(path="x", format="pairs")
@@ -116,7 +116,7 @@ def checkout(folder: Path, name: str) -> Path:
 
 
 def declared(folder: Path, name: str) -> JobSpec:
-    return job_spec(config.from_file(name, checkout(folder, name)))
+    return job_spec(load.from_file(name, checkout(folder, name)))
 
 
 @pytest.mark.parametrize("name", ["text", *data.EXAMPLES])
@@ -133,7 +133,7 @@ def test_a_task_needs_its_format(tmp_path: Path) -> None:
         words = (ROOT / "Pulumi.sentiment.yaml").read_text().replace("task: sentiment", f"task: {task}")
         stack.write_text(words.replace("    tokenizer:", f"    format: {given}\n    tokenizer:"))
         with pytest.raises(ConfigError) as error:
-            config.from_file("sentiment", folder)
+            load.from_file("sentiment", folder)
         (line,) = error.value.problems
         assert f"evaluation.task: found {task}, and data.format is {given}; use " in line
 
@@ -145,7 +145,7 @@ def test_the_sweeps_stack_file_is_one_and_its_mistakes_are_told(tmp_path: Path) 
     stack = tmp_path / "Pulumi.sweep.yaml"
     stack.write_text(stack.read_text().replace("discreteValues: [0, 1]", "discreteValues: [1]"))
     with pytest.raises(ConfigError) as error:
-        config.from_file("sweep", tmp_path)
+        load.from_file("sweep", tmp_path)
     assert error.value.problems == [
         "gpt2-training:sweep.params[1].discreteValues: found [1.0]; give two or more, as one leaves nothing to vary"
     ]
@@ -156,7 +156,7 @@ def test_the_sweeps_stack_file_is_one_and_its_mistakes_are_told(tmp_path: Path) 
 
 def trained(new_run: Callable[..., Run], name: str, content: bytes, model: dict[str, Any], **hyper: Any) -> Run:
     """As its stack file says but for `model` and `hyper`, and by one trainer."""
-    file = config.from_file(name).file
+    file = load.from_file(name).file
     fingerprint = hashlib.sha256(content).hexdigest()[:16]
     path = f"data/{fingerprint}/{name}"
     run = new_run(
@@ -191,7 +191,7 @@ SMALL: dict[str, Any] = {"learningRate": 0.006, "warmupSteps": 20, "batchSize": 
 
 @pytest.mark.slow
 def test_text_learns(new_run: Callable[..., Run]) -> None:
-    sources = b"".join(path.read_bytes() for path in sorted((ROOT / "trainer").glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted((ROOT / "trainer").rglob("*.py")))
     run = trained(new_run, "text", sources, {"layers": 2}, **SMALL | {"batchSize": 16}, steps=150, sequenceLength=64)
     perplexity, unigram = score(run, "perplexity")
     assert perplexity < 18 < 22 < unigram

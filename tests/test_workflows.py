@@ -137,7 +137,7 @@ def changed(
         (["README.md", "docs/estimate.md", "tests/test_x.py", "Pulumi.devel.yaml", "infrastructure/x"], []),
         (["Pulumi.dev.yaml"], ["dev"]),
         (["Pulumi.single.yaml", "README.md"], ["single"]),
-        (["trainer/train.py"], ["dev", "single"]),
+        (["trainer/training/loop.py"], ["dev", "single"]),
         (["__main__.py"], ["dev", "single"]),
         (["policy/rules.py"], ["dev", "single"]),
         (["data/my-data.txt.lock.json"], ["dev", "single"]),

@@ -29,7 +29,7 @@ LIBRARIES = [
     "torch", "torch.distributed.fsdp", "torch.distributed.device_mesh", "torchft.coordination", "safetensors.torch",
     "transformers.models.gpt2.modeling_gpt2", "peft",
 ]  # fmt: skip
-# What libraries read while they are imported; as trainer/supervisor.py sets it.
+# What libraries read while they are imported; as trainer/machine/supervisor.py sets it.
 SETTINGS = {
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",

@@ -1,1 +1,1 @@
-"""What runs on every machine of a training run. It knows nothing of Pulumi; `trainer.spec` is what infra/ shares."""
+"""What runs on every machine of a training run. It knows nothing of Pulumi; contract/ is what infra/ shares."""

@@ -10,12 +10,13 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from trainer.compute import INPUT
-from trainer.spec import JobSpec
-from trainer.status import read_spec
-from trainer.storage import Storage, StorageError, open_storage
-from trainer.supervisor import Supervisor, here
-from trainer.trials import Trials
+from trainer.compute.exit_codes import INPUT
+from trainer.contract.spec import JobSpec
+from trainer.machine.supervisor import Supervisor, here
+from trainer.machine.sweep import Trials
+from trainer.runs.status import read_spec
+from trainer.storage.base import Storage, StorageError
+from trainer.storage.factory import open_storage
 
 
 def main() -> int:
@@ -59,12 +60,12 @@ def _machine(storage: Storage, spec: JobSpec, arguments: argparse.Namespace) -> 
 
 
 def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
-    from trainer import google_machine  # needs packages that nothing local needs
+    from trainer.machine import google_vm  # needs packages that nothing local needs
 
     where = f"runs/{arguments.run}/job.json"
-    spec = google_machine.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))
+    spec = google_vm.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))
     machine = _machine(storage, spec, arguments)
-    return google_machine.supervise(machine, storage, spec, arguments.name, arguments.role)
+    return google_vm.supervise(machine, storage, spec, arguments.name, arguments.role)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ call() { # ADDRESS [JSON to POST], as this machine's account; curl reads the tok
         ${2:+--data-binary "$2"} "$1" <<<"$header"
 }
 
-last_words() { # as a MachineStatus (trainer/records.py), unless the newest container left its own, which tell more
+last_words() { # as a MachineStatus (trainer/runs/records.py), unless the newest container left its own, which tell more
     local base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com} file=runs%2F$run%2Fmachines%2F$name.json
     local there beat='"heartbeat": ([0-9]+)' message
     there=$(call "$base/storage/v1/b/${bucket#gs://}/o/$file?alt=media") || there=

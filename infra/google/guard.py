@@ -15,13 +15,14 @@ from pulumi.dynamic import CreateResult, DiffResult, Resource
 from pulumi_gcp import billing, cloudscheduler
 
 from infra import lifecycle
-from infra.config import StackConfig
 from infra.dynamic import Properties, Provider, changed, plain
-from infra.google.deadline import cron, hours_left, record
+from infra.fleet.deadline import cron, hours_left, record
+from infra.google.groups import Group
 from infra.google.identity import Identity
-from infra.google.machines import Group
-from trainer.spec import JobSpec
-from trainer.storage import NoBucket, open_storage
+from infra.stack.config import StackConfig
+from trainer.contract.spec import JobSpec
+from trainer.storage.base import NoBucket
+from trainer.storage.factory import open_storage
 
 ALERTS = (0.5, 0.9, 1.0)  # of maxCostUsd
 

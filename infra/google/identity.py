@@ -8,9 +8,9 @@ scheduler's jobs, and these resize the groups to zero in the reaper's name.
 import pulumi
 from pulumi_gcp import projects, serviceaccount
 
-from infra.config import StackConfig
-from infra.google.rules import counts
-from trainer.spec import Role
+from infra.fleet.fleet import counts
+from infra.stack.config import StackConfig
+from trainer.contract.spec import Role
 
 MACHINE_ROLES = ("roles/logging.logWriter", "roles/monitoring.metricWriter")
 RUN_JOBS = ["cloudscheduler.jobs.run"]

@@ -8,11 +8,11 @@ import pulumi
 import pulumi_docker_build as docker_build
 from pulumi_gcp import artifactregistry
 
-from infra.config import StackConfig
 from infra.google.identity import Identity
-from infra.google.kept import image_name, repository_settings
-from infra.google.kept import repository as repository_name
-from trainer.spec import JobSpec
+from infra.google.retained import image_name, repository_settings
+from infra.google.retained import repository as repository_name
+from infra.stack.config import StackConfig
+from trainer.contract.spec import JobSpec
 
 
 class Image(pulumi.ComponentResource):

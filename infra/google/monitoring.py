@@ -1,7 +1,7 @@
 """What is seen of a run in Google's console, and who is told: a dashboard, a count of preemptions, alerts.
 
-Loss, speed and progress are the trainer's own metrics (trainer/google_monitoring.py). Their descriptors belong to the
-whole project and are declared here because an alert cannot name a metric that does not exist; they are never deleted.
+Loss, speed and progress are the trainer's own metrics (trainer/machine/cloud_metrics.py). Their descriptors belong to
+the whole project. An alert cannot name a metric that does not exist, so they are declared here, and never deleted.
 """
 
 import json
@@ -10,18 +10,18 @@ from typing import Any
 import pulumi
 from pulumi_gcp import logging, monitoring
 
-from infra.config import StackConfig
-from trainer import google_monitoring as metrics
-from trainer.google_machine import PREEMPTED
+from infra.stack.config import StackConfig
+from trainer.contract import metric_names
+from trainer.contract.log_phrases import PREEMPTED
 
 STALLED = 900  # seconds without a step
 OFTEN = 10  # preemptions an hour
 METRICS = {  # of each: value type, unit, what it is
-    metrics.STEP: ("INT64", "1", "Steps done"),
-    metrics.LOSS: ("DOUBLE", "1", "Training loss, nats a token"),
-    metrics.TOKENS_PER_SECOND: ("DOUBLE", "1/s", "Tokens a second, all trainers together"),
-    metrics.SECONDS_SINCE_STEP: ("DOUBLE", "s", "Seconds since the newest step"),
-    metrics.FAILED: ("INT64", "1", "1 once the run has failed"),
+    metric_names.STEP: ("INT64", "1", "Steps done"),
+    metric_names.LOSS: ("DOUBLE", "1", "Training loss, nats a token"),
+    metric_names.TOKENS_PER_SECOND: ("DOUBLE", "1/s", "Tokens a second, all trainers together"),
+    metric_names.SECONDS_SINCE_STEP: ("DOUBLE", "s", "Seconds since the newest step"),
+    metric_names.FAILED: ("INT64", "1", "1 once the run has failed"),
 }
 
 
@@ -85,8 +85,8 @@ class Alerts(pulumi.ComponentResource):
             self._channels = [channel.name]
         monitoring.Dashboard("dashboard", dashboard_json=json.dumps(dashboard(config)), opts=self._child)
         stalled = f"no step for {STALLED // 60} minutes"
-        self._alert("stalled", stalled, _own(config, metrics.SECONDS_SINCE_STEP), STALLED)
-        self._alert("failed", "the run has failed", _own(config, metrics.FAILED), 0)
+        self._alert("stalled", stalled, _own(config, metric_names.SECONDS_SINCE_STEP), STALLED)
+        self._alert("failed", "the run has failed", _own(config, metric_names.FAILED), 0)
         often = f"more than {OFTEN} machines were preempted within an hour"
         self._alert("preempted", often, _preemptions(config), OFTEN, hourly=True)
         self.register_outputs({})
@@ -138,15 +138,16 @@ def _preemptions(config: StackConfig) -> str:
 
 def _own(config: StackConfig, kind: str) -> str:
     """A filter for this stack's series of one of the trainer's metrics."""
-    return f'metric.type="{kind}" AND resource.type="{metrics.RESOURCE}" AND resource.label.namespace="{config.stack}"'
+    resource = f'resource.type="{metric_names.RESOURCE}" AND resource.label.namespace="{config.stack}"'
+    return f'metric.type="{kind}" AND {resource}'
 
 
 def dashboard(config: StackConfig) -> dict[str, Any]:
     """Four charts: progress, loss, speed, preemptions."""
     charts = [
-        ("Steps", _own(config, metrics.STEP)),
-        ("Loss (nats a token)", _own(config, metrics.LOSS)),
-        ("Tokens a second", _own(config, metrics.TOKENS_PER_SECOND)),
+        ("Steps", _own(config, metric_names.STEP)),
+        ("Loss (nats a token)", _own(config, metric_names.LOSS)),
+        ("Tokens a second", _own(config, metric_names.TOKENS_PER_SECOND)),
         ("Preemptions", _preemptions(config)),
     ]
     tiles = []

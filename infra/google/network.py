@@ -3,8 +3,8 @@
 import pulumi
 from pulumi_gcp import compute
 
-from infra.config import StackConfig
 from infra.google.identity import Identity
+from infra.stack.config import StackConfig
 
 RANGE = "10.10.0.0/20"  # 4,092 machines
 IAP = "35.235.240.0/20"  # where Identity-Aware Proxy's tunnels come from

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import pulumi
 from pulumi_gcp import iam, projects, serviceaccount, storage
 
-from infra.config import StackConfig
 from infra.google.identity import MACHINE_ROLES
+from infra.stack.config import StackConfig
 
 ISSUER = "https://token.actions.githubusercontent.com"
 ENVIRONMENT = "gpt2-training"  # of the repository: who may approve its jobs decides who deploys

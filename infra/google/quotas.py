@@ -8,11 +8,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infra.config import StackConfig
-from infra.google import rules
-from infra.google.catalog import ACCELERATORS
-from infra.prices import is_spot
-from trainer.google_api import ApiError, GoogleApi
+from infra.fleet import fleet
+from infra.fleet.catalog import ACCELERATORS
+from infra.fleet.fleet import is_spot
+from infra.stack.config import StackConfig
+from trainer.gcloud.api import ApiError, GoogleApi
 
 SERVICE = "services/compute.googleapis.com"
 GPU_FAMILIES = ("H100", "H100_MEGA")  # these have one quota, with the family as a dimension
@@ -50,8 +50,8 @@ def needs(config: StackConfig) -> tuple[list[Need], list[str]]:
     """What the stack needs, and the machine families whose CPU quota is not known."""
     amounts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     unknown: list[str] = []
-    for role, count in rules.counts(config).items():
-        machine, (model, gpus) = rules.machine_type(config, role), rules.accelerator(config, role)
+    for role, count in fleet.counts(config).items():
+        machine, (model, gpus) = fleet.machine_type(config, role), fleet.accelerator(config, role)
         # Flex-start machines take the quota of Spot machines.
         mine = amounts[is_spot(config, role) or (config.file.machines.flex_start and gpus > 0)]
         if gpus:

@@ -3,7 +3,7 @@
 import pulumi
 from pulumi_gcp import projects
 
-from infra.config import StackConfig
+from infra.stack.config import StackConfig
 
 APIS = (
     "artifactregistry",

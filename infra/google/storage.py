@@ -6,12 +6,12 @@ Their names are fixed, so that after a destroy the next `up` finds them and take
 import pulumi
 from pulumi_gcp import storage
 
-from infra.config import StackConfig
-from infra.data_lock import read_lock
 from infra.google.identity import Identity
-from infra.google.inputs import VOCABULARY_FILES, text_object, vocabulary_folder
-from infra.google.kept import bucket_settings
-from trainer.spec import JobSpec
+from infra.google.retained import bucket_settings
+from infra.inputs.data_lock import read_lock
+from infra.inputs.google import VOCABULARY_FILES, text_object, vocabulary_folder
+from infra.stack.config import StackConfig
+from trainer.contract.spec import JobSpec
 
 
 class Storage(pulumi.ComponentResource):

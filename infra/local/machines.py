@@ -9,9 +9,9 @@ from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Re
 from infra.dynamic import Properties, Provider, changed, plain
 from infra.local import processes
 from infra.local.storage import folder
-from trainer.spec import JobSpec, Role
-from trainer.status import is_over
-from trainer.storage import open_storage
+from trainer.contract.spec import JobSpec, Role
+from trainer.runs.status import is_over
+from trainer.storage.factory import open_storage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

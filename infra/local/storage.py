@@ -9,22 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pulumi
-from pulumi.dynamic import (
-    CheckFailure,
-    CheckResult,
-    CreateResult,
-    DiffResult,
-    ReadResult,
-    Resource,
-    UpdateResult,
-)
+from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from infra import lifecycle
 from infra.dynamic import Properties, Provider, changed, plain
 from infra.lifecycle import CURRENT
 from infra.local import processes
-from trainer.spec import JobSpec, fingerprint
-from trainer.storage import StorageError, open_storage
+from trainer.contract.identity import fingerprint
+from trainer.contract.spec import JobSpec
+from trainer.storage.base import StorageError
+from trainer.storage.factory import open_storage
 
 
 def folder(url: str) -> Path:

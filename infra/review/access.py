@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from infra.google import exposure
-from infra.review.preview import Preview, State, Step
+from infra.review import exposure
+from infra.review.steps import Preview, State, Step
 from infra.review.values import shown
 
 CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from infra.estimate import rounded
-from infra.hardware import Range
-from infra.review.judge import Level, Price, Review
-from infra.review.preview import Op
+from infra.estimate.parts import rounded
+from infra.review.steps import Op
 from infra.review.values import UNKNOWN, differences, shown
+from infra.review.verdict import Level, Price, Review
+from infra.sizing.ranges import Range
 
 LIMIT = 65_000  # GitHub takes 65,536 characters
 MOST = 30  # lines of a list

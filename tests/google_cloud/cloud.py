@@ -36,7 +36,7 @@ class Behaviour:
         """Whatever forbids the creation, before anything is made. (The API, the rules, references and 409 for what
         this registry has are looked at by Cloud.create already.)"""
 
-    def create(self, id: str, props: Json) -> Json:  # noqa: A002  (Pulumi's word)
+    def create(self, id: str, props: Json) -> Json:  # noqa: A002
         """Make it; the outputs beyond props. The resource stands in the registry already; an error takes it out."""
         return {}
 

@@ -20,7 +20,8 @@ from google.cloud import storage as gcs
 
 from tests.google_cloud.client import Client
 from tests.google_cloud.install import environment, install, without_google
-from trainer.storage import Storage, open_storage
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]

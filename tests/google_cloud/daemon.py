@@ -11,7 +11,6 @@ A handler may raise CloudError. Each request runs in a thread of its own, so a h
 """
 
 import argparse
-import importlib
 import importlib.util
 import json
 import os

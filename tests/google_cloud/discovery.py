@@ -1,7 +1,7 @@
 """Google's discovery documents, as a judge of REST calls: does the method exist, is every parameter and field known?
 
 The documents come with the package google-api-python-client, one for each API; none of them is fetched. A call is
-named as trainer/google_api.py does it: service, verb, path behind the service's base, query, body.
+named as trainer/gcloud/api.py does it: service, verb, path behind the service's base, query, body.
 """
 
 import functools

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.google_cloud import schema
 
-# service -> path of its base below the daemon's address; see trainer/google_api.py
+# service -> path of its base below the daemon's address; see trainer/gcloud/api.py
 SERVICES = {
     "ARTIFACTREGISTRY": "artifactregistry/v1/",
     "CLOUDBUILD": "cloudbuild/v1/",

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infra import config
+from infra import load
 from infra.job import job_spec
 from tests.google_cloud.conftest import StandIn, wait_for
-from tests.trainer.runs import text
-from trainer.records import Status
-from trainer.spec import JobSpec
-from trainer.status import read_status
-from trainer.storage import Storage, open_storage
+from tests.trainer.running import text
+from trainer.contract.spec import JobSpec
+from trainer.runs.records import Status
+from trainer.runs.status import read_status
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
 FIREWALL = "gcp:compute/firewall:Firewall"
@@ -49,10 +50,10 @@ class Life:
 
     @property
     def storage(self) -> Storage:
-        return open_storage(config.bucket_of("dev", self.root))
+        return open_storage(load.bucket_of("dev", self.root))
 
     def job(self) -> JobSpec:
-        return job_spec(config.from_file("dev", self.root))
+        return job_spec(load.from_file("dev", self.root))
 
     def status(self, run: str = "") -> Status | None:
         return read_status(self.storage, run or self.job().run)

@@ -5,9 +5,9 @@ Both sources say the same in the same form, a shape: {"type": ...}, {"array": sh
 (rules.py). The SDK's classes cost more than a second to import, so their shapes are kept in a file of the cache.
 """
 
+import collections.abc
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -178,7 +178,6 @@ def _describe_class(cls: Any, key: str, found: Json) -> None:
 
 
 def _describe(kind: Any, found: Json) -> Json:
-    import collections.abc
     import enum
     import typing
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.google_cloud.discovery import UNDOCUMENTED, VERSIONS, Refused, api
-from trainer.google_api import BASES
+from trainer.gcloud.api import BASES
 
 PLACE = "projects/my-project/regions/us-central1/instanceGroupManagers/dev-worker-0a1b2c3d"
 JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-worker-deadline"

@@ -38,7 +38,7 @@ def masked(value: Any, stand_in: StandIn) -> Any:
     if isinstance(value, list):
         return [masked(item, stand_in) for item in value]
     if not isinstance(value, str):
-        return value
+        return value  # type: ignore[no-any-return]
     if value.startswith("#!/bin/bash"):
         return "(infra/google/boot.sh)"
     text = value.replace(str(stand_in.root), "ROOT").replace(stand_in.project, "PROJECT").replace(UNKNOWN, "(unknown)")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.google.deadline import record
-from trainer.metrics import read_records
+from infra.fleet.deadline import record
+from trainer.runs.metrics import read_records
 
 from .conftest import wait_for
 from .life import BUCKET, FIREWALL, GROUP, PATIENCE, Life, no_violations

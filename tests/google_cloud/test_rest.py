@@ -8,16 +8,7 @@ from urllib.parse import urlencode
 
 import requests
 
-from tests.google_cloud.lab import (
-    FAMILY,
-    PROJECT,
-    REGION,
-    STUBBORN,
-    ZONE,
-    Json,
-    Lab,
-    wait_until,
-)
+from tests.google_cloud.lab import FAMILY, PROJECT, REGION, STUBBORN, ZONE, Json, Lab, wait_until
 
 
 def test_a_vm_reads_a_bucket_only_with_a_grant_and_while_storage_is_well(lab: Lab) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.download_model import fetched
+from scripts.support.downloading import fetched
 from tests.image import engine as engines
 from tests.image.engine import TOKEN, Engine
 from tests.trainer.google_vm import JOBS, Vm, into_bucket
-from tests.trainer.runs import PATIENCE, ROOT, Run
-from trainer import google_monitoring
-from trainer.google_machine import SUCCEEDED
+from tests.trainer.running import PATIENCE, ROOT, Run
+from trainer.contract import metric_names
+from trainer.contract.log_phrases import SUCCEEDED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 BOOT = ROOT / "infra/google/boot.sh"
@@ -205,6 +205,6 @@ def test_containers_train_to_the_end(
     master = machines["master"].vm
     assert [machine.vm.rest.wrong for machine in machines.values()] == [[], [], []]
     assert master.rest.paths("cloudscheduler") == [f"{job}:run" for job in JOBS]
-    assert master.rest.points(google_monitoring.STEP)[-1] == STEPS
+    assert master.rest.points(metric_names.STEP)[-1] == STEPS
     assert f"{SUCCEEDED}{RUN}\n" in machines["master"].printed()
     assert not [role for role, machine in machines.items() if TOKEN in machine.said() + machine.printed()]

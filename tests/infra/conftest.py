@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from infra import config
+from infra import load
 from infra.job import job_spec
 from infra.local import processes
-from trainer.records import Status
-from trainer.spec import JobSpec
-from trainer.status import read_status
-from trainer.storage import open_storage
+from trainer.contract.spec import JobSpec
+from trainer.runs.records import Status
+from trainer.runs.status import read_status
+from trainer.storage.factory import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # It does what a supervisor may do at its worst: it has a child in a session of its own, and both ignore SIGTERM if
@@ -79,7 +79,7 @@ class Project:
         return self.root / "artifacts" / "local"
 
     def job(self) -> JobSpec:
-        return job_spec(config.from_file("local", self.root))
+        return job_spec(load.from_file("local", self.root))
 
     def machine(self, name: str) -> processes.Machine:
         return processes.Machine(self.bucket, self.job().run, name)
@@ -109,12 +109,10 @@ def project(tmp_path: Path) -> Iterator[Project]:
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
     root = tmp_path / "project"
-    shutil.copytree(CHECKOUT / "infra", root / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("infra", "trainer"):
+        shutil.copytree(CHECKOUT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__main__.py", "Pulumi.yaml", "Pulumi.local.yaml"):
         shutil.copy(CHECKOUT / name, root)
-    (root / "trainer").mkdir()
-    for path in (CHECKOUT / "trainer").glob("*.py"):
-        shutil.copy(path, root / "trainer")
     (root / "trainer" / "__main__.py").write_text(TRAINER)
     (root / "data").mkdir()
     (root / "data" / "default.txt").write_text("To be, or not to be, that is the question.\n" * 500)

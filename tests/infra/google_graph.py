@@ -11,10 +11,11 @@ import yaml
 from google.protobuf.json_format import MessageToDict
 from pulumi.runtime.mocks import MockMonitor
 
-from infra import config
+from infra import load
 from infra.job import job_spec
 from infra.run import TrainingRun
-from trainer.spec import JobSpec
+from infra.stack import config
+from trainer.contract.spec import JobSpec
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STARTED = 1_790_000_041
@@ -42,7 +43,7 @@ def stack_values(stack: str = "dev") -> dict[str, Any]:
 
 def read(values: dict[str, Any], root: Path, stack: str = "dev") -> config.StackConfig:
     (root / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump({"config": values}))
-    return config.from_file(stack, root)
+    return load.from_file(stack, root)
 
 
 @dataclass

@@ -9,16 +9,18 @@ from typing import Any
 import pulumi
 import pytest
 
-from infra import config
+from infra import load
 from infra.dynamic import plain
 from infra.job import job_spec
 from infra.lifecycle import newest_checkpoint, standing
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
-from trainer.records import Status
-from trainer.spec import JobSpec, Sweep
-from trainer.status import read_status
-from trainer.storage import StorageError, open_storage
+from infra.stack import config, secrets
+from trainer.contract.spec import JobSpec, Sweep
+from trainer.runs.records import Status
+from trainer.runs.status import read_status
+from trainer.storage.base import StorageError
+from trainer.storage.factory import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +43,7 @@ def stack(tmp_path: Path) -> config.StackConfig:
     (tmp_path / "data" / "default.txt").write_text("A rose is a rose is a rose.\n" * 500)
     (tmp_path / "trainer").mkdir()
     shutil.copy(CHECKOUT / "Pulumi.local.yaml", tmp_path)
-    return config.from_file("local", tmp_path)
+    return load.from_file("local", tmp_path)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_which_settings_are_secret_is_declared(
         pulumi.runtime.set_all_config({"gpt2-training:limits": "{}"}, ["gpt2-training:limits"])
         text = "config: {gpt2-training:limits: {maxHours: 1, billingAccount: {secure: x}, few: [{secure: y}]}}"
         (stack.root / "Pulumi.local.yaml").write_text(text)
-        assert config.secret_keys(stack.root) == ["limits.billingAccount", "limits.few"]
+        assert secrets.secret_keys(stack.root) == ["limits.billingAccount", "limits.few"]
     finally:
         pulumi.runtime.set_all_config({}, [])
 

@@ -15,11 +15,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.google_cloud import discovery
-from trainer.google_api import BASES
+from trainer.gcloud.api import BASES
 
 discovery.VERSIONS.setdefault("storage", "v1")  # asked by google-cloud-storage, where STORAGE_EMULATOR_HOST leads
 WITHOUT_DOCUMENT = {"cloudquotas"}  # google-api-python-client does not carry it
-
 Json = dict[str, Any]
 
 

@@ -12,12 +12,13 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
-from scripts import build_image, common
-from scripts.build_context import files, pack
-from scripts.common import UserError
+from scripts import build_image
+from scripts.support import common
+from scripts.support.build_context import files, pack
+from scripts.support.common import UserError
 from tests.scripts.google import Call, FakeGoogle, project
-from trainer.spec import code_hash
-from trainer.storage import open_storage
+from trainer.contract.identity import code_hash
+from trainer.storage.factory import open_storage
 
 REPOSITORY = "projects/test-project/locations/us-central1/repositories/gpt2-dev"
 BUILDS = "projects/test-project/locations/us-central1/builds"
@@ -198,11 +199,11 @@ def test_dockerignore_is_honoured_as_docker_does(tmp_path: Path) -> None:
 def test_the_trainers_context_is_its_code_and_nothing_else() -> None:
     names = {path.relative_to(TRAINER).as_posix() for path in files(TRAINER)}
     code = {path.relative_to(TRAINER).as_posix() for path in TRAINER.rglob("*.py")}
-    assert names == code | {"report.html", "requirements.txt", "Dockerfile", ".dockerignore"}
+    assert names == code | {"report/page.html", "requirements.txt", "Dockerfile", ".dockerignore"}
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
 def test_any_tar_reads_it(tmp_path: Path) -> None:
     (tmp_path / "c.tar.gz").write_bytes(pack(TRAINER))
     subprocess.run(["tar", "-xzf", "c.tar.gz"], cwd=tmp_path, check=True)
-    assert (tmp_path / "spec.py").read_bytes() == (TRAINER / "spec.py").read_bytes()
+    assert (tmp_path / "contract" / "spec.py").read_bytes() == (TRAINER / "contract" / "spec.py").read_bytes()

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from scripts import default_corpus
-from scripts.common import UserError
-from trainer.spec import END_OF_TEXT
+from scripts.support.common import UserError
+from trainer.contract.spec import END_OF_TEXT
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import measured, prices
-from scripts import common, estimate
-from scripts.common import UserError
+from infra.estimate import measured
+from infra.fleet import prices
+from scripts import estimate
+from scripts.support import common
+from scripts.support.common import UserError
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
-from trainer.storage import StorageError, open_storage
+from trainer.storage.base import StorageError
+from trainer.storage.factory import open_storage
 
-RECORDED = Path(__file__).parents[1] / "infra" / "recorded" / "first.json"
+RECORDED = Path(__file__).parents[1] / "infra" / "estimate" / "recorded" / "first.json"
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ import pytest
 from rich.console import Console
 
 from scripts import evaluate as script
-from scripts.common import UserError
-from scripts.writing import trained_length
+from scripts.support.common import UserError
+from scripts.support.writing import trained_length
 from tests.scripts.tiny_model import tiny_model
-from trainer import sweep
-from trainer.data import prepare
-from trainer.scores import Baseline, Scores, read, write
-from trainer.spec import Data, JobSpec, Sweep
-from trainer.storage import Storage, open_storage
+from trainer.contract.spec import Data, JobSpec, Sweep
+from trainer.data.prepare import prepare
+from trainer.runs.scores import Baseline, Scores, read, write
+from trainer.runs.trials import Trial, write_trials
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 
 @pytest.fixture
@@ -135,10 +136,8 @@ def test_a_sweeps_model_is_of_its_best_trial(bucket: Storage) -> None:
     length = {"parameterName": "sequenceLength", "type": "DISCRETE", "discreteValues": [8, 16]}
     of = Sweep.model_validate({"params": [length]})
     bucket.write("runs/one/job.json", json.dumps(job.model_copy(update={"sweep": of}).to_json()).encode())
-    trials = [
-        sweep.Trial(number=n, parameters={"sequenceLength": 8.0 * n}, state="SUCCEEDED", value=1.0 / n) for n in (1, 2)
-    ]
-    sweep.write(bucket, "one", trials)
+    trials = [Trial(number=n, parameters={"sequenceLength": 8.0 * n}, state="SUCCEEDED", value=1.0 / n) for n in (1, 2)]
+    write_trials(bucket, "one", trials)
     assert trained_length(bucket, "one") == 16
     assert script._spec(bucket, "one").hyperparameters.sequence_length == 16
 

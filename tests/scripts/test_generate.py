@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.common import UserError
 from scripts.generate import main, session
-from scripts.writing import Sampling, Writer, load
+from scripts.support.common import UserError
+from scripts.support.writing import Sampling, Writer, load
 from tests.scripts.tiny_model import POSITIONS, tiny_model
-from trainer.records import Status
-from trainer.spec import Data, Hyperparameters, JobSpec, Model
-from trainer.storage import open_storage
+from trainer.contract.spec import Data, Hyperparameters, JobSpec, Model
+from trainer.runs.records import Status
+from trainer.storage.factory import open_storage
 
 RUN = "gpt2-1x16-01234567"
 Generate = Callable[..., str]

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from infra import config
-from scripts.google_groups import ASK_EVERY, Group, Groups, Stack, explain, stack_of
+from infra import load
+from infra.stack import config
+from scripts.support.google_groups import ASK_EVERY, Group, Groups, Stack, explain, stack_of
 from tests.scripts.google import Call, FakeGoogle, project
 
 NOW = 1_800_000_000.0
@@ -160,7 +161,7 @@ def test_a_group_of_size_zero_and_no_group_at_all() -> None:
 
 
 def loaded(folder: Path) -> config.StackConfig:
-    return config.from_file("dev", project(folder))
+    return load.from_file("dev", project(folder))
 
 
 def test_the_stack_says_which_machines_are_meant(tmp_path: Path) -> None:

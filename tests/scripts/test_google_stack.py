@@ -9,12 +9,14 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
-from scripts import common, download_model, watch
-from scripts.common import UserError
+from scripts import download_model, watch
+from scripts.support import common
+from scripts.support.common import UserError
 from tests.scripts.google import FakeGoogle, project
-from trainer.records import Status
-from trainer.spec import Cluster, Data, Hyperparameters, JobSpec, Model
-from trainer.storage import Storage, open_storage
+from trainer.contract.spec import Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.runs.records import Status
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 RUN = "gpt2-01234567"
 GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"

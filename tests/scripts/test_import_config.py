@@ -8,11 +8,13 @@ import googleapiclient.discovery_cache
 import pytest
 import yaml
 
-from infra import ai_platform, config, plain_yaml, vertex_job
-from infra.imported import LEGACY, Note
-from infra.stack_file import TIERS
+from infra import load
+from infra.importing import ai_platform, vertex
+from infra.importing.draft import LEGACY, Note
+from infra.stack import plain_yaml
+from infra.stack.keys import TIERS
 from scripts import import_config
-from scripts.common import UserError
+from scripts.support.common import UserError
 
 REFERENCE: dict[str, Any] = {
     "scaleTier": "CUSTOM",
@@ -59,7 +61,7 @@ def words(notes: list[Note], state: str) -> dict[str, str]:
 def test_the_reference_file_comes_out_as_it_went_in(tmp_path: Path) -> None:
     every, notes = convert(tmp_path, {"trainingInput": REFERENCE})
     assert own(every)["trainingInput"] == REFERENCE
-    loaded = config.load(own(every), "new", tmp_path, {"project": "my-project", "region": every["gcp:region"]})
+    loaded = load.load(own(every), "new", tmp_path, {"project": "my-project", "region": every["gcp:region"]})
     assert (loaded.workers, loaded.servers) == (10, 3)
     assert loaded.file.training_input.hyperparameters.learning_rate == 0.01
     mapped = {f"trainingInput.{key}" for key in REFERENCE if key != "hyperparameters"}
@@ -93,7 +95,7 @@ def test_presets_stay_presets(tmp_path: Path, tier: str) -> None:
     assert words(notes, "left out") == {"trainingInput.masterType": f"scaleTier {tier} sets it"}
     replaced = words(notes, "replaced").get("trainingInput.scaleTier", "")
     assert replaced == ("trainingInput.scaleTier, with a T4 in place of the K80" if tier == "BASIC_GPU" else "")
-    loaded = config.load(own(every), "new", tmp_path, {"project": "my-project"})
+    loaded = load.load(own(every), "new", tmp_path, {"project": "my-project"})
     assert (loaded.workers, loaded.servers) == TIERS[tier]
 
 
@@ -145,7 +147,7 @@ def test_old_machine_names_become_machines_that_load(tmp_path: Path, name: str) 
     assert "the nearest of this project" in words(notes, "replaced")["trainingInput.workerType"] or gpu
     if gpu:
         assert values["machines"]["accelerator"] == {"type": "nvidia-tesla-t4", "count": min(count, 4)}
-    config.load(values, "new", tmp_path, {"project": "my-project"})
+    load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_gpus_and_disks(tmp_path: Path) -> None:
         "trainingInput.masterConfig.diskConfig.bootDiskType",
         "trainingInput.masterConfig.imageUri",
     }
-    config.load(values, "new", tmp_path, {"project": "my-project"})
+    load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
 def test_gpus_that_the_image_cannot_use_or_that_differ_are_replaced_and_said(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_gpus_that_are_built_in(tmp_path: Path) -> None:
     values, notes = training(tmp_path, **there)
     assert "machines" not in values
     assert words(notes, "mapped")["trainingInput.masterConfig.acceleratorConfig"].startswith("built into a2-highgpu-1g")
-    config.load(values, "new", tmp_path, {"project": "my-project"})
+    load.load(values, "new", tmp_path, {"project": "my-project"})
     _, notes = training(tmp_path, masterConfig=a100)  # on an N1 machine
     assert words(notes, "to fill in")["trainingInput.masterConfig.acceleratorConfig"].endswith(
         "use a2-highgpu-1g or larger"
@@ -351,8 +353,8 @@ def test_every_field_of_ai_platform_is_known(schema: str, taken: set[str]) -> No
 @pytest.mark.parametrize(
     ("schema", "taken"),
     [
-        ("CustomJob", {"jobSpec", *vertex_job.JOB_LEFT_OUT} - {"trials"}),
-        ("CustomJobSpec", {"workerPoolSpecs", "scheduling", *vertex_job.SPEC_LEFT_OUT}),
+        ("CustomJob", {"jobSpec", *vertex.JOB_LEFT_OUT} - {"trials"}),
+        ("CustomJobSpec", {"workerPoolSpecs", "scheduling", *vertex.SPEC_LEFT_OUT}),
         (
             "WorkerPoolSpec",
             {
@@ -361,20 +363,20 @@ def test_every_field_of_ai_platform_is_known(schema: str, taken: set[str]) -> No
                 "replicaCount",
                 "containerSpec",
                 "pythonPackageSpec",
-                *vertex_job.POOL_LEFT_OUT,
+                *vertex.POOL_LEFT_OUT,
             },
         ),
-        ("MachineSpec", {"machineType", "acceleratorType", "acceleratorCount", *vertex_job.MACHINE_LEFT_OUT}),
+        ("MachineSpec", {"machineType", "acceleratorType", "acceleratorCount", *vertex.MACHINE_LEFT_OUT}),
         ("DiskSpec", {"bootDiskType", "bootDiskSizeGb"}),
         ("ContainerSpec", {"args", "imageUri", "command", "env"}),
         ("PythonPackageSpec", {"args", "env", "executorImageUri", "packageUris", "pythonModule"}),
-        ("Scheduling", {"timeout", "strategy", *vertex_job.SCHEDULING_LEFT_OUT}),
-        ("StudySpec", {"metrics", "parameters", *vertex_job.STOPPING, *vertex_job.STUDY_LEFT_OUT}),
+        ("Scheduling", {"timeout", "strategy", *vertex.SCHEDULING_LEFT_OUT}),
+        ("StudySpec", {"metrics", "parameters", *vertex.STOPPING, *vertex.STUDY_LEFT_OUT}),
         ("StudySpecMetricSpec", {"metricId", "goal", "safetyConfig"}),
-        ("StudySpecParameterSpec", {"parameterId", "scaleType", "conditionalParameterSpecs", *vertex_job.VALUES}),
+        ("StudySpecParameterSpec", {"parameterId", "scaleType", "conditionalParameterSpecs", *vertex.VALUES}),
         (
             "HyperparameterTuningJob",
-            {"trialJobSpec", *vertex_job.TUNING, *vertex_job.JOB_LEFT_OUT} - {"webAccessUris"},
+            {"trialJobSpec", *vertex.TUNING, *vertex.JOB_LEFT_OUT} - {"webAccessUris"},
         ),
     ],
 )
@@ -408,7 +410,7 @@ def test_the_reference_job_in_vertex_words(tmp_path: Path) -> None:
     assert left["jobSpec.workerPoolSpecs[3]"] == "the trainers evaluate, see evaluation in the stack file"
     assert "jobSpec.scheduling.disableRetries" in left
     assert "this key is not known here" not in left.values()
-    config.load(values, "new", tmp_path, {"project": "my-project"})
+    load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
 def test_a_spec_alone_with_an_empty_worker_pool(tmp_path: Path) -> None:
@@ -467,7 +469,7 @@ def test_a_vertex_tuning_job_becomes_a_sweep(tmp_path: Path) -> None:
             {"parameterName": "optimizer", "type": "CATEGORICAL", "categoricalValues": ["adamw", "sgd"]},
         ],
     }
-    config.load(values, "new", tmp_path, {"project": "my-project"})
+    load.load(values, "new", tmp_path, {"project": "my-project"})
     assert "studySpec" in words(notes, "mapped")
     assert "median" in words(notes, "replaced")["studySpec.medianAutomatedStoppingSpec"]
     left = words(notes, "left out")

@@ -11,10 +11,11 @@ import requests
 from google.auth.exceptions import RefreshError, TransportError
 from rich.console import Console
 
-from infra import config
+from infra import load
 from infra.google.quotas import Check, Limits, check_quotas, effective, needs, quota_id
-from scripts import common, preflight
-from scripts.common import UserError
+from scripts import preflight
+from scripts.support import common
+from scripts.support.common import UserError
 from tests.scripts.google import Call, FakeGoogle, project
 
 P = "projects/test-project"
@@ -113,7 +114,7 @@ def test_a_terminal_gets_a_table() -> None:
 
 @pytest.mark.usefixtures("nobody")
 def test_nobody_logged_in(tmp_path: Path) -> None:
-    last = preflight.run(config.from_file("dev", project(tmp_path)))[-1]
+    last = preflight.run(load.from_file("dev", project(tmp_path)))[-1]
     assert (last.name, last.state, last.found) == ("credentials", "problem", "no Google credentials")
     assert last.fix.startswith("run `gcloud auth application-default login`")
 
@@ -339,7 +340,7 @@ def limits(google: FakeGoogle) -> Limits:
 
 
 def judged(google: FakeGoogle, folder: Path, **further: Any) -> dict[str, Check]:
-    stack = config.from_file("dev", project(folder, **further))
+    stack = load.from_file("dev", project(folder, **further))
     return {check.name: check for check in check_quotas(stack, limits(google))}
 
 
@@ -411,7 +412,7 @@ def test_new_gpus_share_one_quota_by_family(ready: FakeGoogle, tmp_path: Path) -
 
 
 def test_the_machines_of_a_stack_are_counted(tmp_path: Path) -> None:
-    stack = config.from_file("dev", project(tmp_path, network={"nat": True}))
+    stack = load.from_file("dev", project(tmp_path, network={"nat": True}))
     counted = {need.metric: (need.on_demand, need.spot) for need in needs(stack)[0]}
     assert counted == {
         "NVIDIA_T4_GPUS": (1, 10),

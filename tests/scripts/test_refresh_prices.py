@@ -13,7 +13,7 @@ import pytest
 
 from scripts import refresh_prices
 from scripts.refresh_prices import BOOK, load
-from scripts.skus import COMPUTE, STORAGE, Skus, rate
+from scripts.support.skus import COMPUTE, STORAGE, Skus, rate
 from tests.scripts.google import Call, FakeGoogle, Json
 
 AMERICAS = ["us-central1", "us-east1", "us-west1"]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from scripts import report
-from scripts.common import UserError
-from tests.trainer.report_page import Page, bucket, declare, record, write_records
+from scripts.support.common import UserError
+from tests.trainer.report.report_page import Page, bucket, declare, record, write_records
 
 
 @pytest.fixture

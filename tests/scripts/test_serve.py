@@ -19,9 +19,9 @@ import pytest
 from openai import OpenAI
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from scripts.common import UserError
 from scripts.generate import main as generate
 from scripts.serve import BODY_BYTES, main
+from scripts.support.common import UserError
 from tests.scripts.tiny_model import POSITIONS, tiny_model
 
 ENDLESS = {"prompt": "xyz", "temperature": 0.0, "max_tokens": 1_000_000}  # the tiny model's likeliest go in circles

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from scripts import common, ssh
-from scripts.common import UserError
+from scripts import ssh
+from scripts.support import common
+from scripts.support.common import UserError
 from tests.scripts.google import FakeGoogle, project
 
 GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"
@@ -61,7 +62,7 @@ def test_gcloud_gets_the_terminal(google: FakeGoogle, stack: Path) -> None:
     gcloud.write_text('#!/bin/sh\necho "gcloud was called: $*"\nexit 7\n')
     gcloud.chmod(0o755)
     code = (
-        "import sys; from pathlib import Path; from scripts import common, ssh;"
+        "import sys; from pathlib import Path; from scripts import ssh; from scripts.support import common;"
         f"common.CHECKOUT = Path({str(stack)!r}); ssh.main(['worker'])"
     )
     done = subprocess.run(
@@ -104,7 +105,8 @@ def test_what_can_be_told_without_a_login(stack: Path) -> None:
 def test_no_permission_is_one_line_and_2(google: FakeGoogle, stack: Path) -> None:
     google.deny("compute")
     code = (
-        "from pathlib import Path; from scripts import common, ssh; from trainer.google_api import ApiError;"
+        "from pathlib import Path; from scripts import ssh; from scripts.support import common;"
+        "from trainer.gcloud.api import ApiError;"
         f"common.CHECKOUT = Path({str(stack)!r}); common.run_main(lambda: ssh.main(['worker', '--print']), ApiError)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scripts import common, download_model, upload_data
-from scripts.common import UserError, find_run, progress_bar, stack_bucket
+from scripts import download_model, upload_data
+from scripts.support import common, downloading
+from scripts.support.common import UserError, find_run, progress_bar, stack_bucket
 from tests.gcs import Answer, Faults
-from trainer import manifest, storage
-from trainer.records import Status
-from trainer.spec import InputError, fingerprint
-from trainer.storage import Storage, open_storage
+from trainer.contract.errors import InputError
+from trainer.contract.identity import fingerprint
+from trainer.runs.records import Status
+from trainer.storage import base, manifest
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
 
 MODEL = {"model.safetensors": b"weights" * 1000, "config.json": b"{}", "empty.txt": b"", "sub/tokenizer.json": b"[]"}
 CHECKOUT = Path(__file__).parents[2]
@@ -153,7 +156,7 @@ def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert download_model.main(["--bucket", str(tmp_path / "bucket"), "--run", "gpt2-1"]) == 0
     assert manifest.verify_manifest(tmp_path / "models" / "gpt2-1") == []
-    assert download_model.fetched(bucket, "gpt2-1") == Path("models/gpt2-1")
+    assert downloading.fetched(bucket, "gpt2-1") == Path("models/gpt2-1")
 
 
 def test_a_sweeps_trial_has_a_model_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,15 +177,15 @@ def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
     put_model(bucket)
     to = tmp_path / "to"
     to.mkdir()
-    download_model.download(bucket, "gpt2-1", to)  # an empty folder is no obstacle
+    downloading.download(bucket, "gpt2-1", to)  # an empty folder is no obstacle
     (to / "config.json").write_bytes(b"{ }")
     before = contents(to)
     with pytest.raises(UserError, match=r"something else in this folder; remove it or give another"):
-        download_model.download(bucket, "gpt2-1", to)
+        downloading.download(bucket, "gpt2-1", to)
     assert contents(to) == before
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file or link of this name"):
-        download_model.download(bucket, "gpt2-1", tmp_path / "file")
+        downloading.download(bucket, "gpt2-1", tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_a_run_without_a_model_says_where_it_is(tmp_path: Path, status: Status |
     if status is not None:
         bucket.write("runs/gpt2-1/status.json", json.dumps(status.to_json()).encode())
     with pytest.raises(UserError, match=f"gpt2-1 has no model yet: .*{words}"):
-        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+        downloading.download(bucket, "gpt2-1", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
@@ -236,7 +239,7 @@ def test_a_damaged_model_is_refused(
     put_model(bucket)
     damage(bucket)
     with pytest.raises(UserError, match=words):
-        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+        downloading.download(bucket, "gpt2-1", tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
@@ -248,13 +251,13 @@ def test_an_interrupted_download_fetches_only_the_rest(gcs_bucket: str, gcs_faul
         return 403 if "tokenizer.json" in path and "alt=media" in path else None
 
     gcs_faults.before = refuse
-    with pytest.raises(storage.StorageError, match="no permission"):
-        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+    with pytest.raises(base.StorageError, match="no permission"):
+        downloading.download(bucket, "gpt2-1", tmp_path / "to")
     assert not (tmp_path / "to").exists()
     put_model(bucket, files={name: MODEL[name] for name in ("model.safetensors", "sub/tokenizer.json")})
     gcs_faults.before = lambda method, path: None
     gcs_faults.requests.clear()
-    download_model.download(bucket, "gpt2-1", tmp_path / "to")
+    downloading.download(bucket, "gpt2-1", tmp_path / "to")
     fetched = [r for r in gcs_faults.requests if "alt=media" in r]
     assert len(fetched) == 2  # the manifest and tokenizer.json
     assert sorted(contents(tmp_path / "to")) == ["manifest.json", "model.safetensors", "sub/tokenizer.json"]
@@ -265,10 +268,10 @@ def test_two_downloads_at_once_do_not_mix(tmp_path: Path) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     put_model(bucket)
     with (
-        download_model._partial_folder(tmp_path / "to"),
+        downloading._partial_folder(tmp_path / "to"),
         pytest.raises(UserError, match=r"another download into this folder is going on"),
     ):
-        download_model.download(bucket, "gpt2-1", tmp_path / "to")
+        downloading.download(bucket, "gpt2-1", tmp_path / "to")
 
 
 # What they share
@@ -289,7 +292,7 @@ def test_errors_are_one_line_and_exit_with_2(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_one_line_and_130(gcs_bucket: str, gcs_faults: Faults, text: Path) -> None:
     code = (
-        "import sys; from scripts import upload_data; from scripts.common import run_main;"
+        "import sys; from scripts import upload_data; from scripts.support.common import run_main;"
         "run_main(lambda: upload_data.main(sys.argv[1:]))"
     )
     process = subprocess.Popen(

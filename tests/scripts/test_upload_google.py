@@ -12,15 +12,17 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
-from infra import config
-from infra.data_lock import DataLock, read_lock, write_lock
-from scripts import buckets, common, prepare_data, upload_data
-from scripts.common import UserError, stack_bucket
+from infra import load
+from infra.inputs.data_lock import DataLock, read_lock, write_lock
+from scripts import prepare_data, upload_data
+from scripts.support import buckets, common
+from scripts.support.common import UserError, stack_bucket
 from tests.scripts.google import FakeGoogle, project
 from tests.scripts.test_transfer import CHECKOUT, NOT_TEXT
-from trainer import tokenizer as vocabularies
-from trainer.spec import InputError, fingerprint
-from trainer.storage import open_storage
+from trainer.contract.errors import InputError
+from trainer.contract.identity import fingerprint
+from trainer.data import tokenizer as vocabularies
+from trainer.storage.factory import open_storage
 
 DATA = "test-project-dev-gpt2-data"
 
@@ -82,7 +84,7 @@ def test_the_bucket_is_made_as_the_stack_declares_it(
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
     google.on("storage", "POST", "b", lambda call: {"name": DATA, **call.body})
-    assert buckets.ensure_bucket(config.from_file("dev", checkout))
+    assert buckets.ensure_bucket(load.from_file("dev", checkout))
     asked = google.calls[-1]
     assert asked.query["project"] == ["test-project"]
     assert asked.body == {
@@ -119,7 +121,7 @@ def test_a_bucket_that_cannot_be_made_is_one_line(
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
     google.on("storage", "POST", "b", {"error": {"message": "Google's own words"}}, status)
     with pytest.raises(UserError, match=f"^cannot make gs://{DATA}: .*{words}") as error:
-        buckets.ensure_bucket(config.from_file("dev", checkout))
+        buckets.ensure_bucket(load.from_file("dev", checkout))
     assert "\n" not in str(error.value)
 
 
@@ -128,7 +130,7 @@ def test_a_key_file_that_is_none_is_named(checkout: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(checkout / "none.json"))
     said = r"^cannot make gs://.*: GOOGLE_APPLICATION_CREDENTIALS names .*none\.json, which cannot be read \(No such"
     with pytest.raises(UserError, match=said):
-        buckets.ensure_bucket(config.from_file("dev", checkout))
+        buckets.ensure_bucket(load.from_file("dev", checkout))
 
 
 @pytest.mark.usefixtures("nobody")
@@ -269,7 +271,7 @@ NO_NETWORK = """
 import socket, sys, time
 from pathlib import Path
 from scripts.prepare_data import fetch_vocabulary
-from trainer.spec import InputError
+from trainer.contract.errors import InputError
 asked = []
 def refuse(address, *_, **__):
     asked.append(address)

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scripts.common import UserError
-from scripts.render import picture
-from scripts.run_files import RunFiles
+from scripts.support.common import UserError
+from scripts.support.render import picture
+from scripts.support.run_files import RunFiles
 from scripts.watch import watch
-from trainer.records import Exit, MachineStatus, Record, Status
-from trainer.spec import Cluster, Data, Hyperparameters, JobSpec, Model
-from trainer.storage import Entry, StorageError, open_storage
+from trainer.contract.spec import Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.runs.records import Exit, MachineStatus, Record, Status
+from trainer.storage.base import Entry, StorageError
+from trainer.storage.factory import open_storage
 
 RUN = "gpt2-4x128-01234567"
 START = 1_800_000_000.0

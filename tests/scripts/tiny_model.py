@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainer.manifest import write_manifest
-from trainer.tokenizer import end_of_text, from_bytes, save
+from trainer.data.tokenizer import end_of_text, from_bytes, save
+from trainer.storage.manifest import write_manifest
 
 POSITIONS = 32
 

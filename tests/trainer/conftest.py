@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.runs import Run
+from tests.trainer.running import Run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 from tests.google_cloud import discovery
 from tests.google_cloud.metadata import MetadataServer, tree
-from tests.trainer.runs import ROOT, Run
+from tests.trainer.running import ROOT, Run
 from tests.warm import Process
-from trainer.storage import open_storage
+from trainer.storage.factory import open_storage
 
 PROJECT, ZONE, STACK = "my-project", "us-central1-a", "dev"
 JOBS = [

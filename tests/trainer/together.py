@@ -8,15 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.trainer.runs import PATIENCE, Run
-from trainer import compute
-from trainer.assembly import assemble
-from trainer.data import prepare
-from trainer.lighthouse import Stopping
-from trainer.parallel.outer import OuterServer
-from trainer.parallel.server import Server
+from tests.trainer.running import PATIENCE, Run
+from trainer.cluster.lighthouse import Stopping
+from trainer.compute import context, process
+from trainer.compute.assembly import assemble
+from trainer.data.prepare import prepare
+from trainer.parallel.diloco_server import OuterServer
+from trainer.parallel.ps_server import Server
 
-Make = Callable[[compute.Parts], compute.Member]
+Make = Callable[[context.Parts], context.Member]
 SEEDED = threading.Lock()  # a model is made from torch's one global seed
 
 
@@ -24,7 +24,7 @@ class Over(Exception):
     """The test has seen enough."""
 
 
-class Process(compute.Process):
+class Process(process.Process):
     """Without signals, which are the whole process's."""
 
     def __init__(self, name: str) -> None:
@@ -46,18 +46,18 @@ class Process(compute.Process):
         self.said.append(line)
 
 
-def trainer(parts: compute.Parts) -> compute.Member:
+def trainer(parts: context.Parts) -> context.Member:
     return assemble(parts, prepare(parts.storage, parts.spec.data, parts.spec.fingerprint, lambda *_: None))
 
 
-def server(parts: compute.Parts, kind: type[Server] | None = None) -> Server:
+def server(parts: context.Parts, kind: type[Server] | None = None) -> Server:
     kind = kind or (OuterServer if parts.spec.parallel.synchronization == "local" else Server)
     name, journal = parts.process.name, parts.journal
     return kind(parts.spec, name, parts.cluster, parts.checkpoints, journal, parts.stopping)
 
 
 def _take_part(run: Run, process: Process, make: Make) -> None:
-    parts = compute.make_parts(process, run.storage, run.spec, "127.0.0.1")
+    parts = context.make_parts(process, run.storage, run.spec, "127.0.0.1")
     try:
         with SEEDED:
             member = make(parts)

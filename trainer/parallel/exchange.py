@@ -14,20 +14,18 @@ a pipeline of such collectives, its stages. Gloo matches collectives by the orde
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainer.layout import ALIGNMENT
-from trainer.parallel.shards import Shards
-
-if TYPE_CHECKING:
-    from trainer.group import Group, Pending
+from trainer.cluster.group import Group, Pending
+from trainer.model.layout import ALIGNMENT
+from trainer.parallel.ownership import Shards
 
 Plan = Literal["star", "hierarchical"]
 Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
-Stage = Callable[[int], "Pending"]  # issues a bucket's next collective
+Stage = Callable[[int], Pending]  # issues a bucket's next collective
 Finish = Callable[[int], None]  # what remains to be done with a bucket after its last collective
 AHEAD = 2  # buckets on their way while another is waited for: with 1 links fall idle, 3 gain nothing
 
@@ -44,7 +42,7 @@ class Exchange:
     with hierarchical and fp32 none; a trainer's are of three buckets.
     """
 
-    def __init__(self, group: "Group", trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
+    def __init__(self, group: Group, trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
         """wire: float32 or bfloat16, in which gradients and parameters travel."""
         assert group.size == trainers + shards.servers
         self._group, self._trainers, self._shards, self._plan, self._wire = group, trainers, shards, plan, wire
@@ -107,7 +105,7 @@ class Exchange:
         def sizes(bucket: int, sender: int, receiver: int) -> int:
             return self._to_owners(bucket, sender, receiver) if sender == 0 else 0
 
-        def stage(bucket: int) -> "Pending":
+        def stage(bucket: int) -> Pending:
             if self._serves:
                 return self._issue(sizes, bucket, output=self._own(vector, bucket))
             if self._me > 0:
@@ -126,13 +124,13 @@ class Exchange:
         def slices(bucket: int) -> Tensor:
             return self._buffer("slices", bucket, self._trainers * self._slice(bucket, self._me), self._wire)
 
-        def send(bucket: int) -> "Pending":
+        def send(bucket: int) -> Pending:
             return self._issue(self._to_owners, bucket, outgoing(bucket))
 
-        def scatter(bucket: int) -> "Pending":
+        def scatter(bucket: int) -> Pending:
             return self._issue(self._among_trainers, bucket, outgoing(bucket), slices(bucket))
 
-        def forward(bucket: int) -> "Pending":
+        def forward(bucket: int) -> Pending:
             total = self._buffer("sum", bucket, self._slice(bucket, self._me), torch.float32)
             self._add(slices(bucket), total)
             return self._issue(self._slice_to_owners, bucket, total)
@@ -143,16 +141,16 @@ class Exchange:
         def parts(bucket: int) -> Tensor:
             return self._buffer("parts", bucket, self._trainers * len(self._own(vector, bucket)), self._wire)
 
-        def receive(bucket: int) -> "Pending":
+        def receive(bucket: int) -> Pending:
             return self._issue(self._to_owners, bucket, output=parts(bucket))
 
         def add(bucket: int) -> None:
             self._add(parts(bucket), self._own(vector, bucket))
 
-        def scatter(bucket: int) -> "Pending":
+        def scatter(bucket: int) -> Pending:
             return self._issue(self._among_trainers, bucket)
 
-        def receive_sums(bucket: int) -> "Pending":
+        def receive_sums(bucket: int) -> Pending:
             return self._issue(self._slice_to_owners, bucket, output=self._own(vector, bucket))
 
         return ([receive], add) if self._plan == "star" else ([scatter, receive_sums], nothing)
@@ -166,13 +164,13 @@ class Exchange:
         def own_slice(bucket: int) -> Tensor:
             return self._buffer("slice", bucket, self._slice(bucket, self._me), wire, stages=2)
 
-        def receive(bucket: int) -> "Pending":
+        def receive(bucket: int) -> Pending:
             return self._issue(_back(self._to_owners), bucket, output=incoming(bucket))
 
-        def receive_slice(bucket: int) -> "Pending":
+        def receive_slice(bucket: int) -> Pending:
             return self._issue(_back(self._slice_to_owners), bucket, output=own_slice(bucket))
 
-        def spread(bucket: int) -> "Pending":
+        def spread(bucket: int) -> Pending:
             return self._issue(_back(self._among_trainers), bucket, own_slice(bucket), incoming(bucket), to_all=True)
 
         def finish(bucket: int) -> None:
@@ -184,13 +182,13 @@ class Exchange:
     def _serve(self, piece: Callable[[int], Tensor], exact: bool) -> tuple[list[Stage], Finish]:
         wire = torch.float32 if exact else self._wire
 
-        def send(bucket: int) -> "Pending":
+        def send(bucket: int) -> Pending:
             return self._issue(_back(self._to_owners), bucket, self._outgoing(piece(bucket), bucket, wire), to_all=True)
 
-        def send_slices(bucket: int) -> "Pending":
+        def send_slices(bucket: int) -> Pending:
             return self._issue(_back(self._slice_to_owners), bucket, self._outgoing(piece(bucket), bucket, wire))
 
-        def spread(bucket: int) -> "Pending":
+        def spread(bucket: int) -> Pending:
             return self._issue(_back(self._among_trainers), bucket)
 
         return ([send] if self._plan == "star" else [send_slices, spread]), nothing
@@ -246,7 +244,7 @@ class Exchange:
         output: Tensor | None = None,
         *,
         to_all: bool = False,
-    ) -> "Pending":
+    ) -> Pending:
         """Whoever has something for each other. to_all: each receiver gets the whole source, instead of a part."""
         source = torch.empty(0, dtype=self._wire if output is None else output.dtype) if source is None else source
         output = torch.empty(0, dtype=source.dtype) if output is None else output

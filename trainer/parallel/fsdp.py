@@ -16,14 +16,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GPT2LMHeadModel
 
-from trainer.batches import pieces
-from trainer.checkpoint import Checkpoints, Vectors, order
-from trainer.cluster import Quorum
-from trainer.journal import Journal
-from trainer.layout import Ranges
-from trainer.model import layout_of, make_loss
-from trainer.progress import Decision, Progress
-from trainer.spec import Hyperparameters
+from trainer.cluster.membership import Quorum
+from trainer.contract.spec import Hyperparameters
+from trainer.data.batches import pieces
+from trainer.model.flat import layout_of
+from trainer.model.layout import Ranges
+from trainer.model.loss import make_loss
+from trainer.training.checkpoint import Checkpoints, Vectors, order
+from trainer.training.journal import Journal
+from trainer.training.progress import Decision, Progress
 
 
 class _Root(nn.Module):
@@ -43,7 +44,7 @@ class _Root(nn.Module):
 class Sharded:
     """One process's hold of the model. All processes call all methods alike: most have collectives in them.
 
-    The processes never change, and an error in any of them ends all (trainer/parallel/processes.py).
+    The processes never change, and an error in any of them ends all (trainer/cluster/processes.py).
     """
 
     writes = True  # the first process writes records and status
@@ -123,7 +124,7 @@ class Sharded:
             adamw.state[local] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
         return adamw
 
-    # -- a step: what trainer/train.py asks of an engine -----------------------------------------------------------
+    # -- a step: what trainer/training/loop.py asks of an engine -------------------------------------------------------
 
     def prepare(self, quorum: Quorum) -> bool:
         """All processes started from the same checkpoint and took the same steps."""

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from trainer.cluster import Quorum
-from trainer.parallel.cost import Links, choose, describe
+from trainer.cluster.membership import Quorum
+from trainer.contract.exchange_cost import Links, choose, describe
+from trainer.contract.spec import JobSpec
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.shards import Shards
-from trainer.spec import JobSpec
+from trainer.parallel.ownership import Shards
 
 VOTE = 3  # loss, tokens, seconds of waiting: before the sums of squares
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16}

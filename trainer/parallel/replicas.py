@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoints
-from trainer.cluster import Quorum
-from trainer.group import GroupFailed
-from trainer.journal import Journal
-from trainer.model import Flat
-from trainer.optimizer import Optimizer, norm, segments, squares
-from trainer.parallel.shards import norm_block
-from trainer.progress import Decision, Progress
-from trainer.spec import Hyperparameters
+from trainer.cluster.group import GroupFailed
+from trainer.cluster.membership import Quorum
+from trainer.contract.spec import Hyperparameters
+from trainer.model.flat import Flat
+from trainer.parallel.ownership import norm_block
+from trainer.training.checkpoint import Checkpoints
+from trainer.training.journal import Journal
+from trainer.training.optimizer import Optimizer, norm, segments, squares
+from trainer.training.progress import Decision, Progress
 
 
 class Replicas:

@@ -1,0 +1,96 @@
+"""Whether Google has what a stack asks for: its machine types in a zone, and enough quota.
+
+`up` tells it before anything is made and goes on: Google may know better, and a quota may come. Whether a machine is
+free nobody knows beforehand; with too few, groups wait.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pulumi
+
+from infra.fleet import fleet
+from infra.google.quotas import Check, Limits, check_quotas
+from infra.stack.config import StackConfig
+from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
+
+NO_QUOTA_PROJECT = "requires a quota project"
+
+
+def tell(config: StackConfig, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi) -> None:
+    """A warning for each thing that Google will not give, and one line of what could not be checked. Never raises."""
+    zone = launch_zone(config)
+    try:
+        api = connect()
+        checks = machine_types(api, config, [zone])
+        checks += check_quotas(config, Limits(api, config.project, config.region))
+    except ApiError as error:
+        not_checked(str(error), parent)
+        return
+    except Exception as error:  # an answer of a shape that nobody thought of is no reason to stop
+        not_checked(f"{type(error).__name__}: {error}", parent)
+        return
+    if all(check.state == "unknown" for check in checks):  # as before the first `up` in a project, with its APIs off
+        not_checked(checks[0].found, parent)
+        return
+    for check in checks:
+        if check.state == "problem":
+            pulumi.log.warn(f"{check.name}: {check.found}; {check.fix}", parent)
+    names = [check.name for check in checks if check.state == "unknown"]
+    more = f"; `python -m scripts.preflight --stack {config.stack}` tells why" if names else ""
+    pulumi.log.info(f"not checked: {', '.join([f'whether machines are free in {zone}', *names])}{more}", parent)
+
+
+def not_checked(why: str, parent: pulumi.Resource) -> None:
+    pulumi.log.info(f"not checked: quotas and machine types ({why.splitlines()[0]})", parent)
+
+
+def launch_zone(config: StackConfig) -> str:
+    """Where this launch lives: each takes the next."""
+    zones = fleet.zones(config)
+    return zones[(config.file.launch - 1) % len(zones)]
+
+
+def machine_types(api: GoogleApi, config: StackConfig, zones: Sequence[str]) -> list[Check]:
+    """Whether each of these zones has the machines; the zone of this launch must."""
+    mine = launch_zone(config)
+    wanted: dict[str, None] = {}
+    for role in fleet.counts(config):
+        machine, (model, _) = fleet.machine_type(config, role), fleet.accelerator(config, role)
+        wanted[f"machineTypes/{machine.name}"] = None
+        if model:
+            wanted[f"acceleratorTypes/{model}"] = None
+    checks = []
+    for zone in sorted(zones, key=lambda zone: zone != mine):
+        try:
+            missing = [name for name in wanted if not _exists(api, f"projects/{config.project}/zones/{zone}/{name}")]
+        except ApiError as error:
+            checks.append(unknown(f"machines in {zone}", error))
+            continue
+        if not missing:
+            words = "all types are there; whether one is free shows only when it is asked for"
+            checks.append(Check(f"machines in {zone}", "ok", words))
+        else:
+            lacks = ", ".join(name.partition("/")[2] for name in missing)
+            fix = f"take {zone} out of machines.zones, or use another machine type"
+            checks.append(Check(f"machines in {zone}", "problem" if zone == mine else "note", f"has no {lacks}", fix))
+    return checks
+
+
+def _exists(api: GoogleApi, path: str) -> bool:
+    try:
+        api.call("compute", "GET", path)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def unknown(name: str, error: ApiError, fix: str = "") -> Check:
+    """A question that was not answered; an API that is off is no problem, as the stack enables what it needs."""
+    if NO_QUOTA_PROJECT in str(error):
+        fix = "run `gcloud auth application-default set-quota-project` with the project's id"
+        return Check(name, "unknown", "your login names no project to which questions are counted", fix)
+    if any(sign in str(error) for sign in API_OFF):
+        return Check(name, "unknown", "its API is not enabled yet", "ask again after the first `pulumi up`")
+    return Check(name, "unknown", str(error), fix)

@@ -1,0 +1,1 @@
+"""Stack files from AI Platform and Vertex job files."""

@@ -1,0 +1,311 @@
+"""What becomes of a training job that was written for another service: keys of a stack file, and a note for each key.
+
+Readers of the formats (ai_platform.py, vertex_job.py) fill a Draft; nothing of a file is passed over without a note.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+
+from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES
+from trainer.contract.spec import Hyperparameters, Model, Role
+
+State = Literal["mapped", "replaced", "left out", "to fill in"]
+# AI Platform's own names: the nearest N1 machine, and the GPUs that it had.
+LEGACY: dict[str, tuple[str, str, int]] = {
+    "standard": ("n1-standard-4", "", 0),
+    "large_model": ("n1-highmem-8", "", 0),
+    "complex_model_s": ("n1-highcpu-8", "", 0),
+    "complex_model_m": ("n1-highcpu-16", "", 0),
+    "complex_model_l": ("n1-highcpu-32", "", 0),
+    "standard_gpu": ("n1-standard-8", "NVIDIA_TESLA_K80", 1),
+    "complex_model_m_gpu": ("n1-standard-16", "NVIDIA_TESLA_K80", 4),
+    "complex_model_l_gpu": ("n1-standard-32", "NVIDIA_TESLA_K80", 8),
+    "standard_p100": ("n1-standard-8", "NVIDIA_TESLA_P100", 1),
+    "complex_model_m_p100": ("n1-standard-16", "NVIDIA_TESLA_P100", 4),
+    "standard_v100": ("n1-standard-8", "NVIDIA_TESLA_V100", 1),
+    "large_model_v100": ("n1-highmem-8", "NVIDIA_TESLA_V100", 1),
+    "complex_model_m_v100": ("n1-standard-16", "NVIDIA_TESLA_V100", 4),
+    "complex_model_l_v100": ("n1-standard-32", "NVIDIA_TESLA_V100", 8),
+}
+GPUS = {name.upper().replace("-", "_"): name for name in ACCELERATORS}  # by the name that both services give them
+INSTEAD = "nvidia-tesla-t4"  # of older GPUs
+# Names that scripts give to what a stack file calls otherwise; without case, - and _.
+ALIASES = {name.replace("_", ""): name for name in Hyperparameters.model_fields} | {
+    "lr": "learning_rate",
+    "trainbatchsize": "batch_size",
+    **dict.fromkeys(("maxsteps", "trainsteps", "numsteps", "numtrainsteps"), "steps"),
+    **dict.fromkeys(("blocksize", "seqlen", "seqlength", "maxseqlength", "nctx", "contextlength"), "sequence_length"),
+    **dict.fromkeys(("warmup", "numwarmupsteps"), "warmup_steps"),
+    **dict.fromkeys(("gradclip", "maxgradnorm", "clipnorm"), "gradient_clip"),
+}
+MODEL_NAMES = ("model", "modelname", "modelsize", "modeltype", "modelnameorpath")
+SIZES = {str(size) for size in get_args(get_args(Model.model_fields["size"].annotation)[0])}
+TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
+COUNT_KEYS: dict[Role, str] = {"worker": "workerCount", "ps": "parameterServerCount"}
+HOURS = (0.25, 2880.0)  # limits.maxHours' bounds
+LEAST_DISK_GB = 50
+
+
+class ImportProblem(Exception):
+    """One line: the key, what was found, what to do."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What became of a key of the file that was read."""
+
+    state: State
+    key: str
+    found: str
+    words: str  # the key and value that it became, or why not
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The machines of a role, as the file has them; keys are for notes."""
+
+    role: Role
+    count: int
+    machine: str
+    machine_key: str
+    gpu: str = ""  # by the services' name, such as NVIDIA_TESLA_T4
+    gpus: int = 0
+    gpu_key: str = ""
+
+
+@dataclass
+class Draft:
+    """A stack file in the making."""
+
+    notes: list[Note] = field(default_factory=list)
+    region: str = ""
+    training: dict[str, Any] = field(default_factory=dict)  # without hyperparameters
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=lambda: {"size": "gpt2"})
+    machines: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    tuning: dict[str, Any] = field(default_factory=dict)  # a search as it was, for a comment
+    sweep: dict[str, Any] = field(default_factory=dict)  # a search as this project has it
+
+    def note(self, state: State, key: str, found: Any, words: str) -> None:
+        self.notes.append(Note(state, key, short(found), words))
+
+    def hyperparameter(self, key: str, name: str, value: Any) -> None:
+        """Takes a value by any of its names, or notes why not."""
+        plain = re.sub("[-_]", "", name).lower()
+        found, value = value, _plain(value) if isinstance(value, str) else value
+        if plain in MODEL_NAMES and value in SIZES:
+            self.model = {"size": value}
+            self.note("mapped", key, found, f"model.size: {value}")
+            return
+        if (ours := ALIASES.get(plain)) is None:
+            self.note("left out", key, found, "no hyperparameter of this trainer")
+            return
+        if isinstance(value, int) and Hyperparameters.model_fields[ours].annotation is float:
+            value = float(value)
+        try:
+            Hyperparameters.model_validate({to_camel(ours): value}, strict=True, by_alias=True, by_name=False)
+        except ValidationError as error:
+            self.note("left out", key, found, f"{to_camel(ours)}: {error.errors()[0]['msg'].lower()}")
+            return
+        before = self.hyperparameters.setdefault(to_camel(ours), value)
+        if before != value:
+            self.note("left out", key, found, f"{to_camel(ours)} was {before} before")
+            return
+        self.note("mapped", key, found, f"trainingInput.hyperparameters.{to_camel(ours)}")
+
+    def arguments(self, key: str, given: Iterable[Any]) -> None:
+        """--name=value, --name value and --flag, as a program would read them."""
+        words = [str(word) for word in given]
+        while words:
+            word = words.pop(0)
+            if not word.startswith("-"):
+                self.note("left out", key, word, "belongs to no --name")
+                continue
+            name, has_value, value = word.lstrip("-").partition("=")
+            if not has_value:
+                value = words.pop(0) if words and not re.match(r"--?[A-Za-z]", words[0]) else "true"
+            self.hyperparameter(f"{key} --{name}", name, value)
+
+    def hours(self, key: str, seconds: str) -> None:
+        """A duration such as 86400s becomes limits.maxHours."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)s?", seconds)
+        if match is None:
+            raise ImportProblem(f"{key}: found {seconds!r}, must be seconds such as 86400s")
+        hours = float(match[1]) / 3600
+        taken = round(min(max(hours, HOURS[0]), HOURS[1]), 2)
+        self.limits["maxHours"] = int(taken) if taken == int(taken) else taken
+        state: State = "mapped" if abs(taken - hours) < 0.01 else "replaced"
+        self.note(state, key, seconds, f"limits.maxHours: {taken:g}; it counts from the launch, and Google enforces it")
+
+    def disk(self, key: str, gigabytes: int) -> None:
+        """One size for all machines: the largest."""
+        taken = max(gigabytes, LEAST_DISK_GB, self.machines.get("bootDiskGb", 0))
+        self.machines["bootDiskGb"] = taken
+        words = f"machines.bootDiskGb: {taken}, of all machines"
+        self.note("mapped" if taken == gigabytes else "replaced", key, gigabytes, words)
+
+    def pools(self, pools: list[Pool]) -> None:
+        """Machine types, counts and accelerators of all roles."""
+        attached: dict[Role, tuple[str, int]] = {}
+        for pool in pools:
+            machine, had, number = _machine(pool.machine)
+            self.training[TYPE_KEYS[pool.role]] = machine or pool.machine
+            if pool.role != "master":
+                self.training[COUNT_KEYS[pool.role]] = pool.count
+            where = f"trainingInput.{TYPE_KEYS[pool.role]}"
+            if not machine:
+                self.note("to fill in", pool.machine_key, pool.machine, f"{where}: no such machine here; name another")
+            elif machine != pool.machine:
+                self.note(
+                    "replaced", pool.machine_key, pool.machine, f"{where}: {machine}, the nearest of this project"
+                )
+            else:
+                self.note("mapped", pool.machine_key, pool.machine, where)
+            if pool.gpu and pool.gpus:
+                had, number = pool.gpu, pool.gpus
+            if had and (gpus := self._gpus(pool, machine, had, number)) is not None:
+                attached[pool.role] = gpus
+        self._accelerator(attached, [pool for pool in pools if pool.role != "ps"])
+
+    def _gpus(self, pool: Pool, machine: str, name: str, number: int) -> tuple[str, int] | None:
+        """What a machine of that pool gets attached; None if nothing, which is noted."""
+        key, found = pool.gpu_key or pool.machine_key, f"{number} x {name}"
+        if name.startswith("TPU"):
+            raise ImportProblem(f"{key}: found {name}; {NO_TPU}")
+        if pool.role == "ps":
+            self.note("left out", key, found, "parameter servers compute on CPUs")
+            return None
+        built_in = MACHINE_TYPES.get(machine)
+        if built_in is not None and built_in.accelerators:
+            same = (built_in.accelerator, built_in.accelerators) == (GPUS.get(name), number)
+            words = f"built into {machine}: {built_in.accelerators} x {built_in.accelerator}"
+            self.note("mapped" if same else "replaced", key, found, words)
+            return None
+        model = ACCELERATORS.get(GPUS.get(name, ""))
+        if model is not None and not model.attachable:
+            fitting = [m.name for m in MACHINE_TYPES.values() if m.accelerator == model.name]
+            words = (
+                f"trainingInput.{TYPE_KEYS[pool.role]}: {model.name} is built into machines; use {fitting[0]} or larger"
+            )
+            self.note("to fill in", key, found, words)
+            return None
+        usable = model is not None and model.compute_capability >= LEAST_COMPUTE_CAPABILITY
+        taken = model.name if model is not None and usable else INSTEAD
+        fits = [n for n in ACCELERATORS[taken].most if n <= number]
+        count = max(fits, default=1)
+        where = f"machines.accelerator: {count} x {taken}"
+        if taken == GPUS.get(name) and count == number:
+            self.note("mapped", key, found, where)
+        else:
+            why = "" if usable else "; the image's PyTorch has no kernels for the older one"
+            self.note("replaced", key, found, f"{where}{why}")
+        return taken, count
+
+    def _accelerator(self, attached: dict[Role, tuple[str, int]], pools: list[Pool]) -> None:
+        """One setting for master and workers: the fewest that any of them had."""
+        if not attached:
+            return
+        model, count = min(attached.values(), key=lambda gpus: gpus[1])
+        self.machines["accelerator"] = {"type": model, "count": count}
+        if len(set(attached.values())) > 1 or len(attached) < len(pools):
+            had = ", ".join(
+                f"{pool.role} {'{1} x {0}'.format(*attached[pool.role]) if pool.role in attached else 'none'}"
+                for pool in pools
+            )
+            words = f"machines.accelerator: master and workers have the same here, {count} x {model} each"
+            self.note("replaced", "accelerators", had, words)
+
+
+NO_TPU = "this project trains on CPUs and NVIDIA GPUs, for example masterType a2-highgpu-1g"
+
+
+class Node:
+    """A mapping of the file, which knows what nobody took of it. Keys are camelCase, whatever the file writes."""
+
+    def __init__(self, draft: Draft, path: str, content: Any) -> None:
+        """Raises ImportProblem if it is no mapping."""
+        if not isinstance(content, Mapping):
+            raise ImportProblem(f"{path or 'the file'}: found {short(content)}, must be keys and values")
+        self._draft, self.path = draft, path
+        self._left = {_camel(str(name)): value for name, value in content.items() if value is not None}
+
+    def key(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def has(self, name: str) -> bool:
+        return name in self._left
+
+    def take(self, name: str) -> Any:
+        return self._left.pop(name, None)
+
+    def text(self, name: str) -> str:
+        """Empty if it is not there. Raises ImportProblem if it is no plain value."""
+        found = self.take(name)
+        if isinstance(found, (Mapping, list)):
+            raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a text")
+        return "" if found is None else str(found)
+
+    def number(self, name: str, default: int) -> int:
+        """JSON writes 64-bit numbers as texts. Raises ImportProblem."""
+        found = self.text(name)
+        if found and not re.fullmatch("[0-9]{1,9}", found):
+            raise ImportProblem(f"{self.key(name)}: found {found!r}, must be a whole number")
+        return int(found) if found else default
+
+    def items(self, name: str) -> list[Any]:
+        """Raises ImportProblem if it is no list."""
+        found = self.take(name)
+        if found is not None and not isinstance(found, list):
+            raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a list")
+        return found or []
+
+    def child(self, name: str) -> "Node":
+        return Node(self._draft, self.key(name), self._left.pop(name, {}))
+
+    def leave(self, reasons: Mapping[str, str]) -> None:
+        """Notes those of these keys that are there, and all others as unknown: the last word about this mapping."""
+        for name, found in self._left.items():
+            self._draft.note("left out", self.key(name), found, reasons.get(name, "this key is not known here"))
+        self._left.clear()
+
+    def rest(self) -> dict[str, Any]:
+        """What nobody took."""
+        left, self._left = self._left, {}
+        return left
+
+
+def short(found: Any) -> str:
+    text = found if isinstance(found, str) else json.dumps(found, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _machine(name: str) -> tuple[str, str, int]:
+    """(this project's machine type or the nearest, GPUs that were part of the name, how many); ("", "", 0) for none."""
+    if name in MACHINE_TYPES:
+        return name, "", 0
+    if name in LEGACY:
+        return LEGACY[name]
+    match = re.fullmatch(r"[a-z][a-z0-9]*-(standard|highmem|highcpu)-(\d+)", name)
+    if match is None or name.split("-")[0] in ("g2", "a2", "a3", "g4", "a4"):
+        return "", "", 0
+    larger = [m for m in MACHINE_TYPES.values() if m.name.startswith(f"n1-{match[1]}-") and m.vcpus >= int(match[2])]
+    return (min(larger, key=lambda m: m.vcpus).name if larger else ""), "", 0
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _camel(name: str) -> str:
+    """gcloud reads machine_spec as well as machineSpec."""
+    return re.sub("_([a-z0-9])", lambda match: match[1].upper(), name)

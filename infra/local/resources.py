@@ -1,0 +1,28 @@
+"""What `platform: local` stands up for a run."""
+
+import pulumi
+
+from infra.lifecycle import standing
+from infra.local.machines import Machine
+from infra.local.storage import Bucket, Job, Text
+from infra.stack.config import StackConfig
+from trainer.contract.spec import JobSpec
+from trainer.runs.status import read_status
+from trainer.storage.factory import open_storage
+
+
+def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
+    """Declares everything that a run needs on this machine; returns the bucket's address.
+
+    The addresses are known beforehand, so that a preview of a new stack shows them; depends_on says the order.
+    """
+    url = config.bucket
+    if (found := standing(read_status(open_storage(url), job.run), url, job)) is not None:
+        attention, line = found
+        (pulumi.log.warn if attention else pulumi.log.info)(line, parent)
+    bucket = Bucket("bucket", url, pulumi.ResourceOptions(parent=parent))
+    text = Text("text", url, config.text, job, pulumi.ResourceOptions(parent=parent, depends_on=[bucket]))
+    declared = Job("job", url, job, pulumi.ResourceOptions(parent=parent, depends_on=[text]))
+    for name, role in job.cluster.machines():
+        Machine(name, role, url, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared]))
+    return bucket.url

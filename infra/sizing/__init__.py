@@ -1,0 +1,1 @@
+"""How large a run is: parameters, FLOPs, memory, and the speed of the machines."""

@@ -1,0 +1,38 @@
+"""A figure with its lower and upper bound."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Range:
+    """From low to high, both inclusive."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: "Range") -> "Range":
+        return Range(self.low + other.low, self.high + other.high)
+
+    def times(self, number: float) -> "Range":
+        return Range(self.low * number, self.high * number)
+
+    def to_do(self, work: float) -> "Range":
+        """Seconds that `work` takes at this speed: the highest speed is the lowest time."""
+        return Range(work / self.high, work / self.low)
+
+    @property
+    def mean(self) -> float:
+        return (self.low + self.high) / 2
+
+    @property
+    def middle(self) -> float:
+        """The geometric mean: as far from both ends, as a factor."""
+        return float((self.low * self.high) ** 0.5)
+
+
+NOTHING = Range(0, 0)
+
+
+def total(ranges: Iterable[Range]) -> Range:
+    return sum(ranges, NOTHING)

@@ -1,0 +1,112 @@
+"""How fast machines train: peaks by data sheet, and the part of them that training reaches, each with its origin.
+
+Every speed is a range. Its ends are what was published for GPT-2 of 124 million parameters, or ours where nobody
+published anything; a measured run (infra/estimate/measured.py) replaces them.
+"""
+
+from dataclasses import dataclass
+
+from infra.fleet.catalog import ACCELERATORS, MachineType
+from infra.sizing.ranges import NOTHING, Range
+from trainer.contract.spec import Hyperparameters
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """half, single: dense TFLOP/s in bf16 or fp16, and in fp32, which is TF32 where the GPU has it.
+
+    eager, compiled: the part of the peak that training reaches, without and with torch.compile.
+    """
+
+    half: float
+    single: float
+    memory: float  # GB/s
+    peers: float  # GB/s from each GPU to the others of its machine
+    eager: Range
+    compiled: Range
+    origin: str
+
+
+_A100 = (
+    "nanoGPT's README: 250 ms for 12 x 1024 tokens is 13 % of an A100's peak, compiled 25 %; nanoGPT#110 30 %, the"
+    " build-nanogpt lecture 50 %"
+)
+_H100 = "llm.c on 8 H100 reaches 40 %, nanoGPT compiled about 33 %; eager is as far below as on an A100 (ours)"
+_SINGLE = Range(0.35, 0.7)  # of a peak without tensor cores: ours, as large fp32 products come near it
+# Peaks: NVIDIA's data sheets, as in trainer/model/device.py; bandwidth too.
+GPUS: dict[str, Gpu] = {
+    "nvidia-tesla-t4": Gpu(
+        65, 8.1, 320, 6, Range(0.12, 0.3), Range(0.2, 0.38), "nobody published a T4: ours, below a V100's 38 % of peak"
+    ),
+    "nvidia-tesla-v100": Gpu(
+        125, 15.7, 900, 40, Range(0.15, 0.33), Range(0.25, 0.42), "nanoGPT#215 is 38 % of a V100's peak, compiled"
+    ),
+    "nvidia-tesla-p100": Gpu(9.3, 9.3, 732, 8, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
+    "nvidia-tesla-p4": Gpu(5.5, 5.5, 192, 6, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
+    "nvidia-l4": Gpu(
+        121,
+        60,
+        300,
+        8,
+        Range(0.12, 0.35),
+        Range(0.2, 0.45),
+        "nobody published an L4: ours, below an A100's for its 72 W",
+    ),
+    "nvidia-tesla-a100": Gpu(312, 156, 1555, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
+    "nvidia-a100-80gb": Gpu(312, 156, 2039, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
+    "nvidia-h100-80gb": Gpu(989, 494, 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-h100-mega-80gb": Gpu(989, 494, 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+}
+# Seconds that the CPU needs to launch a layer's kernels, both ways: what a small model on a GPU waits for. Ours.
+LAUNCHES, LAUNCHES_COMPILED = Range(0.0015, 0.004), Range(0.0004, 0.0015)
+# GFLOP/s in fp32 of one physical core; a vCPU is half of one.
+CORE = Range(15, 60)
+CORE_ORIGIN = "N1 is Haswell to Skylake, 74 to 128 GFLOP/s a core at 2.0 to 2.3 GHz; 20 to 50 % of it is ours"
+HERE = Range(12, 70)
+HERE_ORIGIN = "our models of 1 and 4 million parameters on one machine reached 45 to 94 GFLOP/s a core, busy ones 18"
+# GB/s at which a CPU's optimizer walks through its vectors: one thread at least, all channels at most. Ours.
+CPU_MEMORY = Range(5, 30)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one trainer reaches."""
+
+    flops: Range  # FLOP/s
+    layer: Range  # seconds at least for a layer of a micro-batch
+    memory: Range  # bytes/s of the optimizer
+    origin: str
+
+
+def half_precision(accelerator: str, precision: str) -> bool:
+    """Whether a trainer with such a GPU ("" for none) computes in bf16 or fp16: trainer/model/device.py."""
+    if precision == "auto":
+        return bool(accelerator) and ACCELERATORS[accelerator].compute_capability >= 7.0
+    return precision != "fp32"
+
+
+def cpu_speed(cores: float, core: Range = CORE, origin: str = CORE_ORIGIN) -> Speed:
+    return Speed(core.times(cores * 1e9), NOTHING, CPU_MEMORY.times(1e9), origin)
+
+
+def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
+    gpu = GPUS[accelerator]
+    half = half_precision(accelerator, hyper.precision)
+    part = gpu.compiled if hyper.compile else gpu.eager
+    if not half and ACCELERATORS[accelerator].compute_capability < 8.0:
+        part = _SINGLE
+    peak = (gpu.half if half else gpu.single) * 1e12
+    launches = LAUNCHES_COMPILED if hyper.compile else LAUNCHES
+    words = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {gpu.origin}"
+    return Speed(part.times(peak), launches, Range(0.4, 0.8).times(gpu.memory * 1e9), words)
+
+
+def gbps(machine: MachineType) -> float:
+    """Gbit/s that a machine sends at most. Google's page "GPU network bandwidth"; N1 as in the catalog."""
+    if machine.gbps is not None:
+        return machine.gbps
+    if machine.family == "g2":
+        return {4: 10, 8: 16, 12: 16, 16: 32, 24: 32, 32: 32, 48: 50}.get(machine.vcpus, 100)
+    if machine.family == "a2":
+        return {1: 24, 2: 32, 4: 50}.get(machine.accelerators, 100)
+    return {1: 25, 2: 50, 4: 100}.get(machine.accelerators, 1000)

@@ -1,0 +1,193 @@
+"""What the commands of scripts/ share: which bucket, which run, a progress bar, errors in one line. No torch here."""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+from infra import load
+from infra.stack import config
+from scripts.support.run_files import UnreadableRun, declared_run
+from trainer.contract.errors import InputError
+from trainer.storage.base import Conflict, Progress, Storage, StorageError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+LOG_SECONDS = 10.0  # between two progress lines where there is no terminal
+
+
+class UserError(Exception):
+    """One line for a person: which argument or file, what was found, what to do."""
+
+
+def run_main(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
+    """Runs a command and exits: with its code, or with 2 and one line on stderr for what the user can mend.
+
+    errors: further exceptions that are one line for a person.
+    """
+    for_people: tuple[type[Exception], ...] = (UserError, InputError, StorageError, Conflict, *errors)
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except for_people as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback from the exit itself
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        code = 1
+    sys.exit(code)
+
+
+def add_bucket_arguments(parser: argparse.ArgumentParser) -> None:
+    """--stack and --bucket; bucket_url() takes what was parsed."""
+    parser.add_argument("--stack", default="local", help="the stack whose bucket to use (default: %(default)s)")
+    parser.add_argument("--bucket", metavar="URL", help="gs://bucket or a folder, instead of the stack's own bucket")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """--stack, --bucket and --run; bucket_url() and find_run() take what was parsed."""
+    add_bucket_arguments(parser)
+    parser.add_argument(
+        "--run",
+        action=_Run,
+        type=run_address,
+        metavar="RUN",
+        help="the run's id, or its address such as gs://bucket/runs/ID (default: the run that the stack declares)",
+    )
+
+
+def run_address(given: str) -> tuple[str | None, str]:
+    """The bucket, if it is said, and the id: of a run's id, or its address such as gs://bucket/runs/ID.
+
+    An error of argparse's if it is neither.
+    """
+    bucket, found, run = given.rstrip("/").rpartition("/runs/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or one of a sweep's
+        raise argparse.ArgumentTypeError(f"{given}: write a run's id, or its address such as gs://bucket/runs/ID")
+    return bucket if found else None, run
+
+
+class _Run(argparse.Action):
+    """Puts the parts of an address where the rest of a script looks for them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        assert isinstance(values, tuple)
+        bucket, namespace.run = values
+        if bucket is not None:
+            namespace.bucket = bucket
+
+
+def bucket_url(options: argparse.Namespace) -> str:
+    """The address of the bucket that add_bucket_arguments() or add_run_arguments() asked for. Raises UserError."""
+    bucket: str | None = options.bucket
+    return bucket if bucket else stack_bucket(options.stack)
+
+
+def stack_bucket(stack: str, checkout: Path | None = None) -> str:
+    """The address of a stack's bucket. Raises UserError if there is no such stack or it names no project."""
+    try:
+        return load.bucket_of(stack, checkout or CHECKOUT)
+    except config.ConfigError as error:
+        raise UserError(f"--stack {stack}: {error.problems[0]}") from None
+
+
+def load_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
+    """The whole configuration of a stack. Raises UserError with its problems, one a line."""
+    try:
+        return load.from_file(stack, checkout or CHECKOUT)
+    except config.ConfigError as error:
+        raise UserError(str(error)) from None
+
+
+def google_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
+    """The configuration of a stack on Google Cloud. Raises UserError for any other."""
+    found = load_stack(stack, checkout)
+    if not found.google:
+        raise UserError(f"--stack {stack} runs on this machine; this command is for a stack with platform: google")
+    return found
+
+
+def find_run(storage: Storage, wanted: str | None) -> str:
+    """The id of the wanted run; else the one that the stack declares, else the newest. Raises UserError."""
+    if wanted is None:
+        try:
+            wanted = declared_run(storage)
+        except UnreadableRun as error:
+            raise UserError(str(error)) from None
+    if wanted is not None:
+        if not storage.list(f"runs/{wanted}"):
+            raise UserError(f"there is no run {wanted} in {storage.url}; runs there: {_some(_runs(storage))}")
+        return wanted
+    runs = _runs(storage)
+    if not runs:
+        raise UserError(f"there is no run in {storage.url} yet; `pulumi up` (or `make train`) starts one")
+    return runs[0]
+
+
+def _runs(storage: Storage) -> list[str]:
+    """All runs, the newest first."""
+    updated: dict[str, float] = {}
+    for entry in storage.list("runs"):
+        parts = entry.path.split("/")
+        if len(parts) == 3 and parts[2] in ("status.json", "job.json"):
+            updated[parts[1]] = max(entry.updated, updated.get(parts[1], 0))
+    return sorted(updated, key=lambda run: -updated[run])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
+
+
+@contextmanager
+def progress_bar(title: str, total: int, console: Console | None = None) -> Iterator[Progress]:
+    """Shows how many of `total` bytes are done, on stderr: a bar on a terminal, a line now and then in a log."""
+    console = console or Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, told, lock = 0, time.monotonic(), threading.Lock()
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        with lock:
+            done += count
+            if time.monotonic() - told >= LOG_SECONDS:
+                told = time.monotonic()
+                print(f"{title}: {megabytes(done)} of {megabytes(total)}", file=console.file, flush=True)
+
+    yield advance
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count:,} bytes" if count < 100_000 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,227 @@
+"""Why machines do not come: what Google's instance groups of a stack say of it, in words.
+
+What is asked and what is said of the answers are apart, so that the words can be tried on any answer.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from infra.fleet import fleet
+from infra.stack.config import StackConfig
+from trainer.contract.spec import Role
+from trainer.gcloud.api import ApiError, GoogleApi
+
+ASK_EVERY = 15.0  # seconds
+RECENT = 900.0  # seconds: what a group noted before is no longer so
+MOST_ERRORS = 100
+STOCKOUT = re.compile(r"RESOURCE_POOL_EXHAUSTED|STOCKOUT|not have enough resources|currently unavailable in the", re.I)
+QUOTA = re.compile(r"QUOTA_EXCEEDED|quota '?[\w-]+'? exceeded|QUOTA_EXHAUSTED", re.I)
+PERMISSION = re.compile(
+    r"PERMISSION|FORBIDDEN|ACCESS_DENIED|Required '[\w.]+'|does not have .*access|not authorized", re.I
+)
+POLICY = re.compile(r"CONDITION_NOT_MET|constraint", re.I)
+QUOTA_WORDS = re.compile(r"Quota '?(?P<name>[\w-]+)'? exceeded\.\s*Limit: (?P<limit>[\d.]+)(?P<where> [\w -]+)?", re.I)
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A managed instance group as Google tells it; the lists hold Google's own JSON."""
+
+    name: str
+    role: Role
+    size: int  # that it should have
+    instances: list[Json] = field(default_factory=list)  # ManagedInstance
+    errors: list[Json] = field(default_factory=list)  # InstanceManagedByIgmError
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What the words need to know of the stack."""
+
+    name: str
+    launch: int
+    zones: list[str]  # that its launches take in turn
+    machines: dict[Role, str]  # such as "n1-highmem-16 with nvidia-tesla-t4"
+    flex_start: bool = False
+
+
+def stack_of(config: StackConfig, launch: int) -> Stack:
+    machines: dict[Role, str] = {}
+    for role in fleet.counts(config):
+        model, count = fleet.accelerator(config, role)
+        machine = fleet.machine_type(config, role)
+        attached = model and not machine.accelerators
+        machines[role] = machine.name + (f" with {f'{count} ' if count > 1 else ''}{model}" if attached else "")
+    return Stack(config.stack, launch, fleet.zones(config), machines, config.file.machines.flex_start)
+
+
+def explain(stack: Stack, groups: list[Group], heard: Collection[str], now: float) -> list[str]:
+    """One line a cause: what is missing, why, what to do; none if all is well. heard: the machines' names."""
+    if not groups:
+        return ["Google has no group of machines for this stack yet; `pulumi up` makes them"]
+    return [line for group in groups for line in _group(stack, group, heard, now)]
+
+
+def _group(stack: Stack, group: Group, heard: Collection[str], now: float) -> list[str]:
+    if group.size == 0 and stack.flex_start:
+        return [f"{group.role}: waits for capacity (machines.flexStart), which may take days; `pulumi destroy` ends it"]
+    if group.size == 0:
+        again = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to go on"
+        return [f"{group.role}: its group has size 0: its deadline, the end of the run or a person set it; {again}"]
+    up = [i for i in group.instances if i.get("instanceStatus") == "RUNNING"]
+    silent = [i for i in up if _machine(group, i) not in heard]
+    lines = []
+    if len(up) < group.size:
+        causes = _causes(stack, group, now)
+        words = f"{len(up)} of {group.size} machines run, Google is making the rest"
+        lines += [f"{group.role}: {cause}" for cause in causes] or [f"{group.role}: {words}"]
+    if silent:
+        lines.append(
+            f"{group.role}: {len(silent)} of {group.size} machines booting (driver and image take 5 to 10 minutes);"
+            f" `python -m scripts.ssh {group.role} --stack {stack.name}` looks inside"
+        )
+    return lines
+
+
+def instance_name(instance: Json) -> str:
+    return str(instance.get("name") or instance.get("instance", "").rpartition("/")[2])
+
+
+def _machine(group: Group, instance: Json) -> str:
+    """The name by which a machine is known in its run."""
+    return "master-0" if group.role == "master" else f"{group.role}-{instance_name(instance)[-4:]}"
+
+
+def _causes(stack: Stack, group: Group, now: float) -> list[str]:
+    """Each cause once; what instances say of themselves comes first, as it has details."""
+    errors: list[Json] = []
+    for instance in group.instances:
+        if instance.get("instanceStatus") != "RUNNING":
+            errors += instance.get("lastAttempt", {}).get("errors", {}).get("errors", [])
+    errors += [e.get("error", {}) for e in group.errors if now - _seconds(e.get("timestamp", "")) <= RECENT]
+    found: dict[str, str] = {}
+    for error in errors:
+        key, words = _cause(stack, group, error)
+        found.setdefault(key, words)
+    return list(found.values())
+
+
+def _cause(stack: Stack, group: Group, error: Json) -> tuple[str, str]:
+    """(what makes two errors the same, words)."""
+    code, message = str(error.get("code", "")), " ".join(str(error.get("message", "")).split())
+    said = f"{code} {message}"
+    details = [detail for detail in error.get("errorDetails", []) if isinstance(detail, dict)]
+    if STOCKOUT.search(said):
+        return _stockout(stack, group, message, details)
+    if QUOTA.search(said):
+        return _quota(message, details)
+    first = message[:200] or code
+    if PERMISSION.search(said):
+        return f"permission {first}", f"no permission: {first}; `python -m scripts.preflight` says whose it is to give"
+    if POLICY.search(said):
+        return f"policy {first}", f"an organisation's policy forbids it: {first}; ask who keeps it, or change the stack"
+    return said, f"Google says {code}: {first}" if code and message else f"Google says {first}"
+
+
+def _stockout(stack: Stack, group: Group, message: str, details: list[Json]) -> tuple[str, str]:
+    known: Json = next((d["errorInfo"].get("metadatas", {}) for d in details if d.get("errorInfo")), {})
+    named = re.search(r"zones/([a-z0-9-]+)", message) or re.search(r"in the ([a-z]+-[a-z]+\d-[a-z]) zone", message)
+    number = len(stack.zones)
+    here = stack.zones[(stack.launch - 1) % number] if number else "of the run"
+    zone = known.get("zone") or (named.group(1) if named else here)
+    machine = stack.machines.get(group.role) or known.get("vmType", "such machine")
+    others = known.get("zonesAvailable", "").replace(",", ", ")
+    others = f" (Google names {others} instead)" if others else ""
+    raised = f"gpt2-training:launch to {stack.launch + 1}"
+    if number > 1:
+        fix = f"raise {raised} to take the next zone, {stack.zones[stack.launch % number]}"
+    else:
+        fix = f"add another zone to gpt2-training:machines.zones and raise {raised}"
+    return f"stockout {zone}", f"zone {zone} has no {machine} now{others}; Google goes on trying, or {fix}"
+
+
+def _quota(message: str, details: list[Json]) -> tuple[str, str]:
+    info: Json = next((d["quotaInfo"] for d in details if d.get("quotaInfo")), {})
+    said = QUOTA_WORDS.search(message)
+    name = said["name"] if said else str(info.get("limitName") or info.get("metricName") or "of Compute Engine")
+    limit = float(said["limit"]) if said else info.get("limit")
+    value = "is used up" if limit is None else f"is {limit:g}"
+    region = (info.get("dimensions") or {}).get("region")
+    where = (said["where"] or "").rstrip() if said else f" in region {region}" if region else ""
+    return f"quota {name}", f"quota {name} {value}{where}: ask for more (console, IAM, Quotas), or use fewer machines"
+
+
+def _seconds(timestamp: str) -> float:
+    try:
+        return datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return float("-inf")
+
+
+class Groups:
+    """Asks Google about a stack's groups, seldom, and never fails: whoever watches may have fewer rights."""
+
+    def __init__(
+        self, config: StackConfig, clock: Callable[[], float], connect: Callable[[], GoogleApi] = GoogleApi
+    ) -> None:
+        self._config, self._clock, self._connect = config, clock, connect
+        self._api: GoogleApi | None = None
+        self._asked = float("-inf")
+        self._refused = False
+        self._lines: list[str] = []
+
+    def lines(self, launch: int, heard: Collection[str]) -> list[str]:
+        """What is missing and why, of the last question, which is asked anew after ASK_EVERY seconds."""
+        if self._refused or self._clock() - self._asked < ASK_EVERY:
+            return self._lines
+        self._asked = self._clock()
+        try:
+            self._api = self._api or self._connect()
+            groups = read_groups(self._api, self._config.project, self._config.region, self._config.stack)
+            self._lines = explain(stack_of(self._config, launch), groups, heard, self._clock())
+        except ApiError as error:
+            denied = error.status in (401, 403)
+            self._refused = denied or self._api is None  # asking again would not help
+            rights = "; roles/compute.viewer is enough" if denied else ""
+            self._lines = [f"why machines are missing cannot be told: {error}{rights}"]
+        except Exception as error:  # whatever Google answered: the run is followed all the same
+            self._lines = [f"why machines are missing cannot be told: {type(error).__name__} in Google's answer"]
+        return self._lines
+
+
+def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[Group]:
+    """The stack's groups, with the errors of those that lack machines. Raises ApiError."""
+    folder = f"projects/{project}/regions/{region}/instanceGroupManagers"
+    named = re.compile(rf"{re.escape(stack)}-(master|worker|ps)-[0-9a-f]{{8}}")
+    found = api.pages("compute", folder, "items", {"filter": f'name eq "{stack}-(master|worker|ps)-.*"'})
+    groups = []
+    for item in found:
+        if not (match := named.fullmatch(item["name"])):
+            continue
+        role: Any = match[1]
+        path, size = f"{folder}/{item['name']}", int(item.get("targetSize", 0))
+        instances = managed_instances(api, path) if size else []
+        up = sum(i.get("instanceStatus") == "RUNNING" for i in instances)
+        errors = []
+        if up < size:
+            answer = api.call("compute", "GET", f"{path}/listErrors", query={"maxResults": MOST_ERRORS})
+            errors = answer.get("items", [])
+        groups.append(Group(item["name"], role, size, instances, errors))
+    order = ("master", "worker", "ps")
+    return sorted(groups, key=lambda group: (order.index(group.role), group.name))
+
+
+def managed_instances(api: GoogleApi, path: str) -> list[Json]:
+    """All instances of a group; `path` is its own. Raises ApiError."""
+    items: list[Json] = []
+    token = ""
+    while True:
+        query = {"pageToken": token} if token else {}
+        answer = api.call("compute", "POST", f"{path}/listManagedInstances", query=query)
+        items += answer.get("managedInstances", [])
+        if not (token := answer.get("nextPageToken", "")):
+            return items

@@ -1,0 +1,338 @@
+"""How a run looks: the live picture, lines for a log, and the summary at its end. Nothing is read here."""
+
+import re
+import textwrap
+
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from scripts.support.curve import loss_curve, sparkline
+from scripts.support.run_files import Machine, Snapshot, perplexity
+from trainer.contract.settings import written
+from trainer.contract.spec import Sweep
+from trainer.runs.records import State
+from trainer.runs.trials import Trial, best_trial
+
+STATE_STYLES: dict[State, str] = {
+    "PROVISIONING": "bold blue",
+    "STARTING": "bold blue",
+    "RUNNING": "bold green",
+    "RECOVERING": "bold yellow",
+    "SUCCEEDED": "bold green",
+    "FAILED": "bold red",
+    "STOPPED": "bold yellow",
+}
+MACHINE_STYLES = {"running": "green", "finished": "green", "failed": "red", "restarting": "yellow", "stopped": "yellow"}
+LATE = 15.0  # seconds without a heartbeat that are worth a colour
+LOG_LINES = 6
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:05`, `3:04:05`, `2d 03:04`."""
+    whole = max(round(seconds), 0)
+    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86400
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def ago(seconds: float) -> str:
+    """`3 s`, `5 min`, `2 h`, `4 d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def number(value: float) -> str:
+    """Three digits that matter: `870`, `14.2k`, `1.05M`."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            scaled = value / size
+            return f"{scaled:.0f}{unit}" if scaled >= 99.95 else f"{scaled:.{1 if scaled >= 9.995 else 2}f}{unit}"
+    return f"{value:.0f}"
+
+
+def loss_and_perplexity(loss: float) -> str:
+    return f"{loss:.3f} (perplexity {number(perplexity(loss)) if loss > 4.6 else f'{perplexity(loss):.1f}'})"
+
+
+def headline(snapshot: Snapshot) -> Text:
+    text = Text.assemble((snapshot.run, "bold"), "  ", (snapshot.state, STATE_STYLES[snapshot.state]))
+    if snapshot.status and snapshot.status.attempt > 1:
+        text.append(f"  attempt {snapshot.status.attempt}", "dim")
+    if snapshot.steps and (trainers := snapshot.steps[-1].trainers) and snapshot.state == "RUNNING":
+        wanted = snapshot.spec.cluster.trainers
+        full = trainers >= wanted
+        text.append(f"  {trainers} of {wanted} trainers" if not full else f"  {_count(trainers, 'trainer')}")
+    if words := presence(snapshot):
+        text.append(f"  {words}", "yellow")
+    return text
+
+
+def presence(snapshot: Snapshot) -> str:
+    """How many machines are there, where the missing ones have no names and cannot be listed; empty if all are."""
+    declared = len(snapshot.spec.cluster.machines())
+    if snapshot.named or snapshot.final or snapshot.there >= declared:
+        return ""
+    return f"{snapshot.there} of {_count(declared, 'machine')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _progress(snapshot: Snapshot, width: int) -> Table:
+    total = snapshot.total
+    done = min(snapshot.step, total)
+    words = f"{done:,}/{total:,}{' trials' if snapshot.spec.sweep else ''}  {100 * done // total:3d}%"
+    if snapshot.remaining is not None:
+        words += f"  ETA {duration(snapshot.remaining)}"
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=max(width - len(words) - 2, 10))
+    grid.add_column(no_wrap=True)
+    grid.add_row(ProgressBar(total=total, completed=done, width=max(width - len(words) - 2, 10)), words)
+    return grid
+
+
+def losses(snapshot: Snapshot, width: int = 1000) -> str:
+    """Train loss and last validation loss in one line, empty before the first step."""
+    parts = []
+    known = [r for r in snapshot.steps if r.loss is not None]
+    if known:
+        parts.append(f"train loss {known[-1].loss:.3f}")
+    if snapshot.evaluations:
+        last = snapshot.evaluations[-1]
+        assert last.validation_loss is not None
+        at = f" at {last.step:,}" if last.step != snapshot.step else ""
+        parts.append(f"validation loss {loss_and_perplexity(last.validation_loss)}{at}")
+    words = "  ".join(parts)
+    return words if len(words) <= width else words.replace("loss ", "").replace("perplexity", "ppl")
+
+
+def _speed(snapshot: Snapshot) -> str:
+    parts = []
+    if snapshot.speed is not None:
+        parts.append(f"{number(snapshot.speed)} tokens/s")
+        parts.append("MFU n/a" if snapshot.mfu is None else f"MFU {snapshot.mfu:.1%}")
+    if snapshot.elapsed is not None:
+        parts.append(f"elapsed {duration(snapshot.elapsed)}")
+    if snapshot.steps and (rate := snapshot.steps[-1].learning_rate) is not None:
+        parts.append(f"learning rate {rate:.2g}")
+    return "  ".join(parts)
+
+
+def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim", pad_edge=False, width=width)
+    wide = width >= 76
+    table.add_column("machine", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("heard", justify="right", no_wrap=True)
+    restarts = any(m.status.restarts for m in snapshot.machines)
+    if restarts:
+        table.add_column("restarts", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("memory", justify="right", no_wrap=True)
+    table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
+    absent = [] if snapshot.final else snapshot.missing
+    shown = snapshot.machines
+    if len(shown) + len(absent) > most:  # then those in trouble are what must be seen
+        shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and m.age <= LATE)
+    rows = [_machine_row(m, restarts, wide, snapshot.final) for m in shown]
+    rows += [[name, Text("not there yet", "dim")] for name in absent]
+    if len(rows) > most:
+        left = len(rows) - (most - 1)
+        rows = [*rows[: most - 1], [Text(f"and {left} more", "dim")]]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _machine_row(machine: Machine, restarts: bool, wide: bool, final: bool) -> list[Text | str]:
+    status = machine.status
+    late = machine.at_work and machine.age > LATE and not final
+    row: list[Text | str] = [
+        status.name,
+        Text(status.state, MACHINE_STYLES.get(status.state, "blue")),
+        f"{status.step:,}" if status.step else "",
+        Text(f"{ago(machine.age)} ago", "red" if late else ""),
+    ]
+    if restarts:
+        row.append(str(status.restarts or ""))
+    if wide:
+        row += [f"{status.memory_mb:,} MB" if status.memory_mb is not None else ""]
+    return [*row, Text(_words(machine), "dim")]
+
+
+def _words(machine: Machine) -> str:
+    """What a machine does, or why it does not."""
+    status = machine.status
+    if status.message:
+        return clean(status.message)
+    if status.state in ("failed", "restarting") and status.last_exit:
+        return clean(status.last_exit.reason)
+    return ""
+
+
+def clean(line: str) -> str:
+    """Without the control characters that progress bars and colours leave in a log."""
+    return CONTROL.sub("", line.split("\r")[-1].replace("\t", "    ")).rstrip()
+
+
+def speaker(snapshot: Snapshot) -> Machine | None:
+    """The machine whose log tells most now: one that failed, else the master, else whoever was heard last."""
+    talking = [m for m in snapshot.machines if m.status.log]
+    failed = [m for m in talking if m.status.state == "failed"]
+    if failed:
+        return max(failed, key=lambda m: m.status.heartbeat)
+    return next((m for m in talking if m.status.role == "master"), talking[0] if talking else None)
+
+
+def log_tail(snapshot: Snapshot, most: int) -> list[Text]:
+    machine = speaker(snapshot)
+    if machine is None or most < 1:
+        return []
+    lines = [line for line in map(clean, machine.status.log) if line][-most:]
+    shown = [Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in lines]
+    return [Text(f"log of {machine.status.name}", "dim"), *shown]
+
+
+def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Group:
+    """All of it, at most `height` lines high: the log gives way first, then the machines, then the curve.
+
+    note: lines for a person, which are folded to the width.
+    """
+    parts: list[Text | Table] = [headline(snapshot)]
+    reason = snapshot.status.reason if snapshot.status else "waiting for the first machine"
+    if reason:
+        parts.append(_line(reason, STATE_STYLES[snapshot.state].removeprefix("bold ")))
+    folded = [part for line in note.splitlines() for part in _folded(line, width)]
+    parts += [_line(part, "yellow") for part in folded[: max(height // 3, 1)]]
+    parts.append(_progress(snapshot, width))
+    used = len(parts)
+    machines_of = snapshot
+    if snapshot.trials:
+        most = max(height // 3, 3)
+        parts += [Text(), trials(snapshot, width, most), Text()]
+        used += 3 + min(len(snapshot.trials), most)
+    if snapshot.trial is not None:
+        snapshot = snapshot.trial
+        parts += [
+            _line(f"trial {_number(snapshot)}: {_varied(machines_of, snapshot)}"),
+            _progress(snapshot, width),
+        ]
+        used += 2
+    machines = len(machines_of.machines) + (0 if machines_of.final else len(machines_of.missing))
+    points = [(float(r.step), r.loss) for r in snapshot.steps if r.loss is not None]
+    if points:
+        rows = 4 if height >= used + machines + LOG_LINES + 10 else 2
+        parts.append(_line(losses(snapshot, width)))
+        parts += sparkline(points, snapshot.spec.hyperparameters.steps, width, rows)
+        used += 1 + rows
+    if speed := _speed(snapshot):
+        parts.append(_line(speed))
+        used += 1
+    room = height - used - 3  # a blank line, the table's header, and the line of the cursor
+    most = max(min(machines, room), 1)
+    parts += [Text(), _machines(machines_of, width, most)]
+    tail = log_tail(machines_of, min(LOG_LINES, room - most - 2))
+    return Group(*parts, *([Text(), *tail] if tail else []))
+
+
+def _folded(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False)  # zones have hyphens
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """The run in one line of a log."""
+    if snapshot.spec.sweep is not None:
+        now = f"  trial {_number(snapshot.trial)}: {progress_line(snapshot.trial)}" if snapshot.trial else ""
+        return f"{snapshot.state} {len(snapshot.trials)} of {_count(snapshot.total, 'trial')} done{now}"
+    total = snapshot.total
+    parts = [f"{snapshot.state} step {snapshot.step:,}/{total:,} ({100 * snapshot.step // total}%)"]
+    if words := losses(snapshot):
+        parts.append(words)
+    elif busy := next((m for m in snapshot.machines if _words(m)), None):
+        parts.append(machine_line(busy))
+    if snapshot.speed is not None:
+        parts.append(f"{number(snapshot.speed)} tokens/s")
+    if snapshot.mfu is not None:
+        parts.append(f"MFU {snapshot.mfu:.1%}")
+    if snapshot.remaining is not None:
+        parts.append(f"ETA {duration(snapshot.remaining)}")
+    return "  ".join(parts)
+
+
+def trial_line(trial: Trial, sweep: Sweep) -> str:
+    """A trial that is over, in one line of a log."""
+    value = "no value" if trial.value is None else f"{sweep.hyperparameter_metric_tag} {trial.value:.4f}"
+    varied = ", ".join(f"{name} {written(found)}" for name, found in trial.parameters.items())
+    return f"trial {trial.number} {trial.state}: {value} with {varied}" + (f"; {trial.reason}" if trial.reason else "")
+
+
+def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
+    """The trials of a sweep that are over, the best one bold; of many, the newest and the best."""
+    of = snapshot.spec.sweep
+    assert of is not None
+    first = best_trial(of, snapshot.trials)
+    shown = snapshot.trials[-most:]
+    if first is not None and first not in shown:
+        shown = [first, *shown[1:]]
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim", pad_edge=False, width=width)
+    table.add_column("trial", justify="right", no_wrap=True)
+    for parameter in of.params:
+        table.add_column(parameter.parameter_name, justify="right", no_wrap=True)
+    table.add_column(of.hyperparameter_metric_tag, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True, overflow="ellipsis", ratio=1)
+    for trial in shown:
+        cells = [written(trial.parameters[parameter.parameter_name]) for parameter in of.params]
+        value = "–" if trial.value is None else f"{trial.value:.4f}"
+        words = "best" if trial == first else trial.reason or trial.state.lower()
+        style = "bold green" if trial == first else "" if trial.state == "SUCCEEDED" else "yellow"
+        table.add_row(str(trial.number), *cells, value, clean(words), style=style)
+    return table
+
+
+def _number(trial: Snapshot) -> str:
+    """A trial's own: it may be an earlier one that is tried again."""
+    return trial.run.rpartition("/")[2]
+
+
+def _varied(of: Snapshot, trial: Snapshot) -> str:
+    """What this trial tries."""
+    assert of.spec.sweep is not None
+    has = trial.spec.hyperparameters.to_json()
+    names = [parameter.parameter_name for parameter in of.spec.sweep.params]
+    return ", ".join(f"{name} {written(has.get(name, 'null'))}" for name in names)
+
+
+def machine_line(machine: Machine) -> str:
+    """What changed at a machine, in one line of a log."""
+    words = _words(machine)
+    return f"{machine.status.name} {machine.status.state}" + (f": {words}" if words else "")
+
+
+def summary(snapshot: Snapshot) -> list[Text]:
+    """How a run that succeeded ended."""
+    took = f" in {duration(snapshot.elapsed)}" if snapshot.elapsed is not None else ""
+    noun = "trial" if snapshot.spec.sweep else "step"
+    done = (f"SUCCEEDED: {_count(snapshot.step, noun)}{took}", STATE_STYLES["SUCCEEDED"])
+    words = losses(snapshot)
+    return [Text.assemble((snapshot.run, "bold"), " ", done), *([Text(f"final {words}")] if words else [])]
+
+
+def final_curve(snapshot: Snapshot, width: int, unigram: float | None) -> list[Text]:
+    """Loss over steps with axes; empty if there are no losses."""
+    train = [(float(r.step), r.loss) for r in snapshot.steps if r.loss is not None]
+    validation = [(float(r.step), r.validation_loss) for r in snapshot.evaluations if r.validation_loss is not None]
+    if not train and not validation:
+        return []
+    return loss_curve(train, validation, snapshot.spec.hyperparameters.steps, min(width, 100), 14, unigram)

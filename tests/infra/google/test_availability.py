@@ -1,0 +1,112 @@
+"""What `up` says before it makes machines, by what Google answers; it never stops anything."""
+
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+
+from infra import load
+from infra.google import availability
+from infra.stack import config
+from tests.scripts.google import FakeGoogle, google, project, service_account_key  # noqa: F401  fixtures
+
+P = "projects/test-project"
+EVERYWHERE = {"GPUS_ALL_REGIONS": 20, "CPUS_ALL_REGIONS": 500}
+ENOUGH = {
+    "CPUS": 1000,
+    "PREEMPTIBLE_CPUS": 1000,
+    "NVIDIA_T4_GPUS": 20,
+    "PREEMPTIBLE_NVIDIA_T4_GPUS": 20,
+    "SSD_TOTAL_GB": 5000,
+    "INSTANCES": 100,
+}
+ALONE = "not checked: whether machines are free in us-central1-a"
+
+
+def quotas(limits: dict[str, float]) -> dict[str, Any]:
+    return {"quotas": [{"metric": m, "limit": limit, "usage": 0.0} for m, limit in limits.items()]}
+
+
+@pytest.fixture
+def ready(google: FakeGoogle) -> FakeGoogle:  # noqa: F811
+    """A project that has all that the reference job takes."""
+    google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/machineTypes/n1-highmem-(8|16)", {})
+    google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/acceleratorTypes/nvidia-tesla-t4", {})
+    google.on("compute", "GET", P, quotas(EVERYWHERE))
+    google.on("compute", "GET", f"{P}/regions/us-central1", quotas(ENOUGH))
+    google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
+    return google
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> config.StackConfig:
+    return load.from_file("dev", project(tmp_path))
+
+
+def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """The warnings and the other lines."""
+    lines: dict[str, list[str]] = {"warn": [], "info": []}
+    for kind in lines:
+        monkeypatch.setattr(pulumi.log, kind, lambda line, _, kind=kind: lines[kind].append(line))
+    availability.tell(stack, None)  # type: ignore[arg-type]
+    return lines["warn"], lines["info"]
+
+
+def test_enough_of_everything_is_one_line(
+    ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert said(stack, monkeypatch) == ([], [ALONE])
+
+
+def test_what_is_short_is_a_warning_with_its_fix(
+    ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.on("compute", "GET", f"{P}/regions/us-central1", quotas({**ENOUGH, "PREEMPTIBLE_NVIDIA_T4_GPUS": 4}))
+    ready.on("compute", "GET", f"{P}/zones/us-central1-a/acceleratorTypes/.*", {"error": {"message": "no"}}, 404)
+    warnings, lines = said(stack, monkeypatch)
+    machines, quota = warnings
+    assert machines.startswith("machines in us-central1-a: has no nvidia-tesla-t4; take us-central1-a out of")
+    assert quota.startswith("quota PREEMPTIBLE_NVIDIA_T4_GPUS: 10 needed, limit 4 in us-central1; ask for 10 or more")
+    assert lines == [ALONE]
+
+
+def test_what_nobody_tells_is_named(
+    ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.on("compute", "GET", f"{P}/regions/us-central1", quotas({k: v for k, v in ENOUGH.items() if k != "CPUS"}))
+    warnings, lines = said(stack, monkeypatch)
+    assert warnings == []
+    assert lines == [f"{ALONE}, quota CPUS; `python -m scripts.preflight --stack dev` tells why"]
+
+
+def test_an_api_that_is_off_is_no_warning(
+    google: FakeGoogle,  # noqa: F811
+    stack: config.StackConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So it is at the first `up` in a project."""
+    google.deny("compute", message="Compute Engine API has not been used in project 123456 before")
+    google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
+    assert said(stack, monkeypatch) == ([], ["not checked: quotas and machine types (its API is not enabled yet)"])
+
+
+def test_without_a_login_one_line_says_so(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    warnings, (line,) = said(stack, monkeypatch)
+    assert warnings == []
+    assert line.startswith("not checked: quotas and machine types (GOOGLE_APPLICATION_CREDENTIALS names /nowhere")
+
+
+def test_an_answer_that_makes_no_sense_stops_nothing(
+    ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.on("cloudquotas", "GET", ".*", {"dimensionsInfos": [{"details": {"value": "plenty"}}]})
+    warnings, (line,) = said(stack, monkeypatch)
+    assert warnings == []
+    assert line.startswith("not checked: quotas and machine types (ValueError: ")
+
+
+def test_each_launch_asks_for_its_zone(ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said(load.from_file("dev", project(tmp_path, launch=2)), monkeypatch)
+    assert {path.split("/")[3] for path in ready.paths("compute") if "zones" in path} == {"us-central1-b"}

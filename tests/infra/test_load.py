@@ -1,0 +1,470 @@
+"""Stack files: what is read, and one line for everything that a person can get wrong."""
+
+import copy
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pulumi
+import pytest
+import yaml
+
+from infra import load
+from infra.job import division, job_spec
+from infra.run import from_pulumi
+from infra.stack import plain_yaml, reading
+from infra.stack.config import ConfigError
+from trainer.contract import identity, spec
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TEXT = "It was the best of times, it was the worst of times.\n" * 400
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkout as far as stack files need one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "default.txt").write_text(TEXT)
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "code.py").write_text("pass\n")
+    shutil.copy(CHECKOUT / "Pulumi.local.yaml", tmp_path)
+    return tmp_path
+
+
+def values() -> dict[str, Any]:
+    """The committed stack file's values."""
+    content = yaml.safe_load((CHECKOUT / "Pulumi.local.yaml").read_text())["config"]
+    return {name.removeprefix("gpt2-training:"): value for name, value in content.items()}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The committed values with one set at a path, or removed with ...; missing parts are made."""
+    everything = copy.deepcopy(values())
+    *parents, last = path.split(".")
+    node = everything
+    for part in parents:
+        node = node.setdefault(part, {})
+    if value is ...:
+        node.pop(last)
+    else:
+        node[last] = value
+    return everything
+
+
+@pytest.fixture(autouse=True)
+def give_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many GPUs this machine has, as its driver's tool tells; none to begin with."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def give(count: int) -> None:
+        lines = [f"echo 'GPU {i}: NVIDIA H100 80GB HBM3 (UUID: GPU-{i})'; echo '  MIG 1g.10gb'" for i in range(count)]
+        tool.write_text("\n".join(["#!/bin/sh", *(lines or ["echo 'No devices were found'; exit 6"]), ""]))
+        tool.chmod(0o755)
+
+    give(0)
+    return give
+
+
+def problems(everything: dict[str, Any], root: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        job_spec(load.load(everything, "local", root))
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+HYPER = "trainingInput.hyperparameters"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("trainingInput", ..., "missing; give trainingInput: {workerCount: 1"),
+        ("trainingInput", None, "found nothing, must be keys and values; for example trainingInput"),
+        ("model", ..., "missing; give model: {size: gpt2}"),
+        ("model", "gpt2", "found 'gpt2', must be keys and values; for example model: {size: gpt2}"),
+        ("data", ..., "missing; give data: {path: data/default.txt"),
+        ("modle", {}, "unknown key; did you mean model?"),
+        ("model.hed", 4, "unknown key; did you mean heads?"),
+        (f"{HYPER}.learning_rate", 0.1, "unknown key; did you mean learningRate?"),
+        (f"{HYPER}.foo", 1, "unknown key; there are: batchSize, beta1,"),
+        ("trainingInput.region", "us-central1", "this key of AI Platform has no meaning here; remove it"),
+        ("platform", "gogle", "found 'gogle', must be one of local, google; did you mean google?"),
+        ("machines", {"spot": True}, "platform google only; set platform: google, or remove it"),
+        (f"{HYPER}.learningRate", "fast", "found 'fast', must be a number, above 0 and at most 10"),
+        (f"{HYPER}.learningRate", "0.01", "write 0.01 without quotes (pulumi config set: add --type float)"),
+        (f"{HYPER}.learningRate", -1, "found -1, must be a number, above 0 and at most 10"),
+        (f"{HYPER}.learningRate", float("nan"), "found NaN, must be a number"),
+        (f"{HYPER}.steps", 1.5, "found 1.5, must be a whole number, at least 1"),
+        (f"{HYPER}.steps", True, "found true, must be a whole number"),
+        (f"{HYPER}.optimizer", "adam", "found 'adam', must be one of adamw, sgd"),
+        (f"{HYPER}.compile", "true", "write true without quotes"),
+        ("trainingInput.workerCount", -1, "found -1, must be a whole number, at least 0"),
+        ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
+        ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
+        ("trainingInput.minWorkers", 2, "found 2, more than the 1 workers there will be; use at most 1"),
+        ("parallel.parallelism", "fsdp", "there are 1 workers and 1 parameter servers; use 0 of both, or parallelism"),
+        ("parallel.plan", "ring", "found 'ring', must be one of auto, star, hierarchical"),
+        ("parallel.every", 2, "found 2, but trainers meet at every step; add synchronization: local, or remove it"),
+        ("checkpoints.keepEvery", 300, "found 300, must be a multiple of checkpoints.every, 250; use 250"),
+        ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
+        ("trainingInput.workerCount", 16, None),
+        (f"{HYPER}.batchSize", 1, "found 1, less than the 2 trainers (master and 1 workers); use at least 2"),
+        (f"{HYPER}.sequenceLength", 129, "found 129, longer than model.positions, 128"),
+        ("model.heads", 5, "width 128 is not divisible by heads 5"),
+        ("model.size", "gpt2", "give exactly one of: size, or layers + heads + width, or initialize"),
+        ("data.tokenizer", "checkpoint", "checkpoint needs model.initialize"),
+        ("launch", 0, "found 0, must be a whole number, at least 1"),
+        ("launch", 10**20, "must be a whole number, at least 1 and at most 1000000"),
+        ("machines.zones", "us-central1-a", "found 'us-central1-a', must be a list; for example zones: [us-central1-a"),
+        ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
+        ("data.path", "data", "data: this is a folder: give one text file"),
+        ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
+        ("data.vocabularyPath", "./none", "belongs to tokenizer gpt2, found train; remove it, or use gpt2"),
+        (f"{HYPER}.warmupSteps", 1001, "found 1001, more than steps, 1000; use at most 1000"),
+        (f"{HYPER}.precision", "fp16", "fp16 needs a GPU, and here is none; use auto or fp32"),
+    ],
+)
+def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value: Any, said: str | None) -> None:
+    found = problems(changed(path, value), root)
+    assert len(found) == 1
+    if said is None:  # the line is about another key
+        assert re.match(r"gpt2-training:trainingInput\.\S+: .*; (remove one|use )|.*use at least", found[0])
+    else:
+        assert found[0].startswith(f"gpt2-training:{path}: ") or said.startswith(("give exactly", "width"))
+        assert said in found[0]
+    assert "\n" not in found[0]
+
+
+def test_an_item_of_a_list_is_told_by_its_number(root: Path) -> None:
+    (line,) = problems(changed("machines.zones", [1]), root)
+    assert line == "gpt2-training:machines.zones.0: found 1, must be a text"
+
+
+def test_all_mistakes_are_told_at_once(root: Path) -> None:
+    everything = changed(f"{HYPER}.learningRate", "fast") | {"launch": "x", "lunch": 1}
+    assert [line.split(": ")[0] for line in problems(everything, root)] == [
+        f"gpt2-training:{HYPER}.learningRate",
+        "gpt2-training:launch",
+        "gpt2-training:lunch",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty: give a file with text"),
+        (
+            b"To be, or not to be.\n",
+            "is too small, 21 bytes; batchSize 16 and sequenceLength 128 need at least 4,128: give more",
+        ),
+        (TEXT.encode() + b"\0" + TEXT.encode(), "byte 21,200 is zero, so this is no text file"),
+        (TEXT.encode() + "café".encode("latin-1") + TEXT.encode(), "not UTF-8 at byte 21,203 (0xe9): convert the file"),
+        (TEXT.encode("utf-16"), "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16"),
+        (TEXT.encode() * 60 + b"\xe9t\xe9", "not UTF-8 at byte 1,272,000"),  # only its end shows it
+    ],
+)
+def test_texts_that_cannot_be_trained_on(root: Path, content: bytes, said: str) -> None:
+    (root / "data" / "default.txt").write_bytes(content)
+    (line,) = problems(values(), root)
+    assert line.startswith("gpt2-training:data.path: data/default.txt")
+    assert said in line
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_character_on_the_border_of_what_is_looked_at_is_no_error(root: Path, shift: int) -> None:
+    (root / "data" / "default.txt").write_bytes(b"x" * shift + "🙂".encode() * 300_000)
+    assert job_spec(load.load(values(), "local", root))
+
+
+def test_a_missing_default_text_says_what_makes_it(root: Path) -> None:
+    (root / "data" / "default.txt").unlink()
+    (line,) = problems(values(), root)
+    assert line.endswith("there is no file data/default.txt; python -m scripts.default_corpus makes it")
+
+
+def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
+    everything = values() | {"model": {"size": "gpt2"}}
+    (line,) = problems(everything, root)
+    assert re.search(
+        r"checkpoints\.keep: 2 checkpoints, .* need 4\.4 GB in artifacts/local, and 0\.0 GB are free; make room", line
+    )
+    (line,) = problems(everything | {"checkpoints": {"keepEvery": 250}}, root)
+    assert re.search(r"checkpoints\.keep: 6 checkpoints, .* need 8\.5 GB", line)
+    (root / "artifacts/local/runs").mkdir(parents=True)
+    monkeypatch.undo()
+    run = job_spec(load.load(everything, "local", root)).run
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
+    (root / "artifacts/local/runs" / run).mkdir()
+    assert job_spec(load.load(everything, "local", root)).run == run  # it was let in before
+
+
+def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    found = problems(values(), root)
+    for line, key in zip(found, ("workerCount", "parameterServerCount"), strict=True):
+        assert line.startswith(f"gpt2-training:trainingInput.{key}: found 1, but torchft")
+        assert "arm64" in line
+        assert line.endswith("use 0")
+    alone = changed("trainingInput.workerCount", 0)
+    alone["trainingInput"]["parameterServerCount"] = 0
+    job_spec(load.load(alone, "local", root))
+
+
+def test_stacks_that_are_not_there(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stack locl: there is no Pulumi\.locl\.yaml; did you mean local\?"):
+        load.from_file("locl", root)
+    (root / "Pulumi.odd.yaml").write_text("config: [")
+    with pytest.raises(ConfigError, match=r"Pulumi\.odd\.yaml cannot be read"):
+        load.from_file("odd", root)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", r"Pulumi\.odd\.yaml is empty; give it a config:"),
+        ("# to be written\n", r"Pulumi\.odd\.yaml is empty"),
+        ("encryptionsalt: v1\n", r"Pulumi\.odd\.yaml has no config:; write your keys below it"),
+        ("[a]\n", r"Pulumi\.odd\.yaml has no config:"),
+        ("confg: {a: 1}\n", r"Pulumi\.odd\.yaml has no config:; is confg: meant for it\?"),
+        ("config: [a]\n", r'Pulumi\.odd\.yaml: config: found \["a"\], must be keys and values'),
+        ("config:\n", r"Pulumi\.odd\.yaml: config: found nothing, must be keys and values"),
+        ("config: {gcp:project: my-project}\n", r"Pulumi\.odd\.yaml has no keys of gpt2-training below config:"),
+        (
+            "config:\n  a: 1\n  b: {c: 1,\n    c: 2}\n",
+            r"cannot be read: line 4: the key c is there twice, first in line 3;",
+        ),
+        (
+            "config: {launch: 1, gpt2-training:launch: 2}\n",
+            r"^gpt2-training:launch: is there twice, as launch and gpt2-",
+        ),
+        ("config:\n\ta: 1\n", r"cannot be read: line 2: found character '\\t'"),
+    ],
+)
+@pytest.mark.parametrize("read", [load.from_file, load.bucket_of])
+def test_files_that_are_no_stack_files(root: Path, read: Callable[..., object], content: str, said: str) -> None:
+    """One line each, and never taken for a stack on this machine."""
+    (root / "Pulumi.odd.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read("odd", root)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_overrides_a_merged_one_is_there_once() -> None:
+    assert plain_yaml.parse("a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\n")["b"] == {"x": 2, "y": 1}
+
+
+def test_a_program_without_configuration_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulumi.runtime.set_all_config({"gcp:region": "us-central1"})
+    monkeypatch.setattr(pulumi, "get_stack", lambda: "bare")
+    with pytest.raises(ConfigError, match=r"^Pulumi\.bare\.yaml has no keys of gpt2-training below config:; [^\n]*$"):
+        from_pulumi()
+
+
+def test_the_committed_stack_file(root: Path) -> None:
+    read = load.from_file("local", root)
+    job = job_spec(read, cores=8)
+    assert job.run.startswith("gpt2-4x128-")
+    assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker"), ("ps-0", "ps")]
+    assert job.cluster.threads == 4  # servers compute while trainers wait, and get no cores of their own
+    assert job.data.path == f"data/{identity.fingerprint(root / 'data/default.txt')}/default.txt"
+    assert read.words() == values()
+    assert division(read) is None
+    assert spec.JobSpec.model_validate(job.to_json()) == job
+
+
+def test_what_changes_the_run_and_what_does_not(root: Path) -> None:
+    def run(path: str, value: Any) -> str:
+        return job_spec(load.load(changed(path, value), "local", root)).run
+
+    same = run("launch", 1)
+    assert {run("launch", 2), run("trainingInput.workerCount", "3"), run("checkpoints.every", 10)} == {same}
+    assert {run("trainingInput.parameterServerCount", count) for count in (0, 2)} == {same}
+    assert run("parallel.wire", "bf16") != same
+    assert run(f"{HYPER}.learningRate", 0.004) != same
+    assert run("data.vocabularySize", 512) != same
+    (root / "trainer" / "code.py").write_text("raise\n")
+    assert run("launch", 1) != same
+
+
+def test_presets_and_quoted_counts(root: Path) -> None:
+    parameters = {"sequenceLength": 8}
+    # As AI Platform's files have it: 64-bit numbers in quotes, machine types that mean nothing here.
+    training = {"scaleTier": "CUSTOM", "masterType": "n1-highmem-16", "workerCount": "10", "parameterServerCount": "0"}
+    training_input = training | {"hyperparameters": parameters}
+    assert load.load(values() | {"trainingInput": training_input}, "local", root).workers == 10
+    twice = training_input | {"scaleTier": "BASIC"}
+    for line in problems(values() | {"trainingInput": twice}, root):
+        assert re.match(
+            r"gpt2-training:trainingInput\.\w+Count: scaleTier BASIC sets it; remove one, or use CUSTOM", line
+        )
+    for tier in ("BASIC", "BASIC_GPU"):
+        training_input = {"scaleTier": tier, "hyperparameters": parameters}
+        assert load.load(values() | {"trainingInput": training_input}, "local", root).workers == 0
+    training_input = {"scaleTier": "STANDARD_1", "hyperparameters": parameters}
+    read = load.load(values() | {"trainingInput": training_input}, "local", root)
+    assert (read.workers, read.servers) == (4, 3)
+
+
+def shared(training: dict[str, Any], **parallel: Any) -> dict[str, Any]:
+    """The committed values with other machines, and how they share the work."""
+    everything = values() | {"parallel": parallel}
+    everything["trainingInput"] = everything["trainingInput"] | training
+    return everything
+
+
+ALONE = {"workerCount": 0, "parameterServerCount": 0}
+
+
+@pytest.mark.parametrize(
+    ("everything", "said"),
+    [
+        (
+            shared({"parameterServerCount": 0}, plan="star", wire="bf16"),
+            [
+                "parallel.plan: found star, and there are no parameter servers that it could mean",
+                "parallel.wire: found bf16, and there are no parameter servers that it could mean",
+            ],
+        ),
+        (shared({}, synchronization="local"), ["parallel.every: found 1, but with synchronization: local it is"]),
+        (shared({"workerCount": 0}, parallelism="fsdp"), ["parallel.parallelism: fsdp shares a model among the GPUs"]),
+        (
+            shared({"parameterServerCount": 0}, synchronization="local", every=50),
+            ["parallel.synchronization: local needs parameter servers"],
+        ),
+        (
+            shared({}, synchronization="local", every=40),
+            [
+                "evaluation.every: found 100, must be a multiple of parallel.every, 40; use 80",
+                "checkpoints.every: found 250, must be a multiple of parallel.every, 40; use 240",
+            ],
+        ),
+        (
+            shared({}, synchronization="local", every=400),
+            ["evaluation.every: found 100, must be a multiple of parallel.every, 400; use 400", "checkpoints.every: "],
+        ),
+        (
+            shared({"hyperparameters": {"optimizer": "sgd", "sequenceLength": 8}}, synchronization="local", every=50),
+            ["trainingInput.hyperparameters.optimizer: found sgd, but parallel.synchronization: local is for adamw"],
+        ),
+    ],
+)
+def test_ways_to_share_the_work_that_do_not_fit(root: Path, everything: dict[str, Any], said: list[str]) -> None:
+    found = problems(everything, root)
+    assert len(found) == len(said), found
+    for line, start in zip(found, said, strict=True):
+        assert line.startswith(f"gpt2-training:{start}")
+        assert "\n" not in line
+
+
+def test_ways_to_share_the_work_that_fit(root: Path) -> None:
+    everything = shared({}, plan="hierarchical", wire="bf16", synchronization="local", every=50)
+    everything["checkpoints"] = {"every": 250, "keepEvery": 500}
+    job = job_spec(load.load(everything, "local", root))
+    assert (job.parallel.plan, job.parallel.every, job.checkpoints.keep_every) == ("hierarchical", 50, 500)
+    assert (job.cluster.parameter_servers, job.cluster.trainer_gbps) == (1, None)  # nobody knows how fast it is here
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], count: int) -> None:
+    give_gpus(count)
+    (line,) = problems(shared(ALONE, parallelism="fsdp"), root)
+    assert line == (
+        "gpt2-training:parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has"
+        f" {count}; use replicas"
+    )
+
+
+def test_fsdp_is_a_process_for_each_gpu(root: Path, give_gpus: Callable[[int], None]) -> None:
+    give_gpus(4)
+    everything = shared(ALONE, parallelism="fsdp")
+    job = job_spec(load.load(everything, "local", root), cores=8)
+    assert (job.cluster.processes, job.cluster.threads) == (4, 2)
+    give_gpus(2)
+    other = job_spec(load.load(everything, "local", root), cores=8)
+    assert (other.run, other.cluster.processes) == (job.run, 2)
+
+
+def test_the_least_number_of_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
+    job = job_spec(load.load(changed("trainingInput.minWorkers", 1), "local", root))
+    assert job.cluster.min_workers == 1
+    assert job.run == job_spec(load.load(values(), "local", root)).run
+
+
+def test_an_uneven_batch_is_told(root: Path) -> None:
+    everything = changed(f"{HYPER}.batchSize", 32)
+    everything["trainingInput"]["workerCount"] = 10
+    read = load.load(everything, "local", root)
+    assert division(read) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
+
+
+def test_a_stack_file_reads_as_pulumi_reads_it(root: Path) -> None:
+    text = (root / "Pulumi.local.yaml").read_text()
+    text = text.replace("learningRate: 0.003", "learningRate: 3e-3").replace("gpt2-training:platform", "platform")
+    (root / "Pulumi.local.yaml").write_text(text.replace("path: data/default.txt", "path: 2026-01-01"))
+    read = load.from_file("local", root).file  # Pulumi's YAML: no dates, and an exponent makes a number
+    assert read.training_input.hyperparameters.learning_rate == 0.003
+    assert read.data.path == "2026-01-01"
+
+
+def test_pulumi_hands_over_texts_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = {f"gpt2-training:{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values().items()}
+    pulumi.runtime.set_all_config({**everything, "gcp:project": "other"})
+    monkeypatch.setattr(pulumi, "get_stack", lambda: "local")
+    read = from_pulumi()
+    assert (read.file, read.project) == (load.from_file("local").file, "other")
+
+
+def test_a_misspelt_project_name_is_not_passed_over(root: Path) -> None:
+    path = root / "Pulumi.local.yaml"
+    path.write_text(path.read_text().replace("gpt2-training:launch:", "gpt2-trainig:launch:"))
+    with pytest.raises(ConfigError, match=r"^gpt2-trainig:launch: unknown key; did you mean gpt2-training:launch\?$"):
+        load.from_file("local", root)
+
+
+def test_a_script_reads_a_file_with_encrypted_values(root: Path) -> None:
+    """Their key is not here: a pipeline prepares the data of such a stack."""
+    path = root / "Pulumi.local.yaml"
+    encrypted = "\n  gpt2-training:model: {size: tiny, initialize: {secure: v1:a}}\n"
+    path.write_text(re.sub(r"\n  gpt2-training:model:.*\n(    .*\n)*", encrypted, path.read_text()))
+    assert reading.stack_values("local", root)[0]["model"] == {"size": "tiny", "initialize": "secret"}
+    shutil.copy(CHECKOUT / "Pulumi.dev.yaml", root)
+    with (root / "Pulumi.dev.yaml").open("a") as file:
+        file.write("\n  gcp:project: my-project\n  gpt2-training:notify: {secure: v1:b}\n")
+    assert load.from_file("dev", root).file.notify == "secret@example.com"
+
+
+def test_too_many_trainers_for_the_memory(root: Path) -> None:
+    wanted = changed("trainingInput.workerCount", 900)
+    wanted["trainingInput"]["hyperparameters"]["batchSize"] = 901
+    (root / "data" / "default.txt").write_text(TEXT * 100)
+    (line,) = problems(wanted, root)
+    said = r"workerCount: 901 trainers and 1 parameter servers of .* GB of memory, and this machine has \d+; use fewer"
+    assert re.search(said, line)
+
+
+def test_too_many_parameter_servers_for_the_memory(root: Path) -> None:
+    (line,) = problems(changed("trainingInput.parameterServerCount", 1000), root)
+    assert re.search(r"2 trainers and 1000 parameter servers of this model need about 6\d\d GB", line)
+
+
+def test_a_start_checkpoint_counts_by_its_content(root: Path) -> None:
+    start = root / "models" / "mine"
+    start.mkdir(parents=True)
+    (start / "model.safetensors").write_bytes(b"one")
+    (start / "config.json").write_text('{"model_type": "gpt2", "n_positions": 128, "vocab_size": 257}')
+    wanted = {**changed("data.tokenizer", "byte"), "model": {"initialize": "models/mine", "positions": 128}}
+    first = job_spec(load.load(wanted, "local", root))
+    assert first.model.initialize == str(start)
+    (start / "model.safetensors").write_bytes(b"two")
+    assert job_spec(load.load(wanted, "local", root)).run != first.run

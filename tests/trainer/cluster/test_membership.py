@@ -1,0 +1,559 @@
+"""Membership with real Lighthouses and gloo groups: the members are threads here, each with a Cluster of its own."""
+
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from trainer.cluster import lighthouse
+from trainer.cluster import membership as cluster_module
+from trainer.cluster.group import GroupFailed
+from trainer.cluster.lease import Lease, NoProgress
+from trainer.cluster.lighthouse import Stopping
+from trainer.cluster.membership import Cluster, Identity, Quorum
+from trainer.contract import spec
+from trainer.storage.base import Storage
+from trainer.storage.factory import open_storage
+
+T = TypeVar("T")
+PATIENCE = 60.0  # seconds for anything to happen on a busy machine
+
+
+class Member:
+    """A machine: its Cluster, what it said, and a thread of its own."""
+
+    def __init__(self, storage: Storage, name: str, declared: spec.Cluster) -> None:
+        self.name, self.stop = name, threading.Event()
+        self.said: list[str] = []
+        self.thread = ThreadPoolExecutor(1)
+        self.cluster = Cluster(
+            storage,
+            "a-run",
+            name,
+            declared=declared,
+            address="127.0.0.1",
+            device=torch.device("cpu"),
+            log=self.said.append,
+            report=lambda *words, **_: self.said.extend(words),
+            waits=self.said.append,
+            stopping=self.stop.is_set,
+        )
+
+    def start(self, call: Callable[..., T], *arguments: Any) -> "Future[T]":
+        return self.thread.submit(call, *arguments)
+
+    def join(self) -> "Future[None]":
+        return self.start(self.cluster.join, 0.0)
+
+    def quorum(self, step: int = 0, told: Any = None) -> "Future[Quorum]":
+        return self.start(self.cluster.quorum, (step, 0, 0), told)
+
+
+def declare(trainers: int, servers: int = 0, least: int = 1) -> spec.Cluster:
+    return spec.Cluster(workers=trainers - 1, parameter_servers=servers, min_workers=least - 1)
+
+
+class Machines:
+    """The members of a test."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.all: list[Member] = []
+
+    def add(self, name: str, trainers: int = 1, servers: int = 0, least: int = 1) -> Member:
+        self.all.append(Member(self.storage, name, declare(trainers, servers, least)))
+        return self.all[-1]
+
+    def end(self) -> None:
+        for member in self.all:
+            member.stop.set()
+        for member in self.all:
+            member.cluster.close()
+            member.thread.shutdown()
+
+    def lease(self) -> dict[str, Any]:
+        lease: dict[str, Any] = json.loads(self.storage.read("runs/a-run/cluster.json"))
+        return lease
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
+    """Time runs faster here: what takes 15 seconds takes two."""
+    monkeypatch.setattr(lighthouse, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(lighthouse, "HEARTBEAT_LOST", 1.5)
+    monkeypatch.setattr("trainer.cluster.lease.RENEWED", 0.3)
+    monkeypatch.setattr("trainer.cluster.lease.LOST", 2.0)
+    found = Machines(open_storage(str(tmp_path)))
+    yield found
+    found.end()
+
+
+def each(futures: "list[Future[T]]") -> list[T]:
+    return [future.result(PATIENCE) for future in futures]
+
+
+def together(machines: Machines, names: list[str]) -> list[Member]:
+    """Members that have joined, and are all that is declared."""
+    servers = sum(name.startswith("ps-") for name in names)
+    members = [machines.add(name, len(names) - servers, servers) for name in names]
+    each([member.join() for member in members])
+    return members
+
+
+def until(condition: Callable[[], bool], *unless: "Future[Any]") -> None:
+    """Poll until it is so; fails if one of the futures is done before."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert not any(future.done() for future in unless)
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def all_said(members: list[Member], words: str) -> Callable[[], bool]:
+    return lambda: all(words in member.said for member in members)
+
+
+def names(quorum: Quorum) -> list[str]:
+    return [member.name for member in quorum.members]
+
+
+def test_all_see_one_quorum(machines: Machines) -> None:
+    members = together(machines, ["worker-1", "master-0", "worker-0"])
+    quorums = each([member.quorum() for member in members])
+    assert [names(q) for q in quorums] == [["master-0", "worker-0", "worker-1"]] * 3
+    assert [q.rank for q in quorums] == [2, 0, 1]
+    assert len({q.key for q in quorums}) == 1
+    assert {q.declared for q in quorums} == {3}
+    assert {m.cluster.attempt for m in members} == {1}
+    again = each([member.quorum(1) for member in members])
+    assert {q.key for q in again} == {quorums[0].key}  # nobody came or went: the same group
+    assert machines.lease()["holder"] == "master-0"
+
+
+def test_collectives(machines: Machines) -> None:
+    members = together(machines, ["master-0", "worker-0", "worker-1"])
+    quorums = each([member.quorum() for member in members])
+    tensors = [torch.full((1000,), float(10**i)) for i in range(3)]
+    each([m.start(q.group.sum, t) for m, q, t in zip(members, quorums, tensors, strict=True)])
+    assert all(bool((t == 111.0).all()) for t in tensors)
+
+    values = [torch.full((10,), float(i)) for i in range(3)]
+    each([m.start(q.group.broadcast, v, 1) for m, q, v in zip(members, quorums, values, strict=True)])
+    assert all(bool((v == 1.0).all()) for v in values)
+
+    told = [{"rank": rank, "words": "Größe" * rank} for rank in range(3)]
+    calls = zip(members, told, quorums, strict=True)
+    heard = each([m.start(q.group.broadcast_json, value, 2) for m, value, q in calls])
+    assert heard == [told[2]] * 3
+
+    sizes = [[(sender + 2 * receiver) % 3 for receiver in range(3)] for sender in range(3)]  # nothing goes to some
+    sources = [torch.cat([torch.full((sizes[i][j],), 10.0 * i + j) for j in range(3)]) for i in range(3)]
+    wanted = [torch.cat([torch.full((sizes[i][j],), 10.0 * i + j) for i in range(3)]) for j in range(3)]
+    outputs = [torch.zeros(len(tensor)) for tensor in wanted]
+
+    def exchange(rank: int) -> None:
+        received = [sizes[sender][rank] for sender in range(3)]
+        parts = sources[rank].split(sizes[rank])
+        quorums[rank].group.all_to_all(outputs[rank].split(received), parts).wait()
+
+    each([member.start(exchange, rank) for rank, member in enumerate(members)])
+    assert all(torch.equal(output, tensor) for output, tensor in zip(outputs, wanted, strict=True))
+
+
+def test_one_trainer_needs_nobody(machines: Machines) -> None:
+    for attempt in (1, 2):
+        (alone,) = together(machines, ["master-0"])
+        quorum = alone.cluster.quorum((5, 0, 0))
+        assert (names(quorum), quorum.rank, quorum.declared) == (["master-0"], 0, 1)
+        tensor = torch.ones(3)
+        quorum.group.sum(tensor)
+        assert tensor.tolist() == [1.0] * 3
+        assert quorum.group.broadcast_json({"a": 1}, 0) == {"a": 1}
+        output = torch.zeros(3)
+        quorum.group.all_to_all([output], [tensor]).wait()
+        assert output.tolist() == [1.0] * 3
+        assert machines.lease()["attempt"] == alone.cluster.attempt == attempt
+
+
+def test_a_member_that_leaves_fails_the_group_and_the_others_go_on(machines: Machines) -> None:
+    members = together(machines, ["master-0", "worker-0", "worker-1"])
+    first = each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    stays = members[:2]
+    sums = [m.start(q.group.sum, torch.ones(1000)) for m, q in zip(stays, first, strict=False)]
+    members[2].cluster.close()
+    for future in sums:
+        with pytest.raises(GroupFailed):
+            future.result(PATIENCE)
+    for quorum in first[:2]:  # it stays failed, whatever is asked of it
+        with pytest.raises(GroupFailed):
+            quorum.group.sum(torch.ones(1))
+    each([member.start(member.cluster.failed) for member in stays])
+    quorums = each([member.quorum(1) for member in stays])
+    assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
+    assert quorums[0].key == quorums[1].key != first[0].key
+    tensors = [torch.ones(2), torch.ones(2)]
+    each([m.start(q.group.sum, t) for m, q, t in zip(stays, quorums, tensors, strict=True)])
+    assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
+
+
+def test_the_first_step_waits_for_all_that_are_declared(machines: Machines) -> None:
+    early = machines.add("master-0", trainers=2)
+    early.join().result(PATIENCE)
+    waiting = early.quorum()
+    until(all_said([early], "waiting for 1 more of 2 trainers; here: master-0"), waiting)
+    late = machines.add("worker-0", trainers=2)
+    late.join().result(PATIENCE)
+    quorums = each([late.quorum(), waiting])
+    assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
+
+
+def test_it_does_not_wait_for_ever(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "GATHER", 1.0)
+    members = [machines.add(name, trainers=3) for name in ("master-0", "worker-0")]
+    each([member.join() for member in members])
+    quorums = each([member.quorum() for member in members])
+    assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
+
+
+def test_a_newcomer_does_not_make_the_others_wait_for_those_that_are_missing(machines: Machines) -> None:
+    """Of three trainers one is lost for good, and then another is restarted."""
+    members = together(machines, ["master-0", "worker-0", "worker-1"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    for member in members[1:]:
+        member.cluster.close()
+    again = machines.add("worker-0", trainers=3)
+    again.join().result(PATIENCE)
+    newcomer = again.quorum()
+    quorum = members[0].quorum(1).result(PATIENCE)
+    while names(quorum) != ["master-0", "worker-0"]:  # it may have taken a step alone before
+        quorum = members[0].quorum(1).result(PATIENCE)
+    assert newcomer.result(PATIENCE).key == quorum.key
+
+
+def test_with_fewer_than_the_least_nothing_is_done(machines: Machines) -> None:
+    members = [machines.add(name, trainers=2, least=2) for name in ("master-0", "worker-0")]
+    each([member.join() for member in members])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    members[1].cluster.close()
+    waiting = members[0].quorum(1)
+    back = machines.add("worker-0", trainers=2, least=2)
+    back.join().result(PATIENCE)
+    assert names(back.quorum().result(PATIENCE)) == ["master-0", "worker-0"]
+    assert names(waiting.result(PATIENCE)) == ["master-0", "worker-0"]
+
+
+def _be_the_master(folder: str) -> None:
+    """In a process of its own, which can be killed: a Lighthouse that is shut down still answers its own process."""
+    master = Member(open_storage(folder), "master-0", declare(trainers=2))
+    master.cluster.join(0.0)
+    master.cluster.quorum((0, 0, 0))
+    threading.Event().wait()
+
+
+@pytest.fixture
+def orphan(machines: Machines, tmp_path: Path) -> Member:
+    """worker-0, whose master was killed after both had found each other."""
+    process = multiprocessing.get_context("spawn").Process(target=_be_the_master, args=(str(tmp_path),), daemon=True)
+    process.start()
+    while not machines.storage.list("runs"):  # the lease
+        assert process.is_alive()
+        process.join(0.05)
+    worker = machines.add("worker-0", trainers=2)
+    worker.join().result(PATIENCE)
+    assert names(worker.quorum().result(PATIENCE)) == ["master-0", "worker-0"]
+    worker.cluster.stepped(0.1)
+    process.kill()
+    process.join()
+    return worker
+
+
+@pytest.mark.slow
+def test_another_trainer_takes_the_lighthouse_over(machines: Machines, orphan: Member) -> None:
+    before = machines.lease()
+    assert names(orphan.quorum(1).result(PATIENCE)) == ["worker-0"]
+    after = machines.lease()
+    assert (after["holder"], after["attempt"]) == ("worker-0", before["attempt"] + 1)
+    assert after["address"] != before["address"]
+    back = machines.add("master-0", trainers=2)
+    back.join().result(PATIENCE)
+    assert machines.lease()["holder"] == "worker-0"  # it is not taken back from one that lives
+    waiting = back.quorum()
+    while names(orphan.quorum(1).result(PATIENCE)) != ["master-0", "worker-0"]:
+        pass
+    assert waiting.result(PATIENCE).rank == 0
+    assert (back.cluster.attempt, orphan.cluster.attempt) == (2, 2)
+
+
+def test_who_leaves_lets_go_of_the_lease(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.cluster.lease.LOST", 1000.0)
+    master = machines.add("master-0", trainers=2)
+    master.join().result(PATIENCE)
+    master.cluster.close()
+    lease = Lease(machines.storage, "a-run", "worker-0")
+    lease.read()
+    assert lease.holder == "master-0"
+    assert lease.lost
+
+
+@pytest.mark.slow
+def test_a_master_that_comes_back_at_once_takes_its_lighthouse_again(
+    machines: Machines, orphan: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.cluster.lease.LOST", 1000.0)
+    waiting = orphan.quorum(1)
+    back = machines.add("master-0", trainers=2)
+    back.join().result(PATIENCE)
+    assert (machines.lease()["holder"], machines.lease()["attempt"]) == ("master-0", 2)
+    quorums = each([back.quorum(), waiting])
+    while names(quorums[1]) != ["master-0", "worker-0"]:
+        quorums[1] = orphan.quorum(1).result(PATIENCE)
+    assert quorums[0].key == quorums[1].key
+
+
+def test_who_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
+    """As a master does that was frozen for a while: its own Lighthouse would still answer it."""
+    (master, worker) = together(machines, ["master-0", "worker-0"])
+    each([master.quorum(), worker.quorum()])
+    for member in (master, worker):
+        member.cluster.stepped(0.1)
+    usurper = machines.add("worker-1", trainers=2)
+    usurper.cluster._lighthouse._lease.read()
+    assert usurper.cluster._lighthouse._take(2)
+    quorum = master.quorum(1).result(PATIENCE)
+    while master.cluster.attempt == 1:
+        quorum = master.quorum(1).result(PATIENCE)
+    assert "another member took the Lighthouse over" in master.said
+    assert names(quorum)[0] == "master-0"
+    assert machines.lease()["holder"] == "worker-1"
+
+
+def test_the_lease_is_renewed(machines: Machines) -> None:
+    together(machines, ["master-0", "worker-0"])
+    first = machines.lease()
+    until(lambda: bool(machines.lease()["renewed"] != first["renewed"]))
+    assert {**machines.lease(), "renewed": 0} == {**first, "renewed": 0}
+
+
+def test_a_worker_waits_for_the_master_and_leaves_when_told(machines: Machines) -> None:
+    worker = machines.add("worker-0", trainers=2)
+    joining = worker.join()
+    until(lambda: bool(worker.said), joining)
+    assert "waiting for the Lighthouse" in worker.said[0]
+    worker.stop.set()
+    with pytest.raises(Stopping):
+        joining.result(PATIENCE)
+
+
+# -- parameter servers -------------------------------------------------------------------------------------------------
+
+
+def test_trainers_come_first_and_then_servers(machines: Machines) -> None:
+    order = ["master-0", "worker-0", "ps-0", "ps-1", "ps-2"]
+    members = together(machines, sorted(order, reverse=True))
+    quorums = each([member.quorum() for member in members])
+    assert [names(q) for q in quorums] == [order] * 5
+    assert [q.rank for q in quorums] == [order.index(member.name) for member in members]
+    assert [m.name for m in quorums[0].trainers] == order[:2]
+    assert [m.name for m in quorums[0].servers] == order[2:]
+    assert {q.declared for q in quorums} == {2}
+
+
+def test_members_hear_what_the_others_tell(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0"])
+    quorums = each([member.quorum(told={"I am": member.name}) for member in members])
+    assert [m.told for q in quorums for m in q.members] == [{"I am": "master-0"}, {"I am": "ps-0"}] * 2
+
+
+def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0", "ps-1"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    members[2].cluster.close()
+    waiting = [member.quorum(1) for member in members[:2]]
+    until(
+        all_said(members[:2], "waiting for 1 more of 2 parameter servers; here: master-0, ps-0; lost: ps-1"), *waiting
+    )
+    back = machines.add("ps-1", trainers=1, servers=2)
+    back.join().result(PATIENCE)
+    quorums = each([back.quorum(), *waiting])
+    assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3
+
+
+def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines: Machines) -> None:
+    members = [machines.add(name, trainers=3, servers=1, least=2) for name in ("master-0", "worker-0", "ps-0")]
+    each([member.join() for member in members])
+    waiting = [member.quorum() for member in members]
+    until(all_said(members, "waiting for 1 more of 3 trainers; here: master-0, ps-0, worker-0"), *waiting)
+    members.append(machines.add("worker-1", trainers=3, servers=1, least=2))
+    members[-1].join().result(PATIENCE)
+    each([*waiting, members[-1].quorum()])
+    for member in members:
+        member.cluster.stepped(0.1)
+    members.pop().cluster.close()
+    assert [names(q) for q in each([m.quorum(1) for m in members])] == [["master-0", "worker-0", "ps-0"]] * 3
+    members.pop(1).cluster.close()
+    waiting = [member.quorum(2) for member in members]
+    until(all_said(members, "waiting for 1 more of 2 trainers; here: master-0, ps-0; lost: worker-0"), *waiting)
+
+
+@pytest.mark.parametrize("furthest", [0, 1])
+def test_of_two_servers_of_one_name_the_furthest_counts(machines: Machines, furthest: int) -> None:
+    """One was frozen, and came back beside its successor."""
+    members = together(machines, ["master-0", "ps-0"])
+    members.append(machines.add("ps-0", trainers=1, servers=1))
+    members[2].join().result(PATIENCE)
+    servers, found = members[1:], [[], []]  # type: tuple[list[Member], list[list[Quorum]]]
+
+    def serve(i: int) -> None:
+        while True:
+            found[i].append(servers[i].cluster.quorum((7 if i == furthest else 6, 0, 0)))
+
+    serving = [server.start(serve, i) for i, server in enumerate(servers)]
+    quorum = members[0].quorum(7).result(PATIENCE)
+    while quorum.servers[0].progress != (7, 0, 0):
+        quorum = members[0].quorum(7).result(PATIENCE)
+    before = len(found[1 - furthest])
+    for _ in range(3):
+        quorum = members[0].quorum(7).result(PATIENCE)
+        assert [(m.name, m.progress) for m in quorum.members] == [("master-0", (7, 0, 0)), ("ps-0", (7, 0, 0))]
+    until(lambda: bool(found[furthest]) and found[furthest][-1].key == quorum.key)
+    assert len(found[1 - furthest]) == before  # it has no part in any group
+    for server, future in zip(servers, serving, strict=True):
+        server.stop.set()
+        with pytest.raises(Stopping):
+            future.result(PATIENCE)
+
+
+def test_two_servers_of_one_name_at_the_same_point_are_one(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0"])
+    twin = machines.add("ps-0", trainers=1, servers=1)
+    twin.join().result(PATIENCE)
+    waiting = [members[1].quorum(), twin.quorum()]
+    assert names(members[0].quorum().result(PATIENCE)) == ["master-0", "ps-0"]
+    until(lambda: sum(future.done() for future in waiting) == 1)
+
+
+def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None:
+    members = together(machines, ["master-0", "ps-0", "ps-1"])
+    first = each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    now: Identity = (1, 0, 5)
+    leaving = members[2].start(members[2].cluster.leave, now, {"holds": "much"})
+    staying = [member.start(member.cluster.quorum, now) for member in members[:2]]
+    seen, own = each(staying), leaving.result(PATIENCE)
+    assert own is not None
+    for quorum in (*seen, own):
+        assert names(quorum) == ["master-0", "ps-0"]
+        assert [(m.name, m.progress, m.told) for m in quorum.leaving] == [("ps-1", now, {"holds": "much"})]
+        assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # what it holds counts
+        assert not quorum.enough  # to take a step
+    assert [q.rank for q in (*seen, own)] == [0, 1, -1]
+    assert {q.group for q in seen} == {q.group for q in first[:2]}  # no group is made that takes no step
+
+
+def test_a_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
+    members = together(machines, ["master-0", "worker-0", "ps-0"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    leaving = members[1].start(members[1].cluster.leave, (1, 0, 0))
+    seen = each([members[0].quorum(1), members[2].quorum(1)])
+    own = leaving.result(PATIENCE)
+    assert own is not None
+    for quorum in (*seen, own):
+        assert names(quorum) == ["master-0", "ps-0"]
+        assert [m.name for m in quorum.leaving] == ["worker-0"]
+        assert quorum.enough
+    tensors = [torch.ones(2), torch.ones(2)]
+    stays = (members[0], members[2])
+    each([m.start(q.group.sum, t) for m, q, t in zip(stays, seen, tensors, strict=True)])  # at once, in a new group
+    assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
+
+
+def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "LEAVING", 0.5)
+    members = together(machines, ["master-0", "ps-0"])
+    each([member.quorum() for member in members])  # ps-0 then computes, and asks for no quorum
+    assert members[0].start(members[0].cluster.leave, (1, 0, 0)).result(PATIENCE) is None
+
+
+def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines: Machines) -> None:
+    """As all do when a run is taken down. It is a server that needs the others for a checkpoint."""
+    master, worker, server = together(machines, ["master-0", "worker-0", "ps-0"])
+    each([member.quorum(told=None) for member in (master, worker, server)])
+    master.cluster.close()
+    leaving = server.start(server.cluster.leave, (0, 0, 0))
+    worker.quorum()
+    quorum = leaving.result(PATIENCE)
+    assert quorum is not None
+    assert [member.name for member in quorum.leaving] == ["ps-0"]
+
+
+def test_members_that_never_reach_each_other_do_not_try_for_ever(machines: Machines) -> None:
+    master, worker = together(machines, ["master-0", "worker-0"])
+    each([master.quorum(), worker.quorum()])
+    for _ in range(cluster_module.FAILURES - 1):
+        master.cluster.failed()
+    master.cluster.stepped(0.1)  # a step was taken: all is well
+    for _ in range(cluster_module.FAILURES - 1):
+        master.cluster.failed()
+    with pytest.raises(NoProgress, match="10 groups in a row failed without a step; the last one: master-0, worker-0"):
+        master.cluster.failed()
+
+
+def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: Machines) -> None:
+    """Each machine starts anew when it reads the new number; until all have, shards are cut in two ways."""
+    members = together(machines, ["master-0", "ps-0"])
+    each([member.quorum() for member in members])
+    for member in members:
+        member.cluster.stepped(0.1)
+    newcomer = machines.add("ps-1", trainers=1, servers=2)
+    newcomer.join().result(PATIENCE)
+    waiting = newcomer.quorum()
+    said = all_said(members, "waiting: the number of parameter servers is being changed")
+    asked = [member.quorum(1) for member in members]
+
+    def said_when_asked() -> bool:
+        if all(future.done() for future in asked):  # they may take steps alone before
+            asked[:] = [member.quorum(1) for member in members]
+        return said()
+
+    until(said_when_asked, waiting)
+    assert not waiting.done()
+    for member in members:
+        member.stop.set()
+        member.thread.shutdown()
+        member.cluster.close()
+    again = [machines.add(name, trainers=1, servers=2) for name in ("master-0", "ps-0")]
+    each([member.join() for member in again])
+    quorums = each([waiting, *(member.quorum(1) for member in again)])
+    assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3
+
+
+def test_a_server_that_is_no_longer_declared_is_waited_out(machines: Machines) -> None:
+    members = [machines.add(name, trainers=1, servers=1) for name in ("master-0", "ps-0", "ps-1")]
+    each([member.join() for member in members])
+    waiting = [member.quorum() for member in members]
+    until(all_said(members, "waiting: there are 2 parameter servers instead of 1"), *waiting)
+    members[2].stop.set()
+    with pytest.raises(Stopping):
+        waiting[2].result(PATIENCE)
+    members[2].cluster.close()
+    assert [names(q) for q in each(waiting[:2])] == [["master-0", "ps-0"]] * 2

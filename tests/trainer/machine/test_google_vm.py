@@ -1,0 +1,310 @@
+"""A machine on Google Cloud: the real supervisor with a metadata server, a bucket and Google's REST services."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.oauth2.credentials import Credentials
+
+from tests.gcs import Faults
+from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
+from tests.trainer.running import PATIENCE, Run
+from trainer.contract import metric_names
+from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
+from trainer.machine import cloud_metrics, google_vm
+from trainer.runs.records import Record
+from trainer.runs.status import update_status
+from trainer.runs.trials import Trial, write_trials
+
+RUN_JOBS = [f"{job}:run" for job in JOBS]
+NewVm = Callable[..., Vm]
+
+
+@pytest.fixture
+def new_vm(tmp_path: Path) -> Iterator[NewVm]:
+    made: list[Vm] = []
+
+    def make(role: str = "master", **attributes: str) -> Vm:
+        made.append(Vm(tmp_path, role, **attributes))
+        return made[-1]
+
+    yield make
+    for vm in made:
+        assert vm.rest.wrong == []
+        vm.close()
+
+
+@pytest.fixture
+def new_google_run(new_run: Callable[..., Run], gcs_bucket: str) -> Callable[..., Run]:
+    return lambda **overrides: into_bucket(new_run(**overrides), gcs_bucket)
+
+
+NewRun = Callable[..., Run]
+
+
+@pytest.mark.slow
+def test_a_preempted_master_checkpoints_comes_back_and_scales_the_finished_run_to_zero(
+    new_google_run: NewRun, new_vm: NewVm
+) -> None:
+    run = new_google_run(hyperparameters={"steps": 4000}, checkpoints={"every": 100_000})
+    vm = new_vm()
+    process = vm.start(run)
+    run.until_step(20)
+    vm.metadata.set("instance/preempted", "TRUE")
+    assert process.wait(PATIENCE) == 0
+    assert vm.said(PREEMPTED)
+    assert vm.said("s after the notice")
+    machine = run.machine("master-0")
+    assert (machine.state, machine.message) == ("stopped", "preempted: Google takes this machine back")
+    assert any(PREEMPTED in line for line in machine.log)
+    status = run.status()
+    assert status is not None
+    assert status.state == "RUNNING"
+    checkpoint = f"runs/test-run/checkpoints/step-{machine.step:08d}-attempt-{status.attempt}/manifest.json"
+    assert run.storage.read(checkpoint)
+    assert vm.rest.paths("cloudscheduler") == []  # the group brings the machine back
+
+    hyper = run.spec.hyperparameters.model_copy(update={"steps": machine.step + 50})
+    run.spec = run.spec.model_copy(update={"hyperparameters": hyper})
+    run.write_spec()
+    vm.metadata.set("instance/preempted", "FALSE")
+    refused: list[str] = []
+
+    def refuse(path: str) -> int | None:  # as if the grant were still on its way
+        if path.startswith("cloudscheduler/") and len(refused) < 1:
+            refused.append(path)
+            return 403
+        return None
+
+    vm.rest.refuse = refuse
+    assert vm.start(run).wait(PATIENCE) == 0
+    assert vm.said(f"restored the checkpoint of step {machine.step}")
+    assert vm.said(SUCCEEDED)
+    assert vm.rest.paths("cloudscheduler") == RUN_JOBS
+    assert vm.rest.points(metric_names.STEP)[-1] == machine.step + 50
+    assert vm.rest.points(metric_names.FAILED)[-1] == 0
+    assert run.machine("master-0").state == "finished"
+
+    last_words = run.machine("master-0").log
+    assert vm.start(run).wait(PATIENCE) == 0  # a machine that boots after the end
+    assert vm.rest.paths("cloudscheduler") == RUN_JOBS * 2
+    assert run.machine("master-0").log == last_words
+    assert vm.lines.read_text().count(SUCCEEDED) == 1
+
+
+@pytest.mark.slow
+def test_the_others_go_on_without_a_preempted_worker(new_google_run: NewRun, new_vm: NewVm) -> None:
+    run = new_google_run(hyperparameters={"steps": 4000}, cluster={"workers": 1}, checkpoints={"every": 100_000})
+    master, worker = new_vm(), new_vm("worker")
+    process = master.start(run)
+    leaving = worker.start(run)
+    run.until_step(10)
+    worker.metadata.set("instance/preempted", "TRUE")
+    assert leaving.wait(PATIENCE) == 0
+    step = run.machine("worker-x7kq").step
+    assert not worker.said("checkpoint step-")  # not its task
+    run.until_step(step + 50)
+    assert process.poll() is None
+    assert not master.said(PREEMPTED)
+    assert run.machine("master-0").restarts == 0
+    process.send_signal(signal.SIGTERM)  # a shutdown without a notice: the run goes on, on other machines
+    assert process.wait(PATIENCE) == 0
+    assert master.said("s after the notice")
+    assert master.rest.paths("cloudscheduler") == []
+
+
+def test_a_failed_run_is_reported_and_scaled_to_zero(new_google_run: NewRun, new_vm: NewVm) -> None:
+    run = new_google_run()
+    run.storage.delete(run.spec.data.path)
+    vm = new_vm()
+    assert vm.start(run).wait(PATIENCE) == 0  # nothing is left to do here: boot.sh is not to try again
+    status = run.status()
+    assert status is not None
+    assert status.state == "FAILED"
+    assert vm.said(f"{FAILED}test-run: master-0: data.path ")
+    assert vm.rest.points(metric_names.FAILED)[-1] == 1
+    assert vm.rest.paths("cloudscheduler") == RUN_JOBS
+    machine = run.machine("master-0")
+    assert machine.state == "failed"
+    assert "text.txt" in machine.log[-1]
+
+    worker = new_vm("worker")  # boots after the end
+    assert worker.start(run).wait(PATIENCE) == 0
+    assert worker.rest.calls == []
+    assert run.machine("worker-x7kq").state == "finished"
+
+
+def test_a_parameter_server_waits_for_its_grants_and_leaves_when_the_run_is_over(
+    new_google_run: NewRun, new_vm: NewVm, gcs_faults: Faults
+) -> None:
+    run = new_google_run()
+    refused: list[str] = []
+
+    def before(method: str, path: str) -> int | None:
+        if "job.json" in path and len(refused) < 2:
+            refused.append(path)
+            return 403
+        return None
+
+    gcs_faults.before = before
+    vm = new_vm("ps")
+    process = vm.start(run)
+    run.until(lambda: vm.said("gpt2-training: waiting for runs/test-run/job.json (cannot read"), "a line that says so")
+    run.until(lambda: _message(run, "ps-x7kq"), "a heartbeat")
+    update_status(run.storage, "test-run", 1, state="SUCCEEDED")
+    assert process.wait(PATIENCE) == 0
+    assert run.machine("ps-x7kq").state == "finished"
+    assert vm.rest.calls == []
+
+
+def test_the_last_words_arrive_although_the_bucket_was_away(
+    new_google_run: NewRun, new_vm: NewVm, gcs_faults: Faults
+) -> None:
+    run = new_google_run()
+    vm = new_vm("ps")
+    process = vm.start(run)
+    run.until(lambda: _message(run, "ps-x7kq"), "a heartbeat")
+    away = time.monotonic() + 3
+    gcs_faults.before = lambda method, path: 503 if time.monotonic() < away else None
+    vm.metadata.set("instance/preempted", "TRUE")
+    assert process.wait(PATIENCE) == 0
+    machine = run.machine("ps-x7kq")
+    assert machine.state == "stopped"
+    assert any(PREEMPTED in line for line in machine.log)
+
+
+def test_a_job_that_this_image_does_not_know_is_seen_in_the_bucket(new_google_run: NewRun, new_vm: NewVm) -> None:
+    run = new_google_run()
+    run.storage.write("runs/test-run/job.json", json.dumps({**run.spec.to_json(), "newKey": 1}).encode())
+    vm = new_vm()
+    assert vm.start(run).wait(PATIENCE) == 2
+    machine = run.machine("master-0")
+    assert (machine.state, machine.log) == ("failed", [machine.message])
+    assert machine.message.endswith("runs/test-run/job.json: newKey: Extra inputs are not permitted")
+    assert vm.lines.read_text() == f"{machine.message}\n"
+    assert vm.rest.calls == []
+
+
+def _message(run: Run, name: str) -> str:
+    try:
+        return run.machine(name).message
+    except FileNotFoundError:
+        return ""
+
+
+class Supervisor:
+    """What scale_down() sees of one."""
+
+    grace = heartbeat = 0.0
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.note = self.lines.append
+
+    def told_to_leave(self, timeout: float) -> bool:
+        return False
+
+    def run(self) -> int:
+        raise NotImplementedError
+
+    leave = over = run  # type: ignore[assignment]
+
+
+@pytest.fixture
+def here(new_vm: NewVm, monkeypatch: pytest.MonkeyPatch) -> Vm:
+    """This process calls the VM's services. google.auth looks for a metadata server only once, when imported."""
+    vm = new_vm()
+    for key, value in vm.environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)  # other tests' fixtures may set it for long
+    monkeypatch.setattr("google.auth.default", lambda scopes: (Credentials("ya29.test"), PROJECT))
+    return vm
+
+
+def test_what_cannot_be_scaled_down_is_left_to_the_deadline(
+    here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(google_vm, "PATIENCE", 0.0)
+    run, supervisor = new_run(), Supervisor()
+    here.rest.refuse = lambda path: 403 if "worker" in path else None
+    google_vm.scale_down(tuple(JOBS), supervisor, run.storage, run.spec)
+    assert here.rest.paths("cloudscheduler") == RUN_JOBS[1:]
+    assert "The caller does not have permission" in supervisor.lines[0]
+    assert supervisor.lines[1] == (
+        "gpt2-training: gpt2-dev-worker-deadline could not be run: these machines go at the deadline; `pulumi up` or"
+        " `pulumi destroy` ends them now"
+    )
+
+
+@pytest.mark.parametrize("current", [{"run": "other", "launch": 1}, {"run": "test-run", "launch": 2}])
+def test_a_run_that_was_replaced_leaves_the_machines_of_the_next_one_alone(
+    here: Vm, new_run: Callable[..., Run], current: dict[str, Any]
+) -> None:
+    run, supervisor = new_run(), Supervisor()
+    run.storage.write("current.json", json.dumps(current).encode())
+    google_vm.scale_down(tuple(JOBS), supervisor, run.storage, run.spec)
+    assert here.rest.calls == []
+    assert "declares another run" in supervisor.lines[-1]
+
+
+def test_metrics_of_a_sweep_are_those_of_the_trial_that_is_trained(
+    here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without steps the alert for a stalled run fires."""
+    monkeypatch.setattr(cloud_metrics, "LEAST", 0.0)
+    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
+    run, now = new_run(sweep={"params": [rate]}), time.time()
+    monitoring = cloud_metrics.Monitoring(
+        run.storage, run.spec, PROJECT, "us-central1-a", "dev", "master-0", lambda line: None
+    )
+    monitoring._started = 0.0  # long ago
+    for number, step in ((1, 40), (2, 7)):
+        record = Record(step=step, time=now + number, attempt=1, loss=3.5)
+        body = (json.dumps(record.to_json()) + "\n").encode()
+        run.storage.write(f"runs/test-run/trials/{number}/metrics/attempt-1-master-0-1-00000.jsonl", body)
+        monitoring._write(failed=False)
+        trials = [Trial(number=n, parameters={"learningRate": 0.01}, state="SUCCEEDED") for n in range(1, number + 1)]
+        write_trials(run.storage, "test-run", trials)
+    monitoring.close(failed=False)  # the third trial has no step yet
+    assert here.rest.points(metric_names.STEP) == [40, 7, 7]
+    assert max(here.rest.points(metric_names.SECONDS_SINCE_STEP)) < PATIENCE
+
+
+def test_metrics_say_where_the_run_is(here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud_metrics, "EVERY", 0.05)
+    monkeypatch.setattr(cloud_metrics, "LEAST", 0.0)
+    run, lines = new_run(), []
+    records = [
+        Record(step=7, time=time.time(), attempt=1, loss=3.5, tokens_per_second=1000.0),
+        Record(step=7, time=time.time(), attempt=1, validation_loss=3.25),
+    ]
+    body = "".join(json.dumps(record.to_json()) + "\n" for record in records)
+    run.storage.write("runs/test-run/metrics/attempt-1-master-0-1-00000.jsonl", body.encode())
+    here.rest.refuse = lambda path: 403
+    monitoring = cloud_metrics.Monitoring(
+        run.storage, run.spec, PROJECT, "us-central1-a", "dev", "master-0", lines.append
+    )
+    run.until(lambda: lines, "a line about it")
+    here.rest.refuse = lambda path: None
+    run.until(lambda: len(here.rest.calls) > 2, "points")
+    monitoring.close(failed=True)
+    assert len(lines) == 1
+    assert "metrics do not reach Cloud Monitoring" in lines[0]
+    assert here.rest.points(metric_names.STEP)[0] == 7
+    assert here.rest.points(metric_names.LOSS)[0] == 3.5
+    assert here.rest.points(metric_names.TOKENS_PER_SECOND)[0] == 1000
+    assert 0 <= here.rest.points(metric_names.SECONDS_SINCE_STEP)[0] < PATIENCE
+    assert here.rest.points(metric_names.FAILED) == [0] * (len(here.rest.calls) - 1) + [1]
+    path, body_sent = here.rest.calls[0]
+    assert path == f"monitoring/projects/{PROJECT}/timeSeries"
+    assert body_sent["timeSeries"][0]["resource"] == {
+        "type": "generic_task",
+        "labels": {
+            "project_id": PROJECT, "location": "us-central1-a", "namespace": "dev", "job": "test-run",
+            "task_id": "master-0",
+        },
+    }  # fmt: skip

@@ -1,0 +1,367 @@
+"""The model, its flat vectors and its loss, beside what transformers and torch compute themselves."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+
+from trainer.contract import geometry
+from trainer.contract.errors import InputError
+from trainer.contract.spec import Model
+from trainer.data.tokenizer import from_bytes, save
+from trainer.model import gpt2 as model_module
+from trainer.model.export import _exportable
+from trainer.model.flat import Flat
+from trainer.model.gpt2 import ALIGNMENT, EXPORTED_ACTIVATION, TRAINED_ACTIVATION, build
+from trainer.model.loss import compiled, make_loss
+from trainer.storage.factory import open_storage
+from trainer.storage.manifest import write_manifest
+
+CPU = torch.device("cpu")
+SMALL = Model(layers=2, heads=2, width=24, positions=16)
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return from_bytes()
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> GPT2LMHeadModel:
+    return build(SMALL, tokenizer, dropout=0.0, seed=1).eval()
+
+
+def batch(rows: int = 3, length: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(0, 257, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def reference(model: GPT2LMHeadModel, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = model(inputs).logits
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def gradients(model: GPT2LMHeadModel) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad.clone()
+    return found
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_transformers_own_times_the_tokens(model: GPT2LMHeadModel) -> None:
+    tokens = batch()[0]
+    with torch.no_grad():
+        own = model(tokens, labels=tokens).loss * tokens[:, 1:].numel()  # it predicts the token after each but the last
+        ours = make_loss(model, None, CPU)(tokens[:, :-1], tokens[:, 1:], 1.0)
+    assert float(ours) == pytest.approx(float(own), rel=1e-5)
+
+
+def test_gradients_are_those_of_cross_entropy(model: GPT2LMHeadModel) -> None:
+    inputs, targets = batch()
+    reference(model, inputs, targets).backward()
+    wanted = gradients(model)
+    model.zero_grad()
+    make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 48, 1000])
+def test_the_loss_in_chunks_is_the_loss(model: GPT2LMHeadModel, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, targets = batch()
+    loss = make_loss(model, None, CPU)
+    whole = loss(inputs, targets, 1.0)
+    whole.backward()  # type: ignore[no-untyped-call]
+    wanted = gradients(model)
+    model.zero_grad()
+    monkeypatch.setattr(geometry, "CHUNK", chunk)
+    parts = loss(inputs, targets, 1.0)
+    parts.backward()  # type: ignore[no-untyped-call]
+    assert float(parts.detach()) == pytest.approx(float(whole.detach()), rel=1e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_scale_is_in_the_gradient_and_not_in_the_loss(model: GPT2LMHeadModel) -> None:
+    inputs, targets = batch()
+    loss = make_loss(model, None, CPU)
+    plain = loss(inputs, targets, 1.0)
+    plain.backward()  # type: ignore[no-untyped-call]
+    wanted = gradients(model)
+    model.zero_grad()
+    scaled = loss(inputs, targets, 8.0)
+    scaled.backward()  # type: ignore[no-untyped-call]
+    assert scaled.item() == plain.item()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient / 8.0, wanted[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_without_gradients(model: GPT2LMHeadModel) -> None:
+    inputs, targets = batch()
+    with torch.no_grad():
+        loss = make_loss(model, None, CPU)(inputs, targets, 1.0)
+    assert not loss.requires_grad
+    assert float(loss) == pytest.approx(float(reference(model, inputs, targets)), rel=1e-5)
+
+
+def test_bf16_is_near_fp32(model: GPT2LMHeadModel) -> None:
+    inputs, targets = batch()
+    exact = float(make_loss(model, None, CPU)(inputs, targets, 1.0))
+    half = make_loss(model, torch.bfloat16, CPU)(inputs, targets, 1.0)
+    half.backward()  # type: ignore[no-untyped-call]
+    assert float(half) == pytest.approx(exact, rel=2e-2)
+    assert float(half) != exact  # it really is another precision
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+
+
+# -- the flat vectors --------------------------------------------------------------------------------------------------
+
+
+def test_flat_vectors_are_the_parameters(model: GPT2LMHeadModel) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flat = Flat(model, CPU)
+    assert all(start % ALIGNMENT == 0 for _, start, _, _ in flat.layout)
+    names = [name for name, _, _, _ in flat.layout]
+    assert names == [name for name, _ in reversed(list(model.named_parameters()))]
+    assert "lm_head.weight" not in names  # tied to transformer.wte.weight, which is there once
+    assert names.count("transformer.wte.weight") == 1
+    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    ends = [start + size for _, start, size, _ in flat.layout]
+    assert all(end <= start for end, (_, start, _, _) in zip(ends, flat.layout[1:], strict=False))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name  # moved, not changed
+    with torch.no_grad():
+        flat.parameters.fill_(0.5)
+    assert all(bool((p == 0.5).all()) for p in model.parameters())
+
+
+def test_gradients_arrive_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
+    flat = Flat(model, CPU)
+    inputs, targets = batch()
+    make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
+    once = flat.gradients.clone()
+    assert float(once.abs().sum()) > 0
+    for (_, start, size, _), parameter in zip(flat.layout, reversed(list(model.parameters())), strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.data_ptr() == flat.gradients[start : start + size].data_ptr()
+        assert bool((flat.gradients[start + size : -(-(start + size) // ALIGNMENT) * ALIGNMENT] == 0).all())
+    make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(flat.gradients, 2 * once)  # micro-batches add up
+
+
+def test_matrices_decay_and_vectors_do_not(model: GPT2LMHeadModel) -> None:
+    flat = Flat(model, CPU)
+    decayed = {name: decays for name, _, _, decays in flat.layout}
+    assert decayed == {name: parameter.dim() == 2 for name, parameter in model.named_parameters()}
+    assert len(set(decayed.values())) == 2
+
+
+# -- building and exporting --------------------------------------------------------------------------------------------
+
+
+def test_the_vocabulary_is_padded_for_training_and_cut_for_export(tokenizer: Tokenizer, model: GPT2LMHeadModel) -> None:
+    assert model.config.vocab_size == 320  # 257 up to a multiple of 64
+    assert model.config.activation_function == TRAINED_ACTIVATION
+    exported = _exportable(model, tokenizer.get_vocab_size())
+    assert (exported.config.vocab_size, exported.config.activation_function) == (257, EXPORTED_ACTIVATION)
+    assert exported.transformer.wte.weight.shape == (257, 24)
+    assert model.config.vocab_size == 320  # the one that trains is left as it was
+
+
+def test_an_exported_model_computes_what_the_trained_one_does(
+    tokenizer: Tokenizer, model: GPT2LMHeadModel, tmp_path: Path
+) -> None:
+    inputs, _ = batch()
+    with torch.no_grad():
+        trained = model(inputs).logits[..., :257]
+        _exportable(model, tokenizer.get_vocab_size()).save_pretrained(tmp_path)
+        loaded = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(loaded(inputs).logits, trained, rtol=0, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_model(tokenizer: Tokenizer, model: GPT2LMHeadModel) -> None:
+    again, other = build(SMALL, tokenizer, 0.0, seed=1), build(SMALL, tokenizer, 0.0, seed=2)
+    same = [torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(model.transformer.wte.weight, other.transformer.wte.weight)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder as transformers saves one."""
+
+    def make(vocabulary: int = 257, name: str = "checkpoint", **settings: Any) -> Path:
+        config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=24, n_layer=2, n_head=2, **settings)
+        torch.manual_seed(5)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def test_a_checkpoint_is_loaded_as_it_is(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint()
+    loaded, original = build(Model(initialize=str(folder)), tokenizer, 0.0, 1), GPT2LMHeadModel.from_pretrained(folder)
+    inputs, _ = batch()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(inputs).logits, original.eval()(inputs).logits, rtol=0, atol=1e-5)
+    assert loaded.config.activation_function == TRAINED_ACTIVATION
+    assert loaded.transformer.h[0].attn.attn_dropout.p == 0.0  # the checkpoint's own is 0.1
+    assert loaded.dtype == torch.float32
+
+
+def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    """Its tokenizer.json tells, where it has one."""
+    folder = checkpoint(tokenizer.get_vocab_size())
+    save(tokenizer, folder, 16)
+    assert build(Model(initialize=str(folder)), tokenizer, 0.0, 1)
+    (folder / "tokenizer.json").write_text(json.dumps(exchanged(json.loads(tokenizer.to_str()))))
+    assert "has other tokens than the tokenizer, be they as many; set data.tokenizer" in refused(tokenizer, folder)
+
+
+def exchanged(found: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose tokens "a" and "b" have each other's ids."""
+    entries = found["model"]["vocab"]
+    entries["a"], entries["b"] = entries["b"], entries["a"]
+    return found
+
+
+def refused(tokenizer: Tokenizer, source: object) -> str:
+    with pytest.raises(InputError) as caught:
+        build(Model(initialize=str(source)), tokenizer, 0.0, 1)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("model.initialize: ")
+    assert str(source) in line
+    return line
+
+
+def test_a_checkpoint_that_is_not_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert "no config.json" in refused(tokenizer, tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert "no config.json" in refused(tokenizer, tmp_path)
+
+
+def test_a_run_in_a_bucket_must_be_finished(
+    tokenizer: Tokenizer, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "bucket" / "runs"
+    monkeypatch.setattr(model_module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(model_module, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
+    source = "gs://bucket/runs/one/model"
+    assert refused(tokenizer, source).endswith(f"nothing lies at {source}; finished runs there: none")
+    shutil.copytree(folder := checkpoint(), runs / "two" / "model")
+    write_manifest(runs / "two" / "model")
+    assert refused(tokenizer, source).endswith("; finished runs there: two")
+    shutil.copytree(folder, runs / "one" / "model")
+    assert "is not whole (manifest.json is missing); wait for its run to end" in refused(tokenizer, source)
+    assert build(Model(initialize="gs://bucket/runs/two/model"), tokenizer, 0.0, 1).config.n_layer == 2
+
+
+def test_another_kind_of_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
+    assert "llama" in refused(tokenizer, tmp_path)
+
+
+def test_pickled_weights_are_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "safetensors" in refused(tokenizer, folder)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
+    tokenizer: Tokenizer, checkpoint: Callable[..., Path]
+) -> None:
+    line = refused(tokenizer, checkpoint(vocabulary=100))
+    assert "100 tokens" in line
+    assert "257" in line
+
+
+def test_another_activation_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    assert "relu" in refused(tokenizer, checkpoint(activation_function="relu"))
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint()
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.attn.c_attn.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "transformer.h.1.attn.c_attn.weight" in refused(tokenizer, folder)
+
+
+def test_a_damaged_checkpoint_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(tokenizer, folder)
+
+
+def test_weights_of_another_size_are_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
+    refused(tokenizer, folder)
+
+
+# -- torch.compile -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_training_goes_on(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_(loss: object, **_: object) -> Callable[..., torch.Tensor]:
+        def fails(*_: object) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nand a long explanation")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    said: list[str] = []
+    eager = make_loss(model, None, CPU)
+    loss = compiled(eager, said.append)
+    inputs, targets = batch()
+    values = [float(loss(inputs, targets, 1.0)) for _ in range(3)]
+    assert values == [float(eager(inputs, targets, 1.0))] * 3
+    assert said == ["torch.compile failed (no C++ compiler); going on without it"]
+
+
+def test_a_torch_without_compile_trains_too(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on Python 3.99")
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    said: list[str] = []
+    loss = compiled(make_loss(model, None, CPU), said.append)
+    assert float(loss(*batch(), 1.0)) > 0
+    assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_loss_and_gradients(tokenizer: Tokenizer) -> None:
+    model = build(Model(layers=1, heads=1, width=8, positions=16), tokenizer, dropout=0.0, seed=1).eval()
+    flat, said = Flat(model, CPU), []
+    eager = make_loss(model, None, CPU)
+    loss = compiled(eager, said.append)
+    inputs, targets = batch()
+    expected = eager(inputs, targets, 1.0)
+    expected.backward()  # type: ignore[no-untyped-call]
+    wanted = flat.gradients.clone()
+    flat.gradients.zero_()
+    found = loss(inputs, targets, 1.0)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert said == []
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(flat.gradients, wanted, rtol=1e-4, atol=1e-5)

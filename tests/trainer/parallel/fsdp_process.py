@@ -1,0 +1,133 @@
+"""What test_fsdp.py runs in two processes: `python -m tests.trainer.parallel.fsdp_process '{"folder": …, …}'`.
+
+The first starts the second, as in a run. It trains a tiny model on made-up rows to the end, and writes what it saw.
+"""
+
+import json
+import os
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from trainer.cluster.lighthouse import Stopping
+from trainer.cluster.processes import Processes, Together
+from trainer.compute.exit_codes import LEFT
+from trainer.compute.process import die_with_parent
+from trainer.contract.spec import Cluster, Hyperparameters, Model
+from trainer.data.batches import pieces
+from trainer.data.tokenizer import from_bytes
+from trainer.model.gpt2 import build
+from trainer.parallel.fsdp import Sharded
+from trainer.storage.factory import open_storage
+from trainer.training.checkpoint import Checkpoints
+from trainer.training.progress import Progress, decide
+
+RUN = "a-run"
+HYPER = Hyperparameters(
+    learning_rate=0.01, batch_size=5, sequence_length=16, micro_batch_size=1, steps=50, warmup_steps=5
+)
+
+
+@dataclass
+class Task:
+    folder: str
+    steps: int = 50
+    precision: str = "fp32"
+    save_at: int = -1  # a checkpoint in the background
+    stop_at: int = -1  # the second process is told to leave
+    fail_at: int = -1  # the second process fails
+    hang_at: int = -1  # the first process waits for the second to be killed
+
+    def start(self) -> list[str]:
+        return [sys.executable, "-m", "tests.trainer.parallel.fsdp_process", json.dumps(asdict(self))]
+
+
+def new_model() -> GPT2LMHeadModel:
+    """15 rows of positions, 23 wide: nothing divides by two, and some tensors are smaller than the alignment."""
+    return build(Model(layers=2, heads=1, width=23, positions=17), from_bytes(), 0.0, seed=1).eval()
+
+
+def rows(step: int) -> tuple[Tensor, Tensor]:
+    """A batch that can be learnt: counting, from anywhere."""
+    starts = torch.randint(0, 200, (HYPER.batch_size, 1), generator=torch.Generator().manual_seed(step))
+    tokens = starts + torch.arange(HYPER.sequence_length + 1)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def main(task: Task) -> int:
+    die_with_parent()
+    torch.set_num_threads(1)
+    processes = Processes(2, (0, LEFT), partial(print, flush=True))
+    rank, storage, device = processes.rank, open_storage(task.folder), torch.device("cpu")
+    progress = Progress()
+    cluster = Together(
+        processes, device, "master-0", storage=storage, run=RUN, declared=Cluster(processes=2), address="127.0.0.1",
+        log=print, report=lambda **_: None, waits=print,
+        stopping=lambda: rank == 1 and engine.progress.step == task.stop_at,
+    )  # fmt: skip
+    said: list[str] = []
+    journal = SimpleNamespace(metrics=SimpleNamespace(flush=lambda: said.append("flushed")), log=said.append)
+    engine = Sharded(
+        new_model(), HYPER, device, torch.bfloat16 if task.precision == "bf16" else None, processes.mesh,
+        Checkpoints(storage, RUN, 5, said.append, fenced=cluster.fenced), cast(Any, journal), progress, {},
+    )  # fmt: skip
+    engine.restore()
+    cluster.join(0.0)
+    found: dict[str, Any] = {"from": engine.progress.step, "losses": [], "norms": [], "said": said}
+    parts = pieces(HYPER.batch_size, HYPER.sequence_length, 2, HYPER.micro_batch_size)
+    code = 0
+    try:
+        while engine.progress.step < task.steps:
+            step = engine.progress.step
+            quorum = cluster.quorum(engine.progress.identity)
+            if rank == 1 and step == task.fail_at:
+                raise ValueError("a fault")
+            if step == task.hang_at:
+                storage.write(f"pid-{rank}", str(os.getpid()).encode())
+                threading.Event().wait()
+            inputs, targets = rows(step)
+            engine.zero()
+            vote = torch.zeros(3, dtype=torch.float64)
+            for part in parts[rank::2]:
+                loss = engine.loss(inputs[part], targets[part])
+                loss.backward()  # type: ignore[no-untyped-call]
+                vote += torch.tensor([loss.item(), targets[part].numel(), 0.0], dtype=torch.float64)
+            engine.backward_ends()
+            norm = engine.sum(vote)
+            decision = decide(HYPER, engine.progress, float(vote[0]), float(vote[1]), norm)
+            engine.commit(decision, quorum.key, scaled=False)
+            found["losses"].append(decision.loss)
+            found["norms"].append(decision.gradient_norm)
+            if engine.progress.step == task.save_at:
+                engine.save(quorum.attempt, leads=rank == 0)
+        engine.start(quorum)
+        with torch.no_grad():  # three rows for two processes
+            inputs, targets = rows(10_000)
+            total = sum(engine.loss(inputs[i : i + 1], targets[i : i + 1]) for i in range(rank, 3, 2))
+        engine.forward_ends(2)
+        quorum.group.sum(total)
+        found["evaluated"] = float(total)
+        assert engine.finish(quorum)
+        if engine.exported is not None:
+            torch.save(engine.exported.state_dict(), Path(task.folder, "exported.pt"))
+    except Stopping:
+        code, found["whole"] = LEFT, engine.save(cluster.attempt, leads=rank == 0, wait=True)
+    found |= {"attempt": cluster.attempt, "step": engine.progress.step}
+    Path(task.folder, f"result-{rank}.json").write_text(json.dumps(found))
+    cluster.close()
+    processes.wait()
+    return code
+
+
+if __name__ == "__main__":
+    exit_code = main(Task(**json.loads(sys.argv[1])))
+    sys.stdout.flush()
+    os._exit(exit_code)

@@ -1,0 +1,121 @@
+"""A vote that one server never heard: the step counts on all servers or on none. Members are threads here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests.trainer.together import server, small, together
+from trainer.cluster.group import GroupFailed
+from trainer.cluster.membership import Quorum
+from trainer.compute import context
+from trainer.parallel.diloco_server import OuterServer
+from trainer.parallel.ps_server import Server
+from trainer.training.progress import Decision
+
+pytestmark = pytest.mark.slow
+STEPS = 30
+
+
+Lost = dict[str, tuple[set[int], set[int]]]  # by server: the steps whose vote it loses before and after it was held
+
+
+class Forgetful(Server):
+    """Loses the vote of some steps: before it is held, so that nobody hears it, or after, so that all others do."""
+
+    before: set[int]
+    after: set[int]
+
+    def vote(self, quorum: Quorum, vote: Tensor) -> None:
+        step = self.progress.step
+        if step in self.before:
+            self.before.remove(step)
+            raise GroupFailed("lost before the vote")
+        super().vote(quorum, vote)
+        if step in self.after:
+            self.after.remove(step)
+            raise GroupFailed("lost after the vote")
+
+
+class ForgetfulOuter(Forgetful, OuterServer):
+    pass
+
+
+def lives(folder: Path, lost: Lost, **overrides: Any) -> tuple[list[float | None], dict[str, list[str]]]:
+    """Losses of a run of one trainer and three servers, of which some lose votes; and what all said."""
+    overrides["cluster"] = {"parameterServers": 3, **overrides.get("cluster", {})}
+    run = small(folder, STEPS, **overrides)
+
+    def forgetful(parts: context.Parts) -> Server:
+        made = server(parts, ForgetfulOuter if run.spec.parallel.synchronization == "local" else Forgetful)
+        assert isinstance(made, Forgetful)
+        before, after = lost[parts.process.name]
+        made.before, made.after = set(before), set(after)
+        return made
+
+    said = together(run, dict.fromkeys(lost, forgetful))
+    return run.losses(), said
+
+
+def rolls(said: list[str]) -> list[str]:
+    return [line for line in said if "rolls forward" in line]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> list[float | None]:
+    losses, _ = lives(tmp_path_factory.mktemp("calm"), {})
+    assert len(losses) == STEPS
+    return losses
+
+
+@pytest.mark.parametrize("forgetful", ["ps-0", "ps-1", "ps-2"])
+def test_a_server_that_missed_the_vote_rolls_forward(tmp_path: Path, calm: list[float | None], forgetful: str) -> None:
+    """ps-0 writes the records: also of the step that it had missed."""
+    lost = {1, 5, 6, STEPS - 1}
+    losses, said = lives(tmp_path, {forgetful: (set(), lost)})
+    assert losses == calm
+    other = "ps-1" if forgetful == "ps-0" else "ps-0"
+    assert rolls(said[forgetful]) == [
+        f"rolls forward to step {step + 1}, which {other} has committed" for step in sorted(lost)
+    ]
+
+
+def test_a_step_without_a_vote_is_taken_again(tmp_path: Path, calm: list[float | None]) -> None:
+    losses, said = lives(tmp_path, {"ps-1": ({0, 4, 5}, {4})})
+    assert losses == calm
+    assert len(rolls(said["ps-1"])) == 1
+    assert sum("lost before the vote" in line for line in said["ps-1"]) == 3
+
+
+def test_of_two_servers_that_missed_the_vote_both_roll_forward(tmp_path: Path, calm: list[float | None]) -> None:
+    losses, said = lives(tmp_path, {"ps-0": ({9}, {2, 7}), "ps-2": (set(), {2, 12})})
+    assert losses == calm
+    assert [len(rolls(said[name])) for name in ("ps-0", "ps-1", "ps-2")] == [2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"parallel": {"plan": "hierarchical"}, "cluster": {"workers": 1}},
+        {"hyperparameters": {"gradientClip": 0.0}},  # parameters come back while gradients go
+        {"parallel": {"synchronization": "local", "every": 5}, "cluster": {"workers": 1}},
+    ],
+    ids=["hierarchical", "interleaved", "local"],
+)
+def test_so_it_is_in_every_way_to_exchange(tmp_path: Path, settings: dict[str, Any]) -> None:
+    undisturbed, _ = lives(tmp_path / "calm", {}, **settings)
+    losses, said = lives(tmp_path / "lost", {"ps-0": ({10}, {5}), "ps-2": (set(), {0, 10})}, **settings)
+    assert losses == undisturbed
+    assert [len(rolls(said[name])) for name in ("ps-0", "ps-1", "ps-2")] == [1, 0, 2]
+
+
+def test_the_next_group_knows_a_vote_by_its_lineage() -> None:
+    """A sum that was prepared in another try is not the one that was committed."""
+    from trainer.training.progress import Progress
+
+    here, there = Progress(step=3, lineage=9), Progress(step=3, lineage=9)
+    decision = Decision(loss=1.0, tokens=8, gradient_norm=1.0, finite=True, rate=0.1, factor=1.0)
+    there.commit(decision, "a try", scaled=False)
+    assert here.next_lineage("a try") == there.lineage
+    assert here.next_lineage("another try") != there.lineage

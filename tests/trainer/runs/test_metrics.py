@@ -1,0 +1,172 @@
+"""Metrics: every step's record is there in the end, whoever wrote it and whatever was lost."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.runs import metrics as metrics_module
+from trainer.runs.metrics import Metrics, read_records
+from trainer.runs.records import Record
+from trainer.storage.base import Storage, StorageError
+from trainer.storage.factory import open_storage
+from trainer.storage.local import FileStorage
+from trainer.training.checkpoint import Checkpoints
+from trainer.training.progress import Progress
+
+RUN = "a-run"
+
+
+def record(step: int, loss: float = 1.0, attempt: int = 1, validation: float | None = None) -> Record:
+    if validation is not None:
+        return Record(step=step, time=float(step), attempt=attempt, validation_loss=validation)
+    return Record(step=step, time=float(step), attempt=attempt, loss=loss)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+@pytest.fixture
+def new_metrics(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Metrics]:
+    """Nothing is written by itself, and no TensorBoard."""
+    monkeypatch.setattr(metrics_module, "FLUSH", 1000.0)
+    monkeypatch.setattr(Metrics, "_tensorboard", lambda *_: None)
+    return lambda name="master-0", where=storage: Metrics(where, RUN, name, print)
+
+
+def steps(storage: Storage) -> list[int]:
+    return [r.step for r in read_records(storage, RUN)]
+
+
+def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+    metrics = new_metrics()
+    for step in (1, 2):
+        metrics.add(record(step), leads=True)
+    metrics.add(record(2, validation=0.5), leads=True)
+    metrics.close()
+    assert [(r.step, r.loss, r.validation_loss) for r in read_records(storage, RUN)] == [
+        (1, 1.0, None),
+        (2, 1.0, None),
+        (2, None, 0.5),
+    ]
+
+
+def test_only_the_leader_writes(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+    metrics = new_metrics("worker-0")
+    metrics.add(record(1), leads=False)
+    metrics.close()
+    assert steps(storage) == []
+
+
+def test_who_leads_next_fills_in(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+    worker = new_metrics("worker-0")
+    worker.add(record(1), leads=False)
+    worker.add(record(2), leads=True)
+    worker.close()
+    assert steps(storage) == [1, 2]
+
+
+def test_the_others_fill_in_if_the_leader_comes_back_without_its_records(
+    storage: Storage, new_metrics: Callable[..., Metrics]
+) -> None:
+    worker = new_metrics("worker-0")
+    worker.add(record(1), leads=False)
+    worker.fill_in()
+    assert steps(storage) == [1]  # at once: it may be killed before it writes anything in the background
+    worker.add(record(2), leads=False)
+    worker.close()
+    assert steps(storage) == [1]  # the leader writes those since
+
+
+def test_a_process_that_was_restarted_writes_over_nothing(
+    storage: Storage, new_metrics: Callable[..., Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for begun in (100.0, 200.0):
+        monkeypatch.setattr(metrics_module.time, "time", lambda now=begun: now)
+        metrics = new_metrics()
+        metrics.add(record(int(begun)), leads=True)
+        metrics.close()
+    assert steps(storage) == [100, 200]
+
+
+def test_of_a_step_that_was_taken_twice_the_newest_counts(
+    storage: Storage, new_metrics: Callable[..., Metrics]
+) -> None:
+    for name, attempt, loss in (("master-0", 2, 2.0), ("worker-0", 1, 1.0)):
+        metrics = new_metrics(name)
+        metrics.add(record(1, loss, attempt), leads=True)
+        metrics.close()
+    assert [r.loss for r in read_records(storage, RUN)] == [2.0]
+
+
+def test_large_files_are_followed_by_new_ones(
+    storage: Storage, new_metrics: Callable[..., Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "SEGMENT", 100)
+    metrics = new_metrics()
+    for step in range(1, 8):
+        metrics.add(record(step), leads=True)
+        metrics.flush()
+    metrics.close()
+    assert steps(storage) == list(range(1, 8))
+    assert len(storage.list(f"runs/{RUN}/metrics")) > 1
+
+
+class Away(FileStorage):
+    """A bucket that does not take the first writes."""
+
+    refuse = 2
+
+    def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
+        if self.refuse:
+            self.refuse -= 1
+            raise StorageError("cannot write: the disk is full; free some space")
+        return super().write(path, data, if_generation=if_generation)
+
+
+def test_what_could_not_be_written_is_written_later(tmp_path: Path, new_metrics: Callable[..., Metrics]) -> None:
+    storage = Away(tmp_path)
+    metrics = new_metrics(where=storage)
+    for step in (1, 2, 3):
+        metrics.add(record(step), leads=True)
+        metrics.flush()
+    metrics.add(record(4), leads=True)
+    storage.refuse = 1  # at the very end, too
+    metrics.close()
+    assert steps(storage) == [1, 2, 3, 4]
+
+
+def test_the_records_of_a_checkpoints_steps_are_there_before_it(
+    storage: Storage, new_metrics: Callable[..., Metrics]
+) -> None:
+    """A process that is killed goes on from its checkpoint: nobody takes the steps before it again."""
+    metrics = new_metrics()
+    for step in (1, 2, 3):
+        metrics.add(record(step), leads=True)
+    checkpoints = Checkpoints(storage, RUN, 2, print)
+    checkpoints.save({"parameters": torch.ones(64)}, Progress(step=3), 1, [("a", 0, 64, True)], before=metrics.flush)
+    checkpoints.wait()
+    assert steps(storage) == [1, 2, 3]
+    metrics.close()
+
+
+def test_many_threads_write(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+    metrics = new_metrics()
+
+    def flush() -> None:
+        for _ in range(20):
+            metrics.flush()
+
+    threads = [threading.Thread(target=flush) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for step in range(1, 201):
+        metrics.add(record(step), leads=True)
+    for thread in threads:
+        thread.join()
+    metrics.close()
+    assert steps(storage) == list(range(1, 201))

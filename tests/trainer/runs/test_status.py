@@ -1,0 +1,172 @@
+"""status.json: who may change it, and that no change is lost."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from trainer.runs.records import FINAL_STATES, Status
+from trainer.runs.status import Fenced, StatusWriter, is_over, read_status, update_status
+from trainer.storage.base import Storage, StorageError
+from trainer.storage.factory import open_storage
+from trainer.storage.local import FileStorage
+
+RUN = "a-run"
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def now(storage: Storage) -> Status:
+    status = read_status(storage, RUN)
+    assert status is not None
+    return status
+
+
+def test_a_run_without_a_status(storage: Storage) -> None:
+    assert read_status(storage, RUN) is None
+    assert is_over(storage, RUN, 1) is None
+    assert update_status(storage, RUN, 1, state="STARTING").state == "STARTING"
+    assert now(storage).launch == 1
+
+
+def test_other_fields_are_kept(storage: Storage) -> None:
+    update_status(storage, RUN, 1, state="RUNNING", step=7, attempt=1, started=100.0)
+    update_status(storage, RUN, 1, step=8)
+    status = now(storage)
+    assert (status.state, status.step, status.attempt, status.started) == ("RUNNING", 8, 1, 100.0)
+
+
+def test_a_reason_ends_with_its_state(storage: Storage) -> None:
+    update_status(storage, RUN, 1, state="RECOVERING", reason="a member was lost")
+    update_status(storage, RUN, 1, step=3)
+    assert now(storage).reason == "a member was lost"
+    update_status(storage, RUN, 1, state="RUNNING")
+    assert now(storage).reason == ""
+
+
+def test_the_run_started_when_its_first_step_did(storage: Storage) -> None:
+    update_status(storage, RUN, 1, state="RUNNING", started=100.0)
+    update_status(storage, RUN, 1, state="RUNNING", started=200.0)  # another leader took over
+    assert now(storage).started == 100.0
+
+
+def test_an_older_attempt_is_fenced_off(storage: Storage) -> None:
+    update_status(storage, RUN, 1, state="RUNNING", step=10, attempt=2)
+    with pytest.raises(Fenced, match="attempt 2"):
+        update_status(storage, RUN, 1, state="RUNNING", step=11, attempt=1)
+    assert now(storage).step == 10
+    assert update_status(storage, RUN, 1, step=12, attempt=2).step == 12
+    assert update_status(storage, RUN, 1, step=12, attempt=3).attempt == 3
+
+
+def test_an_older_launch_is_fenced_off(storage: Storage) -> None:
+    update_status(storage, RUN, 2, state="RUNNING", step=10, attempt=2)
+    with pytest.raises(Fenced, match="launch 2"):
+        update_status(storage, RUN, 1, state="FAILED", attempt=9)
+    assert now(storage).state == "RUNNING"
+
+
+@pytest.mark.parametrize("final", sorted(FINAL_STATES))
+def test_what_has_ended_stays_ended(storage: Storage, final: str) -> None:
+    update_status(storage, RUN, 1, state=final, reason="so it is", finished=1.0)
+    with pytest.raises(Fenced, match=final.lower()):
+        update_status(storage, RUN, 1, state="RUNNING", attempt=9)
+    status = is_over(storage, RUN, 1)
+    assert status is not None
+    assert (status.state, status.reason) == (final, "so it is")
+
+
+@pytest.mark.parametrize("final", ["FAILED", "STOPPED"])
+def test_a_raised_launch_starts_it_again(storage: Storage, final: str) -> None:
+    update_status(storage, RUN, 1, state="RUNNING", step=50, attempt=3, started=1.0)
+    update_status(storage, RUN, 1, state=final, reason="so it is", finished=2.0)
+    assert is_over(storage, RUN, 2) is None
+    update_status(storage, RUN, 2, state="STARTING")
+    status = now(storage)
+    assert (status.state, status.launch, status.step, status.attempt) == ("STARTING", 2, 50, 3)
+    assert (status.reason, status.started, status.finished) == ("", None, None)
+
+
+def test_success_is_for_ever(storage: Storage) -> None:
+    update_status(storage, RUN, 1, state="SUCCEEDED")
+    with pytest.raises(Fenced):
+        update_status(storage, RUN, 2, state="STARTING")
+    assert is_over(storage, RUN, 2) is not None
+
+
+def test_changes_at_one_time_are_all_there(storage: Storage) -> None:
+    """Each thread changes a field of its own, many times; a lost update would leave an old value."""
+    fields = ["step", "started", "finished", "attempt"]
+    update_status(storage, RUN, 1, state="RUNNING", started=0.0)
+    errors: list[BaseException] = []
+
+    def change(field: str) -> None:
+        try:
+            for value in range(1, 21):
+                update_status(storage, RUN, 1, **{field: value})
+                if field != "started":
+                    assert getattr(now(storage), field) == value
+        except BaseException as error:  # shown by the test, not by the thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=change, args=(field,)) for field in fields]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    status = now(storage)
+    assert (status.step, status.finished, status.attempt) == (20, 20.0, 20)
+
+
+# -- the writer in the background --------------------------------------------------------------------------------------
+
+
+def test_only_the_leader_writes(storage: Storage) -> None:
+    writers = [StatusWriter(storage, RUN, 1, print) for _ in range(2)]
+    writers[0].set(leads=True, state="RUNNING", step=5)
+    writers[1].set(leads=False, state="RUNNING", step=6)
+    for writer in writers:
+        writer.close()
+    assert now(storage).step == 5
+
+
+def test_a_fenced_writer_says_so(storage: Storage) -> None:
+    update_status(storage, RUN, 1, state="RUNNING", attempt=2)
+    writer = StatusWriter(storage, RUN, 1, print)
+    writer.set(leads=True, state="RUNNING", attempt=1, step=5)
+    writer.close()
+    assert "attempt 2 is newer" in writer.fenced
+    assert now(storage).step == 0
+
+
+class Away(FileStorage):
+    """A bucket that does not take the first writes."""
+
+    refuse = 1
+
+    def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
+        if self.refuse:
+            self.refuse -= 1
+            raise StorageError("cannot write: the disk is full; free some space")
+        return super().write(path, data, if_generation=if_generation)
+
+
+def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
+    storage, said = Away(tmp_path), []
+    told = threading.Event()
+
+    def log(line: str) -> None:
+        said.append(line)
+        told.set()
+
+    writer = StatusWriter(storage, RUN, 1, log)
+    writer.set(leads=True, state="RUNNING", step=5, attempt=1)
+    assert told.wait(30)
+    writer.set(step=6)
+    writer.close()
+    assert said == ["the status could not be written (cannot write: the disk is full; free some space); trying again"]
+    assert (now(storage).step, now(storage).attempt) == (6, 1)

@@ -1,0 +1,71 @@
+"""runs/<run>/cluster.json: who hosts the Lighthouse, and the attempt. A lease: whoever has it renews it.
+
+Changed by conditional writes alone, so that of two that want it one gets it, and one that was believed dead notices.
+"""
+
+import json
+import threading
+import time
+
+from trainer.storage.base import Conflict, Storage
+
+
+class NoProgress(Exception):
+    """Members are here, and no group of them takes a step."""
+
+
+RENEWED, LOST = 5.0, 15.0  # seconds between renewals; without one for so long, another may take it
+
+
+class Lease:
+    """The lease as it was last read or written here. Threads may share it."""
+
+    def __init__(self, storage: Storage, run: str, name: str) -> None:
+        """name: of this machine."""
+        self._storage, self._path, self._name = storage, f"runs/{run}/cluster.json", name
+        self._lock = threading.Lock()
+        self._generation = 0
+        self.address, self.holder, self.attempt, self._renewed = "", "", 0, 0.0
+
+    def read(self) -> None:
+        with self._lock:
+            try:
+                body, self._generation = self._storage.read_generation(self._path)
+            except FileNotFoundError:
+                self._generation = 0
+                return
+        lease = json.loads(body)
+        self.address, self.holder = str(lease["address"]), str(lease["holder"])
+        self.attempt, self._renewed = int(lease["attempt"]), float(lease["renewed"])
+
+    @property
+    def missing(self) -> bool:
+        """Nobody ever had it."""
+        return self._generation == 0
+
+    @property
+    def mine(self) -> bool:
+        """This machine has it, or had it before it was restarted."""
+        return self.holder == self._name
+
+    @property
+    def lost(self) -> bool:
+        """Its holder did not renew it."""
+        return time.time() - self._renewed > LOST
+
+    def release(self) -> None:
+        """Let another take it at once instead of after LOST seconds. It is still this machine's until then."""
+        self.write(self.address, self.attempt, renewed=0.0)
+
+    def write(self, address: str, attempt: int, renewed: float | None = None) -> bool:
+        """Take or renew it. False if another changed it since it was read or written here."""
+        renewed = time.time() if renewed is None else renewed
+        lease = {"address": address, "attempt": attempt, "holder": self._name, "renewed": renewed}
+        with self._lock:
+            try:
+                body = json.dumps(lease).encode()
+                self._generation = self._storage.write(self._path, body, if_generation=self._generation)
+            except Conflict:
+                return False
+        self.address, self.holder, self.attempt, self._renewed = address, self._name, attempt, renewed
+        return True

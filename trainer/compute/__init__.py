@@ -1,0 +1,1 @@
+"""One process that computes: it trains or serves parameters."""

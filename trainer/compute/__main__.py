@@ -1,0 +1,49 @@
+"""The process that computes: read the spec, join the cluster, train or serve parameters, export.
+
+Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0 the run is over; INPUT what the
+user gave cannot be trained, trying again is no use; LEFT the machine was told to leave (a notice, a stop); AWAY the
+bucket or the other members were out of reach, which is no failure of the program; any other is one.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+
+from trainer.cluster.lease import NoProgress
+from trainer.compute.exit_codes import AWAY, INPUT
+from trainer.compute.process import Process, die_with_parent
+from trainer.compute.run import take_part
+from trainer.contract.errors import InputError
+from trainer.runs.status import Fenced
+from trainer.storage.base import StorageError, Unavailable
+from trainer.storage.factory import open_storage
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.compute", description=__doc__)
+    for option in ("--bucket", "--run", "--name", "--role", "--address"):
+        parser.add_argument(option, required=True)
+    arguments = parser.parse_args()
+    die_with_parent()
+    process = Process(arguments.name)
+    try:
+        return take_part(process, open_storage(arguments.bucket), arguments.run, arguments.role, arguments.address)
+    except InputError as error:
+        print(error, flush=True)
+        return INPUT
+    except (StorageError, Fenced, NoProgress) as error:  # one line says it all; the supervisor tries again
+        print(error, flush=True)
+        return AWAY if isinstance(error, Unavailable | NoProgress) else 1
+
+
+if __name__ == "__main__":
+    try:
+        exit_code = main()
+    except SystemExit as end:
+        exit_code = int(end.code or 0)
+    except BaseException:  # not left to the interpreter: it would wait for threads that wait for what never comes
+        traceback.print_exc()
+        exit_code = 1
+    sys.stdout.flush()
+    os._exit(exit_code)  # everything is written; torchft's and Triton's threads and destructors only make noise

@@ -1,0 +1,96 @@
+"""Run one member of the cluster, a trainer or a parameter server, from its making to its exit code."""
+
+import gc
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from trainer.cluster.lighthouse import Stopping
+from trainer.compute.context import Member, Parts, make_parts
+from trainer.compute.exit_codes import LEFT
+from trainer.compute.process import Process
+from trainer.contract.spec import JobSpec
+from trainer.parallel.diloco_server import OuterServer
+from trainer.parallel.ps_server import Server
+from trainer.runs import status as status_file
+from trainer.runs.records import MachineStatus
+from trainer.storage.base import Storage
+
+LEADER_SILENT = 30.0  # seconds without a heartbeat of the machine that exports the model
+
+
+def make_server(parts: Parts) -> Member:
+    """Make the parameter server that the run's synchronization needs."""
+    kind = OuterServer if parts.spec.parallel.synchronization == "local" else Server
+    return kind(parts.spec, parts.process.name, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
+
+
+def run_member(process: Process, storage: Storage, spec: JobSpec, address: str, make: Callable[[Parts], Member]) -> int:
+    """Make the member, let it join the cluster and work to the run's end; return the exit code. It turns gc on."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", spec.cluster.threads)))
+    parts = make_parts(process, storage, spec, address)
+    cluster, journal = parts.cluster, parts.journal
+    member = make(parts)
+    gc.enable()
+    begun = time.monotonic()
+    member.prepare()
+    process.report("joining the cluster")
+    process.give_up = cluster.give_up
+    code = 0
+    try:
+        cluster.join((time.monotonic() - begun) * spec.parallel.every)
+        while True:
+            quorum = member.run()
+            if quorum.rank == 0:
+                process.report("writing the model")
+                journal.metrics.close()
+                member.finish()
+                journal.status.close()
+                now = time.time()
+                changes = {"step": spec.hyperparameters.steps, "attempt": quorum.attempt, "finished": now}
+                status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
+                process.log(f"finished: the model is at {storage.url}/runs/{spec.run}/model")
+                if parts.processes is not None:
+                    parts.processes.wait()
+                break
+            if parts.processes is not None:  # the first one of this machine does the rest
+                break
+            if _wait_for_the_end(process, storage, spec, quorum.members[0].name, parts.stopping):
+                break
+    except Stopping:
+        if journal.status.fenced:  # the run is over, or goes on without this process: then it is to come back
+            process.log(f"leaving: {journal.status.fenced}")
+            code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
+        else:
+            code = LEFT
+            process.report("leaving")
+            member.leave(process.since_told)
+            process.log("left")
+    finally:  # also of a run that fails: its last steps are what one wants to see
+        cluster.close()
+        parts.checkpoints.wait()
+        journal.metrics.close()
+        journal.status.close()
+    return code
+
+
+def _wait_for_the_end(
+    process: Process, storage: Storage, spec: JobSpec, leader: str, stopping: Callable[[], bool]
+) -> bool:
+    """True when the run is over; False when the leader was restarted or is silent: then finish with who is there."""
+    restarts: int | None = None
+    while not stopping():
+        process.report(f"done; {leader} is writing the model")
+        if status_file.is_over(storage, spec.run, spec.launch):
+            return True
+        try:
+            machine = MachineStatus.model_validate_json(storage.read(f"runs/{spec.run}/machines/{leader}.json"))
+            restarts = machine.restarts if restarts is None else restarts
+            if machine.restarts != restarts or time.time() - machine.heartbeat > LEADER_SILENT:
+                return False
+        except FileNotFoundError:
+            return False
+        time.sleep(0.5)
+    return True

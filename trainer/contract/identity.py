@@ -1,0 +1,64 @@
+"""The name of a run, and the hashes that it is made of."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.contract.spec import Data, Hyperparameters, Model, Parallel, Sweep
+
+
+def run_id(
+    model: Model,
+    data: Data,
+    fingerprint: str,
+    hyperparameters: Hyperparameters,
+    parallel: Parallel,
+    code: str,
+    sweep: Sweep | None = None,
+) -> str:
+    """The run's name: the model's name and a hash of all that changes the result.
+
+    Not in it: where the text lies, how many machines take part, how often is evaluated, launch.
+    """
+    parameters = hyperparameters.to_json()
+    parameters.pop("microBatchSize", None)  # changes the order of a sum, not what is computed
+    identity = {
+        "model": model.to_json(),
+        "data": [fingerprint, data.tokens_key()],
+        "hyperparameters": parameters,
+        "talk": [parallel.wire, parallel.synchronization, parallel.every],
+        "code": code,
+        **({"sweep": sweep.to_json()} if sweep else {}),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{model.name}-{digest[:8]}"
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hex digits of the SHA-256 of a file's bytes: the name of its folder under data/."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def code_hash(folder: Path = Path(__file__).parents[1]) -> str:
+    """A hash of all that makes the image: modules, the report's page, requirements, Dockerfile.
+
+    Names and contents, never modes or times. Line ends count as one kind: a checkout on Windows is the same code.
+    """
+    others = (folder / name for name in ("requirements.txt", "Dockerfile", ".dockerignore"))
+    files = [*folder.rglob("*.py"), *folder.rglob("*.html"), *(path for path in others if path.is_file())]
+    return _hash((path.relative_to(folder), path.read_bytes().replace(b"\r\n", b"\n")) for path in files)
+
+
+def hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """The first 16 hex digits of a SHA-256 of some files' names below `folder` and their contents."""
+    return _hash((path.relative_to(folder), path.read_bytes()) for path in files)
+
+
+def _hash(files: Iterable[tuple[Path, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(files):
+        for part in (name.as_posix().encode(), content):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,75 @@
+"""A run's settings in the stack file's words, and how two runs differ. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.contract.spec import Hardware, JobSpec
+
+
+@dataclass(frozen=True)
+class Setting:
+    section: str  # a key of the stack file
+    key: str
+    value: str
+    default: bool
+
+
+def settings(spec: JobSpec) -> list[Setting]:
+    """The run's settings under the stack file's keys, in its order."""
+    found = []
+
+    def add(section: str, key: str, value: Any, default: Any) -> None:
+        found.append(Setting(section, key, written(value), value == default))
+
+    for role, hardware in spec.hardware.items():
+        key = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}[role]
+        add("trainingInput", key, describe(hardware), None)
+    add("trainingInput", "workerCount", spec.cluster.workers, None)
+    add("trainingInput", "parameterServerCount", spec.cluster.parameter_servers, None)
+    add("trainingInput", "minWorkers", spec.cluster.min_workers, 0)
+    sections = {
+        "trainingInput.hyperparameters": spec.hyperparameters,
+        "model": spec.model,
+        "data": spec.data,
+        "parallel": spec.parallel,
+        "evaluation": spec.evaluation,
+        "checkpoints": spec.checkpoints,
+    }
+    for section, part in sections.items():
+        for name, field in type(part).model_fields.items():
+            value = getattr(part, name)
+            if value is not None:
+                shown = Path(value).name if (section, name) == ("data", "path") else value
+                add(section, field.alias or name, shown, field.default)
+    return found
+
+
+def changes(here: JobSpec, there: JobSpec) -> str:
+    """The settings of another run that are not this run's."""
+    ours = {(s.section, s.key): s.value for s in settings(here)}
+    theirs = {(s.section, s.key): s.value for s in settings(there)}
+    words = []
+    for section, key in {**ours, **theirs}:
+        value = theirs.get((section, key), "–")
+        if ours.get((section, key), "–") != value:
+            short = key if section.startswith("trainingInput") else f"{section}.{key}"
+            words.append(f"{short} {value}")
+    if here.fingerprint != there.fingerprint:
+        words.append("other text")
+    if here.code != there.code:
+        words.append("other code")
+    return ", ".join(words)
+
+
+def describe(hardware: Hardware) -> str:
+    """`n1-highmem-16 + 1 × nvidia-tesla-t4, Spot`."""
+    gpus = f" + {hardware.accelerators} × {hardware.accelerator}" if hardware.accelerators else ""
+    return hardware.machine_type + gpus + (", Spot" if hardware.spot else "")
+
+
+def written(value: object) -> str:
+    """A value as a person would write it into a stack file."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

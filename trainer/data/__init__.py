@@ -1,0 +1,1 @@
+"""From the text to batches: tokenizer, token shards, pairs."""

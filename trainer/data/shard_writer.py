@@ -1,0 +1,58 @@
+"""A stream of tokens on its way into the shards of a bucket. Nothing here imports torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.batches import TOKEN
+from trainer.data.prepared import Name, Shard, Split, sha256_of
+from trainer.storage.base import Storage
+
+TOKENS_PER_SHARD = 100_000_000  # 200 MB: a few seconds to fetch, and one can be fetched again
+
+
+@dataclass
+class Shards:
+    """Of one part. What add() is given is counted for unigram_entropy, unless said which tokens are."""
+
+    storage: Storage
+    folder: str
+    name: Name
+    work: Path
+    counts: NDArray[np.int64]  # how often each token occurs
+    shards: list[Shard] = field(default_factory=list)
+    tokens: int = 0
+    written: int = 0  # tokens in the open shard
+
+    def add(self, tokens: NDArray[np.uint16], counted: NDArray[np.uint16] | None = None) -> None:
+        self.counts += np.bincount(tokens if counted is None else counted, minlength=len(self.counts))
+        self.tokens += len(tokens)
+        while len(tokens):
+            part = tokens[: TOKENS_PER_SHARD - self.written]
+            with self._file.open("ab") as file:
+                file.write(part.astype(TOKEN).data)
+            self.written += len(part)
+            tokens = tokens[len(part) :]
+            if self.written == TOKENS_PER_SHARD:
+                self.close()
+
+    def close(self) -> None:
+        if not self.written:
+            return
+        shard = Shard(name=self._file.name, tokens=self.written, sha256=sha256_of(self._file))
+        self.storage.upload(self._file, f"{self.folder}/{shard.name}")
+        self._file.unlink()
+        self.shards.append(shard)
+        self.written = 0
+
+    @property
+    def _file(self) -> Path:
+        return self.work / f"{self.name}-{len(self.shards):05d}.bin"
+
+    def summary(self, size: int, training: NDArray[np.int64]) -> Split:
+        """size: bytes of text; training: the counts of the training part."""
+        logs = np.log((training + 1) / (training.sum() + len(training)))
+        entropy = -float(self.counts @ logs) / max(int(self.counts.sum()), 1)
+        return Split(bytes=size, tokens=self.tokens, unigram_entropy=entropy, shards=self.shards)

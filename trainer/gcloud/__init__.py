@@ -1,0 +1,1 @@
+"""Google Cloud's login and REST, for trainer/, infra/ and scripts/."""

@@ -1,0 +1,201 @@
+"""What the supervisor does more on a VM of Google Cloud: preemption, metrics, and scaling to zero at the end.
+
+Its lines go to Cloud Logging as they are printed: Docker's gcplogs driver makes each the string `jsonPayload.message`
+and knows no severity, so JSON objects would be no better to filter and worse to read. Lines that metrics and alerts
+look for begin with one of the phrases below, each printed once for what it says.
+
+All that is known about the VM comes from its metadata server; GCE_METADATA_HOST leads to another one in tests.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import requests
+
+from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
+from trainer.contract.spec import JobSpec, Role
+from trainer.gcloud.api import ApiError, GoogleApi
+from trainer.machine.cloud_metrics import Monitoring
+from trainer.runs.records import Status
+from trainer.storage.base import Storage, StorageError
+
+GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, docker stop waits for 110
+HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
+POLL = 60.0  # seconds that one question to the metadata server may wait for a change
+PATIENCE = 600.0  # seconds: grants may take minutes to arrive
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
+Value = TypeVar("Value")
+
+
+class Metadata:
+    """The VM's metadata server. Raises OSError when it does not answer, FileNotFoundError for what it does not have."""
+
+    def __init__(self) -> None:
+        self._base = f"http://{os.environ.get('GCE_METADATA_HOST') or 'metadata.google.internal'}/computeMetadata/v1/"
+
+    def get(self, path: str) -> str:
+        return self.ask(path)[0]
+
+    def attribute(self, name: str, default: str = "") -> str:
+        try:
+            return self.get(f"instance/attributes/{name}")
+        except FileNotFoundError:
+            return default
+
+    def ask(self, path: str, timeout: float = 10.0) -> tuple[str, str]:
+        """The value and its ETag, with which a later question can wait for a change."""
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy leads there
+            answer = session.get(self._base + path, headers={"Metadata-Flavor": "Google"}, timeout=timeout)
+        if answer.status_code == 404:
+            raise FileNotFoundError(f"the metadata server has no {path}")
+        answer.raise_for_status()  # an OSError, as all of requests' errors
+        return answer.text.strip(), answer.headers.get("ETag", "")
+
+
+class Machine(Protocol):
+    """What is asked of the supervisor (trainer/machine/supervisor.py)."""
+
+    grace: float
+    heartbeat: float
+
+    def run(self) -> int: ...
+    def leave(self, why: str) -> None: ...
+    def told_to_leave(self, timeout: float) -> bool: ...
+    def note(self, line: str) -> None: ...
+    def over(self) -> Status | None: ...
+
+
+@dataclass(frozen=True)
+class Vm:
+    """This VM, as its metadata tells."""
+
+    project: str
+    zone: str
+    stack: str
+    scale_down: tuple[str, ...]  # the scheduler's jobs that end the machines, in order
+
+    @classmethod
+    def read(cls, metadata: Metadata) -> "Vm":
+        jobs = metadata.attribute("gpt2-scale-down").split(",")
+        return cls(
+            project=metadata.get("project/project-id"),
+            zone=metadata.get("instance/zone").rpartition("/")[2],
+            stack=metadata.attribute("gpt2-stack"),
+            scale_down=tuple(job.strip() for job in jobs if job.strip()),
+        )
+
+
+def supervise(machine: Machine, storage: Storage, spec: JobSpec, name: str, role: Role) -> int:
+    """Run the machine to its end, and at the run's end, on the master, all machines. The exit code.
+
+    0: nothing is left to do on this machine.
+    """
+    metadata = Metadata()
+    vm = retried("the metadata server", lambda: Vm.read(metadata), machine.note)
+    machine.grace, machine.heartbeat = GRACE, HEARTBEAT
+
+    def notice() -> None:
+        machine.note(f"{PREEMPTED}{name} of {spec.run}: Google takes this machine back")
+        machine.leave("preempted: Google takes this machine back")
+
+    watch_for_preemption(metadata, notice)
+    monitoring = None
+    if role == "master":
+        monitoring = Monitoring(storage, spec, vm.project, vm.zone, vm.stack, name, machine.note)
+    came_late = machine.over() is not None
+    code = machine.run()
+    if machine.told_to_leave(0):
+        return code
+    status = machine.over()
+    state = status.state if status is not None else "FAILED" if code else "SUCCEEDED"
+    if monitoring is not None:
+        monitoring.close(failed=state == "FAILED")
+        if state == "FAILED":
+            machine.note(f"{FAILED}{spec.run}: {status.reason if status else 'see the log'}")
+        elif state == "SUCCEEDED" and not came_late:
+            machine.note(f"{SUCCEEDED}{spec.run}")
+        scale_down(vm.scale_down, machine, storage, spec)
+    return 0
+
+
+def retried(what: str, ask: Callable[[], Value], note: Callable[[str], None]) -> Value:
+    """What `ask` gives, tried again for PATIENCE seconds while the machine's grants may be on their way."""
+    pause, end = PAUSE, time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask()
+        except (StorageError, OSError) as error:
+            if time.monotonic() > end:
+                raise
+            note(f"gpt2-training: waiting for {what} ({error})")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def watch_for_preemption(metadata: Metadata, notice: Callable[[], None]) -> None:
+    """Calls `notice` once, from a thread, when Google says that it takes this VM back."""
+
+    def watch() -> None:
+        path = "instance/preempted"
+        etag = ""
+        while True:
+            question = f"{path}?wait_for_change=true&last_etag={etag}&timeout_sec={POLL:.0f}" if etag else path
+            try:
+                value, etag = metadata.ask(question, POLL + 10)
+            except OSError:  # it restarts now and then
+                time.sleep(PAUSE)
+                continue
+            if value.upper() == "TRUE":
+                notice()
+                return
+            if not etag:
+                time.sleep(PAUSE)
+
+    threading.Thread(target=watch, name="preemption", daemon=True).start()
+
+
+def scale_down(jobs: tuple[str, ...], machine: Machine, storage: Storage, spec: JobSpec) -> None:
+    """Run the scheduler's deadline jobs now, in order: each resizes a group of machines to zero, the last one ours.
+
+    Never raises. What cannot be done is left to the deadline, and said.
+    """
+    for job in jobs:
+        said = ""
+        short = job.rpartition("/")[2]
+        pause, end = PAUSE, time.monotonic() + PATIENCE
+        while True:
+            if _replaced(storage, spec):  # then these jobs are about the next run's machines
+                machine.note(f"gpt2-training: the stack declares another run by now: {short} is not run")
+                return
+            try:
+                GoogleApi().call("cloudscheduler", "POST", f"{job}:run", body={})
+                machine.note(f"gpt2-training: the run is over: scaling down by {short}")
+                break
+            except ApiError as error:
+                if str(error) != said:
+                    said = str(error)
+                    machine.note(f"gpt2-training: {short} cannot be run yet ({said})")
+            if time.monotonic() > end:
+                machine.note(
+                    f"gpt2-training: {short} could not be run: these machines go at the deadline; `pulumi up` or"
+                    " `pulumi destroy` ends them now"
+                )
+                break
+            if machine.told_to_leave(pause):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _replaced(storage: Storage, spec: JobSpec) -> bool:
+    """Does the stack declare another run, or a later launch of this one?"""
+    try:
+        current = json.loads(storage.read("current.json"))
+        return bool(current["run"] != spec.run or current["launch"] > spec.launch)
+    except (StorageError, OSError, ValueError, KeyError, TypeError):
+        return False

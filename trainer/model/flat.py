@@ -1,0 +1,40 @@
+"""Keep a model's parameters and gradients in one flat vector each."""
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from trainer.model.layout import Layout, padded, total
+
+
+def layout_of(model: GPT2LMHeadModel) -> Layout:
+    """Where each tensor lies in a flat vector of all trained parameters; matrices and embeddings decay."""
+    layout, end = [], 0
+    for name, parameter in reversed(list(model.named_parameters())):  # tied weights appear once
+        if not parameter.requires_grad:
+            continue
+        layout.append((name, end, parameter.numel(), parameter.dim() >= 2))
+        end += padded(parameter.numel())
+    return layout
+
+
+class Flat:
+    """All trained parameters as views of one vector, and their gradients as views of another.
+
+    Order: reverse of the forward pass, so that gradients get ready from the front. Each tensor starts at a multiple
+    of 64 elements. One vector is what members send each other, what a checkpoint holds, and what parameter servers
+    cut into shards.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:
+        self.model = model
+        self.layout = layout_of(model)
+        parameters = dict(model.named_parameters())
+        self.parameters = torch.zeros(total(self.layout), device=device)
+        self.gradients = torch.zeros_like(self.parameters)
+        for name, start, size, _ in self.layout:
+            parameter = parameters[name]
+            shape = parameter.shape
+            view = self.parameters[start : start + size].view(shape)
+            view.copy_(parameter.data)
+            parameter.data = view
+            parameter.grad = self.gradients[start : start + size].view(shape)

@@ -1,0 +1,98 @@
+"""Compute the loss and, with it, the gradient of the model's head."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from trainer.contract.errors import first_line
+from trainer.contract.geometry import CHUNK
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The head and its cross-entropy in one: the gradient is made with the loss, CHUNK tokens at a time.
+
+    So the logits exist once, in a chunk, and never for a backward pass: 16 x 1024 tokens of GPT-2 would be 3.3 GB. On
+    CPU it also saves the two slowest operations after the matrix products (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
+        differentiate, trained = ctx.needs_input_grad[:2]  # LoRA leaves the weight as it is
+        total = torch.zeros((), device=hidden.device)
+        hidden_parts, weight_gradient = [], None
+        for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
+            wanted = wanted.unsqueeze(1)
+            logs = F.log_softmax(F.linear(part, weight).float(), dim=1)
+            total = total - logs.gather(1, wanted).sum()
+            if differentiate:  # d loss / d logits = softmax - one-hot
+                gradient = logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=logs.dtype))
+                if scale != 1.0:
+                    gradient = gradient.mul_(scale)
+                hidden_parts.append((gradient @ weight).to(hidden.dtype))
+                if trained:
+                    product = (gradient.T @ part).to(weight.dtype)
+                    weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
+        if differentiate:
+            whole = hidden_parts[0] if len(hidden_parts) == 1 else torch.cat(hidden_parts)
+            ctx.save_for_backward(whole, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> tuple[Tensor, Tensor | None, None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        for_weight = None if weight_gradient is None else weight_gradient * outputs[0]
+        return hidden_gradient * outputs[0], for_weight, None, None
+
+
+def make_loss(
+    model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torch.device, *, masked: bool = False
+) -> Loss:
+    """(inputs, targets, scale), both int64 [rows, T], -> the summed cross-entropy in nats, a scalar.
+
+    masked: some targets are negative and do not count (trainer.data.batches.IGNORED).
+
+    A sum, not a mean: sums of micro-batches add up, whoever computed them. `scale` multiplies its gradient, not itself.
+    """
+    transformer, weight = model.transformer, model.lm_head.weight
+
+    def loss(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+        with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
+            hidden = transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+            wanted = targets.flatten()
+            if masked:  # before the head, which is a large part of the work
+                counted = wanted >= 0
+                hidden, wanted = hidden[counted], wanted[counted]
+            result: Tensor = _HeadLoss.apply(hidden, weight, wanted, scale)
+            return result
+
+    return loss
+
+
+def compiled(loss: Loss, log: Callable[[str], None], *, dynamic: bool = False) -> Loss:
+    """`loss` through torch.compile; if compiling fails, it says so once and goes on eagerly.
+
+    dynamic: the shapes of its tensors vary from call to call.
+    """
+    chosen: Loss | None = None
+
+    def call(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+        nonlocal chosen
+        if chosen is None:
+            try:
+                fast: Loss = torch.compile(loss, dynamic=dynamic)
+                result = fast(inputs, targets, scale)
+                chosen = fast
+                return result
+            except Exception as error:  # any compiler failure: a missing g++, an unsupported GPU, a bug
+                log(f"torch.compile failed ({first_line(error)}); going on without it")
+                chosen = loss
+        return chosen(inputs, targets, scale)
+
+    return call

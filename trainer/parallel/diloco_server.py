@@ -1,0 +1,73 @@
+"""A parameter server for trainers that go several steps alone (`synchronization: local`).
+
+After DiLoCo (Douillard et al. 2023): what a trainer moved its parameters by is a gradient to an outer optimizer, SGD
+with Nesterov momentum, which is here. Unlike there, trainers keep nothing from one meeting to the next: AdamW's moments
+travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and a run resumes
+exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
+
+Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpoints are written.
+"""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.cluster.membership import Quorum
+from trainer.model.layout import Layout, Ranges
+from trainer.parallel.ps_server import Server
+from trainer.training.progress import Decision, decide_meeting
+
+UNWRITTEN = 60.0  # seconds without a checkpoint after which the next meeting writes one
+OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
+
+
+class OuterServer(Server):
+    _written = math.inf  # when this server last began to write a checkpoint, or started
+
+    def run(self) -> Quorum:
+        self._written = time.monotonic()
+        return super().run()
+
+    @property
+    def _steps(self) -> int:
+        """Of the next meeting: the last may come earlier."""
+        return self._spec.parallel.meeting(self.progress.step, self._spec.hyperparameters.steps)
+
+    def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
+        super()._make_room(layout)
+        self._momentum = torch.zeros_like(self._parameters)
+        self._moments = [torch.zeros_like(self._parameters) for _ in self._optimizer.vectors]  # as trainers send them
+        self._vectors["momentum"] = self._momentum
+        return self._vectors, self._ranges
+
+    def _told(self) -> dict[str, Any]:
+        return {**super()._told(), "unwritten": time.monotonic() - self._written > UNWRITTEN}
+
+    def _checkpoint_due(self, quorum: Quorum) -> bool:
+        """Also where meetings are far apart: until the next one trainers hear no notice that a server gets.
+
+        By the first server's clock: all write one, or none does.
+        """
+        due = super()._checkpoint_due(quorum) or bool(quorum.servers[0].told["unwritten"])
+        self._written = time.monotonic() if due else self._written
+        return due
+
+    def _serve(self) -> None:
+        for vector in (self._parameters, *self._optimizer.vectors):
+            self._trade.serve(vector)
+
+    def _collect(self) -> None:
+        for vector in (self._gradients, *self._moments):
+            self._trade.collect(vector)
+
+    def _decide(self, vote: list[float]) -> Decision:
+        return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, *vote)
+
+    def _apply(self, decision: Decision) -> None:
+        self._momentum.mul_(MOMENTUM).add_(self._gradients)
+        self._parameters.sub_(self._gradients.add_(self._momentum, alpha=MOMENTUM), alpha=OUTER_RATE)
+        for kept, sent in zip(self._optimizer.vectors, self._moments, strict=True):
+            kept.copy_(sent)

@@ -1,0 +1,350 @@
+"""runs/<run>/report.html: how a run went, as one page that needs nothing else. Made at each end, and by scripts.report.
+
+All that is put into the page is escaped: log lines, reasons and samples may hold anything. Its policy allows no
+request and no script but its own. No torch here.
+"""
+
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from trainer.contract.errors import InputError
+from trainer.contract.settings import changes, describe, settings, written
+from trainer.contract.spec import JobSpec, Role
+from trainer.data.prepared import find
+from trainer.report import timeline
+from trainer.report.charts import Chart, Point, Series, chart, smoothed
+from trainer.report.sweep_plot import plot
+from trainer.runs import outcome, scores
+from trainer.runs.outcome import Outcome
+from trainer.runs.records import Record
+from trainer.runs.samples import Sample
+from trainer.runs.trials import Trial, best_trial, read_trials, trained_spec, trial_id
+from trainer.storage.base import Storage
+
+PAGE = Path(__file__).with_name("page.html")
+LAST_RECORDS = 10.0  # seconds that the last records of a run are waited for
+LEAST = "at least "
+SAMPLES = 6  # that are shown at once; the others unfold
+ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
+CONTROL = re.compile(
+    r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]"
+)  # what colours and progress bars leave in a log
+
+
+@dataclass(frozen=True)
+class CostLine:
+    name: str
+    hardware: str
+    machines: int
+    hours: str
+    price: str  # an hour of one machine
+    dollars: str
+    each: list[tuple[str, str, str]]  # (name, hours, dollars) of every machine
+
+
+def write_page(storage: Storage, run: str) -> None:
+    """Makes the page of a run that has ended, beside its other files."""
+    end = time.monotonic() + LAST_RECORDS
+    while not _told(storage, run) and time.monotonic() < end:
+        time.sleep(0.5)
+    storage.write(f"runs/{run}/report.html", render_page(storage, run).encode())
+
+
+def _told(storage: Storage, run: str) -> bool:
+    """Whether the last step's evaluation can be read: where servers write records, a success is known before."""
+    newest = outcome.read(storage, run, outcome.NEWEST_FILES)
+    if newest.spec.sweep is not None:  # it has no records of its own, and its trials' reports waited for theirs
+        return True
+    last = newest.evaluations[-1].step if newest.evaluations else 0
+    return newest.state != "SUCCEEDED" or last >= newest.spec.hyperparameters.steps
+
+
+def render_page(storage: Storage, run: str, compare: Sequence[str] = ()) -> str:
+    """The page of a run; the curves of `compare` lie over its own.
+
+    Raises FileNotFoundError if one of them is not declared, ValidationError for another version's job.json.
+    """
+    this = outcome.read(storage, run)
+    trials = read_trials(storage, run) if this.spec.sweep else []
+    if this.spec.sweep and (best := best_trial(this.spec.sweep, trials)):  # its curves are the sweep's
+        of = outcome.read(storage, trial_id(run, best.number))
+        this = replace(this, steps=of.steps, evaluations=of.evaluations, attempts=of.attempts, samples=of.samples)
+    named = [outcome.read(storage, other) for other in compare if other != run]
+    known = {each.spec.run for each in named}
+    rest = [each for each in outcome.others(storage, run) if each.spec.run not in known]
+    return render(this, named, rest, time.time(), trials, _truncated(storage, trained_spec(storage, this.spec)))
+
+
+def _truncated(storage: Storage, spec: JobSpec) -> int:
+    """How many training examples lost the beginning of their prompt."""
+    if spec.data.format != "pairs":
+        return 0
+    with suppress(InputError):  # damaged since: the page is made all the same
+        prepared = find(storage, spec.data, spec.fingerprint)
+        return prepared.truncated("train", spec.hyperparameters.sequence_length) if prepared else 0
+    return 0
+
+
+def render(
+    this: Outcome,
+    named: Sequence[Outcome],
+    rest: Sequence[Outcome],
+    now: float,
+    trials: Sequence[Trial] = (),
+    truncated: int = 0,
+) -> str:
+    """named: runs whose curves are shown too; rest: runs that only stand in the comparison. trials: of a sweep.
+
+    truncated: how many training examples were longer than sequenceLength.
+    """
+    template = PAGE.read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    script = template.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown, folded = _samples(this.samples)
+    html = environment.from_string(template).render(
+        script_hash=f"sha256-{digest}",
+        run=this.spec.run,
+        state=this.state,
+        reason=this.status.reason if this.status else "",
+        traceback=(this.status.traceback or []) if this.status else [],
+        logs=[(m.name, m.log) for m in this.machines if m.log] if this.state == "FAILED" else [],
+        headlines=headlines(this),
+        figures=figures(this),
+        charts=charts(this, named),
+        timeline=timeline.timeline(this),
+        events=timeline.events(this),
+        costs=costs(this),
+        total=total(this),
+        priced=bool(this.spec.hardware),
+        samples=shown,
+        folded=folded,
+        scores=this.scores,
+        truncated=truncated,
+        sweep=this.spec.sweep,
+        trials=trials,
+        best=best_trial(this.spec.sweep, list(trials)) if this.spec.sweep else None,
+        plot=plot(this.spec.sweep, list(trials)) if this.spec.sweep else None,
+        sharded=this.spec.parallel.parallelism == "fsdp",
+        comparison=[(each, each is this, changes(this.spec, each.spec)) for each in (this, *named, *rest)],
+        settings={key: list(lines) for key, lines in groupby(settings(this.spec), lambda line: line.section)},
+        environments=environments(this),
+        spec=this.spec,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
+        words={
+            "loss": loss,
+            "duration": timeline.duration,
+            "speed": speed,
+            "metric": scores.words,
+            "value": written,
+        },
+        metric_names=scores.NAMES,
+    )
+    return CONTROL.sub("", html)
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def loss(value: float | None) -> str:
+    return "–" if value is None else fixed(value, 4)
+
+
+def fixed(value: float, decimals: int) -> str:
+    """What diverges gets very large: then by its order of magnitude."""
+    return f"{value:,.{decimals}f}" if abs(value) < 10_000 else f"{value:.2e}"
+
+
+def speed(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def dollars(value: float) -> str:
+    return f"${value:,.2f}" if value >= 0.095 or not value else f"${value:.4f}"
+
+
+def headlines(this: Outcome) -> list[tuple[str, str, str]]:
+    """(name, value, a word more) of what one wants to know first."""
+    hyper = this.spec.hyperparameters
+    first = this.evaluations[0].validation_loss if this.evaluations else None
+    tokens = this.step * hyper.batch_size * hyper.sequence_length
+    found = [
+        ("Validation loss", loss(this.validation), f"from {first:.4f}" if first is not None else "nats a token"),
+        ("Training loss", loss(this.loss), f"mean of the last {min(outcome.RECENT, max(len(this.steps), 1))} steps"),
+        ("Steps", f"{this.step:,}", f"of {hyper.steps:,}; {_big(tokens)} tokens"),
+        ("Time", timeline.duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
+        ("Tokens a second", speed(this.tokens_per_second), _mfu(this)),
+    ]
+    if this.spec.hardware:
+        words = "list price × time"
+        if (sum_of := total(this)).startswith(LEAST):
+            sum_of, words = sum_of.removeprefix(LEAST), f"{LEAST}this: a price is not known"
+        found.append(("Cost", sum_of, words))
+    return found
+
+
+def _attempts(this: Outcome) -> str:
+    count = len(this.attempts)
+    return f"{count} attempts" if count > 1 else "one attempt" if count else ""
+
+
+def _mfu(this: Outcome) -> str:
+    return "median step" if this.mfu is None else f"{this.mfu:.1%} of the peak (MFU)"
+
+
+def _big(count: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,.0f}"
+
+
+Pick = Callable[[Record], float | None]
+FIELDS: list[tuple[str, Pick, Callable[[float], str]]] = [  # name, value, words
+    ("training loss", lambda r: r.loss, loss),
+    ("tokens a second", lambda r: r.tokens_per_second, "{:,.0f}".format),
+    ("seconds a step", lambda r: r.step_seconds, lambda value: fixed(value, 3)),
+    ("MFU", lambda r: r.mfu, "{:.1%}".format),
+    ("gradient norm", lambda r: r.gradient_norm, lambda value: fixed(value, 3)),
+    ("waiting for the network", lambda r: _share(r), "{:.1%}".format),
+]
+
+
+def _share(record: Record) -> float | None:
+    """Of a step's time, the part in which trainers waited for gradients and parameters to travel."""
+    if record.communication_seconds is None or not record.step_seconds:
+        return None
+    return min(record.communication_seconds / record.step_seconds, 1.0)
+
+
+def figures(this: Outcome) -> list[tuple[str, list[str]]]:
+    """(name, [last, lowest, highest, mean]) of what was measured."""
+    columns: list[tuple[str, list[float], Callable[[float], str]]]
+    columns = [("validation loss", _values(this.evaluations, lambda r: r.validation_loss), loss)]
+    columns += [(name, _values(this.steps, pick), words) for name, pick, words in FIELDS]
+    return [
+        (name, [words(value) for value in (known[-1], min(known), max(known), fmean(known))])
+        for name, known, words in columns
+        if known
+    ]
+
+
+def _values(records: Iterable[Record], pick: Pick) -> list[float]:
+    return [value for record in records if (value := pick(record)) is not None]
+
+
+# -- curves ------------------------------------------------------------------------------------------------------------
+
+
+def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
+    last = this.spec.hyperparameters.steps
+    marks = [(float(a.first), f"attempt {a.number} begins") for a in this.attempts[1:]]
+
+    def curve(pick: Pick, records: Iterable[Record] = this.steps) -> list[Point]:
+        return [(float(r.step), value) for r in records if (value := pick(r)) is not None]
+
+    def noisy(key: str, title: str, unit: str, pick: Pick, more: Sequence[Series] = (), **how: Any) -> Chart | None:
+        points = curve(pick)
+        lines = [Series("a step", "raw", points), Series("mean", "line", smoothed(points)), *more]
+        return chart(key, title, unit, lines, last, marks=marks, **how)
+
+    validation = Series("validation", "dots", curve(lambda r: r.validation_loss, this.evaluations), 1)
+    found = [noisy("loss", "Loss", "nats a token", lambda r: r.loss, [validation])]
+    if named:
+        over = [
+            Series(each.spec.run, "dots", curve(lambda r: r.validation_loss, each.evaluations), tint)
+            for tint, each in enumerate((this, *named))
+        ]
+        longest = max(each.spec.hyperparameters.steps for each in (this, *named))
+        found.append(chart("compared", "Validation loss of these runs", "nats a token", over, longest))
+    found.append(noisy("speed", "Speed", "tokens a second", lambda r: r.tokens_per_second, zero=True))
+    rate = Series("learning rate", "line", curve(lambda r: r.learning_rate))
+    found.append(chart("rate", "Learning rate", "", [rate], last, zero=True, marks=marks))
+    found.append(
+        noisy("norm", "Gradient norm", "before clipping, logarithmic", lambda r: r.gradient_norm, logarithmic=True)
+    )
+    percent = "% of the hardware's peak"
+    found.append(noisy("mfu", "MFU", percent, lambda r: None if r.mfu is None else 100 * r.mfu, zero=True))
+    if any(map(_share, this.steps)):
+        found.append(
+            noisy(
+                "network", "Waiting for the network", "% of a step's time", lambda r: 100 * (_share(r) or 0), zero=True
+            )
+        )
+    trainers = curve(lambda r: r.trainers)
+    if len({count for _, count in trainers}) > 1:
+        found.append(chart("trainers", "Trainers", "", [Series("trainers", "line", trainers)], last, zero=True))
+    return [each for each in found if each is not None]
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+
+def costs(this: Outcome) -> list[CostLine]:
+    """A line a role."""
+    lines = []
+    for role, name in ROLES.items():
+        machines = [machine for machine in this.machines if machine.role == role]
+        if not machines:
+            continue
+        hardware = this.spec.hardware.get(role)
+        words = "this machine"
+        if hardware is not None:
+            words = describe(hardware)
+        price = hardware.usd_per_hour if hardware else None
+        each = [outcome.cost(this.spec, machine) for machine in machines]
+        lines.append(
+            CostLine(
+                name=name,
+                hardware=words,
+                machines=len(machines),
+                hours=f"{sum(cost.hours for cost in each):,.2f}",
+                price="unknown" if price is None else f"${price:,.4f}",
+                dollars=_paid(each),
+                each=[(m.name, f"{c.hours:,.2f}", _paid([c])) for m, c in zip(machines, each, strict=True)],
+            )
+        )
+    return lines
+
+
+def total(this: Outcome) -> str:
+    """Of all machines; "at least" where a price is not known."""
+    return _paid([outcome.cost(this.spec, machine) for machine in this.machines])
+
+
+def _paid(costs: Sequence[outcome.Cost]) -> str:
+    known = [cost.dollars for cost in costs if cost.dollars is not None]
+    if costs and not known:
+        return "unknown"
+    return (LEAST if len(known) < len(costs) else "") + dollars(sum(known))
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def environments(this: Outcome) -> list[tuple[str, dict[str, str]]]:
+    """(names of machines, what they are): machines that are alike are told once."""
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for machine in this.machines:
+        if machine.environment:
+            alike.setdefault(tuple(machine.environment.items()), []).append(machine.name)
+    return [(", ".join(names), dict(found)) for found, names in alike.items()]
+
+
+def _samples(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Those that are shown, spread from the first to the last, and the rest."""
+    if len(samples) <= SAMPLES:
+        return samples, []
+    chosen = {round(i * (len(samples) - 1) / (SAMPLES - 1)) for i in range(SAMPLES)}
+    return [samples[i] for i in sorted(chosen)], [s for i, s in enumerate(samples) if i not in chosen]

@@ -1,0 +1,1 @@
+"""The records of a run in its bucket: status, metrics, samples, scores, trials."""

@@ -1,0 +1,156 @@
+"""Metrics as JSON lines and TensorBoard events below runs/<run>/metrics/.
+
+Objects in a bucket cannot be appended to, so the newest segment is written again, whole, every few seconds, and a
+new segment begins when it is large. Every trainer collects records; only the leader writes, so that the others
+can fill in what it had not written yet when it was lost. Readers take the last record of a step.
+"""
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.runs.records import Record
+from trainer.storage.base import Storage
+
+
+def newest_record(storage: Storage, run: str) -> Record | None:
+    """The newest training step in the run's metrics, from the newest file alone."""
+    files = [entry for entry in storage.list(f"runs/{run}/metrics") if entry.path.endswith(".jsonl")]
+    if not files:
+        return None
+    lines = storage.read(max(files, key=lambda entry: entry.updated).path).splitlines()
+    records = (Record.model_validate_json(line) for line in reversed(lines))
+    steps = (r for r in records if r.validation_loss is None and r.notice_seconds is None)
+    return next(steps, None)
+
+
+FLUSH = 2.0  # seconds
+LAST = 12.0  # seconds that the last records are tried for at the end: less than a machine has that was told to leave
+SEGMENT = 256 * 1024  # bytes
+
+
+class Metrics:
+    def __init__(self, storage: Storage, run: str, name: str, log: Callable[[str], None]) -> None:
+        self._storage, self._prefix, self._name, self._log = storage, f"runs/{run}/metrics", name, log
+        self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
+        self._segment: list[str] = []
+        self._size = self._count = 0
+        self._shown: list[Record] = []  # written, and not in TensorBoard's files yet
+        self._leads = self._fill = False
+        self._begun = int(time.time())  # in the names of files: a process that was restarted writes over none
+        self._board: Any = None
+        self._writing = threading.Lock()
+        self._wake, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._loop, name="metrics", daemon=True)
+        self._thread.start()
+
+    def add(self, record: Record, *, leads: bool) -> None:
+        self._leads = leads
+        self._pending.append(record)
+
+    def fill_in(self) -> None:
+        """Write what this member has, now: another goes on from its state, and perhaps nobody else has the records.
+
+        If that fails, it is tried again in the background.
+        """
+        self._fill = True
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what there is now. If that fails it is said, and the records are kept for the next time."""
+        with self._writing:
+            try:
+                if self._pending:
+                    self._flush()
+                self._fill = False
+            except Exception as error:  # storage away, disk full
+                self._log(f"metrics could not be written ({error}); trying again")
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        closing = False
+        while not closing:
+            self._wake.wait(FLUSH)
+            closing = self._closed  # read before the last flush, which then has everything
+            if self._leads or self._fill:
+                self.flush()
+            self._tensorboard()
+        end = time.monotonic() + LAST
+        while (self._leads or self._fill) and self._pending and time.monotonic() < end:  # nobody else may have them
+            time.sleep(0.5)
+            self.flush()
+        self._tensorboard()
+        if self._board is not None:
+            self._board.close()
+
+    def _flush(self) -> None:
+        fresh = [self._pending.popleft() for _ in range(len(self._pending))]
+        lines = [json.dumps(r.to_json()) + "\n" for r in fresh]
+        if self._size > SEGMENT:
+            self._segment, self._size, self._count = [], 0, self._count + 1
+        self._segment += lines
+        self._size += sum(map(len, lines))
+        attempt = fresh[0].attempt
+        path = f"{self._prefix}/attempt-{attempt}-{self._name}-{self._begun}-{self._count:05d}.jsonl"
+        try:
+            self._storage.write(path, "".join(self._segment).encode())
+        except Exception:
+            del self._segment[len(self._segment) - len(lines) :]
+            self._size -= sum(map(len, lines))
+            self._pending.extendleft(reversed(fresh))
+            raise
+        self._shown += fresh
+
+    def _tensorboard(self) -> None:
+        with self._writing:
+            fresh, self._shown = self._shown, []
+        try:
+            self._show(fresh)
+        except Exception as error:  # disk full
+            self._log(f"TensorBoard's files could not be written ({error}); going on")
+
+    def _show(self, records: list[Record]) -> None:
+        if not records:
+            return
+        if self._board is None:  # imported late: it costs seconds that the first step should not wait for
+            folder = self._storage.local_path(self._prefix)
+            if folder is None:
+                return
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        names = {
+            "loss/train": "loss",
+            "loss/validation": "validation_loss",
+            "optimizer/learning_rate": "learning_rate",
+            "optimizer/gradient_norm": "gradient_norm",
+            "speed/tokens_per_second": "tokens_per_second",
+            "speed/mfu": "mfu",
+        }
+        for record in records:
+            for tag, field in names.items():
+                value = getattr(record, field)
+                if value is not None:
+                    self._board.add_scalar(tag, value, record.step, walltime=record.time)
+
+
+def read_records(storage: Storage, run: str) -> list[Record]:
+    """All records in order of step; of a step that was taken twice, the newest. For commands, not for the loop."""
+    records: dict[tuple[int, bool, bool], Record] = {}
+    for entry in storage.list(f"runs/{run}/metrics"):
+        if Path(entry.path).suffix == ".jsonl":
+            for line in storage.read(entry.path).splitlines():
+                record = Record.model_validate_json(line)
+                key = (record.step, record.validation_loss is not None, record.notice_seconds is not None)
+                if key not in records or (record.attempt, record.time) >= (records[key].attempt, records[key].time):
+                    records[key] = record
+    return [records[key] for key in sorted(records)]

@@ -1,0 +1,1 @@
+"""The training loop, the optimizer, checkpoints, and the journal of a run."""

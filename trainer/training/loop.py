@@ -1,0 +1,182 @@
+"""The training loop of a master or worker: what trainers compute, together and exactly.
+
+A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
+until the vote is in, so a member that is lost in between costs the others nothing but the time to notice. Micro-batch
+i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
+who is there changes neither the global batch nor the order of the data. Of pairs, the tokens that count are those of
+completions.
+
+Who holds parameters and optimizer state, and how gradients are summed, is the engine's: trainer/parallel/.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.cluster.group import GroupFailed
+from trainer.cluster.lighthouse import Stopping
+from trainer.cluster.membership import Cluster, Quorum
+from trainer.contract.spec import JobSpec
+from trainer.data.batches import PIECE_TOKENS, Batches, Examples, Indices, PairBatches, Windows, pieces
+from trainer.evaluation.sampler import Sampler
+from trainer.model.loss import Loss
+from trainer.training.checkpoint import LAST_PARTS, Checkpoints
+from trainer.training.engine import Engine
+from trainer.training.journal import Journal
+from trainer.training.progress import Progress, decide
+
+FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
+
+
+@dataclass
+class Training:
+    """One trainer's part of a run."""
+
+    spec: JobSpec
+    engine: Engine
+    model: torch.nn.Module
+    loss: Loss
+    zero: Callable[[], object]  # sets the gradients to zero
+    batches: Batches | PairBatches
+    validation: Windows | Examples
+    cluster: Cluster
+    checkpoints: Checkpoints
+    journal: Journal
+    device: torch.device
+    scaled: bool  # fp16, whose loss is scaled
+    stopping: Callable[[], bool]
+    sampler: Sampler | None = None  # of fsdp, none: no process has the whole model
+
+    def __post_init__(self) -> None:
+        self.leads = False
+
+    @property
+    def progress(self) -> Progress:
+        return self.engine.progress
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Quorum:
+        """Train to the last step, or raise Stopping. Returns the last quorum: its first member finishes the run."""
+        self.journal.begin()
+        while True:
+            if self.stopping():
+                raise Stopping
+            try:
+                quorum = self.cluster.quorum(self.progress.identity, self.engine.told)
+                if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
+                    self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
+                    continue
+                self.leads = quorum.rank == 0
+                if not self.engine.prepare(quorum):
+                    continue
+                if self.progress.evaluation_due(self.spec):
+                    self._evaluate(quorum)
+                elif self.progress.step < self.spec.hyperparameters.steps:
+                    self.step(quorum)
+                elif self.engine.finish(quorum):
+                    return quorum
+            except GroupFailed as error:
+                self.engine.abandon()
+                if self.stopping():  # perhaps it was this machine that gave the step up
+                    raise Stopping from error
+                self.cluster.failed()
+                self.journal.recovering(self.progress.step, error, leads=self.leads)
+
+    def step(self, quorum: Quorum) -> None:
+        """Take one step with these members, or raise GroupFailed and have taken none."""
+        engine = self.engine
+        engine.start(quorum)
+        vote = self.gradient(self.progress.step, quorum, engine.backward_begins)
+        engine.backward_ends()
+        norm = engine.sum(vote)
+        decision = decide(self.spec.hyperparameters, self.progress, float(vote[0]), float(vote[1]), norm)
+        engine.commit(decision, quorum.key, self.scaled)
+        writes, waited = engine.writes and self.leads, float(vote[2]) / len(quorum.trainers)
+        self.journal.step(quorum, self.progress, decision, waited, writes=writes)
+        if self.progress.step % self.spec.checkpoints.every == 0:
+            engine.save(quorum.attempt, leads=self.leads)
+
+    def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Tensor:
+        """Adds up the gradients of this trainer's micro-batches of a step, from zero. Without a quorum: of the first's.
+
+        Returns float64 [summed loss, tokens that count, 0]. before_last: called before the last backward pass.
+        """
+        hyper = self.spec.hyperparameters
+        declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
+        rank, size = (quorum.rank, len(quorum.trainers)) if quorum else (0, declared)
+        parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
+        self.zero()
+        indices = self.batches.batch(step)
+        vote = torch.zeros(3, dtype=torch.float64, device=self.device)
+        mine = range(rank, len(parts), size)
+        for i in mine:
+            if quorum is not None and quorum.group.failed:
+                raise GroupFailed("the step was given up")
+            inputs, targets = self._rows(self.batches, indices[parts[i]])
+            if self.model.training:  # dropout, a function of seed, step and index too: who computes it does not matter
+                torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
+            loss = self.loss(inputs, targets, self.progress.scale)
+            if i == mine[-1]:
+                before_last()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.journal.report()  # alive: a step may take long
+            vote[0] += loss.detach()
+            vote[1] += self.batches.counted(indices[parts[i]])
+        return vote
+
+    def _rows(self, batches: Windows | Examples, indices: Indices) -> tuple[Tensor, Tensor]:
+        inputs, targets = (torch.from_numpy(rows) for rows in batches.rows(indices))
+        if self.device.type == "cuda":
+            inputs, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (inputs, targets))
+        return inputs, targets
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, quorum: Quorum) -> None:
+        """Mean loss of the held-out windows or examples, in nats, computed by all trainers together."""
+        windows = self.validation.first(self.spec.evaluation.sequences)
+        rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
+        parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
+        self.engine.start(quorum)
+        self.engine.ready()
+        vote = torch.zeros(2, dtype=torch.float64, device=self.device)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            for part in parts[quorum.rank :: len(quorum.trainers)]:
+                inputs, targets = self._rows(self.validation, part)
+                vote[0] += self.loss(inputs, targets, 1.0)
+                vote[1] += self.validation.counted(part)
+        self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
+        if self.sampler is not None and self.leads:  # here the others wait anyway, and no step's time is measured
+            self.sampler.take(self.progress.step)
+        self.model.train(training)
+        vote = vote.to(quorum.group.device)
+        quorum.group.sum(vote)
+        self.progress.evaluated(float(vote[0] / vote[1]))
+        self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
+
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def leave(self, since_told: Callable[[], float]) -> None:
+        """Let the others go on; then a checkpoint is written, by this trainer if it has to, or by the servers.
+
+        If the Lighthouse is here it stays until then: in a newer attempt the checkpoint would not count.
+        """
+        step, attempt = self.progress.step, self.cluster.attempt
+        if self.engine.writes:
+            self.cluster.silence()
+            whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
+        else:
+            quorum = self.cluster.leave(self.progress.identity, self.engine.told)
+            self.cluster.silence()
+            if quorum is None or not quorum.servers:
+                return
+            step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
+            whole = step > 0 and self.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
+        if whole:
+            self.journal.notice(step, attempt, since_told())

@@ -1,0 +1,115 @@
+"""Where a run stands, and what a vote says about a step: the same on every member, so that all decide alike.
+
+Nothing here imports torch.
+"""
+
+import math
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.contract.errors import InputError
+from trainer.contract.spec import Hyperparameters, JobSpec
+
+SCALE_GROWTH = 2000  # good steps after which the loss scale of fp16 doubles
+NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: in fp16
+
+
+@dataclass
+class Progress:
+    """All of a run's state that is not in the flat vectors. Small, and the same on every member after a step."""
+
+    step: int = 0
+    updates: int = 0  # steps that were not skipped
+    evaluations: int = 0  # step of the newest evaluation
+    lineage: int = 0  # hash of the groups that took the steps: equal means equal parameters
+    scale: float = 1.0  # of the loss, with fp16
+    good_steps: int = 0  # since the scale last changed
+    skipped: int = 0  # steps in a row whose gradient was not finite
+    validation_loss: float | None = None  # the newest, in nats
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Members with the same one are at the same point with the same parameters."""
+        return self.step, self.evaluations, self.lineage
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def count(self, finite: bool, scaled: bool, steps: int = 1) -> None:
+        """Steps were taken, or skipped because a gradient was not finite; moves the scale of fp16."""
+        self.step += steps
+        self.updates += steps * finite
+        self.skipped = 0 if finite else self.skipped + 1  # of several steps that were decided at once, as one
+        if scaled:
+            before = self.good_steps
+            self.good_steps = before + steps if finite else 0
+            if not finite:
+                self.scale /= 2
+            elif self.good_steps // SCALE_GROWTH > before // SCALE_GROWTH:
+                self.scale *= 2
+
+    def commit(self, decision: "Decision", key: str, scaled: bool, steps: int = 1) -> None:
+        """The step that `decision` is about was taken by the group `key`. InputError if this leads nowhere."""
+        self.lineage = self.next_lineage(key)
+        self.count(decision.finite, scaled, steps)
+        if self.skipped >= NOT_FINITE[scaled]:
+            raise InputError(
+                f"the gradient was not finite for {self.skipped} steps in a row up to step {self.step};"
+                " lower hyperparameters.learningRate or raise warmupSteps"
+            )
+
+    def next_lineage(self, key: str) -> int:
+        """The lineage after the next step, if the group `key` takes it."""
+        return zlib.crc32(f"{self.lineage}/{key}/{self.step}".encode())
+
+    def evaluation_due(self, spec: JobSpec) -> bool:
+        due = self.step % spec.evaluation.every == 0 or self.step >= spec.hyperparameters.steps
+        return self.step > 0 and due and self.evaluations < self.step
+
+    def evaluated(self, mean: float) -> None:
+        self.evaluations, self.validation_loss = self.step, mean
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all members conclude from the same vote."""
+
+    loss: float  # mean over the step's tokens, nats
+    tokens: int
+    gradient_norm: float  # of the mean gradient, before clipping
+    finite: bool
+    rate: float  # learning rate
+    factor: float  # what the summed gradient is to be multiplied by: mean, unscaled, clipped
+
+
+def decide(hyper: Hyperparameters, progress: Progress, loss: float, tokens: float, norm: float) -> Decision:
+    """loss, tokens and norm: of the whole batch, summed over members; norm of the summed gradient, as it was scaled."""
+    divisor = tokens * progress.scale
+    gradient_norm = norm / divisor
+    clip = min(1.0, hyper.gradient_clip / (gradient_norm + 1e-6)) if hyper.gradient_clip else 1.0
+    return Decision(
+        loss=loss / tokens,
+        tokens=int(tokens),
+        gradient_norm=gradient_norm,
+        finite=math.isfinite(gradient_norm) and math.isfinite(loss),
+        rate=learning_rate(hyper, progress.step),
+        factor=clip / divisor,
+    )
+
+
+def decide_meeting(hyper: Hyperparameters, last: int, loss: float, tokens: float, norm: float) -> Decision:
+    """As decide(), of several steps that trainers went alone, up to step `last`; norm: of what they moved, averaged."""
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    return Decision(loss / tokens, int(tokens), norm, finite, learning_rate(hyper, last), 1.0)
+
+
+def learning_rate(hyper: Hyperparameters, step: int) -> float:
+    """The rate of the update after `step` updates are done (the first has step 0): linear warm-up, then cosine."""
+    if step < hyper.warmup_steps:
+        return hyper.learning_rate * (step + 1) / hyper.warmup_steps
+    if hyper.schedule == "constant":
+        return hyper.learning_rate
+    done = (step - hyper.warmup_steps) / max(1, hyper.steps - hyper.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return hyper.learning_rate * (hyper.final_fraction + (1 - hyper.final_fraction) * cosine)
