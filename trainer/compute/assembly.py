@@ -16,7 +16,7 @@ from trainer.contract.spec import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
-from trainer.sampler import PROMPT, Sampler
+from trainer.evaluation.sampler import PROMPT, Sampler
 from trainer.model import gpt2 as model_module
 from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
