@@ -18,7 +18,7 @@ from rich.table import Table
 from scripts.support.common import UserError, add_bucket_arguments, bucket_url, find_run, run_address, run_main
 from scripts.support.writing import load, model_folder
 from trainer.contract.spec import JobSpec, Task, format_problem
-from trainer.data.prepared import Prepared, find
+from trainer.data.prepared import Prepared, find_prepared
 from trainer.report.page import write_page
 from trainer.runs import scores
 from trainer.runs.scores import LOWER, NAMES, Confusion, Prediction, Scores, words
@@ -43,7 +43,7 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
         raise UserError(f"{run}: {problem.replace('evaluation.task', '--task').replace(', or remove it', '')}")
     if there is not None and there.task == wanted and not again:
         return there
-    prepared = find(storage, spec.data, spec.fingerprint)
+    prepared = find_prepared(storage, spec.data, spec.fingerprint)
     if prepared is None:
         raise UserError(f"the data of {run} is gone from {storage.url}/data; `make data` with its stack makes it again")
     found, predictions = _evaluate(storage, spec, wanted, prepared, console)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainer.contract.spec import JobSpec, Lora
-from trainer.data.tokenizer import save as save_tokenizer
+from trainer.data.tokenizer import save_tokenizer
 from trainer.model import lora
 from trainer.model.gpt2 import EXPORTED_ACTIVATION
 from trainer.storage import manifest

@@ -103,7 +103,9 @@ def _from_checkpoint(source: str, tokenizer: Tokenizer, dropout: float) -> GPT2L
             )
         own = Path(folder) / "tokenizer.json"
         if own.is_file():
-            known = vocabularies.parse(own.read_text(encoding="utf-8"), f"model.initialize: {source}").get_vocab()
+            known = vocabularies.parse_tokenizer(
+                own.read_text(encoding="utf-8"), f"model.initialize: {source}"
+            ).get_vocab()
             if tokenizer.get_vocab().items() - known.items():  # it may know some more
                 raise InputError(
                     f"model.initialize: {source} has other tokens than the tokenizer, be they as many; set"

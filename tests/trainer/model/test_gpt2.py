@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Model
-from trainer.data.tokenizer import from_bytes, save
+from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model import gpt2 as model_module
 from trainer.model.export import _exportable
 from trainer.model.flat import Flat
@@ -225,7 +225,7 @@ def test_a_checkpoint_is_loaded_as_it_is(tokenizer: Tokenizer, checkpoint: Calla
 def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
     """Its tokenizer.json tells, where it has one."""
     folder = checkpoint(tokenizer.get_vocab_size())
-    save(tokenizer, folder, 16)
+    save_tokenizer(tokenizer, folder, 16)
     assert build(Model(initialize=str(folder)), tokenizer, 0.0, 1)
     (folder / "tokenizer.json").write_text(json.dumps(exchanged(json.loads(tokenizer.to_str()))))
     assert "has other tokens than the tokenizer, be they as many; set data.tokenizer" in refused(tokenizer, folder)
