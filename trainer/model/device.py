@@ -1,4 +1,4 @@
-"""Which device and precision this machine trains with, and what the device can do at best."""
+"""Choose the device and precision that this machine trains with, and estimate the device's peak speed."""
 
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,8 @@ from trainer.contract.errors import InputError
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-# Dense TFLOP/s by words of the device's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan.
-# The first whose words are all there counts. Columns: bf16 or fp16; fp32, which is TF32 where the device has it.
+# Dense TFLOP/s by words of the device's name, from NVIDIA's data sheets as collected in llm.c's mfu.h and torchtitan.
+# The first row whose words are all in the device's name counts. Columns: name; bf16 or fp16; fp32 (TF32 if it has it).
 PEAKS = [
     ("H200", 989, 494),
     ("H100 PCIe", 756, 378),
@@ -23,7 +23,10 @@ PEAKS = [
 
 
 def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
-    """(device, autocast dtype or None for fp32). `auto`: bf16 from compute capability 8.0, fp16 on 7.x, else fp32."""
+    """Return (device, autocast dtype). The dtype is None for fp32.
+
+    `auto` means bf16 from compute capability 8.0, fp16 on 7.x, else fp32. Raise InputError for fp16 without a GPU.
+    """
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if precision == "auto":
@@ -38,9 +41,9 @@ def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
 def peak_speed(
     device: torch.device, precision: torch.dtype | None, model: "GPT2LMHeadModel", sequence_length: int
 ) -> float | None:
-    """Tokens/s that the device could train at its peak; None where the peak is not known: then no MFU is shown.
+    """Return the tokens per second that the device could train at its peak, or None if its peak is not known.
 
-    A token takes 6N + 12·L·T·E FLOPs (Chowdhery et al. 2022), N without the table of positions, as nanoGPT counts.
+    A token takes 6N + 12·L·T·E FLOPs (Chowdhery et al. 2022). As in nanoGPT, N does not count the table of positions.
     """
     if device.type != "cuda":
         return None

@@ -228,7 +228,7 @@ def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: 
     save_tokenizer(tokenizer, folder, 16)
     assert build(Model(initialize=str(folder)), tokenizer, 0.0, 1)
     (folder / "tokenizer.json").write_text(json.dumps(exchanged(json.loads(tokenizer.to_str()))))
-    assert "has other tokens than the tokenizer, be they as many; set data.tokenizer" in refused(tokenizer, folder)
+    assert "has other tokens than the tokenizer, even if as many; set data.tokenizer" in refused(tokenizer, folder)
 
 
 def exchanged(found: dict[str, Any]) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def test_a_run_in_a_bucket_must_be_finished(
     monkeypatch.setattr(model_module, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(model_module, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
     source = "gs://bucket/runs/one/model"
-    assert refused(tokenizer, source).endswith(f"nothing lies at {source}; finished runs there: none")
+    assert refused(tokenizer, source).endswith(f"there is nothing at {source}; finished runs there: none")
     shutil.copytree(folder := checkpoint(), runs / "two" / "model")
     write_manifest(runs / "two" / "model")
     assert refused(tokenizer, source).endswith("; finished runs there: two")
@@ -335,7 +335,7 @@ def test_without_a_compiler_training_goes_on(model: GPT2LMHeadModel, monkeypatch
     inputs, targets = batch()
     values = [float(loss(inputs, targets, 1.0)) for _ in range(3)]
     assert values == [float(eager(inputs, targets, 1.0))] * 3
-    assert said == ["torch.compile failed (no C++ compiler); going on without it"]
+    assert said == ["torch.compile failed (no C++ compiler); continuing without it"]
 
 
 def test_a_torch_without_compile_trains_too(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
