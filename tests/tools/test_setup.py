@@ -63,7 +63,7 @@ def test_uv_installs_the_packages(checkout: Path) -> None:
     (venv, installed), _ = setup(checkout)
     assert venv == "python -m venv .venv"
     assert installed.startswith(
-        "uv pip install --python .venv/bin/python --requirement requirements/development.txt UV_INDEX_STRATEGY="
+        "uv pip install --compile-bytecode --python .venv/bin/python --requirement requirements/development.txt UV_"
     )
 
 
