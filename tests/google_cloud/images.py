@@ -40,7 +40,7 @@ def context_hash(props: Json, folder: Path) -> str:
         digest.update(recipe.read_bytes())
     if not root.is_dir():
         raise ValueError(f"context.location: {root} is not a folder")
-    ignore = _rules(recipe.with_name(recipe.name + ".dockerignore")) or _rules(root / ".dockerignore")
+    ignore = ignore_rules(recipe.with_name(recipe.name + ".dockerignore")) or ignore_rules(root / ".dockerignore")
     for name in context_files(root, ignore):
         digest.update(f"\n{name}\n".encode() + (root / name).read_bytes())
     return digest.hexdigest()
@@ -60,7 +60,8 @@ def context_files(root: Path, rules: list[str]) -> list[str]:
     return sorted(PathSpec.from_lines("gitignore", patterns).match_files(names, negate=True))
 
 
-def _rules(path: Path) -> list[str]:
+def ignore_rules(path: Path) -> list[str]:
+    """Return the patterns of a .dockerignore; none where there is no such file."""
     lines = path.read_text().splitlines() if path.is_file() else []
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 

@@ -109,7 +109,8 @@ def running(*, keep: bool = False) -> Iterator[Engine]:
             engine = Engine(client, host)
             _wait(lambda: engine.docker("info", "--format", "{{.ServerVersion}}", check=False), log)
             yield engine
-            engine.docker("image", "prune", "--force")  # what a newer build replaced
+            if keep:
+                engine.docker("image", "prune", "--force")  # what a newer build replaced
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_the_package_for_cloud_build_is_the_code(context: Path) -> None:
 
 def test_dockerignore_leaves_the_code(context: Path) -> None:
     """As its patterns read; where there is an engine, its builders are asked."""
-    rules = [line for line in (context / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    rules = images.ignore_rules(context / ".dockerignore")
     assert set(images.context_files(context, rules)) == set(contents.copied(context))
 
 
