@@ -20,6 +20,7 @@ from google.cloud import storage as gcs
 
 from tests.google_cloud.client import Client
 from tests.google_cloud.install import environment, install, without_google
+from tests.warm_python import cold, warm
 from trainer.storage import Storage, open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,10 @@ class StandIn:
         """What a preview would do: {resource name: operation}, but for what stays the same."""
         steps = self.preview(*arguments, stack=stack)
         return {s["urn"].rsplit("::", 1)[1]: s["op"] for s in steps if s["op"] != "same"}
+
+    def cold(self) -> None:
+        """From now on the CLI starts Python as it does for a person; only the stand-ins of plugins are forked."""
+        cold(self.root, self.environment)
 
     def outputs(self, stack: str = "dev") -> Json:
         """The stack's outputs."""
@@ -178,7 +183,7 @@ class StandIn:
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def cloud(tmp_path: Path, gcs_address: str, warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -187,7 +192,7 @@ def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> 
     project, storage = f"gpt2-{uuid.uuid4().hex[:8]}", f"http://{gcs_address}"
     root = tmp_path / "project"
     copy_project(root, project)
-    install(tmp_path / "home")
+    install(tmp_path / "home", warm_python / "bin" / "python")
     base = without_google()
     daemon = start_daemon(
         tmp_path / "cloud", {**base, "STORAGE_EMULATOR_HOST": storage, "GPT2_TRAINING_STANDIN_ROOT": str(root)}
@@ -206,6 +211,7 @@ def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> 
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
             "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
         }
+        warm(warm_python, root, ours)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage)
         yield StandIn(root, ours, project, url, tmp_path / "cloud")
     finally:
@@ -242,7 +248,6 @@ def copy_project(root: Path, project: str) -> None:
     (root / "data").mkdir()
     for name in ("default.txt", "my-data.txt"):
         (root / "data" / name).write_text("To be, or not to be, that is the question.\n" * 5000)
-    (root / ".venv").symlink_to(sys.prefix)
 
 
 def start_daemon(folder: Path, base: dict[str, str]) -> "subprocess.Popen[bytes]":

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from infra import config
 from infra.job import job_spec
 from infra.local import processes
+from tests.warm_python import cold, warm
 from trainer.records import Status
 from trainer.spec import JobSpec
 from trainer.status import read_status
@@ -61,6 +61,10 @@ class Project:
     def up(self, *arguments: str, ok: bool = True) -> str:
         return self.run("up", "--skip-preview", *arguments, ok=ok)
 
+    def cold(self) -> None:
+        """From now on the CLI starts Python as it does for a person, and nothing is forked."""
+        cold(self.root, self.environment)
+
     def destroy(self) -> str:
         return self.run("destroy", "--skip-preview")
 
@@ -104,7 +108,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def project(tmp_path: Path, warm_python: Path) -> Iterator[Project]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -118,7 +122,6 @@ def project(tmp_path: Path) -> Iterator[Project]:
     (root / "trainer" / "__main__.py").write_text(TRAINER)
     (root / "data").mkdir()
     (root / "data" / "default.txt").write_text("To be, or not to be, that is the question.\n" * 500)
-    (root / ".venv").symlink_to(sys.prefix)
     for name in ("state", "home"):
         (tmp_path / name).mkdir()
     environment = {
@@ -130,6 +133,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
     }
+    warm(warm_python, root, environment)
     made = Project(root, environment)
     subprocess.run(["pulumi", "stack", "init", "local"], cwd=root, env=environment, check=True, capture_output=True)
     yield made
