@@ -20,7 +20,6 @@ from google.cloud import storage as gcs
 
 from tests.google_cloud.client import Client
 from tests.google_cloud.install import environment, install, without_google
-from tests.warm_python import cold, warm
 from trainer.storage import Storage, open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -73,10 +72,6 @@ class StandIn:
         """What a preview would do: {resource name: operation}, but for what stays the same."""
         steps = self.preview(*arguments, stack=stack)
         return {s["urn"].rsplit("::", 1)[1]: s["op"] for s in steps if s["op"] != "same"}
-
-    def cold(self) -> None:
-        """From now on the CLI starts Python as it does for a person; only the stand-ins of plugins are forked."""
-        cold(self.root, self.environment)
 
     def outputs(self, stack: str = "dev") -> Json:
         """The stack's outputs."""
@@ -183,7 +178,13 @@ class StandIn:
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, gcs_address: str, warm_python: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def cloud(
+    tmp_path: Path,
+    gcs_address: str,
+    virtual_environment: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[StandIn]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -192,11 +193,14 @@ def cloud(tmp_path: Path, gcs_address: str, warm_python: Path, monkeypatch: pyte
     project, storage = f"gpt2-{uuid.uuid4().hex[:8]}", f"http://{gcs_address}"
     root = tmp_path / "project"
     copy_project(root, project)
-    install(tmp_path / "home", warm_python / "bin" / "python")
+    (root / ".venv").symlink_to(virtual_environment)
+    install(tmp_path / "home", virtual_environment / "bin" / "python")
     base = without_google()
-    daemon = start_daemon(
-        tmp_path / "cloud", {**base, "STORAGE_EMULATOR_HOST": storage, "GPT2_TRAINING_STANDIN_ROOT": str(root)}
-    )
+    machines = {"STORAGE_EMULATOR_HOST": storage, "GPT2_TRAINING_STANDIN_ROOT": str(root)}
+    if "life" in request.fixturenames and not request.node.get_closest_marker("cold"):
+        trainer: Path = request.getfixturevalue("forked_trainer")
+        machines["GPT2_TRAINING_STANDIN_PYTHON"] = str(trainer / "bin" / "python")
+    daemon = start_daemon(tmp_path / "cloud", {**base, **machines})
     url = ""
     try:
         url = wait_for(lambda: daemon_url(tmp_path / "cloud", daemon), "the stand-in cloud's daemon")
@@ -204,6 +208,7 @@ def cloud(tmp_path: Path, gcs_address: str, warm_python: Path, monkeypatch: pyte
             **base,
             **environment(url, storage, tmp_path / "cloud"),
             "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
+            "VIRTUAL_ENV": str(virtual_environment),
             "PULUMI_HOME": str(tmp_path / "home"),
             "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
             "PULUMI_CONFIG_PASSPHRASE": "test",
@@ -211,7 +216,6 @@ def cloud(tmp_path: Path, gcs_address: str, warm_python: Path, monkeypatch: pyte
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
             "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
         }
-        warm(warm_python, root, ours)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage)
         yield StandIn(root, ours, project, url, tmp_path / "cloud")
     finally:

@@ -14,7 +14,6 @@ import pytest
 from infra import config
 from infra.job import job_spec
 from infra.local import processes
-from tests.warm_python import cold, warm
 from trainer.records import Status
 from trainer.spec import JobSpec
 from trainer.status import read_status
@@ -61,10 +60,6 @@ class Project:
     def up(self, *arguments: str, ok: bool = True) -> str:
         return self.run("up", "--skip-preview", *arguments, ok=ok)
 
-    def cold(self) -> None:
-        """From now on the CLI starts Python as it does for a person, and nothing is forked."""
-        cold(self.root, self.environment)
-
     def destroy(self) -> str:
         return self.run("destroy", "--skip-preview")
 
@@ -108,7 +103,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, warm_python: Path) -> Iterator[Project]:
+def project(tmp_path: Path, virtual_environment: Path) -> Iterator[Project]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -122,18 +117,19 @@ def project(tmp_path: Path, warm_python: Path) -> Iterator[Project]:
     (root / "trainer" / "__main__.py").write_text(TRAINER)
     (root / "data").mkdir()
     (root / "data" / "default.txt").write_text("To be, or not to be, that is the question.\n" * 500)
+    (root / ".venv").symlink_to(virtual_environment)
     for name in ("state", "home"):
         (tmp_path / name).mkdir()
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PULUMI_")},
         "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
+        "VIRTUAL_ENV": str(virtual_environment),
         "PULUMI_HOME": str(tmp_path / "home"),
         "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
         "PULUMI_CONFIG_PASSPHRASE": "",
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
     }
-    warm(warm_python, root, environment)
     made = Project(root, environment)
     subprocess.run(["pulumi", "stack", "init", "local"], cwd=root, env=environment, check=True, capture_output=True)
     yield made

@@ -1,10 +1,12 @@
 """The server: it imports libraries once and forks a process for each client.
 
-`python -I server.py SOCKET LIBRARY...`. It ends, and all that it forked with it, when its stdin ends.
+`python -I server.py SOCKET PYTHON LIBRARY...`, PYTHON being sys.executable of what it forks. It ends, and all that it
+forked with it, when its stdin ends. Its environment has a variable ROOM, as long as any environment of a process.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import io
@@ -20,7 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-Request = tuple[int, int, list[str], str, dict[str, str]]  # see client.py
+Request = tuple[int, int, list[str], str, dict[str, str], list[int]]  # see client.py
 
 
 class Server:
@@ -67,7 +69,7 @@ class Server:
         client, _ = self.listener.accept()
         client.settimeout(30)
         try:
-            head, descriptors, _, _ = socket.recv_fds(client, 4, 3)
+            head, descriptors, _, _ = socket.recv_fds(client, 4, 250)
             size, asked = int.from_bytes(head, "big"), b""
             while len(asked) < size:
                 if not (part := client.recv(size - len(asked))):
@@ -128,18 +130,22 @@ def become(request: Request, descriptors: list[int], base: list[str]) -> NoRetur
 
 
 def run(request: Request, descriptors: list[int], base: list[str]) -> int:
-    client, niceness, arguments, cwd, environment = request
+    client, niceness, arguments, cwd, environment, inherited = request
     os.setsid()
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 4096 else 4096)
     signal.set_wakeup_fd(-1)
+    beyond = max([*inherited, *descriptors]) + 1
+    moved = [fcntl.fcntl(number, fcntl.F_DUPFD, beyond) for number in descriptors]
+    os.closerange(0, beyond)
+    for number, descriptor in zip(inherited, moved, strict=True):
+        os.dup2(descriptor, number)
+    os.closerange(beyond, max(moved) + 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.nice(max(niceness - os.nice(0), 0))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    show(environment)
     os.getppid = lambda: parent_of(client)
 
     flags, rest = [], list(arguments)
@@ -187,6 +193,17 @@ def ended(rest: list[str]) -> int:
     return code & 0xFF
 
 
+def show(environment: dict[str, str]) -> None:
+    """Write the environment where the kernel looks for it: whose a process is, others read in /proc/PID/environ."""
+    start, end = (int(field) for field in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[47:49])
+    text = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
+    if len(text) > end - start:
+        raise ValueError(f"an environment of {len(text)} bytes, where the server has room for {end - start}")
+    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+        memory.seek(start)
+        memory.write(text.ljust(end - start, b"\0"))
+
+
 def parent_of(pid: int) -> int:
     """Of the client, as its process has no other parent than all others have."""
     try:
@@ -196,7 +213,8 @@ def parent_of(pid: int) -> int:
 
 
 def main(arguments: list[str]) -> Any:
-    server = Server(arguments[0], arguments[1:])
+    sys.executable = arguments[1]
+    server = Server(arguments[0], arguments[2:])
     try:
         server.serve()
     finally:
