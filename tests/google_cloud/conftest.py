@@ -269,13 +269,13 @@ def daemon_url(folder: Path, daemon: "subprocess.Popen[bytes]") -> str | None:
     return f"http://127.0.0.1:{(folder / 'port').read_text()}" if (folder / "port").exists() else None
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60, every: float = 0.02) -> Any:
     """The first truthy value of a condition. Fails the test when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.02)
+        time.sleep(every)
     return pytest.fail(f"{what}: nothing within {seconds} s")
 
 

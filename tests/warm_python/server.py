@@ -35,7 +35,7 @@ class Server:
         self.listener.listen(128)
         print("listening", flush=True)
         for name in libraries:  # a client that comes early waits
-            importlib.import_module(name)
+            hasattr(importlib.import_module(name), "one")  # pulumi_gcp's modules are lazy until they are looked at
         if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
             sys.exit(f"tests/warm_python: one of {', '.join(libraries)} starts a thread when it is imported")
         gc.collect()
@@ -46,6 +46,8 @@ class Server:
             end.setblocking(False)
         signal.set_wakeup_fd(self.woken.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGINT, signal.SIGTERM):  # meant for the tests, which end us by closing our stdin
+            signal.signal(number, signal.SIG_IGN)
         self.selector = selectors.DefaultSelector()
         for file in (self.listener, self.waking, sys.stdin):
             self.selector.register(file, selectors.EVENT_READ)
@@ -140,6 +142,7 @@ def run(request: Request, descriptors: list[int], base: list[str]) -> int:
         os.dup2(descriptor, number)
     os.closerange(beyond, max(moved) + 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.nice(max(niceness - os.nice(0), 0))
     os.chdir(cwd)
