@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from infra.fleet.host import host_cores, this_machine
 from infra.sizing import workload
 from infra.stack.config import StackConfig
-from trainer.contract import geometry, spec
-from trainer.runs.metrics import read_records
+from trainer.contract import geometry, paths, spec
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Status
 from trainer.runs.status import read_status
 from trainer.storage.base import Storage
@@ -115,10 +115,10 @@ def write(root: Path, found: list[Measured]) -> None:
 def collect(storage: Storage, config: StackConfig, known: list[Measured]) -> tuple[list[Measured], int]:
     """The runs of a bucket that are over and not known, and how many of them say nothing. Raises StorageError."""
     seen, found, silent = {(one.run, one.launch) for one in known}, [], 0
-    names = {entry.path.split("/")[1] for entry in storage.list("runs") if entry.path.endswith("/status.json")}
-    for run in sorted(names):
+    names = {run for entry in storage.list(paths.RUNS) if (run := paths.run_of_status(entry.path))}
+    for run in sorted(run for run in names if paths.sweep_of(run) is None):
         try:
-            job = spec.JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json"))
+            job = spec.JobSpec.model_validate_json(storage.read(paths.job(run)))
             status = read_status(storage, run)
         except (FileNotFoundError, ValidationError):  # of another version
             silent += 1
@@ -141,7 +141,7 @@ def measure(storage: Storage, job: spec.JobSpec, status: Status, config: StackCo
     }
     if not config.google and storage.url.startswith("file://"):
         machines = {here()}
-    steps = [r for r in read_records(storage, job.run) if r.step_seconds and r.step > WARM_UP]
+    steps = [r for r in read_metrics(storage, job.run).steps if r.step_seconds and r.step > WARM_UP]
     if size is None or len(machines) != 1 or len(steps) < LEAST_STEPS:
         return None
     steps.sort(key=lambda record: record.step_seconds or 0)

@@ -9,11 +9,6 @@ from infra.stack.config import StackConfig
 HOUR = 3600  # seconds
 
 
-def record(run: str, launch: int) -> str:
-    """Where a launch notes when it started, so that the next `up` knows whether its time is over."""
-    return f"runs/{run}/launches/{launch}.json"
-
-
 def hours_left(config: StackConfig) -> float:
     """Hours from the launch to its end: maxHours, or less if maxCostUsd is used up before."""
     limits = config.file.limits
