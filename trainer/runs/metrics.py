@@ -106,15 +106,16 @@ class Metrics:
             self._log(f"TensorBoard's files could not be written ({error}); going on")
 
     def _show(self, records: list[Record]) -> None:
-        if not records:
+        folder = self._storage.local_path(paths.tensorboard(self._run))
+        if not records or folder is None:
             return
-        if self._board is None:  # imported late: it costs seconds that the first step should not wait for
-            folder = self._storage.local_path(paths.tensorboard(self._run))
-            if folder is None:
-                return
-            from torch.utils.tensorboard import SummaryWriter
+        # 0.4 s of imports that the first step should not wait for; only the member that writes needs them.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self._board = SummaryWriter(str(folder), flush_secs=10)
+        if self._board is None:
+            self._board = EventFileWriter(str(folder), flush_secs=10)
         names = {
             "loss/train": "loss",
             "loss/validation": "validation_loss",
@@ -127,4 +128,5 @@ class Metrics:
             for tag, field in names.items():
                 value = getattr(record, field)
                 if value is not None:
-                    self._board.add_scalar(tag, value, record.step, walltime=record.time)
+                    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+                    self._board.add_event(Event(wall_time=record.time, step=record.step, summary=summary))
