@@ -39,6 +39,7 @@ from tests.trainer.running import Run
 from trainer.compute.assembly import Trainer, assemble
 from trainer.compute.context import make_parts
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.data.batches import TOKEN
 from trainer.data.prepared import Manifest, Shard, Split, find
 from trainer.data.tokenizer import from_bytes
@@ -81,12 +82,12 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
 
 def _draw_tokens(run: Run, vocabulary: int) -> None:
     """Draw random tokens as a text's: speed depends on the size of the vocabulary, not on what is said."""
-    folder = f"data/{run.spec.fingerprint}/{run.spec.data.tokens_key()}"
+    folder = paths.tokens(run.spec.fingerprint, run.spec.data.tokens_key())
     tokenizer = from_bytes()
     entries = tokenizer.get_vocab()
     tokenizer.model = BPE(vocab=entries | {f"unused {i}": i for i in range(len(entries), vocabulary)}, merges=[])
     content = tokenizer.to_str().encode()
-    run.storage.write(f"{folder}/tokenizer.json", content)
+    run.storage.write(f"{folder}/{paths.TOKENIZER}", content)
     splits, random = {}, np.random.default_rng(0)
     for name, count in TOKENS.items():
         tokens = random.integers(0, vocabulary, count).astype(TOKEN).tobytes()
@@ -100,7 +101,7 @@ def _draw_tokens(run: Run, vocabulary: int) -> None:
         vocabulary_size=vocabulary,
         **splits,
     )
-    run.storage.write(f"{folder}/manifest.json", manifest.model_dump_json(by_alias=True).encode())
+    run.storage.write(f"{folder}/{paths.MANIFEST}", manifest.model_dump_json(by_alias=True).encode())
 
 
 class _Quiet(Process):

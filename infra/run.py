@@ -11,6 +11,7 @@ from infra.load import load
 from infra.stack.config import ROOT, StackConfig
 from infra.stack.reading import gcp_values, own_values, parsed
 from infra.stack.secrets import secret_keys
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
@@ -54,5 +55,5 @@ class TrainingRun(pulumi.ComponentResource):
             bucket = stand_up_here(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket
-        self.trained_model = bucket.apply(lambda url: f"{url}/runs/{job.run}/model")
+        self.trained_model = bucket.apply(lambda url: f"{url}/{paths.model(job.run)}")
         self.register_outputs({"run": self.run, "bucket": self.bucket, "model": self.trained_model})

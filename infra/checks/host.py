@@ -12,6 +12,7 @@ from infra.inputs.checkpoint import FOLDER
 from infra.sizing.memory import SERVER_BYTES, SERVERS_BYTES_PER_PARAMETER, TRAINER_BYTES
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
+from trainer.contract import paths
 
 BYTES_PER_PARAMETER = 12  # in a checkpoint: fp32 parameters and AdamW's two moments
 TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
@@ -71,7 +72,7 @@ def _parameters(config: StackConfig) -> int:
 def disk_problem(config: StackConfig, run: str) -> str | None:
     """Return a problem if a new run's files will not fit on the disk."""
     folder = config.root.resolve() / "artifacts" / config.stack
-    if (folder / "runs" / run).exists():  # it was checked before, and may be finished
+    if (folder / paths.run(run)).exists():  # it was checked before, and may be finished
         return None
     file = config.file
     # The text's copy and its tokens of two bytes; for pairs also their texts and index.

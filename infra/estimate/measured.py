@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from infra.fleet.catalog import machine_label
 from infra.fleet.host import host_label
 from infra.sizing import workload
-from trainer.contract import geometry, spec
-from trainer.runs.metrics import read_records
+from trainer.contract import geometry, paths, spec
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Status
 from trainer.runs.status import read_status
 from trainer.storage.base import Storage
@@ -118,10 +118,10 @@ def collect(storage: Storage, root: Path, known: list[Measured]) -> tuple[list[M
     """
     seen: set[tuple[str, int]] = {(run.run, run.launch) for run in known}
     fresh, silent = [], 0
-    names = {entry.path.split("/")[1] for entry in storage.list("runs") if entry.path.endswith("/status.json")}
-    for name in sorted(names):
+    names = {name for entry in storage.list(paths.RUNS) if (name := paths.run_of_status(entry.path))}
+    for name in sorted(name for name in names if paths.sweep_of(name) is None):
         try:
-            job = spec.JobSpec.model_validate_json(storage.read(f"runs/{name}/job.json"))
+            job = spec.JobSpec.model_validate_json(storage.read(paths.job(name)))
             status = read_status(storage, name)
         except (FileNotFoundError, ValidationError):  # written by another version
             silent += 1
@@ -150,7 +150,7 @@ def measure(storage: Storage, job: spec.JobSpec, status: Status, root: Path) -> 
     }
     if storage.url.startswith("file://"):  # a local stack's processes, which ran on this computer
         machines = {host_label()}
-    steps = [record for record in read_records(storage, job.run) if record.step_seconds and record.step > WARM_UP]
+    steps = [record for record in read_metrics(storage, job.run).steps if record.step_seconds and record.step > WARM_UP]
     if size is None or len(machines) != 1 or len(steps) < LEAST_STEPS:
         return None
     steps.sort(key=lambda record: record.step_seconds or 0)

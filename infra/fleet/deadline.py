@@ -9,11 +9,6 @@ from infra.stack.keys import Limits
 HOUR = 3600  # seconds
 
 
-def record(run: str, launch: int) -> str:
-    """Return the path in the bucket where a launch notes its start, so that the next `up` knows if its time is over."""
-    return f"runs/{run}/launches/{launch}.json"
-
-
 def launch_hours(limits: Limits, fleet: Fleet) -> float:
     """Return the hours from a launch to its end: maxHours, or fewer if maxCostUsd is used up before."""
     cost = fleet.hourly

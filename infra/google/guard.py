@@ -16,11 +16,12 @@ from pulumi_gcp import billing, cloudscheduler
 
 from infra import lifecycle
 from infra.dynamic import Properties, Provider, changed, plain
-from infra.fleet.deadline import cron, launch_hours, record
+from infra.fleet.deadline import cron, launch_hours
 from infra.fleet.fleet import Fleet
 from infra.google.groups import Group
 from infra.google.identity import Identity
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.storage.base import NoBucket
 from trainer.storage.factory import open_storage
@@ -35,7 +36,7 @@ class LaunchProvider(Provider):
         props = plain(props)
         storage, started = open_storage(props["bucket"]), int(time.time())
         lifecycle.begin(storage, props["run"], props["launch"])
-        storage.write(record(props["run"], props["launch"]), json.dumps({"started": started}).encode())
+        storage.write(paths.launch(props["run"], props["launch"]), json.dumps({"started": started}).encode())
         return CreateResult(f"{props['run']}/{props['launch']}", {**props, "started": started})
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:

@@ -19,8 +19,8 @@ from infra.google.network import Network
 from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Storage
-from infra.lifecycle import CURRENT
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
@@ -57,11 +57,11 @@ def stand_up(config: StackConfig, fleet: Fleet, job: JobSpec, parent: pulumi.Res
     # build that fails leave the machines of the run before without their guard.
     everything: list[pulumi.Resource] = [identity, network, image]
     declared = buckets.put(
-        "job", buckets.artifacts, f"runs/{job.run}/job.json", _asset(job.to_json()), "application/json", everything
+        "job", buckets.artifacts, paths.job(job.run), _asset(job.to_json()), "application/json", everything
     )
     current = {"run": job.run, "launch": job.launch}
     # The master of a run that is replaced looks here before it runs the jobs, which are the next run's by then.
-    pointer = buckets.put("current", buckets.artifacts, CURRENT, _asset(current), "application/json", [declared])
+    pointer = buckets.put("current", buckets.artifacts, paths.CURRENT, _asset(current), "application/json", [declared])
     launch = Launch(config.bucket, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets]))
     planned = groups(config, fleet, job)
     guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))

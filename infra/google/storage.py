@@ -11,6 +11,7 @@ from infra.google.retained import bucket_settings
 from infra.inputs.data_lock import read_lock
 from infra.inputs.google import VOCABULARY_FILES, text_object, vocabulary_folder
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
@@ -72,7 +73,7 @@ class Storage(pulumi.ComponentResource):
         if (folder := vocabulary_folder(self._config)) is not None:
             for name in VOCABULARY_FILES:
                 source = pulumi.FileAsset(str(folder / name))
-                self.put(f"vocabulary-{name}", self.data, f"vocabulary/gpt2/{name}", source, "text/plain")
+                self.put(f"vocabulary-{name}", self.data, f"{paths.VOCABULARY}/{name}", source, "text/plain")
 
     def put(
         self,

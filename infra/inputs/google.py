@@ -13,7 +13,7 @@ from infra.inputs.placed import Placed
 from infra.inputs.text import text_problems
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
-from trainer.contract import identity
+from trainer.contract import identity, paths
 
 LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies what is declared as an object
 VOCABULARY = Path("data/gpt2-vocabulary")  # where scripts.prepare_data puts GPT-2's
@@ -74,7 +74,7 @@ def place(config: StackConfig, fleet: Fleet) -> Placed:
     path = lock.url if lock else f"{config.data_bucket}/{text_object(config, fingerprint)}"
     data: dict[str, Any] = {"path": path, "format": data_format(config.file.data)}
     if vocabulary_folder(config) is not None:
-        data["vocabulary_path"] = f"{config.data_bucket}/vocabulary/gpt2"
+        data["vocabulary_path"] = f"{config.data_bucket}/{paths.VOCABULARY}"
     where = content = None
     if (found := checkpoint.locate(config)) is not None:
         where, content = found.where, found.content
@@ -96,4 +96,4 @@ def place(config: StackConfig, fleet: Fleet) -> Placed:
 
 def text_object(config: StackConfig, fingerprint: str) -> str:
     """The text's path in the data bucket."""
-    return f"data/{fingerprint}/{config.text.name}"
+    return paths.text(fingerprint, config.text.name)

@@ -8,14 +8,14 @@ from infra.inputs import checkpoint
 from infra.inputs.placed import Placed
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
-from trainer.contract import identity
+from trainer.contract import identity, paths
 
 
 def place(config: StackConfig, cores: int) -> Placed:
     """On this machine: the text is copied into the bucket, folders are used where they are."""
     file = config.file
     fingerprint = identity.fingerprint(config.text)
-    data: dict[str, Any] = {"path": f"data/{fingerprint}/{config.text.name}", "format": data_format(file.data)}
+    data: dict[str, Any] = {"path": paths.text(fingerprint, config.text.name), "format": data_format(file.data)}
     if file.data.vocabulary_path is not None:
         data["vocabulary_path"] = _located(config.root, file.data.vocabulary_path)
     where = content = None

@@ -165,7 +165,9 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     for name in ("step-00000250-attempt-1/manifest.json", "step-00000500-attempt-2/manifest.json"):
         storage.write(f"runs/{job.run}/checkpoints/{name}", b"{}")
     storage.write(f"runs/{job.run}/checkpoints/step-00000550-attempt-2/part-0.safetensors", b"")  # not whole
-    assert newest_checkpoint(storage, job.run) == 500
+    newest = newest_checkpoint(storage, job.run)
+    assert newest is not None
+    assert newest.step == 500
     JobProvider().delete(job.run, props(stack, job))
     status = read_status(storage, job.run)
     assert status is not None

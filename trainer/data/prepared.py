@@ -1,12 +1,6 @@
-"""Token shards that lie in a bucket: what they are, and how a machine comes to read them.
+"""Tokens in a bucket: what a folder of token shards holds, and how a machine reads it.
 
-    data/<fingerprint>/<tokens key>/
-        tokenizer.json
-        train-00000.bin ... validation-00000.bin    uint16, little-endian, no header
-        train-examples.bin, train.jsonl ...         of pairs: where an example's tokens are (batches.EXAMPLE); its line
-        manifest.json                               written last: without it nothing is there
-
-trainer/data/prepare.py makes them. Nothing here imports torch.
+trainer/contract/paths.py lists the files; trainer/data/prepare.py makes them.
 """
 
 import hashlib
@@ -23,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Data, Strict
 from trainer.data import tokenizer as vocabularies
@@ -88,7 +83,7 @@ class Prepared:
 
     def tokenizer(self) -> Tokenizer:
         """Raises InputError if the file is damaged."""
-        path = f"{self.folder}/tokenizer.json"
+        path = f"{self.folder}/{paths.TOKENIZER}"
         content = self.storage.read(path)
         if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer_sha256:
             raise InputError(damaged(self.storage, path, self.folder))
@@ -160,16 +155,16 @@ def cache_folder() -> Path:
 
 def find(storage: Storage, data: Data, fingerprint: str) -> Prepared | None:
     """What prepare() made before, if it is all there (files and their sizes)."""
-    folder = f"data/{fingerprint}/{data.tokens_key()}"
+    folder = paths.tokens(fingerprint, data.tokens_key())
     try:
-        manifest = Manifest.model_validate_json(storage.read(f"{folder}/manifest.json"))
+        manifest = Manifest.model_validate_json(storage.read(f"{folder}/{paths.MANIFEST}"))
     except (FileNotFoundError, ValidationError):
         return None
     there = {entry.path: entry.size for entry in storage.list(folder)}
     for split in filter(None, (manifest.train, manifest.validation, manifest.test)):
         if any(there.get(f"{folder}/{name}") != size for name, size in split.files.items()):
             return None
-    if f"{folder}/tokenizer.json" not in there:
+    if f"{folder}/{paths.TOKENIZER}" not in there:
         return None
     return Prepared(storage, folder, manifest)
 

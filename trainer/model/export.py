@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Lora
 from trainer.data.tokenizer import save as save_tokenizer
 from trainer.model import lora
@@ -32,7 +33,6 @@ def export(
     Of LoRA the model is the merged one, and the matrices alone lie in its folder adapter/, as peft has them.
     """
     disable_progress_bar()  # of one file
-    prefix = f"runs/{spec.run}/model"
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made)
         exported = _exportable(model, tokenizer.get_vocab_size(), adapted=spec.model.lora is not None)
@@ -42,8 +42,8 @@ def export(
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
         written = manifest.write_manifest(folder, run=spec.run)
-        for name in (*written["files"], manifest.NAME):  # the manifest last: with it the model is there
-            storage.upload(folder / name, f"{prefix}/{name}")
+        for name in (*written["files"], paths.MANIFEST):  # the manifest last: with it the model is there
+            storage.upload(folder / name, paths.model_file(spec.run, name))
     return exported
 
 

@@ -1,16 +1,13 @@
 """Fetch the checkpoint that a run starts from: a folder, a run of a bucket, or a model of the hub."""
 
-import re
 from pathlib import Path
 
-from trainer.contract.errors import InputError
+from trainer.contract import paths
+from trainer.contract.errors import InputError, few
 from trainer.data.prepared import cache_folder
 from trainer.storage import manifest as manifests
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
-
-RUN_MODEL = re.compile(r"runs/.+/model")  # in a bucket
-FEW = 8  # runs named in an error
 
 
 def fetch_folder(source: str) -> str:
@@ -33,15 +30,19 @@ def fetch_folder(source: str) -> str:
     for entry in entries:
         storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
     # Written last: what a run exports is there with it.
-    if RUN_MODEL.fullmatch(prefix.rstrip("/")) and (wrong := manifests.verify_manifest(target)):
+    if _is_of_run(prefix) and (wrong := manifests.verify_manifest(target)):
         raise InputError(f"model.initialize: the model at {source} is not whole ({wrong[0]}); wait for its run to end")
     return str(target)
 
 
+def _is_of_run(prefix: str) -> bool:
+    return paths.run_of_model(f"{prefix.rstrip('/')}/{paths.MANIFEST}") is not None
+
+
 def _others(storage: Storage, prefix: str) -> str:
     """What to do if a run's model is not there: the finished runs beside it, if any."""
-    if not RUN_MODEL.fullmatch(prefix.rstrip("/")):
+    if not _is_of_run(prefix):
         return "give the address of a checkpoint's folder"
-    ending = f"/model/{manifests.NAME}"
-    runs = [e.path.removeprefix("runs/").removesuffix(ending) for e in storage.list("runs") if e.path.endswith(ending)]
-    return f"finished runs there: {', '.join(runs[-FEW:]) or 'none'}"
+    newest = sorted(storage.list(paths.RUNS), key=lambda entry: -entry.updated)
+    runs = [run for entry in newest if (run := paths.run_of_model(entry.path))]
+    return f"finished runs there: {few(runs, 'older ones')}"

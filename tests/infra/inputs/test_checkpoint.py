@@ -20,7 +20,7 @@ from tests.infra import google_graph
 from tests.infra.checks import test_google as google
 from tests.infra.test_load import root as root
 from tests.infra.test_load import values
-from trainer.contract import geometry
+from trainer.contract import geometry, paths
 from trainer.data.tokenizer import from_bytes
 from trainer.storage import manifest
 
@@ -97,7 +97,7 @@ def test_a_run_that_is_not_there(root: Path) -> None:
     assert problem(root, RUN) == said + "none"
     runs = [f"gpt2-4x128-0000000{i}" for i in range(7)]
     for i, run in enumerate(runs):
-        os.utime(model_of(root, run) / manifest.NAME, (i, i))
+        os.utime(model_of(root, run) / paths.MANIFEST, (i, i))
     assert problem(root, RUN) == said + ", ".join(reversed(runs[2:])) + " and 2 older ones"
 
 
