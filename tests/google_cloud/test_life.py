@@ -17,6 +17,7 @@ from .life import BUCKET, FIREWALL, GROUP, PATIENCE, Life, no_violations
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.cold
 def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: Path) -> None:
     run = life()
     cloud, first = run.cloud, run.job().run

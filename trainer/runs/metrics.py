@@ -119,15 +119,16 @@ class Metrics:
             self._log(f"TensorBoard's files could not be written ({error}); going on")
 
     def _show(self, records: list[Record]) -> None:
-        if not records:
+        folder = self._storage.local_path(self._prefix)
+        if not records or folder is None:
             return
-        if self._board is None:  # imported late: it costs seconds that the first step should not wait for
-            folder = self._storage.local_path(self._prefix)
-            if folder is None:
-                return
-            from torch.utils.tensorboard import SummaryWriter
+        # 0.4 s of imports, numpy among them, that those who only read metrics are spared: every preview does.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
+        if self._board is None:
+            self._board = EventFileWriter(str(folder / "tensorboard"), flush_secs=10)
         names = {
             "loss/train": "loss",
             "loss/validation": "validation_loss",
@@ -140,7 +141,8 @@ class Metrics:
             for tag, field in names.items():
                 value = getattr(record, field)
                 if value is not None:
-                    self._board.add_scalar(tag, value, record.step, walltime=record.time)
+                    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+                    self._board.add_event(Event(wall_time=record.time, step=record.step, summary=summary))
 
 
 def read_records(storage: Storage, run: str) -> list[Record]:

@@ -71,7 +71,7 @@ def train(run: Run, ending: Ending = rate) -> int:
 
 
 def sweep_of(new_run: Callable[..., Run], *params: dict[str, Any], trials: int = 3, **others: Any) -> Run:
-    return new_run(sweep=declared(*params, maxTrials=sweep).to_json(), **others)
+    return new_run(sweep=declared(*params, maxTrials=trials).to_json(), **others)
 
 
 def states(run: Run) -> list[str]:

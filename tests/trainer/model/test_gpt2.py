@@ -17,7 +17,7 @@ from trainer.contract import geometry
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Model
 from trainer.data.tokenizer import from_bytes, save
-from trainer.model import gpt2 as model_module
+from trainer.model import fetch
 from trainer.model.export import _exportable
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import EXPORTED_ACTIVATION, TRAINED_ACTIVATION, build
@@ -261,8 +261,8 @@ def test_a_run_in_a_bucket_must_be_finished(
     tokenizer: Tokenizer, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tmp_path / "bucket" / "runs"
-    monkeypatch.setattr(model_module, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(model_module, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
+    monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(fetch, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
     source = "gs://bucket/runs/one/model"
     assert refused(tokenizer, source).endswith(f"nothing lies at {source}; finished runs there: none")
     shutil.copytree(folder := checkpoint(), runs / "two" / "model")

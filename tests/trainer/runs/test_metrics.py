@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.runs import metrics as metrics_module
 from trainer.runs.metrics import Metrics, read_records
@@ -170,3 +171,16 @@ def test_many_threads_write(storage: Storage, new_metrics: Callable[..., Metrics
         thread.join()
     metrics.close()
     assert steps(storage) == list(range(1, 201))
+
+
+def test_tensorboard_reads_every_step(storage: Storage, tmp_path: Path) -> None:
+    metrics = Metrics(storage, RUN, "master-0", print)
+    for step in (1, 2, 3):
+        metrics.add(record(step, loss=5.0 - step), leads=True)
+    metrics.add(record(3, validation=2.5), leads=True)
+    metrics.close()
+    board = EventAccumulator(str(tmp_path / "runs" / RUN / "metrics" / "tensorboard"))
+    board.Reload()
+    shown = [(point.step, point.wall_time, point.value) for point in board.Scalars("loss/train")]
+    assert shown == [(1, 1.0, 4.0), (2, 2.0, 3.0), (3, 3.0, 2.0)]
+    assert [(point.step, point.value) for point in board.Scalars("loss/validation")] == [(3, 2.5)]
