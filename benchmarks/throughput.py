@@ -124,7 +124,7 @@ def our_trainer(run: Run) -> Trainer:
 
 def our_step(trainer: Trainer) -> None:
     """As Training.run does it."""
-    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.told)
+    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.announcement)
     assert trainer.engine.prepare(quorum)
     trainer.step(quorum)
 
@@ -245,7 +245,7 @@ def main() -> int:
         speed = theirs(2.0)  # warm-up, compiling included
         if ONE in options.modes:
             trainer = our_trainer(first)
-            peak = trainer.engine.told["peak"]
+            peak = trainer.engine.announcement.peak
 
             def ours(seconds: float) -> float:
                 return measure(lambda: our_step(trainer), seconds, a_step)

@@ -10,6 +10,7 @@ import psutil
 from infra.fleet.host import gpus
 from infra.inputs.checkpoint import FOLDER
 from infra.sizing.memory import SERVER_BYTES, SERVERS_BYTES_PER_PARAMETER, TRAINER_BYTES
+from infra.sizing.workload import dimensions_of
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
 from trainer.contract import paths
@@ -60,13 +61,10 @@ def host_problems(config: StackConfig) -> list[str]:
 
 
 def _parameters(config: StackConfig) -> int:
-    """Return roughly how many parameters the model has; 0 if only a checkpoint knows."""
+    """Return how many parameters a new model has; 0 for one that starts from a checkpoint, which alone knows."""
     file = config.file
-    if file.model.initialize is not None:
-        return 0
-    layers, _, width = file.model.dimensions()
-    words = {"train": file.data.vocabulary_size, "byte": 257}.get(file.data.tokenizer, 50304)
-    return 12 * layers * width**2 + (words + file.model.positions) * width
+    size = dimensions_of(file.model, file.data, config.root) if file.model.initialize is None else None
+    return size.parameters if size else 0
 
 
 def disk_problem(config: StackConfig, run: str) -> str | None:

@@ -120,7 +120,7 @@ def _trainer(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, gpu: 
     tokens = (rows or share.rows) * share.length
     kept = (KEPT_HALF if half else KEPT) * (COMPILED if hyper.compile else 1.0)
     activations = tokens * size.layers * size.width * kept
-    logits = min(geometry.CHUNK, tokens) * size.vocabulary * (LOGITS_HALF if half else LOGITS)
+    logits = min(geometry.LOGIT_CHUNK, tokens) * size.vocabulary * (LOGITS_HALF if half else LOGITS)
     of = f"{fixed / 1e9:.2g} GB {words}; {activations / 1e9:.2g} GB activations; {logits / 1e9:.2g} GB logits"
     return _Held(fixed + activations + logits, of)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from infra.fleet.catalog import ACCELERATORS, MachineType
 from infra.sizing.ranges import NOTHING, Range
+from trainer.contract.geometry import PEAKS, PeakSpeed
 from trainer.contract.spec import Hyperparameters
 
 
@@ -15,14 +16,13 @@ from trainer.contract.spec import Hyperparameters
 class Gpu:
     """The speed of a GPU model.
 
-    half, single: dense TFLOP/s in bf16 or fp16, and in fp32, which is TF32 where the GPU has it.
+    peak: dense TFLOP/s in bf16 or fp16, and in fp32, which is TF32 where the GPU has it.
     memory: GB/s. peers: GB/s from each GPU to the others of its machine.
     eager, compiled: the part of the peak that training reaches, without and with torch.compile.
     origin: of those parts, in words.
     """
 
-    half: float
-    single: float
+    peak: PeakSpeed
     memory: float
     peers: float
     eager: Range
@@ -36,29 +36,33 @@ _A100 = (
 )
 _H100 = "llm.c on 8 H100 reaches 40 %, nanoGPT compiled about 33 %; eager is as far below as on an A100 (ours)"
 _SINGLE = Range(0.35, 0.7)  # of a peak without tensor cores: ours, as large fp32 products come near it
-# Peaks and bandwidths are those of NVIDIA's data sheets, as in trainer/model/device.py.
+# Bandwidths are those of NVIDIA's data sheets. The trainer knows no peak of P100 and P4, and shows no MFU on them.
 GPUS: dict[str, Gpu] = {
     "nvidia-tesla-t4": Gpu(
-        65, 8.1, 320, 6, Range(0.12, 0.3), Range(0.2, 0.38), "nobody published a T4: ours, below a V100's 38 % of peak"
+        PEAKS["T4"],
+        320,
+        6,
+        Range(0.12, 0.3),
+        Range(0.2, 0.38),
+        "nobody published a T4: ours, below a V100's 38 % of peak",
     ),
     "nvidia-tesla-v100": Gpu(
-        125, 15.7, 900, 40, Range(0.15, 0.33), Range(0.25, 0.42), "nanoGPT#215 is 38 % of a V100's peak, compiled"
+        PEAKS["V100"], 900, 40, Range(0.15, 0.33), Range(0.25, 0.42), "nanoGPT#215 is 38 % of a V100's peak, compiled"
     ),
-    "nvidia-tesla-p100": Gpu(9.3, 9.3, 732, 8, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
-    "nvidia-tesla-p4": Gpu(5.5, 5.5, 192, 6, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
+    "nvidia-tesla-p100": Gpu(PeakSpeed(9.3, 9.3), 732, 8, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
+    "nvidia-tesla-p4": Gpu(PeakSpeed(5.5, 5.5), 192, 6, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
     "nvidia-l4": Gpu(
-        121,
-        60,
+        PEAKS["L4"],
         300,
         8,
         Range(0.12, 0.35),
         Range(0.2, 0.45),
         "nobody published an L4: ours, below an A100's for its 72 W",
     ),
-    "nvidia-tesla-a100": Gpu(312, 156, 1555, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
-    "nvidia-a100-80gb": Gpu(312, 156, 2039, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
-    "nvidia-h100-80gb": Gpu(989, 494, 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
-    "nvidia-h100-mega-80gb": Gpu(989, 494, 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-tesla-a100": Gpu(PEAKS["A100"], 1555, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
+    "nvidia-a100-80gb": Gpu(PEAKS["A100"], 2039, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
+    "nvidia-h100-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-h100-mega-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
 }
 # Seconds that the CPU needs to launch a layer's kernels, both ways. A small model on a GPU waits for it. Ours.
 LAUNCHES, LAUNCHES_COMPILED = Range(0.0015, 0.004), Range(0.0004, 0.0015)
@@ -103,7 +107,7 @@ def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
     part = gpu.compiled if hyper.compile else gpu.eager
     if not half and ACCELERATORS[accelerator].compute_capability < 8.0:
         part = _SINGLE
-    peak = (gpu.half if half else gpu.single) * 1e12
+    peak = (gpu.peak.half if half else gpu.peak.single) * 1e12
     launches = LAUNCHES_COMPILED if hyper.compile else LAUNCHES
     words = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {gpu.origin}"
     return Speed(part.times(peak), launches, Range(0.4, 0.8).times(gpu.memory * 1e9), words)

@@ -7,7 +7,7 @@ from pathlib import Path
 from infra.inputs.checkpoint import TOKENS, locate
 from infra.stack.config import StackConfig
 from trainer.contract import errors, spec
-from trainer.contract.geometry import ROWS, Dimensions
+from trainer.contract.geometry import Dimensions, padded_vocabulary
 
 
 def dimensions(config: StackConfig) -> Dimensions | None:
@@ -28,7 +28,7 @@ def dimensions_of(model: spec.Model, data: spec.Data, root: Path) -> Dimensions 
     if start is None:
         layers, _, width = model.dimensions()
         tokens = {"train": data.vocabulary_size, **TOKENS}[data.tokenizer]
-        return Dimensions(layers, width, model.positions, -(-tokens // ROWS) * ROWS)
+        return Dimensions(layers, width, model.positions, padded_vocabulary(tokens))
     published = spec.SIZES.get(start.rpartition("/")[2])
     if published and start.count("/") <= 1 and not start.startswith((".", "~", "/")):
         return Dimensions(published[0], published[2], 1024, TOKENS["gpt2"])

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.contract.geometry import micro_batches
+
 TOKEN = np.dtype("<u2")  # how a token lies in a file
 # Where an example of pairs lies among the tokens of its part: prompt, completion, end-of-text. line: of the source.
 EXAMPLE = np.dtype([("start", "<u8"), ("prompt", "<u4"), ("tokens", "<u4"), ("line", "<u8")])
 IGNORED = -100  # a target that does not count
 MULTIPLE = 8  # rows of pairs are padded to such a length, so that there are few shapes
 GROUP = 50  # batches of pairs whose examples are sorted by length
-PIECE_TOKENS = 16384  # most tokens of a micro-batch, unless microBatchSize says otherwise
 Indices = NDArray[np.int64]
 
 
@@ -201,7 +202,6 @@ def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | Non
 
     At least one a trainer where there are rows enough, sizes differing by at most one row.
     """
-    rows = most or max(1, PIECE_TOKENS // sequence_length)
-    count = min(batch_size, trainers * -(-batch_size // (rows * trainers)))
+    count = micro_batches(batch_size, sequence_length, trainers, most)
     bounds = [batch_size * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]

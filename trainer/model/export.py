@@ -10,6 +10,7 @@ from transformers import GenerationConfig, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainer.contract import paths
+from trainer.contract.geometry import VOCABULARY_MULTIPLE
 from trainer.contract.spec import JobSpec, Lora
 from trainer.data.tokenizer import save as save_tokenizer
 from trainer.model import lora
@@ -52,7 +53,9 @@ def _exportable(model: GPT2LMHeadModel, vocabulary: int, *, adapted: bool = Fals
     config = type(model.config).from_dict(model.config.to_dict())
     config.activation_function = EXPORTED_ACTIVATION
     config.use_cache = True
-    config.vocab_size = vocabulary if model.config.vocab_size - vocabulary < 64 else model.config.vocab_size
+    config.vocab_size = (
+        vocabulary if model.config.vocab_size - vocabulary < VOCABULARY_MULTIPLE else model.config.vocab_size
+    )
     config.architectures = ["GPT2LMHeadModel"]
     with torch.device("meta"):
         copy = GPT2LMHeadModel(config)

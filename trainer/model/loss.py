@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from trainer.contract import geometry
 from trainer.contract.errors import first_line
-from trainer.contract.geometry import CHUNK
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The head and its cross-entropy in one: the gradient is made with the loss, CHUNK tokens at a time.
+    """The head and its cross-entropy in one: the gradient is made with the loss, LOGIT_CHUNK tokens at a time.
 
     So the logits exist once, in a chunk, and never for a backward pass: 16 x 1024 tokens of GPT-2 would be 3.3 GB. On
     CPU it also saves the two slowest operations after the matrix products (docs/performance.md).
@@ -26,8 +26,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
         differentiate, trained = ctx.needs_input_grad[:2]  # LoRA leaves the weight as it is
         total = torch.zeros((), device=hidden.device)
-        hidden_parts, weight_gradient = [], None
-        for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
+        hidden_parts, weight_gradient, chunk = [], None, geometry.LOGIT_CHUNK
+        for part, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             wanted = wanted.unsqueeze(1)
             logs = F.log_softmax(F.linear(part, weight).float(), dim=1)
             total = total - logs.gather(1, wanted).sum()
