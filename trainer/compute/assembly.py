@@ -16,7 +16,7 @@ from trainer.contract.spec import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.sampler import PROMPT, Sampler
+from trainer.evaluation.sampler import PROMPT_TOKENS, Sampler
 from trainer.model import gpt2 as model_module
 from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
@@ -122,7 +122,7 @@ def assemble(parts: Parts, prepared: Prepared) -> Trainer:
         stopping=parts.stopping if parts.processes is None else lambda: False,  # they leave together: Together.quorum
     )
     if parts.processes is None:
-        longest = model.config.n_positions // 2 if pairs else PROMPT
+        longest = model.config.n_positions // 2 if pairs else PROMPT_TOKENS
         first = _prompt(prepared, pairs, longest)
         trainer.sampler = Sampler(
             parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log, longest=longest
