@@ -5,7 +5,7 @@ import gc
 import pulumi
 
 from infra.estimate.estimate import outputs
-from infra.job import job_spec
+from infra.job import declare
 from infra.run import TrainingRun, from_pulumi
 from infra.stack.config import ConfigError
 from infra.stack.secrets import without_secrets
@@ -16,9 +16,9 @@ from trainer.storage.base import StorageError
 gc.disable()
 try:
     stack = from_pulumi()
-    job = job_spec(stack)
+    inputs, job = declare(stack)
     estimated = outputs(stack)
-    training = TrainingRun(stack, job)
+    training = TrainingRun(stack, inputs, job)
 except (ConfigError, InputError, StorageError) as error:
     raise pulumi.RunError(without_secrets(str(error))) from None
 pulumi.export("run", training.run)

@@ -10,7 +10,7 @@ from pulumi_gcp import artifactregistry, projects, storage
 from pydantic import ValidationError
 
 from infra.fleet.deadline import HOUR, hours_left, record
-from infra.inputs.checkpoint import FEW
+from infra.inputs.checkpoint import NAMED_RUNS
 from infra.lifecycle import is_finished, standing
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec
@@ -113,7 +113,7 @@ class _Look:
             bucket=bucket, prefix="runs/", match_glob=f"**{ending}", opts=self._options
         ).bucket_objects
         paths = [found["name"] for found in objects if found["name"].endswith(ending)]
-        finished = ", ".join(path.removeprefix("runs/").removesuffix(ending) for path in paths[-FEW:]) or "none"
+        finished = ", ".join(path.removeprefix("runs/").removesuffix(ending) for path in paths[-NAMED_RUNS:]) or "none"
         raise pulumi.RunError(
             f"gpt2-training:model.initialize: {named.removeprefix(runs).removesuffix('/model')} has no model in"
             f" gs://{bucket}; finished are: {finished}"

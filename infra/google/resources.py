@@ -18,12 +18,13 @@ from infra.google.network import Network
 from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Storage
+from infra.inputs.resolve import Inputs
 from infra.lifecycle import CURRENT
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec
 
 
-def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
+def stand_up(config: StackConfig, inputs: Inputs, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
     """Declares everything that a run needs on Google Cloud; returns the bucket's address."""
     by_account = config.file.limits.billing_account is not None
     provider = gcp.Provider(
@@ -48,7 +49,7 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
     services = Services(config, after())
     identity = Identity(config, found.roles, after(services))
     network = Network(config, identity, after(services))
-    buckets = Storage(config, job, identity, found.buckets, after(services))
+    buckets = Storage(config, inputs, job, identity, found.buckets, after(services))
     image = Image(config, job, identity, found.repository, after(services))
     metrics = Metrics(config, after(services))
 
