@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 Request = tuple[int, int, list[str], str, dict[str, str], list[int]]  # see client.py
 
@@ -215,13 +215,14 @@ def parent_of(pid: int) -> int:
         return 1
 
 
-def main(arguments: list[str]) -> Any:
+def main(arguments: list[str]) -> NoReturn:
     sys.executable = arguments[1]
     server = Server(arguments[0], arguments[2:])
     try:
         server.serve()
     finally:
         server.end()
+        os._exit(0)  # nothing is to be written by libraries that say good-bye
 
 
 if __name__ == "__main__":
