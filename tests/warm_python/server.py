@@ -172,7 +172,7 @@ def run(request: Request, descriptors: list[int], base: list[str]) -> int:
 
 def ended(rest: list[str]) -> int:
     """Run `-m MODULE ARGUMENT...` or `FILE ARGUMENT...`; the exit status."""
-    code = 0
+    code, interrupted = 0, False
     try:
         if rest[0] == "-m":
             sys.argv = rest[1:]
@@ -184,15 +184,18 @@ def ended(rest: list[str]) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        code = 1
+        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
     # As the interpreter does: executors end, other threads are waited for, then what was registered is called.
     vars(threading)["_shutdown"]()
     vars(atexit)["_run_exitfuncs"]()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     return code & 0xFF
 
 
