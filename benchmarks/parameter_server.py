@@ -36,7 +36,7 @@ from benchmarks.links import Unavailable, address, enter, links
 from trainer.cluster.group import Group
 from trainer.contract import exchange_cost
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards
+from trainer.parallel.ownership import Ownership
 
 PORT = 29500
 TIMEOUT = timedelta(seconds=120)
@@ -93,7 +93,7 @@ def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> N
     orders.recv()
     everyone = join("everyone", rank, setting.size)
     trainers = join("trainers", rank, setting.trainers) if rank < setting.trainers else None
-    shards = Shards(setting.elements, setting.servers, setting.bucket)
+    shards = Ownership(setting.elements, setting.servers, setting.bucket)
     exchanges = {
         plan: Exchange(everyone, setting.trainers, shards, plan, torch.float32) for plan in ("star", "hierarchical")
     }

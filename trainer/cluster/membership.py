@@ -25,9 +25,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainer.cluster.announcement import NOTHING, Announcement
 from trainer.cluster.group import Group, GroupFailed, first_line
+from trainer.cluster.host import Host
 from trainer.cluster.lease import NoProgress
 from trainer.cluster.lighthouse import AVAILABLE, Lighthouse, Stopping
-from trainer.contract import spec
+from trainer.contract.spec import JobSpec
 from trainer.storage.base import Storage
 
 os.environ.setdefault("RUST_LOG", "error")  # before torchft is imported
@@ -81,33 +82,15 @@ class Quorum:
         return self.members[0].trainers
 
 
-class Cluster:
+class Membership:
     """One member's membership. All calls but close() and give_up() come from one thread."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        run: str,
-        name: str,
-        *,
-        declared: spec.Cluster,
-        address: str,
-        device: torch.device,
-        log: Callable[[str], None],
-        report: Callable[..., None],
-        waits: Callable[[str], None],
-        stopping: Callable[[], bool],
-    ) -> None:
-        """address: this machine, as the others see it; device: where tensors of the group's collectives lie.
-
-        waits: hears which machines are missing, as long as there are not enough for a step.
-        """
-        self._name, self._declared = name, declared
-        self._address, self._device = address, device
-        self._log, self._report, self._waits, self._stopping = log, report, waits, stopping
-        self._alone = not AVAILABLE or declared.trainers + declared.parameter_servers == 1
-        self._identity = f"{name}:{uuid.uuid4().hex[:8]}"
-        self._lighthouse = Lighthouse(storage, run, name, self._identity, address, log, report, stopping)
+    def __init__(self, storage: Storage, spec: JobSpec, host: Host, device: torch.device) -> None:
+        """device: where tensors of the group's collectives are."""
+        self._declared, self._host, self._device = spec.cluster, host, device
+        self._alone = not AVAILABLE or spec.cluster.trainers + spec.cluster.parameter_servers == 1
+        self._identity = f"{host.name}:{uuid.uuid4().hex[:8]}"
+        self._lighthouse = Lighthouse(storage, spec.run, self._identity, host)
         self._joined = False
         self._group = Group(None, 0, 1, device)
         self._group_key = ""
@@ -129,7 +112,7 @@ class Cluster:
         if self._alone:
             self._lighthouse.alone()
             return
-        self._store = _local_store(self._address)
+        self._store = _local_store(self._host.address)
         self._lighthouse.start()
         self._joined = True
 
@@ -148,16 +131,16 @@ class Cluster:
         Raises Stopping if this machine is told to leave, or GroupFailed.
         """
         if self._alone:
-            me = Member(self._name, progress, self._declared.trainers, announced=announcement)
+            me = Member(self._host.name, progress, self._declared.trainers, announced=announcement)
             return Quorum((me,), (), True, 0, f"{self.attempt}-alone", self.attempt, self._group)
         while True:
-            if self._stopping():
+            if self._host.stopping():
                 raise Stopping
-            answer = self._ask(progress, announcement, self._stopping)
+            answer = self._ask(progress, announcement, self._host.stopping)
             if answer is None:
                 self._drop_group()
-                if not self._stopping():
-                    self._lighthouse.connect(self._stopping)
+                if not self._host.stopping():
+                    self._lighthouse.connect(self._host.stopping)
                 continue
             quorum = self._judge(answer)
             if quorum is not None:
@@ -185,7 +168,7 @@ class Cluster:
         self, progress: Identity, announcement: Announcement, stop: Callable[[], bool], *, leaving: bool = False
     ) -> Any:
         data = {
-            "name": self._name,
+            "name": self._host.name,
             "progress": list(progress),
             "trainers": self._declared.trainers,
             "servers": self._declared.parameter_servers,
@@ -196,7 +179,7 @@ class Cluster:
             "leaving": leaving,
             "told": announcement.to_json(),
         }
-        return self._lighthouse.ask(f"{self._address}:{self._store.port}", progress[0], data, stop)
+        return self._lighthouse.ask(f"{self._host.address}:{self._store.port}", progress[0], data, stop)
 
     def _judge(self, answer: Any) -> Quorum | None:
         """What the Lighthouse's answer means to this member, a function of what all see alike; None: ask again."""
@@ -227,7 +210,7 @@ class Cluster:
             return False
         first = people[0][0].data
         if len({p.data["servers"] for p, _ in people}) > 1:
-            self._waits("waiting: the number of parameter servers is being changed")
+            self._host.waiting("waiting: the number of parameter servers is being changed")
             return False
         patient = all(p.data["patient"] for p, _ in people)
         wanted = {"trainers": first["trainers"] if patient else first["least"], "parameter servers": first["servers"]}
@@ -238,9 +221,9 @@ class Cluster:
             names = {m.name for _, m in people}
             lost = ", ".join(sorted(self._before - names))
             said = f"{', '.join(sorted(names))}{f'; lost: {lost}' if lost else ''}"
-            self._waits(f"waiting for {' and '.join(missing)}; here: {said}")
+            self._host.waiting(f"waiting for {' and '.join(missing)}; here: {said}")
         elif serving > first["servers"]:  # one that is no longer declared is still here
-            self._waits(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
+            self._host.waiting(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
         return not missing and serving == first["servers"]
 
     def _configure(self, key: str, people: list[tuple[Any, Member]], rank: int, quorum_id: int) -> None:
@@ -255,7 +238,7 @@ class Cluster:
             fewer = members[0].trainers / sum(not m.serves for m in members)
             slowest = max(p.data["seconds"] for p, _ in people) * max(1.0, fewer)
             timeout = timedelta(seconds=max(COLLECTIVE, COLLECTIVE_STEPS * slowest))
-            self._report(patience=timeout.total_seconds())  # a server says nothing while trainers compute
+            self._host.report(patience=timeout.total_seconds())  # a server says nothing while trainers compute
             group = (ProcessGroupNCCL if device.type == "cuda" else ProcessGroupGloo)(timeout=timeout)
             try:
                 group.configure(f"{store}/{key}", self._identity, rank, size, quorum_id)
@@ -267,7 +250,7 @@ class Cluster:
         names = {member.name for member in members}
         lost = ", ".join(sorted(self._before - names))
         self._before = names
-        self._log(f"{size} members: {', '.join(m.name for m in members)}{f'; missing: {lost}' if lost else ''}")
+        self._host.log(f"{size} members: {', '.join(m.name for m in members)}{f'; missing: {lost}' if lost else ''}")
         self._seen |= names
         fewer = sum(not m.serves for m in members) < members[0].trainers
         self.missing = ", ".join(sorted(self._seen - names)) if fewer else ""

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +20,11 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from trainer.cluster.announcement import NOTHING, Announcement
 from trainer.cluster.group import Group
+from trainer.cluster.host import Host
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Identity, Member, Quorum
+from trainer.cluster.membership import Identity, Member, Membership, Quorum
+from trainer.contract.spec import JobSpec
+from trainer.storage.base import Storage
 
 LOCALHOST = "127.0.0.1"
 RANK, PORT = "GPT2_TRAINING_LOCAL_RANK", "GPT2_TRAINING_LOCAL_PORT"
@@ -86,25 +88,24 @@ class Processes:
             process.wait()
 
 
-class _Group(Group):
+class _ProcessesGroup(Group):
     """The processes' own group, where trainer/training/loop.py sums what it evaluated."""
 
     def sum(self, tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-class Together(Cluster):
-    """The cluster of one machine's processes: always the same members. The first process counts the attempts.
+class FixedMembership(Membership):
+    """The membership of one machine's processes: always the same members. The first process counts the attempts.
 
-    `stopping` may come true in any of them: all leave after the same step.
+    Any of their hosts may be stopping: all leave after the same step.
     """
 
-    def __init__(self, processes: Processes, device: torch.device, name: str, **options: Any) -> None:
-        """The rest is as Cluster has it."""
-        super().__init__(name=name, device=device, **options)
+    def __init__(self, processes: Processes, storage: Storage, spec: JobSpec, host: Host, device: torch.device) -> None:
+        super().__init__(storage, spec, host, device)
         self._processes = processes
-        self._group = _Group(None, processes.rank, processes.size, device)
-        self._names = [f"{name}/gpu-{i}" for i in range(processes.size)]
+        self._group = _ProcessesGroup(None, processes.rank, processes.size, device)
+        self._names = [f"{host.name}/gpu-{i}" for i in range(processes.size)]
 
     def join(self, step_seconds: float) -> None:
         if self._processes.rank == 0:
@@ -117,7 +118,7 @@ class Together(Cluster):
         """They leave together, after a step."""
 
     def quorum(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum:
-        stop = torch.tensor(int(self._stopping()))
+        stop = torch.tensor(int(self._host.stopping()))
         dist.all_reduce(stop, dist.ReduceOp.MAX)
         if stop:
             raise Stopping

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from trainer.contract.spec import JobSpec
 from trainer.runs import samples
 from trainer.runs.samples import Sample
 from trainer.storage.base import Storage
@@ -27,19 +28,16 @@ class Sampler:
     def __init__(
         self,
         storage: Storage,
-        run: str,
+        spec: JobSpec,
         model: GPT2LMHeadModel,
         tokenizer: Tokenizer,
-        held_out: Sequence[int],
-        seed: int,
+        prompt: Sequence[int],
         log: Callable[[str], None],
-        *,
-        longest: int = PROMPT,
     ) -> None:
-        """held_out: token ids that the held-out text begins with; at most `longest` of them are continued."""
-        self._storage, self._run, self._log = storage, run, log
-        self._model, self._tokenizer, self._seed = model, tokenizer, seed
-        self._prompt = list(held_out[: min(longest, model.config.n_positions // 2)])
+        """prompt: token ids that every sample continues, at most half of the model's positions."""
+        self._storage, self._run, self._log = storage, spec.run, log
+        self._model, self._tokenizer, self._seed = model, tokenizer, spec.hyperparameters.seed
+        self._prompt = list(prompt)
         self._writer = ThreadPoolExecutor(1, "samples")
         self._begun, self._spent = time.monotonic(), 0.0
 

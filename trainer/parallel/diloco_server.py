@@ -18,14 +18,16 @@ from torch import Tensor
 from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
 from trainer.model.layout import Layout, Ranges
-from trainer.parallel.ps_server import Server
+from trainer.parallel.ps_server import PsServer
 from trainer.training.progress import Decision, decide_meeting
 
 UNWRITTEN = 60.0  # seconds without a checkpoint after which the next meeting writes one
 OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
 
 
-class OuterServer(Server):
+class DilocoServer(PsServer):
+    """One parameter server whose step is a meeting."""
+
     _written = math.inf  # when this server last began to write a checkpoint, or started
 
     def run(self) -> Quorum:
@@ -58,11 +60,11 @@ class OuterServer(Server):
 
     def _serve(self) -> None:
         for vector in (self._parameters, *self._optimizer.vectors):
-            self._trade.serve(vector)
+            self._traffic.serve(vector)
 
     def _collect(self) -> None:
         for vector in (self._gradients, *self._moments):
-            self._trade.collect(vector)
+            self._traffic.collect(vector)
 
     def _decide(self, tally: Tally) -> Decision:
         return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, tally)

@@ -1,26 +1,32 @@
-"""A trainer that goes several steps alone and then meets the others at the parameter servers: see outer.py."""
+"""A trainer that goes several steps alone and then meets the others at the parameter servers: see diloco_server.py."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 
+from trainer.cluster.announcement import Announcement
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.membership import Quorum
+from trainer.model.flat import Flat
 from trainer.parallel.ownership import norm_block
-from trainer.parallel.ps_trainer import Served
+from trainer.parallel.ps_trainer import PsTrainer
 from trainer.training.loop import Training
+from trainer.training.member_context import MemberContext
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Decision, decide, decide_meeting
 from trainer.training.vote import Vote
 
 
-class LocalServed(Served):
+class DilocoTrainer(PsTrainer):
     """Parameters and AdamW's moments come at a meeting's beginning and go at its end."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        flat, total = self._flat, self._shards.total
+    def __init__(
+        self, context: MemberContext, flat: Flat, begin: Callable[[], object], announcement: Announcement
+    ) -> None:
+        super().__init__(context, flat, begin, announcement)
+        total = self._ownership.total
         self._interleaved = False
         parts = segments(flat.layout, total, [(0, total)])
         self._optimizer = Optimizer(flat.parameters, flat.gradients, parts, self._spec.hyperparameters)
@@ -29,7 +35,7 @@ class LocalServed(Served):
     def _pull(self) -> None:
         super()._pull()
         for vector in self._optimizer.vectors:
-            self._trade.pull(vector)
+            self._traffic.pull(vector)
 
     def begin(self) -> None:
         """All is here: from now on this trainer is alone."""
@@ -40,7 +46,7 @@ class LocalServed(Served):
 
     def norm(self) -> float:
         """Of this trainer's gradient."""
-        return norm(squares(self._flat.gradients, norm_block(self._shards.total)))
+        return norm(squares(self._flat.gradients, norm_block(self._ownership.total)))
 
     def update(self, decision: Decision) -> None:
         """A step alone."""
@@ -54,14 +60,16 @@ class LocalServed(Served):
 
         def send() -> None:
             for vector in vectors:
-                self._trade.push(vector)
+                self._traffic.push(vector)
 
         self._move(send)
         self._pushed()
 
 
-class LocalTraining(Training):
-    engine: LocalServed
+class DilocoTraining(Training):
+    """The loop of a trainer whose step is a meeting."""
+
+    engine: DilocoTrainer
 
     def step(self, quorum: Quorum) -> None:
         """The steps to the next meeting, and the meeting; or raise GroupFailed and have taken none."""

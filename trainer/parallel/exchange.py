@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer.cluster.group import Group, Pending
 from trainer.model.layout import ALIGNMENT
-from trainer.parallel.ownership import Shards
+from trainer.parallel.ownership import Ownership
 
 Plan = Literal["star", "hierarchical"]
 Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
@@ -42,14 +42,14 @@ class Exchange:
     with hierarchical and fp32 none; a trainer's are of three buckets.
     """
 
-    def __init__(self, group: Group, trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
+    def __init__(self, group: Group, trainers: int, ownership: Ownership, plan: Plan, wire: torch.dtype) -> None:
         """wire: float32 or bfloat16, in which gradients and parameters travel."""
-        assert group.size == trainers + shards.servers
-        self._group, self._trainers, self._shards, self._plan, self._wire = group, trainers, shards, plan, wire
+        assert group.size == trainers + ownership.servers
+        self._group, self._trainers, self._ownership, self._plan, self._wire = group, trainers, ownership, plan, wire
         self._me = group.rank
         self._serves = self._me >= trainers
-        self._places = shards.places(self._me - trainers) if self._serves else []
-        self._slices = [_cut(start, stop, trainers) for start, stop in shards.buckets]
+        self._places = ownership.places(self._me - trainers) if self._serves else []
+        self._slices = [_cut(start, stop, trainers) for start, stop in ownership.buckets]
         self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
 
@@ -78,7 +78,7 @@ class Exchange:
     # -- servers ---------------------------------------------------------------------------------------------------
 
     def collect(self, vector: Tensor) -> None:
-        """This server's own vector, fp32 [shards.size(server)], becomes the sum of what the trainers push."""
+        """This server's own vector, fp32 [ownership.size(server)], becomes the sum of what the trainers push."""
         self._pipeline(self._ascending, *self._collect(vector))
 
     def serve(self, vector: Tensor, *, exact: bool = False) -> None:
@@ -217,7 +217,7 @@ class Exchange:
         """A trainer sends each server its piece of the bucket."""
         if not sender < self._trainers <= receiver:
             return 0
-        start, stop = self._shards.pieces[bucket][receiver - self._trainers]
+        start, stop = self._ownership.pieces[bucket][receiver - self._trainers]
         return stop - start
 
     def _among_trainers(self, bucket: int, sender: int, receiver: int) -> int:
@@ -229,7 +229,7 @@ class Exchange:
         if not sender < self._trainers <= receiver:
             return 0
         start, stop = self._slices[bucket][sender]
-        first, last = self._shards.pieces[bucket][receiver - self._trainers]
+        first, last = self._ownership.pieces[bucket][receiver - self._trainers]
         return max(0, min(stop, last) - max(start, first))
 
     def _slice(self, bucket: int, trainer: int) -> int:
@@ -257,10 +257,10 @@ class Exchange:
 
     @property
     def _ascending(self) -> range:
-        return range(len(self._shards.buckets))
+        return range(len(self._ownership.buckets))
 
     def _whole(self, vector: Tensor, bucket: int) -> Tensor:
-        start, stop = self._shards.buckets[bucket]
+        start, stop = self._ownership.buckets[bucket]
         return vector[start:stop]
 
     def _own(self, vector: Tensor, bucket: int) -> Tensor:

@@ -12,20 +12,18 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GPT2LMHeadModel
 
 from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
-from trainer.contract.spec import Hyperparameters
 from trainer.data.batches import pieces
 from trainer.model.flat import layout_of
 from trainer.model.layout import Ranges
 from trainer.model.loss import make_loss
-from trainer.training.checkpoint import Checkpoints, Vectors, order
-from trainer.training.journal import Journal
+from trainer.training.checkpoint import CheckpointShard, Vectors, order
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision, Progress
 from trainer.training.vote import Vote
 
@@ -54,26 +52,27 @@ class Sharded:
 
     def __init__(
         self,
+        context: MemberContext,
         model: GPT2LMHeadModel,
-        hyper: Hyperparameters,
         device: torch.device,
         precision: torch.dtype | None,
-        mesh: DeviceMesh,
-        checkpoints: Checkpoints,
-        journal: Journal,
-        progress: Progress,
         announcement: Announcement,
-        *,
-        masked: bool = False,
     ) -> None:
-        """Takes `model` apart in place; it must be the same in all processes, and on `device`.
+        """Take `model` apart in place.
 
-        masked: see make_loss.
+        Args:
+            context: this process, which is one of context.processes.
+            model: the same in all processes, and on `device`.
+            device: this process's own.
+            precision: the dtype that is computed in; None is fp32.
+            announcement: what this trainer announces.
         """
-        self.progress, self.announcement = progress, announcement
+        assert context.processes is not None
+        mesh, hyper = context.processes.mesh, context.spec.hyperparameters
+        self.progress, self.announcement = Progress.at_start(announcement.scaled), announcement
         self._model, self._hyper, self._device = model, hyper, device
         self._mesh, self._group = mesh, mesh.get_group()
-        self._checkpoints, self._journal = checkpoints, journal
+        self._checkpoints, self._journal = context.checkpoints, context.journal
         self._saved = -1  # step of the newest checkpoint
         self._passes = 0  # forward passes since zero() or start()
         parts = pieces(hyper.batch_size, hyper.sequence_length, mesh.size(), hyper.micro_batch_size)
@@ -81,7 +80,7 @@ class Sharded:
         self.exported: GPT2LMHeadModel | None = None
         self.layout = layout_of(model)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self._root = self._shard(precision, masked)
+        self._root = self._shard(precision, masked=context.spec.data.format == "pairs")
         sharded = dict(model.named_parameters())  # DTensors; later, while they are gathered, the model shows others
         self._whole = [(name, sharded[name]) for name, *_ in self.layout]
         self.ranges: Ranges = []  # of the flat vector, that this process owns
@@ -99,7 +98,7 @@ class Sharded:
         self._moments: Vectors = {}
         self._adamw = self._make_adamw() if hyper.optimizer == "adamw" else None
 
-    def _shard(self, precision: torch.dtype | None, masked: bool) -> _Root:
+    def _shard(self, precision: torch.dtype | None, *, masked: bool) -> _Root:
         policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
         root = _Root(self._model, precision, self._device, masked)
         for block in self._model.transformer.h:
@@ -209,16 +208,8 @@ class Sharded:
         if self._saved != step:
             part = self._mesh.get_local_rank()
             before = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
-            begun = self._checkpoints.save(
-                self._vectors(),
-                self.progress,
-                attempt,
-                self.layout,
-                part=part,
-                parts=self._mesh.size(),
-                ranges=self.ranges,
-                before=before,
-            )
+            shard = CheckpointShard(self._vectors(), self.layout, self.ranges, part, self._mesh.size())
+            begun = self._checkpoints.save(shard, self.progress, attempt, before=before)
             self._saved = step if begun else self._saved
         if wait:
             self._checkpoints.wait()

@@ -21,7 +21,7 @@ def norm_block(total: int) -> int:
     return block
 
 
-class Shards:
+class Ownership:
     """The ownership of a flat vector of `total` elements. Servers differ by at most two blocks of the norm.
 
     buckets: (start, stop) of each bucket in the vector.

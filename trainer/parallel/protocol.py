@@ -12,12 +12,12 @@ from trainer.cluster.membership import Quorum
 from trainer.contract.exchange_cost import Links, choose, describe
 from trainer.contract.spec import JobSpec
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards
+from trainer.parallel.ownership import Ownership
 
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def settled(quorum: Quorum) -> bool:
+def servers_agree(quorum: Quorum) -> bool:
     """Does every server know which it is, and are all at the same point? If not, they mend that first."""
     places = [server.announced.place for server in quorum.servers]
     return places == list(range(len(places))) and len({server.progress for server in quorum.servers}) == 1
@@ -28,13 +28,13 @@ def filled(quorum: Quorum) -> bool:
     return all(server.announced.filled for server in quorum.servers)
 
 
-def strangers(quorum: Quorum) -> bool:
+def trainer_differs(quorum: Quorum) -> bool:
     """Is a trainer at another point than the servers?"""
     here = quorum.servers[0].progress
     return any(trainer.progress != here for trainer in quorum.trainers)
 
 
-def stale(quorum: Quorum) -> bool:
+def pull_needed(quorum: Quorum) -> bool:
     """Must parameters be pulled, because a trainer has none or others?"""
     lineage = quorum.servers[0].progress[2]
     return not filled(quorum) or any(trainer.announced.holds != lineage for trainer in quorum.trainers)
@@ -53,15 +53,15 @@ def interleaved(spec: JobSpec) -> bool:
     return not spec.hyperparameters.gradient_clip and spec.data.format != "pairs"
 
 
-def make_exchange(quorum: Quorum, spec: JobSpec, shards: Shards, log: Callable[[str], None]) -> Exchange:
+def make_exchange(quorum: Quorum, spec: JobSpec, ownership: Ownership, log: Callable[[str], None]) -> Exchange:
     """The group's exchange, by the plan that the stack file names or the cost model chooses."""
     trainers, wire = len(quorum.trainers), WIRE[spec.parallel.wire]
     links = Links.of(spec.cluster.trainer_gbps, spec.cluster.server_gbps)
-    size, both_ways = shards.total * wire.itemsize, interleaved(spec)
+    size, both_ways = ownership.total * wire.itemsize, interleaved(spec)
     sums = torch.float32.itemsize / wire.itemsize
     plan = spec.parallel.plan
     if plan == "auto":
-        plan = choose(size, trainers, shards.servers, links, both_ways, sums)
+        plan = choose(size, trainers, ownership.servers, links, both_ways, sums)
     if quorum.rank in (0, trainers):  # the first of each role
-        log(describe(plan, size, trainers, shards.servers, links, both_ways, sums))
-    return Exchange(quorum.group, trainers, shards, plan, wire)
+        log(describe(plan, size, trainers, ownership.servers, links, both_ways, sums))
+    return Exchange(quorum.group, trainers, ownership, plan, wire)

@@ -18,32 +18,25 @@ from torch import Tensor
 from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Quorum
-from trainer.contract.spec import JobSpec
+from trainer.cluster.membership import Quorum
 from trainer.model.layout import ALIGNMENT, Layout, Ranges, total
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards, norm_block
-from trainer.training.checkpoint import LAST_PARTS, Checkpoints, order
-from trainer.training.journal import Journal
+from trainer.parallel.ownership import Ownership, norm_block
+from trainer.training.checkpoint import LAST_PARTS, CheckpointShard, order
+from trainer.training.member_context import MemberContext
 from trainer.training.optimizer import Optimizer, segments, squares
 from trainer.training.progress import Decision, Progress, decide, learning_rate
 from trainer.training.vote import Vote, mean_loss
 
 
-class Server:
-    def __init__(
-        self,
-        spec: JobSpec,
-        name: str,
-        cluster: Cluster,
-        checkpoints: Checkpoints,
-        journal: Journal,
-        stopping: Callable[[], bool],
-    ) -> None:
-        self._spec, self._name, self._cluster, self._checkpoints = spec, name, cluster, checkpoints
-        self._journal, self._stopping = journal, stopping
-        self._servers = spec.cluster.parameter_servers
+class PsServer:
+    """One parameter server among the members of a run."""
+
+    def __init__(self, context: MemberContext) -> None:
+        self._spec, self._host, self._membership = context.spec, context.host, context.membership
+        self._checkpoints, self._journal = context.checkpoints, context.journal
+        self._servers = context.spec.cluster.parameter_servers
         # Which of the servers it is: its name's place among all of theirs. On Google Cloud no name has a number.
         self._place: int | None = None
         self.progress = Progress()
@@ -73,10 +66,10 @@ class Server:
         """Serve to the last step, or raise Stopping. Returns the last quorum: its first member finishes the run."""
         self._journal.begin()
         while True:
-            if self._stopping():
+            if self._host.stopping():
                 raise Stopping
             try:
-                quorum = self._cluster.quorum(self.progress.identity, self._announcement())
+                quorum = self._membership.quorum(self.progress.identity, self._announcement())
                 if not self._reconcile(quorum):
                     continue
                 if quorum.leaving:
@@ -94,19 +87,19 @@ class Server:
                 else:
                     self._step(quorum)
             except GroupFailed as error:
-                if self._stopping():  # perhaps it was this machine that gave the step up
+                if self._host.stopping():  # perhaps it was this machine that gave the step up
                     raise Stopping from error
-                self._cluster.failed()
+                self._membership.failed()
                 self._journal.recovering(self.progress.step, error, leads=self.leads)
 
     def leave(self, since_told: Callable[[], float]) -> None:
         """Tell the others, and write a checkpoint of this step with them, if all servers are still here."""
-        quorum = self._cluster.leave(self.progress.identity, self._announcement())
+        quorum = self._membership.leave(self.progress.identity, self._announcement())
         if quorum is not None and not self._reconcile(quorum):  # it may be another point now
-            quorum = self._cluster.leave(self.progress.identity, self._announcement())
+            quorum = self._membership.leave(self.progress.identity, self._announcement())
         if quorum is None or not self._reconcile(quorum) or not self._filled:
             return
-        self._cluster.silence()  # others may leave, too, and are not to wait for another word of this one
+        self._membership.silence()  # others may leave, too, and are not to wait for another word of this one
         self._checkpoints.wait()
         self._save(quorum.attempt)
         self._checkpoints.wait()
@@ -132,7 +125,7 @@ class Server:
         if len(servers) != self._servers:
             return False
         bad = {name for server in servers for name in server.announced.bad}
-        place = [server.name for server in servers].index(self._name)
+        place = [server.name for server in servers].index(self._host.name)
         if place != self._place:
             self._place = place
             self._restore(bad)
@@ -190,12 +183,12 @@ class Server:
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
         """Vectors for this server's part of a model, and which part it is."""
         self._layout = layout
-        self._shards = Shards(total(layout) if layout else 0, self._servers)
-        self._block = norm_block(self._shards.total)
+        self._ownership = Ownership(total(layout) if layout else 0, self._servers)
+        self._block = norm_block(self._ownership.total)
         place = self._place or 0
-        self._ranges, size = self._shards.owned(place), self._shards.size(place)
+        self._ranges, size = self._ownership.owned(place), self._ownership.size(place)
         self._parameters, self._gradients = torch.zeros(size), torch.zeros(size)
-        parts = segments(layout, self._shards.total, self._ranges)
+        parts = segments(layout, self._ownership.total, self._ranges)
         self._optimizer = Optimizer(self._parameters, self._gradients, parts, self._spec.hyperparameters)
         self._vectors = {"parameters": self._parameters}
         self._vectors |= {f"moment{i + 1}": vector for i, vector in enumerate(self._optimizer.vectors)}
@@ -205,7 +198,7 @@ class Server:
     # -- what a group does -----------------------------------------------------------------------------------------
 
     def _begin(self, quorum: Quorum) -> None:
-        """As Served.prepare: first parameters, and where the run is."""
+        """As PsTrainer.prepare: first parameters, and where the run is."""
         first = len(quorum.trainers)
         fills = not protocol.filled(quorum)
         if fills:
@@ -213,27 +206,27 @@ class Server:
             self._make_room([(name, begin, size, decayed) for name, begin, size, decayed in start["layout"]])
             self.progress = Progress(scale=start["scale"])
         if quorum.key != self._key:
-            self._exchange = protocol.make_exchange(quorum, self._spec, self._shards, self._journal.log)
+            self._exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._journal.log)
             self._key = quorum.key
         if fills:
-            self._trade.fill(self._parameters)
+            self._traffic.fill(self._parameters)
             self._filled = True
-        if protocol.strangers(quorum):
-            state = {"progress": self.progress.to_json(), "total": self._shards.total}
+        if protocol.trainer_differs(quorum):
+            state = {"progress": self.progress.to_json(), "total": self._ownership.total}
             quorum.group.broadcast_json(state, first)
 
     @property
-    def _trade(self) -> Exchange:
+    def _traffic(self) -> Exchange:
         assert self._exchange is not None
         return self._exchange
 
     def _step(self, quorum: Quorum) -> None:
         """Take one step with these members, or raise GroupFailed: then it is taken nowhere, or can be taken here."""
-        if protocol.stale(quorum):
+        if protocol.pull_needed(quorum):
             self._serve()
         self._scaled, self._prepared = quorum.trainers[0].announced.scaled, ""
         self._collect()
-        blocks = -(-self._shards.total // self._block)
+        blocks = -(-self._ownership.total // self._block)
         whole, own = torch.zeros(blocks, dtype=torch.float64), squares(self._gradients, self._block)
         for start, stop in self._ranges:
             first, last = start // self._block, -(-stop // self._block)
@@ -246,14 +239,14 @@ class Server:
 
     def _serve(self) -> None:
         """All that a trainer needs for its next step."""
-        self._trade.serve(self._parameters)
+        self._traffic.serve(self._parameters)
 
     def _collect(self) -> None:
         """All that trainers send in a step, summed up."""
         if protocol.interleaved(self._spec):  # nothing about the update depends on the vote but whether it counts
-            self._trade.collect_and_serve(self._gradients, self._tentative)
+            self._traffic.collect_and_serve(self._gradients, self._tentative)
         else:
-            self._trade.collect(self._gradients)
+            self._traffic.collect(self._gradients)
 
     def vote(self, quorum: Quorum, vote: Tensor) -> None:
         """The one moment at which a step is decided. A method of its own so that a test can lose it."""
@@ -285,18 +278,18 @@ class Server:
         """The parameters of a bucket as they will be if the vote is for it; the same arithmetic as in _apply."""
         hyper = self._spec.hyperparameters
         assert self._place is not None
-        start, stop = self._shards.places(self._place)[bucket]
+        start, stop = self._ownership.places(self._place)[bucket]
         factor = 1.0 / (hyper.batch_size * hyper.sequence_length * self.progress.scale)  # as decide() has it
         gradients = self._gradients[start:stop] * factor
         vectors = [vector[start:stop].clone() for vector in self._vectors.values()]
-        parts = segments(self._layout, self._shards.total, [self._shards.pieces[bucket][self._place]])
+        parts = segments(self._layout, self._ownership.total, [self._ownership.pieces[bucket][self._place]])
         optimizer = Optimizer(vectors[0], gradients, parts, hyper, vectors[1:])
         optimizer.updates = self.progress.updates
         optimizer.update(learning_rate(hyper, self.progress.step))
         return vectors[0]
 
     def _evaluate(self, quorum: Quorum) -> None:
-        if protocol.stale(quorum):
+        if protocol.pull_needed(quorum):
             self._serve()
         self.progress.evaluated(mean_loss(quorum.group))
         self._journal.evaluation(quorum, self.progress, writes=self.leads)
@@ -304,7 +297,7 @@ class Server:
     def _finish(self, quorum: Quorum) -> bool:
         """The last checkpoint; then, asked again, the exact parameters for the model."""
         if protocol.done(quorum):
-            self._trade.serve(self._parameters, exact=True)
+            self._traffic.serve(self._parameters, exact=True)
             return True
         self._checkpoints.wait()
         self._save(quorum.attempt)
@@ -316,14 +309,7 @@ class Server:
         """This server's part of a checkpoint of this step, once, in the background."""
         wanted = (self.progress.step, attempt)
         if self._saved != wanted and self._filled and self._place is not None:
-            begun = self._checkpoints.save(
-                self._vectors,
-                self.progress,
-                attempt,
-                self._layout,
-                part=self._place,
-                parts=self._servers,
-                ranges=self._ranges,
-                before=self._journal.metrics.flush if self.leads else lambda: None,
-            )
+            shard = CheckpointShard(self._vectors, self._layout, self._ranges, self._place, self._servers)
+            flush = self._journal.metrics.flush if self.leads else lambda: None  # one writes for all
+            begun = self._checkpoints.save(shard, self.progress, attempt, before=flush)
             self._saved = wanted if begun else self._saved

@@ -16,42 +16,38 @@ from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import Group, GroupFailed
 from trainer.cluster.membership import Quorum
 from trainer.contract.errors import InputError
-from trainer.contract.spec import JobSpec
 from trainer.model.flat import Flat
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards, norm_block
+from trainer.parallel.ownership import Ownership, norm_block
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision, Progress
 from trainer.training.vote import Vote
 
 
-class Served:
+class PsTrainer:
     """One trainer among parameter servers."""
 
     writes = False  # the first server writes records and status: what it says of a step is as lasting as the step
 
     def __init__(
-        self,
-        spec: JobSpec,
-        flat: Flat,
-        begin: Callable[[], object],
-        progress: Progress,
-        log: Callable[[str], None],
-        announcement: Announcement,
+        self, context: MemberContext, flat: Flat, begin: Callable[[], object], announcement: Announcement
     ) -> None:
-        """begin: puts a new run's parameters into `flat`; progress: as one starts."""
-        self.progress, self._scale = Progress(step=-1), progress.scale  # the servers say where the run is
-        self._spec, self._flat, self._log, self._announcement = spec, flat, log, announcement
+        """begin: puts a new run's parameters into `flat`."""
+        spec = context.spec
+        self.progress = Progress(step=-1)  # the servers say where the run is
+        self._scale = Progress.at_start(announcement.scaled).scale
+        self._spec, self._flat, self._log, self._announcement = spec, flat, context.host.log, announcement
         self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
         self._holds = -1  # lineage of the parameters that are here
-        self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
-        self._blocks = -(-self._shards.total // norm_block(self._shards.total))
+        self._ownership = Ownership(len(flat.parameters), spec.cluster.parameter_servers)
+        self._blocks = -(-self._ownership.total // norm_block(self._ownership.total))
         self._interleaved = protocol.interleaved(spec)
         self._mover = ThreadPoolExecutor(1, "exchange")
         self._moving: Future[None] | None = None
         self._error: BaseException | None = None
-        self._here = [threading.Event() for _ in self._shards.buckets]  # its parameters have arrived
-        self._final = [threading.Event() for _ in self._shards.buckets]  # its gradient will not change any more
+        self._here = [threading.Event() for _ in self._ownership.buckets]  # its parameters have arrived
+        self._final = [threading.Event() for _ in self._ownership.buckets]  # its gradient will not change any more
         self._missing = [0] * len(self._final)  # tensors of the bucket whose gradient is not final
         self._key = ""
         self._group: Group | None = None
@@ -72,10 +68,10 @@ class Served:
 
     def prepare(self, quorum: Quorum) -> bool:
         """Know where the servers are; at the very start, give them their first parameters."""
-        if not protocol.settled(quorum):
+        if not protocol.servers_agree(quorum):
             return False
         if quorum.key != self._key:
-            self._exchange = protocol.make_exchange(quorum, self._spec, self._shards, self._log)
+            self._exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._log)
             self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
             self._pulled = 0.0
         first = len(quorum.trainers)  # rank of the first server
@@ -83,19 +79,19 @@ class Served:
             if not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
                 self._begin()
             quorum.group.broadcast_json({"layout": self._flat.layout, "scale": self._scale}, 0)
-            self._trade.fill(self._flat.parameters)
-        if protocol.strangers(quorum):
+            self._traffic.fill(self._flat.parameters)
+        if protocol.trainer_differs(quorum):
             state = quorum.group.broadcast_json(None, first)
-            if state["total"] != self._shards.total:
+            if state["total"] != self._ownership.total:
                 raise InputError(
                     f"the newest checkpoint of {self._spec.run} holds another model ({state['total']} elements instead"
-                    f" of {self._shards.total}); move its checkpoints away"
+                    f" of {self._ownership.total}); move its checkpoints away"
                 )
             self.progress = Progress(**state["progress"])
         return True
 
     @property
-    def _trade(self) -> Exchange:
+    def _traffic(self) -> Exchange:
         assert self._exchange is not None
         return self._exchange
 
@@ -103,7 +99,7 @@ class Served:
         """Parameters begin to come, if they are not here; ready() or the forward pass's own hooks wait for them."""
         self._waited = 0.0
         self._untouched = False
-        if protocol.stale(quorum):
+        if protocol.pull_needed(quorum):
             self._holds = -1
             for event in self._here:
                 event.clear()
@@ -114,7 +110,7 @@ class Served:
 
     def _pull(self) -> None:
         begun = time.monotonic()
-        self._trade.pull(self._flat.parameters, lambda k: self._here[k].set())
+        self._traffic.pull(self._flat.parameters, lambda k: self._here[k].set())
         self._pulled = time.monotonic() - begun
 
     def ready(self) -> None:
@@ -137,9 +133,9 @@ class Served:
         self._pushing = True
         gradients, parameters = self._flat.gradients, self._flat.parameters
         if self._interleaved:
-            self._move(lambda: self._trade.push_and_pull(gradients, parameters, self._until_final))
+            self._move(lambda: self._traffic.push_and_pull(gradients, parameters, self._until_final))
         else:
-            self._move(lambda: self._trade.push(gradients, self._until_final))
+            self._move(lambda: self._traffic.push(gradients, self._until_final))
 
     def backward_ends(self) -> None:
         """All gradients of this trainer are final."""
@@ -156,7 +152,7 @@ class Served:
         self._wait_for_mover()
         if self._first:  # what the cost model predicted for this group can be compared with
             self._first = False
-            megabytes = self._shards.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
+            megabytes = self._ownership.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
             pull = f"pull {self._pulled:.3g} s, " if self._pulled else ""
             self._log(
                 f"measured in the group's first step, {megabytes:.3g} MB each way: {pull}push"
@@ -202,7 +198,7 @@ class Served:
         """The servers have written the last checkpoint, and the model is here as they hold it."""
         if not protocol.done(quorum):
             return False
-        self._trade.pull(self._flat.parameters, exact=True)
+        self._traffic.pull(self._flat.parameters, exact=True)
         return True
 
     def restore(self) -> None:
@@ -235,7 +231,7 @@ class Served:
 
     def _touched(self, start: int, size: int) -> list[int]:
         """The buckets that a tensor lies in."""
-        return [k for k, (begin, end) in enumerate(self._shards.buckets) if begin < start + size and start < end]
+        return [k for k, (begin, end) in enumerate(self._ownership.buckets) if begin < start + size and start < end]
 
     def _hook(self) -> None:
         starts = {name: start for name, start, _, _ in self._flat.layout}

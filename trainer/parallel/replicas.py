@@ -8,11 +8,10 @@ from torch import Tensor
 from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.membership import Quorum
-from trainer.contract.spec import Hyperparameters
 from trainer.model.flat import Flat
 from trainer.parallel.ownership import norm_block
-from trainer.training.checkpoint import Checkpoints
-from trainer.training.journal import Journal
+from trainer.training.checkpoint import CheckpointShard
+from trainer.training.member_context import MemberContext
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Decision, Progress
 from trainer.training.vote import Vote
@@ -23,20 +22,14 @@ class Replicas:
 
     writes = True  # the first trainer writes records and status
 
-    def __init__(
-        self,
-        flat: Flat,
-        hyper: Hyperparameters,
-        checkpoints: Checkpoints,
-        journal: Journal,
-        progress: Progress,
-        announcement: Announcement,
-    ) -> None:
-        self.progress, self.announcement = progress, announcement
-        self._flat, self._checkpoints, self._journal = flat, checkpoints, journal
+    def __init__(self, context: MemberContext, flat: Flat, announcement: Announcement) -> None:
+        self.progress, self.announcement = Progress.at_start(announcement.scaled), announcement
+        self._flat, self._checkpoints, self._journal = flat, context.checkpoints, context.journal
         total = len(flat.parameters)
         self._block = norm_block(total)
-        self._optimizer = Optimizer(flat.parameters, flat.gradients, segments(flat.layout, total, [(0, total)]), hyper)
+        self._optimizer = Optimizer(
+            flat.parameters, flat.gradients, segments(flat.layout, total, [(0, total)]), context.spec.hyperparameters
+        )
         self._vectors: dict[str, Tensor] = {"parameters": flat.parameters}
         self._vectors |= {f"moment{i + 1}": vector for i, vector in enumerate(self._optimizer.vectors)}
         self._saved = -1  # step of the newest checkpoint
@@ -104,8 +97,8 @@ class Replicas:
             if wait:
                 self._checkpoints.wait()
             if self._saved != self.progress.step:
-                flush, layout = self._journal.metrics.flush, self._flat.layout
-                if self._checkpoints.save(self._vectors, self.progress, attempt, layout, before=flush):
+                shard, flush = CheckpointShard(self._vectors, self._flat.layout), self._journal.metrics.flush
+                if self._checkpoints.save(shard, self.progress, attempt, before=flush):
                     self._saved = self.progress.step
             if wait:
                 self._checkpoints.wait()

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.contract.spec import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage import manifest
 from trainer.storage.base import Conflict, Storage
@@ -71,26 +72,42 @@ class Restored:
     layout: Layout
 
 
-class Checkpoints:
+@dataclass(frozen=True)
+class CheckpointShard:
+    """One member's part of a checkpoint."""
+
+    vectors: Vectors
+    layout: Layout  # of the flat vector
+    ranges: Ranges | None = None  # of the flat vector, that `vectors` hold; None: all of it
+    part: int = 0
+    parts: int = 1
+
+
+class CheckpointStore:
     """Writes one checkpoint at a time in the background; restores the newest one that is whole and undamaged."""
 
     def __init__(
         self,
         storage: Storage,
         run: str,
-        keep: int,
+        policy: Checkpoints,
         log: Callable[[str], None],
         scratch: Path | None = None,
-        keep_every: int | None = None,
         fenced: Callable[[], bool] = lambda: False,
     ) -> None:
-        """keep: how many of the newest stay; keep_every: those whose step is a multiple of it stay too.
+        """Write into runs/<run>/checkpoints.
 
-        scratch: a folder for files on their way into the bucket; None is the system's own. `fenced` is asked before a
-        manifest is written: whether this process was believed dead and a newer attempt is under way.
+        Args:
+            storage: the run's bucket.
+            run: its name.
+            policy: which checkpoints stay.
+            log: prints a line.
+            scratch: a folder for files on their way into the bucket; None is the system's own.
+            fenced: asked before a manifest is written: whether this process was believed dead and a newer attempt is
+                under way.
         """
         self._storage, self._prefix, self._log = storage, f"runs/{run}/checkpoints", log
-        self._keep, self._keep_every, self._scratch, self._fenced = keep, keep_every, scratch, fenced
+        self._policy, self._scratch, self._fenced = policy, scratch, fenced
         self._writing: threading.Thread | None = None
         self._copies: Vectors = {}  # kept: memory that was used before is 20 times as fast to copy to
         self.bad: set[str] = set()  # checkpoints that restore() passed over
@@ -99,17 +116,13 @@ class Checkpoints:
 
     def save(
         self,
-        vectors: Vectors,
+        shard: CheckpointShard,
         progress: Progress,
         attempt: int,
-        layout: Layout,
         *,
-        part: int = 0,
-        parts: int = 1,
-        ranges: Ranges | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Copy now, write in the background: part `part` of `parts`, which holds `ranges` (None: the whole vector).
+        """Copy the shard now and write it in the background.
 
         False if one is still being written: then this one is left out, and no step waits. `before` is called, in the
         background, before the part counts: the metrics of its steps, which nobody takes again. A failure to write is
@@ -118,10 +131,11 @@ class Checkpoints:
         if self._writing is not None and self._writing.is_alive():
             self._log(f"no checkpoint at step {progress.step}: the one before is still being written")
             return False
-        self._copy(vectors)
-        state = {"step": progress.step, "attempt": attempt, "progress": progress.to_json(), "layout": layout}
-        held = ranges if ranges is not None else [(0, len(vector)) for vector in vectors.values()][:1]
-        self._writing = threading.Thread(target=self._write, args=(state, part, parts, held, before), name="checkpoint")
+        self._copy(shard.vectors)
+        state = {"step": progress.step, "attempt": attempt, "progress": progress.to_json(), "layout": shard.layout}
+        held = _held(shard.vectors, shard.ranges)
+        arguments = (state, shard.part, shard.parts, held, before)
+        self._writing = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._writing.start()
         return True
 
@@ -203,9 +217,11 @@ class Checkpoints:
         """Delete all that is older than the newest `keep` whole ones: also what was begun and never finished."""
         found, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
-        for old in found if len(whole) > self._keep else ():
-            stays = self._keep_every is not None and old in whole and order(old)[0] % self._keep_every == 0
-            if order(old) < order(whole[self._keep - 1]) and not stays:
+        for old in found if len(whole) > self._policy.keep else ():
+            stays = (
+                self._policy.keep_every is not None and old in whole and order(old)[0] % self._policy.keep_every == 0
+            )
+            if order(old) < order(whole[self._policy.keep - 1]) and not stays:
                 for path in sorted(found[old], key=lambda p: not p.endswith(manifest.NAME)):  # it makes it whole
                     self._storage.delete(path)
 
@@ -255,8 +271,8 @@ class Checkpoints:
             raise ValueError("it holds another model")
         if callable(vectors):
             vectors, ranges = vectors(found)
-        elif ranges is None:
-            ranges = [(0, len(vector)) for vector in vectors.values()][:1]
+        else:
+            ranges = _held(vectors, ranges)
         _check_all_held(ranges, found, held)
         needed: list[tuple[Path, Ranges]] = []
         with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as scratch:
@@ -277,6 +293,11 @@ class Checkpoints:
             local = scratch / Path(path).name
             self._storage.download(path, local)
         return local
+
+
+def _held(vectors: Vectors, ranges: Ranges | None) -> Ranges:
+    """Return the ranges that `vectors` hold: all of the flat vector where they are not given."""
+    return ranges if ranges is not None else [(0, len(vector)) for vector in vectors.values()][:1]
 
 
 def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Ranges]]:

@@ -3,9 +3,9 @@
 import gc
 import math
 import time
-from collections.abc import Callable
 
-from trainer.cluster.membership import Cluster, Quorum
+from trainer.cluster.host import Host
+from trainer.cluster.membership import Membership, Quorum
 from trainer.runs.metrics import Metrics
 from trainer.runs.records import Record
 from trainer.runs.status import StatusWriter
@@ -17,16 +17,9 @@ LOG_EVERY = 10.0  # seconds
 class Journal:
     """One member's. One of all writes for the run: a trainer, or the first parameter server if there are any."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        status: StatusWriter,
-        cluster: Cluster,
-        log: Callable[[str], None],
-        report: Callable[..., None],
-    ) -> None:
-        self.metrics, self.status, self._cluster = metrics, status, cluster
-        self.log, self.report = log, report
+    def __init__(self, metrics: Metrics, status: StatusWriter, membership: Membership, host: Host) -> None:
+        self.metrics, self.status, self._membership = metrics, status, membership
+        self.log, self.report = host.log, host.report
         self._last_step, self._started, self._last_line = time.monotonic(), time.time(), 0.0
         self._steps = 0
 
@@ -36,7 +29,7 @@ class Journal:
         """A step was committed, or several at once. waited: mean seconds that trainers waited for the network."""
         now = time.monotonic()
         seconds, self._last_step = now - self._last_step, now
-        self._cluster.stepped(seconds)
+        self._membership.stepped(seconds)
         self._steps += 1
         if self._steps == 1:
             gc.collect()
@@ -45,7 +38,7 @@ class Journal:
         trainers = len(quorum.trainers)
         peaks = [member.announced.peak for member in quorum.trainers if member.announced.peak]
         self.report(step=progress.step, message="training")
-        missing = self._cluster.missing
+        missing = self._membership.missing
         self.status.set(
             leads=writes, state="RUNNING", reason=f"going on without {missing}" if missing else "",
             step=progress.step, attempt=quorum.attempt, started=self._started,

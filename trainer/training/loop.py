@@ -18,41 +18,36 @@ from torch import Tensor
 
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Quorum
-from trainer.contract.geometry import MICRO_BATCH_TOKENS, micro_batch_rows
-from trainer.contract.spec import JobSpec
+from trainer.cluster.membership import Quorum
+from trainer.contract.geometry import micro_batch_rows
 from trainer.data.batches import Batches, Examples, Indices, PairBatches, Windows, pieces
 from trainer.evaluation.sampler import Sampler
 from trainer.model.loss import Loss
-from trainer.training.checkpoint import LAST_PARTS, Checkpoints
+from trainer.training.checkpoint import LAST_PARTS
 from trainer.training.engine import Engine
-from trainer.training.journal import Journal
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Progress, decide
 from trainer.training.vote import Vote, mean_loss
-
-FP16_SCALE = 2.0**16 / MICRO_BATCH_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
 
 
 @dataclass
 class Training:
     """One trainer's part of a run."""
 
-    spec: JobSpec
+    context: MemberContext
     engine: Engine
     model: torch.nn.Module
     loss: Loss
     zero: Callable[[], object]  # sets the gradients to zero
     batches: Batches | PairBatches
     validation: Windows | Examples
-    cluster: Cluster
-    checkpoints: Checkpoints
-    journal: Journal
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
     stopping: Callable[[], bool]
     sampler: Sampler | None = None  # of fsdp, none: no process has the whole model
 
     def __post_init__(self) -> None:
+        self.spec, self.membership, self.journal = self.context.spec, self.context.membership, self.context.journal
         self.leads = False
 
     @property
@@ -68,7 +63,7 @@ class Training:
             if self.stopping():
                 raise Stopping
             try:
-                quorum = self.cluster.quorum(self.progress.identity, self.engine.announcement)
+                quorum = self.membership.quorum(self.progress.identity, self.engine.announcement)
                 if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
                     self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
                     continue
@@ -85,7 +80,7 @@ class Training:
                 self.engine.abandon()
                 if self.stopping():  # perhaps it was this machine that gave the step up
                     raise Stopping from error
-                self.cluster.failed()
+                self.membership.failed()
                 self.journal.recovering(self.progress.step, error, leads=self.leads)
 
     def step(self, quorum: Quorum) -> None:
@@ -168,16 +163,16 @@ class Training:
 
         If the Lighthouse is here it stays until then: in a newer attempt the checkpoint would not count.
         """
-        step, attempt = self.progress.step, self.cluster.attempt
+        step, attempt = self.progress.step, self.membership.attempt
         if self.engine.writes:
-            self.cluster.silence()
+            self.membership.silence()
             whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
         else:
-            quorum = self.cluster.leave(self.progress.identity, self.engine.announcement)
-            self.cluster.silence()
+            quorum = self.membership.leave(self.progress.identity, self.engine.announcement)
+            self.membership.silence()
             if quorum is None or not quorum.servers:
                 return
             step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
-            whole = step > 0 and self.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
+            whole = step > 0 and self.context.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
         if whole:
             self.journal.notice(step, attempt, since_told())

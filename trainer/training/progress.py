@@ -6,12 +6,14 @@ Nothing here imports torch.
 import math
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from trainer.cluster.announcement import Tally
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import MICRO_BATCH_TOKENS
 from trainer.contract.spec import Hyperparameters, JobSpec
 
+FP16_SCALE = 2.0**16 / MICRO_BATCH_TOKENS  # of the loss, at first: it is a sum over a micro-batch's tokens
 SCALE_GROWTH = 2000  # good steps after which the loss scale of fp16 doubles
 NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: in fp16
 
@@ -28,6 +30,11 @@ class Progress:
     good_steps: int = 0  # since the scale last changed
     skipped: int = 0  # steps in a row whose gradient was not finite
     validation_loss: float | None = None  # the newest, in nats
+
+    @classmethod
+    def at_start(cls, scaled: bool) -> Self:
+        """Return the progress of a run that begins. scaled: whether its loss is scaled (fp16)."""
+        return cls(scale=FP16_SCALE if scaled else 1.0)
 
     @property
     def identity(self) -> tuple[int, int, int]:
