@@ -33,7 +33,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torchft import ProcessGroupGloo
 
 from benchmarks.links import Unavailable, address, enter, links
-from trainer.cluster.group import Group
+from trainer.cluster.group import MemberGroup
 from trainer.contract import exchange_cost
 from trainer.parallel.exchange import Exchange
 from trainer.parallel.ownership import Ownership
@@ -66,10 +66,10 @@ class Setting:
         return plan(self.elements * 4, self.trainers, self.servers, links, "interleaved" in method)
 
 
-def join(name: str, rank: int, size: int) -> Group:
+def join(name: str, rank: int, size: int) -> MemberGroup:
     members = ProcessGroupGloo(timeout=TIMEOUT)
     members.configure(f"{address(0)}:{PORT}/{name}", f"member-{rank}", rank, size, 0)
-    return Group(members, rank, size, torch.device("cpu"))
+    return MemberGroup(members, rank, size, torch.device("cpu"))
 
 
 def gradient(setting: Setting, trainer: int) -> torch.Tensor:

@@ -123,7 +123,7 @@ def our_trainer(run: Run) -> TrainingMember:
 
 def our_step(trainer: TrainingMember) -> None:
     """As Training.run does it."""
-    quorum = trainer.membership.quorum(trainer.progress.identity, trainer.engine.announcement)
+    quorum = trainer.membership.quorum(trainer.progress.position, trainer.engine.announcement)
     assert trainer.engine.prepare(quorum)
     trainer.step(quorum)
 

@@ -19,7 +19,7 @@ class GroupFailed(Exception):
 class Pending:
     """A collective that is under way."""
 
-    def __init__(self, group: "Group", works: list[Any]) -> None:
+    def __init__(self, group: "MemberGroup", works: list[Any]) -> None:
         self._group, self._works = group, works
 
     def wait(self) -> None:
@@ -28,7 +28,7 @@ class Pending:
             self._group.finish(work)
 
 
-class Group:
+class MemberGroup:
     """The members of one quorum. Alone, all is done already. Every method raises GroupFailed."""
 
     def __init__(self, members: Any, rank: int, size: int, device: torch.device) -> None:

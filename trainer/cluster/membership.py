@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from trainer.cluster.announcement import NOTHING, Announcement
-from trainer.cluster.group import Group, GroupFailed, first_line
+from trainer.cluster.announcement import NOTHING, Announcement, Position
+from trainer.cluster.group import GroupFailed, MemberGroup, first_line
 from trainer.cluster.host import Host
 from trainer.cluster.lease import NoProgress
 from trainer.cluster.lighthouse import AVAILABLE, Lighthouse, Stopping
@@ -39,13 +39,12 @@ COLLECTIVE = 30.0  # least time-out of a collective; else COLLECTIVE_STEPS times
 COLLECTIVE_STEPS = 5
 LEAVING = 15.0  # seconds that a member waits for the others to hear that it leaves
 FAILURES = 10  # groups in a row that failed before a step: the members do not reach each other
-Identity = tuple[int, int, int]  # steps done, evaluations done, lineage: equal means equal state
 
 
 @dataclass(frozen=True)
 class Member:
     name: str
-    progress: Identity
+    progress: Position
     trainers: int  # declared, as this member read it when it started
     leaving: bool = False  # it takes no further step
     announced: Announcement = NOTHING
@@ -64,7 +63,7 @@ class Quorum:
     rank: int  # -1 for one that is leaving
     key: str  # names this group: the same for all its members, different for any other group
     attempt: int
-    group: Group
+    group: MemberGroup
 
     @property
     def trainers(self) -> tuple[Member, ...]:
@@ -92,7 +91,7 @@ class Membership:
         self._identity = f"{host.name}:{uuid.uuid4().hex[:8]}"
         self._lighthouse = Lighthouse(storage, spec.run, self._identity, host)
         self._joined = False
-        self._group = Group(None, 0, 1, device)
+        self._group = MemberGroup(None, 0, 1, device)
         self._group_key = ""
         self._failures = self._in_a_row = 0
         self._recent: list[float] = []  # seconds of the last 20 steps
@@ -125,7 +124,7 @@ class Membership:
         """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
         return self._lighthouse.fenced()
 
-    def quorum(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum:
+    def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
         """The members of the next step; returns when there are enough, or one is leaving.
 
         Raises Stopping if this machine is told to leave, or GroupFailed.
@@ -147,7 +146,7 @@ class Membership:
                 return quorum
             time.sleep(0.1)
 
-    def leave(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum | None:
+    def leave(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum | None:
         """Tell the others that this member takes no further step; None if they do not hear it in LEAVING seconds."""
         if not self._joined:
             return None
@@ -165,7 +164,7 @@ class Membership:
         return None
 
     def _ask(
-        self, progress: Identity, announcement: Announcement, stop: Callable[[], bool], *, leaving: bool = False
+        self, progress: Position, announcement: Announcement, stop: Callable[[], bool], *, leaving: bool = False
     ) -> Any:
         data = {
             "name": self._host.name,
@@ -246,7 +245,7 @@ class Membership:
                 raise GroupFailed(first_line(error)) from error
         if self._given_up:
             raise GroupFailed("this machine is leaving")
-        self._group, self._group_key = Group(group, rank, size, device), key
+        self._group, self._group_key = MemberGroup(group, rank, size, device), key
         names = {member.name for member in members}
         lost = ", ".join(sorted(self._before - names))
         self._before = names
@@ -304,12 +303,14 @@ def _local_store(address: str) -> TCPStore:
 def _member(participant: Any) -> Member:
     data = participant.data
     announced = Announcement.from_json(data["told"])
-    return Member(data["name"], tuple(data["progress"]), data["trainers"], data["leaving"], announced)
+    return Member(data["name"], Position(*data["progress"]), data["trainers"], data["leaving"], announced)
 
 
 def _one_of_each_server(people: list[tuple[Any, Member]]) -> list[tuple[Any, Member]]:
     """A machine that was frozen may come back beside its successor: of two servers of a name, the furthest counts."""
-    best: dict[str, tuple[Identity, str]] = {}
+    best: dict[str, tuple[Position, str]] = {}
     for participant, member in people:
-        best[member.name] = max((member.progress, participant.replica_id), best.get(member.name, ((-1, -1, -1), "")))
+        best[member.name] = max(
+            (member.progress, participant.replica_id), best.get(member.name, (Position(-1, -1, -1), ""))
+        )
     return [(p, m) for p, m in people if not m.serves or best[m.name] == (m.progress, p.replica_id)]

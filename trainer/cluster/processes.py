@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
-from trainer.cluster.announcement import NOTHING, Announcement
-from trainer.cluster.group import Group
+from trainer.cluster.announcement import NOTHING, Announcement, Position
+from trainer.cluster.group import MemberGroup
 from trainer.cluster.host import Host
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Identity, Member, Membership, Quorum
+from trainer.cluster.membership import Member, Membership, Quorum
 from trainer.contract.spec import JobSpec
 from trainer.storage.base import Storage
 
@@ -88,7 +88,7 @@ class Processes:
             process.wait()
 
 
-class _ProcessesGroup(Group):
+class _ProcessesGroup(MemberGroup):
     """The processes' own group, where trainer/training/loop.py sums what it evaluated."""
 
     def sum(self, tensor: Tensor) -> None:
@@ -117,7 +117,7 @@ class FixedMembership(Membership):
     def give_up(self) -> None:
         """They leave together, after a step."""
 
-    def quorum(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum:
+    def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
         stop = torch.tensor(int(self._host.stopping()))
         dist.all_reduce(stop, dist.ReduceOp.MAX)
         if stop:

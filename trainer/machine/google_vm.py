@@ -24,7 +24,7 @@ HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
 POLL = 60.0  # seconds that one question to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
-Value = TypeVar("Value")
+Reply = TypeVar("Reply")
 
 
 class Supervised(Protocol):
@@ -73,7 +73,7 @@ def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, r
     return 0
 
 
-def retried(what: str, ask: Callable[[], Value], note: Callable[[str], None]) -> Value:
+def retried(what: str, ask: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
     """What `ask` gives, tried again for PATIENCE seconds while the machine's grants may be on their way."""
     pause, end = PAUSE, time.monotonic() + PATIENCE
     while True:

@@ -60,11 +60,11 @@ class DilocoServer(PsServer):
 
     def _serve(self) -> None:
         for vector in (self._parameters, *self._optimizer.vectors):
-            self._traffic.serve(vector)
+            self._exchange.serve(vector)
 
     def _collect(self) -> None:
         for vector in (self._gradients, *self._moments):
-            self._traffic.collect(vector)
+            self._exchange.collect(vector)
 
     def _decide(self, tally: Tally) -> Decision:
         return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, tally)

@@ -35,7 +35,7 @@ class DilocoTrainer(PsTrainer):
     def _pull(self) -> None:
         super()._pull()
         for vector in self._optimizer.vectors:
-            self._traffic.pull(vector)
+            self._exchange.pull(vector)
 
     def begin(self) -> None:
         """All is here: from now on this trainer is alone."""
@@ -60,7 +60,7 @@ class DilocoTrainer(PsTrainer):
 
         def send() -> None:
             for vector in vectors:
-                self._traffic.push(vector)
+                self._exchange.push(vector)
 
         self._move(send)
         self._pushed()

@@ -14,16 +14,15 @@ a pipeline of such collectives, its stages. Gloo matches collectives by the orde
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainer.cluster.group import Group, Pending
+from trainer.cluster.group import MemberGroup, Pending
+from trainer.contract.exchange_cost import Plan
 from trainer.model.layout import ALIGNMENT
 from trainer.parallel.ownership import Ownership
 
-Plan = Literal["star", "hierarchical"]
 Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
 Stage = Callable[[int], Pending]  # issues a bucket's next collective
 Finish = Callable[[int], None]  # what remains to be done with a bucket after its last collective
@@ -42,7 +41,7 @@ class Exchange:
     with hierarchical and fp32 none; a trainer's are of three buckets.
     """
 
-    def __init__(self, group: Group, trainers: int, ownership: Ownership, plan: Plan, wire: torch.dtype) -> None:
+    def __init__(self, group: MemberGroup, trainers: int, ownership: Ownership, plan: Plan, wire: torch.dtype) -> None:
         """wire: float32 or bfloat16, in which gradients and parameters travel."""
         assert group.size == trainers + ownership.servers
         self._group, self._trainers, self._ownership, self._plan, self._wire = group, trainers, ownership, plan, wire

@@ -23,7 +23,7 @@ def servers_agree(quorum: Quorum) -> bool:
     return places == list(range(len(places))) and len({server.progress for server in quorum.servers}) == 1
 
 
-def filled(quorum: Quorum) -> bool:
+def servers_filled(quorum: Quorum) -> bool:
     """Do all servers have parameters? If not, which is at the very start, the first trainer gives them its own."""
     return all(server.announced.filled for server in quorum.servers)
 
@@ -36,11 +36,11 @@ def trainer_differs(quorum: Quorum) -> bool:
 
 def pull_needed(quorum: Quorum) -> bool:
     """Must parameters be pulled, because a trainer has none or others?"""
-    lineage = quorum.servers[0].progress[2]
-    return not filled(quorum) or any(trainer.announced.holds != lineage for trainer in quorum.trainers)
+    lineage = quorum.servers[0].progress.lineage
+    return not servers_filled(quorum) or any(trainer.announced.holds != lineage for trainer in quorum.trainers)
 
 
-def done(quorum: Quorum) -> bool:
+def servers_done(quorum: Quorum) -> bool:
     """Have all servers written the last checkpoint?"""
     return all(server.announced.done for server in quorum.servers)
 

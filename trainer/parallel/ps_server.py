@@ -42,7 +42,7 @@ class PsServer:
         self.progress = Progress()
         self._layout: Layout = []
         self._key = ""
-        self._exchange: Exchange | None = None
+        self._made_exchange: Exchange | None = None
         self._scaled = False  # is the loss (fp16)
         self._prepared = ""  # key of the group whose summed gradient is here
         self._tally: Tally | None = None  # of the last step that a vote decided here
@@ -69,7 +69,7 @@ class PsServer:
             if self._host.stopping():
                 raise Stopping
             try:
-                quorum = self._membership.quorum(self.progress.identity, self._announcement())
+                quorum = self._membership.quorum(self.progress.position, self._announcement())
                 if not self._reconcile(quorum):
                     continue
                 if quorum.leaving:
@@ -94,9 +94,9 @@ class PsServer:
 
     def leave(self, since_told: Callable[[], float]) -> None:
         """Tell the others, and write a checkpoint of this step with them, if all servers are still here."""
-        quorum = self._membership.leave(self.progress.identity, self._announcement())
+        quorum = self._membership.leave(self.progress.position, self._announcement())
         if quorum is not None and not self._reconcile(quorum):  # it may be another point now
-            quorum = self._membership.leave(self.progress.identity, self._announcement())
+            quorum = self._membership.leave(self.progress.position, self._announcement())
         if quorum is None or not self._reconcile(quorum) or not self._filled:
             return
         self._membership.silence()  # others may leave, too, and are not to wait for another word of this one
@@ -134,7 +134,7 @@ class PsServer:
             return False
         furthest = max(servers, key=lambda server: server.progress[:2])
         step, evaluations, lineage = furthest.progress
-        behind = [server for server in servers if (server.progress[0], server.progress[2]) != (step, lineage)]
+        behind = [server for server in servers if (server.progress.step, server.progress.lineage) != (step, lineage)]
         if behind and not all(server.announced.reaches == lineage for server in behind):
             self._restore(bad)
             return False
@@ -200,25 +200,25 @@ class PsServer:
     def _begin(self, quorum: Quorum) -> None:
         """As PsTrainer.prepare: first parameters, and where the run is."""
         first = len(quorum.trainers)
-        fills = not protocol.filled(quorum)
+        fills = not protocol.servers_filled(quorum)
         if fills:
             start = quorum.group.broadcast_json(None, 0)
             self._make_room([(name, begin, size, decayed) for name, begin, size, decayed in start["layout"]])
             self.progress = Progress(scale=start["scale"])
         if quorum.key != self._key:
-            self._exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._journal.log)
+            self._made_exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._journal.log)
             self._key = quorum.key
         if fills:
-            self._traffic.fill(self._parameters)
+            self._exchange.fill(self._parameters)
             self._filled = True
         if protocol.trainer_differs(quorum):
             state = {"progress": self.progress.to_json(), "total": self._ownership.total}
             quorum.group.broadcast_json(state, first)
 
     @property
-    def _traffic(self) -> Exchange:
-        assert self._exchange is not None
-        return self._exchange
+    def _exchange(self) -> Exchange:
+        assert self._made_exchange is not None
+        return self._made_exchange
 
     def _step(self, quorum: Quorum) -> None:
         """Take one step with these members, or raise GroupFailed: then it is taken nowhere, or can be taken here."""
@@ -239,14 +239,14 @@ class PsServer:
 
     def _serve(self) -> None:
         """All that a trainer needs for its next step."""
-        self._traffic.serve(self._parameters)
+        self._exchange.serve(self._parameters)
 
     def _collect(self) -> None:
         """All that trainers send in a step, summed up."""
         if protocol.interleaved(self._spec):  # nothing about the update depends on the vote but whether it counts
-            self._traffic.collect_and_serve(self._gradients, self._tentative)
+            self._exchange.collect_and_serve(self._gradients, self._tentative)
         else:
-            self._traffic.collect(self._gradients)
+            self._exchange.collect(self._gradients)
 
     def vote(self, quorum: Quorum, vote: Tensor) -> None:
         """The one moment at which a step is decided. A method of its own so that a test can lose it."""
@@ -296,8 +296,8 @@ class PsServer:
 
     def _finish(self, quorum: Quorum) -> bool:
         """The last checkpoint; then, asked again, the exact parameters for the model."""
-        if protocol.done(quorum):
-            self._traffic.serve(self._parameters, exact=True)
+        if protocol.servers_done(quorum):
+            self._exchange.serve(self._parameters, exact=True)
             return True
         self._checkpoints.wait()
         self._save(quorum.attempt)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from trainer.cluster.announcement import Announcement, Tally
-from trainer.cluster.group import Group, GroupFailed
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.membership import Quorum
 from trainer.contract.errors import InputError
 from trainer.model.flat import Flat
@@ -50,8 +50,8 @@ class PsTrainer:
         self._final = [threading.Event() for _ in self._ownership.buckets]  # its gradient will not change any more
         self._missing = [0] * len(self._final)  # tensors of the bucket whose gradient is not final
         self._key = ""
-        self._group: Group | None = None
-        self._exchange: Exchange | None = None
+        self._group: MemberGroup | None = None
+        self._made_exchange: Exchange | None = None
         self._pulling = self._pushing = self._first = False
         self._waited = self._pulled = 0.0
         for event in self._here:
@@ -71,15 +71,15 @@ class PsTrainer:
         if not protocol.servers_agree(quorum):
             return False
         if quorum.key != self._key:
-            self._exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._log)
+            self._made_exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._log)
             self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
             self._pulled = 0.0
         first = len(quorum.trainers)  # rank of the first server
-        if not protocol.filled(quorum):
+        if not protocol.servers_filled(quorum):
             if not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
                 self._begin()
             quorum.group.broadcast_json({"layout": self._flat.layout, "scale": self._scale}, 0)
-            self._traffic.fill(self._flat.parameters)
+            self._exchange.fill(self._flat.parameters)
         if protocol.trainer_differs(quorum):
             state = quorum.group.broadcast_json(None, first)
             if state["total"] != self._ownership.total:
@@ -91,9 +91,9 @@ class PsTrainer:
         return True
 
     @property
-    def _traffic(self) -> Exchange:
-        assert self._exchange is not None
-        return self._exchange
+    def _exchange(self) -> Exchange:
+        assert self._made_exchange is not None
+        return self._made_exchange
 
     def start(self, quorum: Quorum) -> None:
         """Parameters begin to come, if they are not here; ready() or the forward pass's own hooks wait for them."""
@@ -110,7 +110,7 @@ class PsTrainer:
 
     def _pull(self) -> None:
         begun = time.monotonic()
-        self._traffic.pull(self._flat.parameters, lambda k: self._here[k].set())
+        self._exchange.pull(self._flat.parameters, lambda k: self._here[k].set())
         self._pulled = time.monotonic() - begun
 
     def ready(self) -> None:
@@ -133,9 +133,9 @@ class PsTrainer:
         self._pushing = True
         gradients, parameters = self._flat.gradients, self._flat.parameters
         if self._interleaved:
-            self._move(lambda: self._traffic.push_and_pull(gradients, parameters, self._until_final))
+            self._move(lambda: self._exchange.push_and_pull(gradients, parameters, self._until_final))
         else:
-            self._move(lambda: self._traffic.push(gradients, self._until_final))
+            self._move(lambda: self._exchange.push(gradients, self._until_final))
 
     def backward_ends(self) -> None:
         """All gradients of this trainer are final."""
@@ -196,9 +196,9 @@ class PsTrainer:
 
     def finish(self, quorum: Quorum) -> bool:
         """The servers have written the last checkpoint, and the model is here as they hold it."""
-        if not protocol.done(quorum):
+        if not protocol.servers_done(quorum):
             return False
-        self._traffic.pull(self._flat.parameters, exact=True)
+        self._exchange.pull(self._flat.parameters, exact=True)
         return True
 
     def restore(self) -> None:

@@ -63,7 +63,7 @@ class Training:
             if self.stopping():
                 raise Stopping
             try:
-                quorum = self.membership.quorum(self.progress.identity, self.engine.announcement)
+                quorum = self.membership.quorum(self.progress.position, self.engine.announcement)
                 if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
                     self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
                     continue
@@ -168,11 +168,11 @@ class Training:
             self.membership.silence()
             whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
         else:
-            quorum = self.membership.leave(self.progress.identity, self.engine.announcement)
+            quorum = self.membership.leave(self.progress.position, self.engine.announcement)
             self.membership.silence()
             if quorum is None or not quorum.servers:
                 return
-            step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
+            step, attempt = quorum.servers[0].progress.step, quorum.attempt  # where the servers are
             whole = step > 0 and self.context.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
         if whole:
             self.journal.notice(step, attempt, since_told())

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from trainer.cluster.announcement import Tally
+from trainer.cluster.announcement import Position, Tally
 from trainer.contract.errors import InputError
 from trainer.contract.geometry import MICRO_BATCH_TOKENS
 from trainer.contract.spec import Hyperparameters, JobSpec
@@ -37,9 +37,9 @@ class Progress:
         return cls(scale=FP16_SCALE if scaled else 1.0)
 
     @property
-    def identity(self) -> tuple[int, int, int]:
-        """Members with the same one are at the same point with the same parameters."""
-        return self.step, self.evaluations, self.lineage
+    def position(self) -> Position:
+        """Where this is in the run, for the others to compare."""
+        return Position(self.step, self.evaluations, self.lineage)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,11 +16,11 @@ import torch
 
 from trainer.cluster import lighthouse
 from trainer.cluster import membership as membership_module
-from trainer.cluster.announcement import NOTHING, Announcement, Tally
+from trainer.cluster.announcement import NOTHING, Announcement, Position, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lease import Lease, NoProgress
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Identity, Membership, Quorum
+from trainer.cluster.membership import Membership, Quorum
 from trainer.contract.spec import Cluster, JobSpec
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
@@ -55,7 +55,7 @@ class Member:
         return self.start(self.membership.join, 0.0)
 
     def quorum(self, step: int = 0, announcement: Announcement = NOTHING) -> "Future[Quorum]":
-        return self.start(self.membership.quorum, (step, 0, 0), announcement)
+        return self.start(self.membership.quorum, Position(step, 0, 0), announcement)
 
 
 def declare(trainers: int, servers: int = 0, least: int = 1) -> Cluster:
@@ -464,7 +464,7 @@ def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None
     first = each([member.quorum() for member in members])
     for member in members:
         member.membership.stepped(0.1)
-    now: Identity = (1, 0, 5)
+    now = Position(1, 0, 5)
     leaving = members[2].start(members[2].membership.leave, now, Announcement(holds=7))
     staying = [member.start(member.membership.quorum, now) for member in members[:2]]
     seen, own = each(staying), leaving.result(PATIENCE)

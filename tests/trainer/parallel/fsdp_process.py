@@ -92,7 +92,7 @@ def main(task: Task) -> int:
     try:
         while engine.progress.step < task.steps:
             step = engine.progress.step
-            quorum = membership.quorum(engine.progress.identity)
+            quorum = membership.quorum(engine.progress.position)
             if rank == 1 and step == task.fail_at:
                 raise ValueError("a fault")
             if step == task.hang_at:

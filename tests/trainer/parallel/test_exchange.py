@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchft import ProcessGroupGloo
 
-from trainer.cluster.group import Group, GroupFailed
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.membership import _local_store
 from trainer.contract import exchange_cost
-from trainer.contract.exchange_cost import Links
-from trainer.parallel.exchange import Exchange, Plan
+from trainer.contract.exchange_cost import Links, Plan
+from trainer.parallel.exchange import Exchange
 from trainer.parallel.ownership import NORM_BLOCKS, Ownership, norm_block
 
 T = TypeVar("T")
@@ -83,10 +83,10 @@ class Members:
         for group in self.groups:
             stack.callback(group.close)
 
-    def _join(self, rank: int) -> Group:
+    def _join(self, rank: int) -> MemberGroup:
         members = ProcessGroupGloo(timeout=timedelta(seconds=PATIENCE))
         members.configure(f"127.0.0.1:{self._store.port}/test", f"member-{rank}", rank, self.size, 0)
-        return Group(members, rank, self.size, torch.device("cpu"))
+        return MemberGroup(members, rank, self.size, torch.device("cpu"))
 
     def all(self, call: Callable[[int], T]) -> list[T]:
         """Call it for each rank, all at a time."""
