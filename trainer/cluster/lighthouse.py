@@ -1,7 +1,7 @@
-"""The Lighthouse, torchft's server that knows who is here: finding it, hosting it, and being heard by it.
+"""Find, host and ask the Lighthouse: torchft's server that knows which members are alive.
 
-Its address is a lease in the bucket (lease.py). master-0 starts one first; when its lease runs out, whoever is
-first takes it over, and the attempt counts one up.
+Its address is a lease in the bucket (lease.py). master-0 starts the first one; when its lease runs out, the first
+member that notices takes it over, and the attempt goes up by one.
 """
 
 import os
@@ -36,7 +36,7 @@ class Stopping(Exception):
 
 
 class Lighthouse:
-    """As one member sees it. `ask` and `connect` are called from one thread."""
+    """The Lighthouse as one member sees it. `ask` and `connect` are called from one thread."""
 
     def __init__(self, storage: Storage, run: str, identity: str, host: Host) -> None:
         """identity: of this member, never used before."""
@@ -52,7 +52,7 @@ class Lighthouse:
         self.attempt = 0
 
     def alone(self) -> None:
-        """A run of one member needs no Lighthouse, but an attempt of its own."""
+        """Count an attempt without a Lighthouse, which a run of one member does not need."""
         self._lease.read()
         while not self._lease.write("", self._lease.attempt + 1):
             self._lease.read()
@@ -66,9 +66,9 @@ class Lighthouse:
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def ask(self, store: str, step: int, data: dict[str, Any], stop: Callable[[], bool]) -> Any:
-        """Its answer, when all members have asked; None if it is lost, or `stop` says so while this waits.
+        """Return its answer, once all members have asked; None if it is lost, or `stop` becomes true meanwhile.
 
-        It may take long, so another thread waits for it.
+        The answer may take long, so another thread waits for it.
         """
         if self._deposed.is_set():  # a server that was shut down still answers those that are connected
             self._deposed.clear()
@@ -89,7 +89,7 @@ class Lighthouse:
             if now - looked > lease.RENEWED:
                 looked, lost = now, self._lost()
             if lost or stop():
-                self._asking = ThreadPoolExecutor(1)  # the old one's thread waits on for nothing, and ends with us
+                self._asking = ThreadPoolExecutor(1)  # the old thread waits until this process ends
                 if lost:
                     self._host.log(f"the Lighthouse at {self._address_found} is silent and its lease has run out")
                 return None
@@ -100,7 +100,7 @@ class Lighthouse:
         return request.result()
 
     def _lost(self) -> bool:
-        """Has another the lease, or has its holder (another machine, perhaps frozen) let it run out?"""
+        """Return whether another machine has the lease, or its holder, perhaps frozen, has let it run out."""
         if self._server is not None:
             return False
         try:
@@ -111,17 +111,19 @@ class Lighthouse:
         return self._lease.address != self._address_found or self._lease.lost
 
     def fenced(self) -> bool:
-        """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
-        newest = Lease(self._storage, self._run, self._host.name)  # another copy: what renew() compares with must stay
+        """Return whether the others believed this machine dead and have begun a newer attempt."""
+        newest = Lease(
+            self._storage, self._run, self._host.name
+        )  # a copy of its own: _renew() compares with what self._lease read
         newest.read()
         return newest.attempt > self.attempt
 
     def silence(self) -> None:
-        """Heartbeats end. If the Lighthouse is here, it stays: the attempt is the same until close()."""
+        """End the heartbeats. A Lighthouse that is hosted here stays, so that the attempt is the same until close()."""
         self._silent.set()
 
     def close(self) -> None:
-        """Heartbeats end; if the Lighthouse is here, another takes it at once."""
+        """End the heartbeats, and let another member take over a Lighthouse that is hosted here."""
         self.silence()
         self._closed.set()
         if self._server is not None:
@@ -131,7 +133,7 @@ class Lighthouse:
                 self._server.shutdown()
 
     def connect(self, stop: Callable[[], bool]) -> None:
-        """Find a living Lighthouse, or become its host. Retries until it works, or `stop` says so: raises Stopping."""
+        """Find a living Lighthouse, or become its host; try until it works. Raises Stopping once `stop` is true."""
         said = False
         while not stop():
             self._lease.read()

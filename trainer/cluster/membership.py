@@ -1,4 +1,4 @@
-"""Who takes part in the run, now. This module and trainer/cluster/lighthouse.py are all that knows torchft.
+"""Membership: which members take part in the run now. Only this module and lighthouse.py know torchft.
 
 torchft's Lighthouse keeps one quorum of all members; its reconfigurable process groups let members leave and join
 without a restart. We use these two and not its Manager: parameter servers are members too, and its state transfer
@@ -43,23 +43,27 @@ FAILURES = 10  # groups in a row that failed before a step: the members do not r
 
 @dataclass(frozen=True)
 class Member:
+    """A member of the run, as it described itself when it asked for a quorum."""
+
     name: str
     progress: Position
-    trainers: int  # declared, as this member read it when it started
+    trainers: int  # declared ones, as this member read the job when it started
     leaving: bool = False  # it takes no further step
     announced: Announcement = NOTHING
 
     @property
     def serves(self) -> bool:
-        """Is it a parameter server, or does it train?"""
+        """Whether it is a parameter server, and no trainer."""
         return self.name.startswith("ps-")
 
 
 @dataclass(frozen=True)
 class Quorum:
+    """The members of the next step, and their group."""
+
     members: tuple[Member, ...]  # by rank: trainers by name, then parameter servers by name
-    leaving: tuple[Member, ...]  # those that are here for the last time; they have no rank
-    enough: bool  # to take a step; if not, somebody is leaving
+    leaving: tuple[Member, ...]  # members that take no further step and have no rank
+    enough: bool  # whether the members can take a step; if not, a member is leaving
     rank: int  # -1 for one that is leaving
     key: str  # names this group: the same for all its members, different for any other group
     attempt: int
@@ -71,13 +75,13 @@ class Quorum:
 
     @property
     def servers(self) -> tuple[Member, ...]:
-        """By name. Also those that are leaving: what they hold counts."""
+        """The parameter servers by name, leaving ones too: the part of the parameters that they hold counts."""
         found = [member for member in (*self.members, *self.leaving) if member.serves]
         return tuple(sorted(found, key=lambda member: member.name))
 
     @property
     def declared(self) -> int:
-        """Trainers, as the first member read it: all cut the batch alike while workerCount changes under a run."""
+        """Declared trainers, as the first member read them: so all cut a batch alike while workerCount changes."""
         return self.members[0].trainers
 
 
@@ -97,9 +101,9 @@ class Membership:
         self._recent: list[float] = []  # seconds of the last 20 steps
         self._joined_at = 0.0
         self._stepped = False
-        self._before: set[str] = set()  # members of the group before
-        self._seen: set[str] = set()  # of all groups
-        self.missing = ""  # names of those that were lost and whose work the others do now
+        self._before: set[str] = set()  # names of the last group's members
+        self._seen: set[str] = set()  # names of all groups' members, except those that left
+        self.missing = ""  # names of lost members whose work the others do now
         self._given_up = False
 
     # -- membership ------------------------------------------------------------------------------------------------
@@ -117,17 +121,23 @@ class Membership:
 
     @property
     def attempt(self) -> int:
-        """Counts the Lighthouses of this run."""
+        """The number of the run's Lighthouse, from 1."""
         return self._lighthouse.attempt
 
     def fenced(self) -> bool:
-        """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
+        """Return whether the others believed this machine dead and have begun a newer attempt."""
         return self._lighthouse.fenced()
 
     def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
-        """The members of the next step; returns when there are enough, or one is leaving.
+        """Wait until there are enough members for a step, or one is leaving, and return them.
 
-        Raises Stopping if this machine is told to leave, or GroupFailed.
+        Args:
+            progress: this member's own position.
+            announcement: what else the others must know of it.
+
+        Raises:
+            Stopping: this machine must leave.
+            GroupFailed: the members' group could not be formed.
         """
         if self._alone:
             me = Member(self._host.name, progress, self._declared.trainers, announced=announcement)
@@ -147,7 +157,10 @@ class Membership:
             time.sleep(0.1)
 
     def leave(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum | None:
-        """Tell the others that this member takes no further step; None if they do not hear it in LEAVING seconds."""
+        """Tell the others that this member takes no further step.
+
+        Return the quorum that heard it; None if nobody did within LEAVING seconds.
+        """
         if not self._joined:
             return None
         end = time.monotonic() + LEAVING
@@ -181,7 +194,7 @@ class Membership:
         return self._lighthouse.ask(f"{self._host.address}:{self._store.port}", progress[0], data, stop)
 
     def _judge(self, answer: Any) -> Quorum | None:
-        """What the Lighthouse's answer means to this member, a function of what all see alike; None: ask again."""
+        """Return the quorum of the Lighthouse's answer, by what all members see alike; None to ask again."""
         people = [(p, _member(p)) for p in answer.participants]
         people.sort(key=lambda pair: (pair[1].serves, pair[1].name, pair[0].replica_id))
         people = _one_of_each_server(people)
@@ -201,9 +214,10 @@ class Membership:
         return Quorum(tuple(m for _, m in staying), leaving, enough, rank, key, self.attempt, self._group)
 
     def _enough(self, people: list[tuple[Any, Member]]) -> bool:
-        """Are these enough to take a step? While nobody has taken one, they wait for all that are declared.
+        """Return whether these members can take a step. Before the first step they wait for all declared machines.
 
-        A function of what all members see alike: if one took the step and another went on waiting, both would be stuck.
+        The answer depends only on what all members see alike: if one took the step while another waited, both would
+        be stuck.
         """
         if not people:
             return False
@@ -221,7 +235,7 @@ class Membership:
             lost = ", ".join(sorted(self._before - names))
             said = f"{', '.join(sorted(names))}{f'; lost: {lost}' if lost else ''}"
             self._host.waiting(f"waiting for {' and '.join(missing)}; here: {said}")
-        elif serving > first["servers"]:  # one that is no longer declared is still here
+        elif serving > first["servers"]:  # a server that is no longer declared has not left yet
             self._host.waiting(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
         return not missing and serving == first["servers"]
 
@@ -255,14 +269,14 @@ class Membership:
         self.missing = ", ".join(sorted(self._seen - names)) if fewer else ""
 
     def stepped(self, seconds: float) -> None:
-        """A step was committed: its time bounds how long the next collectives may take."""
+        """Note the time of a committed step: it bounds how long the next collectives may take."""
         self._stepped, self._in_a_row = True, 0
         self._recent = [*self._recent[-19:], seconds]
 
     def failed(self) -> None:
-        """The group was lost: the next one is another, even if all come back. Call it after a GroupFailed.
+        """Note that the group was lost, after a GroupFailed: the next group has another key, even of the same members.
 
-        Raises NoProgress if too many were lost one after the other: no time-out would ever end that.
+        Raises NoProgress if FAILURES groups in a row were lost: no time-out would ever end that.
         """
         self._failures += 1
         self._in_a_row += 1
@@ -272,12 +286,12 @@ class Membership:
             raise NoProgress(f"{FAILURES} groups in a row failed without a step; the last one: {names}")
 
     def give_up(self) -> None:
-        """No further group, and the end of this one, from another thread: its methods then raise GroupFailed."""
+        """Close the group, from another thread, and form no other: calls that wait for it raise GroupFailed."""
         self._given_up = True
         self._group.close()
 
     def silence(self) -> None:
-        """The others go on without this member; what it still writes is of this attempt until it closes."""
+        """Let the others continue without this member. The attempt stays the same until close()."""
         self._drop_group()
         self._lighthouse.silence()
 
@@ -286,13 +300,13 @@ class Membership:
         self._group.close()
 
     def close(self) -> None:
-        """Leave: heartbeats end, the others go on without this member."""
+        """Leave: heartbeats end, and the others continue without this member."""
         self._drop_group()
         self._lighthouse.close()
 
 
 def _local_store(address: str) -> TCPStore:
-    """A TCPStore that listens on `address` only; torch's own default is every address of the machine."""
+    """Return a TCPStore that listens on `address` only; by default torch listens on every address of the machine."""
     listener = socket.create_server((address, 0))
     port = listener.getsockname()[1]
     return TCPStore(
@@ -307,7 +321,7 @@ def _member(participant: Any) -> Member:
 
 
 def _one_of_each_server(people: list[tuple[Any, Member]]) -> list[tuple[Any, Member]]:
-    """A machine that was frozen may come back beside its successor: of two servers of a name, the furthest counts."""
+    """Drop all but the furthest server of each name: a frozen machine may come back besides its successor."""
     best: dict[str, tuple[Position, str]] = {}
     for participant, member in people:
         best[member.name] = max(

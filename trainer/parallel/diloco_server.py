@@ -1,9 +1,9 @@
-"""A parameter server for trainers that go several steps alone (`synchronization: local`).
+"""A parameter server for trainers that take several steps alone (`synchronization: local`).
 
-After DiLoCo (Douillard et al. 2023): what a trainer moved its parameters by is a gradient to an outer optimizer, SGD
-with Nesterov momentum, which is here. Unlike there, trainers keep nothing from one meeting to the next: AdamW's moments
-travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and a run resumes
-exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
+After DiLoCo (Douillard et al. 2023): the distance that trainers moved the parameters is the gradient of an outer
+optimizer, SGD with Nesterov momentum, which runs here. Unlike in DiLoCo, trainers keep nothing between meetings:
+AdamW's moments travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and
+a run resumes exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
 
 Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpoints are written.
 """
@@ -28,7 +28,7 @@ OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
 class DilocoServer(PsServer):
     """One parameter server whose step is a meeting."""
 
-    _written = math.inf  # when this server last began to write a checkpoint, or started
+    _written = math.inf  # when this server last began to write a checkpoint, or when it started
 
     def run(self) -> Quorum:
         self._written = time.monotonic()
@@ -36,7 +36,7 @@ class DilocoServer(PsServer):
 
     @property
     def _steps(self) -> int:
-        """Of the next meeting: the last may come earlier."""
+        """The steps to the next meeting: the last meeting may come earlier."""
         return self._spec.parallel.meeting(self.progress.step, self._spec.hyperparameters.steps)
 
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
@@ -50,9 +50,10 @@ class DilocoServer(PsServer):
         return replace(super()._announcement(), unwritten=time.monotonic() - self._written > UNWRITTEN)
 
     def _checkpoint_due(self, quorum: Quorum) -> bool:
-        """Also where meetings are far apart: until the next one trainers hear no notice that a server gets.
+        """Return whether to write a checkpoint: also where the last one is old, because meetings are far apart.
 
-        By the first server's clock: all write one, or none does.
+        Until the next meeting trainers hear of no notice that a server gets. The first server's clock decides, so that
+        all servers write one, or none does.
         """
         due = super()._checkpoint_due(quorum) or quorum.servers[0].announced.unwritten
         self._written = time.monotonic() if due else self._written

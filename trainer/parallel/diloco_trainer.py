@@ -1,4 +1,4 @@
-"""A trainer that goes several steps alone and then meets the others at the parameter servers: see diloco_server.py."""
+"""A trainer that takes several steps alone and then meets the others at the parameter servers: diloco_server.py."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from trainer.training.vote import Vote
 
 
 class DilocoTrainer(PsTrainer):
-    """Parameters and AdamW's moments come at a meeting's beginning and go at its end."""
+    """The engine of a trainer that pulls parameters and AdamW's moments before its steps, and pushes them after."""
 
     def __init__(
         self, context: MemberContext, flat: Flat, begin: Callable[[], object], announcement: Announcement
@@ -38,23 +38,23 @@ class DilocoTrainer(PsTrainer):
             self._exchange.pull(vector)
 
     def begin(self) -> None:
-        """All is here: from now on this trainer is alone."""
+        """Wait for all vectors, and begin to take steps alone."""
         self.ready()
-        self._holds = -1  # of what the servers have
+        self._holds = -1  # its parameters differ from the servers' from here
         self._before.copy_(self._flat.parameters)
         self._optimizer.updates = self.progress.updates
 
     def norm(self) -> float:
-        """Of this trainer's gradient."""
+        """Return the norm of this trainer's gradient."""
         return norm(squares(self._flat.gradients, norm_block(self._ownership.total)))
 
     def update(self, decision: Decision) -> None:
-        """A step alone."""
+        """Take a step alone."""
         self._flat.gradients.mul_(decision.factor)
         self._optimizer.update(decision.rate)
 
     def push(self, weight: float) -> None:
-        """Send how far the parameters moved, and the moments, each times this trainer's share of the tokens."""
+        """Send how far the parameters moved, and the moments, times `weight`: this trainer's share of the tokens."""
         moved = torch.sub(self._before, self._flat.parameters, out=self._flat.gradients).mul_(weight)
         vectors = [moved, *(moment.mul_(weight) for moment in self._optimizer.vectors)]
 
@@ -72,7 +72,7 @@ class DilocoTraining(Training):
     engine: DilocoTrainer
 
     def step(self, quorum: Quorum) -> None:
-        """The steps to the next meeting, and the meeting; or raise GroupFailed and have taken none."""
+        """Take the steps to the next meeting and meet; or raise GroupFailed and have taken none."""
         engine, hyper, start = self.engine, self.spec.hyperparameters, self.progress.step
         steps = self.spec.parallel.meeting(start, hyper.steps)
         engine.start(quorum)

@@ -1,9 +1,9 @@
-"""A parameter server: its part of the parameters and of the optimizer's state, and the steps that trainers ask for.
+"""A parameter server: it holds a part of the parameters and optimizer state, and updates it with the trainers.
 
 A step is atomic over all servers. Each holds the summed gradient of its part as *prepared*; then one vote, an
-all-reduce over all members, tells loss, tokens and norm to all; whoever has it commits. A server that missed the vote
-sees in the next quorum that another committed, and rolls forward with the vote that it finds there. A server without
-its state takes all back to the newest checkpoint: a copy of every step elsewhere would double memory and traffic.
+all-reduce over all members, gives loss, tokens and norm to all, and each member that has it commits. A server that
+missed the vote sees in the next quorum that another committed, and rolls forward with the tally that it announces. A
+server without its state takes all back to the newest checkpoint: a copy of every step would double memory and traffic.
 
 It loads no model and no data: the layout of the flat vector comes with the first parameters or the checkpoint. Memory:
 16 bytes a parameter of its part (parameters, gradient and AdamW's two moments), 12 for the copy from which checkpoints
@@ -37,33 +37,33 @@ class PsServer:
         self._spec, self._host, self._membership = context.spec, context.host, context.membership
         self._checkpoints, self._journal = context.checkpoints, context.journal
         self._servers = context.spec.cluster.parameter_servers
-        # Which of the servers it is: its name's place among all of theirs. On Google Cloud no name has a number.
+        # Its index among the servers, by name. On Google Cloud no name has a number.
         self._place: int | None = None
         self.progress = Progress()
         self._layout: Layout = []
         self._key = ""
         self._made_exchange: Exchange | None = None
-        self._scaled = False  # is the loss (fp16)
+        self._scaled = False  # whether the trainers' loss is (fp16)
         self._prepared = ""  # key of the group whose summed gradient is here
         self._tally: Tally | None = None  # of the last step that a vote decided here
-        self._saved: tuple[int, int] = (-1, 0)  # step and attempt of the newest checkpoint that it wrote its part of
+        self._saved: tuple[int, int] = (-1, 0)  # step and attempt of its newest part of a checkpoint
         self._done = False
         self._forget()
 
     @property
     def leads(self) -> bool:
-        """The first server writes for the run: what it says of a step is as lasting as the step."""
+        """Whether this server writes for the run. The first does: its record of a step lasts as long as the step."""
         return self._place == 0
 
     @property
     def _steps(self) -> int:
-        """That the next vote decides."""
+        """The number of steps that the next vote decides."""
         return 1
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Quorum:
-        """Serve to the last step, or raise Stopping. Returns the last quorum: its first member finishes the run."""
+        """Serve to the last step and return the last quorum, whose first member finishes the run. Raises Stopping."""
         self._journal.begin()
         while True:
             if self._host.stopping():
@@ -87,19 +87,19 @@ class PsServer:
                 else:
                     self._step(quorum)
             except GroupFailed as error:
-                if self._host.stopping():  # perhaps it was this machine that gave the step up
+                if self._host.stopping():  # perhaps this machine itself gave the step up
                     raise Stopping from error
                 self._membership.failed()
                 self._journal.recovering(self.progress.step, error, leads=self.leads)
 
     def leave(self, since_told: Callable[[], float]) -> None:
-        """Tell the others, and write a checkpoint of this step with them, if all servers are still here."""
+        """Tell the others, and write a checkpoint of this step with them if all servers are still here."""
         quorum = self._membership.leave(self.progress.position, self._announcement())
-        if quorum is not None and not self._reconcile(quorum):  # it may be another point now
+        if quorum is not None and not self._reconcile(quorum):  # it may be at another position now
             quorum = self._membership.leave(self.progress.position, self._announcement())
         if quorum is None or not self._reconcile(quorum) or not self._filled:
             return
-        self._membership.silence()  # others may leave, too, and are not to wait for another word of this one
+        self._membership.silence()  # others may leave too, and must not wait for this one again
         self._checkpoints.wait()
         self._save(quorum.attempt)
         self._checkpoints.wait()
@@ -120,10 +120,15 @@ class PsServer:
     # -- one state on all servers ----------------------------------------------------------------------------------
 
     def _reconcile(self, quorum: Quorum) -> bool:
-        """Are all servers here and at the same point? If not, do this one's part of it; then ask for a new quorum."""
+        """Return whether all servers are here and at the same position. If not, do this server's part towards it.
+
+        After False, ask for a new quorum.
+        """
         servers = quorum.servers
         if len(servers) != self._servers:
             return False
+
+        # Every server must know its place: the part that it holds depends on it.
         bad = {name for server in servers for name in server.announced.bad}
         place = [server.name for server in servers].index(self._host.name)
         if place != self._place:
@@ -132,6 +137,8 @@ class PsServer:
             return False
         if any(server.announced.place != place for place, server in enumerate(servers)):
             return False
+
+        # Servers that missed the last vote roll forward; if one cannot, all go back to the newest checkpoint.
         furthest = max(servers, key=lambda server: server.progress[:2])
         step, evaluations, lineage = furthest.progress
         behind = [server for server in servers if (server.progress.step, server.progress.lineage) != (step, lineage)]
@@ -144,6 +151,8 @@ class PsServer:
                 assert furthest.announced.vote is not None
                 self._commit(quorum, furthest.announced.vote, self._prepared, 0.0)
             return False
+
+        # Servers that missed the last evaluation take its result over.
         if any(server.progress != furthest.progress for server in servers):
             if self.progress.evaluations != evaluations:
                 assert furthest.announced.validation is not None
@@ -154,7 +163,7 @@ class PsServer:
         return True
 
     def prepare(self) -> None:
-        """What a server holds depends on which it is, and that is known when all are here. Only a first update."""
+        """Take a first update, which nobody counts: the part that it holds is known only when all servers are here."""
         self._place = 0
         self._make_room([("warm-up", 0, ALIGNMENT * self._servers, True)])
         self._optimizer.update(0.0)  # torch loads more than a second's worth of modules with it
@@ -165,7 +174,7 @@ class PsServer:
         raise RuntimeError("a parameter server is never the first member")
 
     def _restore(self, bad: set[str]) -> None:
-        """The newest whole checkpoint, if there is one; else the first trainer brings parameters."""
+        """Take the newest whole checkpoint that is not `bad`, if there is one; else wait for a trainer's parameters."""
         self._forget()
         restored = self._checkpoints.restore(self._make_room, skip=bad)
         if restored is not None:
@@ -175,13 +184,13 @@ class PsServer:
             self._journal.log(f"restored the checkpoint of step {self.progress.step}")
 
     def _forget(self) -> None:
-        """As a server is before it has parameters."""
+        """Return to the state before the first parameters."""
         self.progress, self._filled, self._prepared, self._done = Progress(), False, "", False
         self._saved = (-1, 0)
         self._make_room([])
 
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
-        """Vectors for this server's part of a model, and which part it is."""
+        """Allocate vectors for this server's part of a model, and return them with the ranges that they hold."""
         self._layout = layout
         self._ownership = Ownership(total(layout) if layout else 0, self._servers)
         self._block = norm_block(self._ownership.total)
@@ -198,7 +207,7 @@ class PsServer:
     # -- what a group does -----------------------------------------------------------------------------------------
 
     def _begin(self, quorum: Quorum) -> None:
-        """As PsTrainer.prepare: first parameters, and where the run is."""
+        """Take the first parameters, and tell trainers where the run is: the counterpart of PsTrainer.prepare."""
         first = len(quorum.trainers)
         fills = not protocol.servers_filled(quorum)
         if fills:
@@ -221,9 +230,14 @@ class PsServer:
         return self._made_exchange
 
     def _step(self, quorum: Quorum) -> None:
-        """Take one step with these members, or raise GroupFailed: then it is taken nowhere, or can be taken here."""
+        """Take one step with these members.
+
+        After GroupFailed the step was taken nowhere, or this server can roll forward.
+        """
         if protocol.pull_needed(quorum):
             self._serve()
+
+        # The summed gradient, and the sums of squares of the blocks that this server owns.
         self._scaled, self._prepared = quorum.trainers[0].announced.scaled, ""
         self._collect()
         blocks = -(-self._ownership.total // self._block)
@@ -231,6 +245,8 @@ class PsServer:
         for start, stop in self._ranges:
             first, last = start // self._block, -(-stop // self._block)
             whole[first:last], own = own[: last - first], own[last - first :]
+
+        # The vote decides the step for all members.
         vote = Vote(squares=whole).to_tensor(whole.device)
         self._prepared = quorum.key
         self.vote(quorum, vote)
@@ -238,18 +254,18 @@ class PsServer:
         self._commit(quorum, self._tally, quorum.key, self._tally.waited / len(quorum.trainers))
 
     def _serve(self) -> None:
-        """All that a trainer needs for its next step."""
+        """Send the trainers all that they need for the next step."""
         self._exchange.serve(self._parameters)
 
     def _collect(self) -> None:
-        """All that trainers send in a step, summed up."""
-        if protocol.interleaved(self._spec):  # nothing about the update depends on the vote but whether it counts
+        """Sum all that trainers send in a step."""
+        if protocol.interleaved(self._spec):  # the vote decides only whether the update counts
             self._exchange.collect_and_serve(self._gradients, self._tentative)
         else:
             self._exchange.collect(self._gradients)
 
     def vote(self, quorum: Quorum, vote: Tensor) -> None:
-        """The one moment at which a step is decided. A method of its own so that a test can lose it."""
+        """Sum the vote, which decides the step. A method of its own, so that a test can lose it."""
         quorum.group.sum(vote)
 
     def _decide(self, tally: Tally) -> Decision:
@@ -270,16 +286,16 @@ class PsServer:
         return self.progress.step % self._spec.checkpoints.every == 0
 
     def _apply(self, decision: Decision) -> None:
-        """The update itself."""
+        """Update this server's part."""
         self._gradients.mul_(decision.factor)
         self._optimizer.update(decision.rate)
 
     def _tentative(self, bucket: int) -> Tensor:
-        """The parameters of a bucket as they will be if the vote is for it; the same arithmetic as in _apply."""
+        """Return the parameters of a bucket as the step will make them if it counts, by the arithmetic of _apply."""
         hyper = self._spec.hyperparameters
         assert self._place is not None
         start, stop = self._ownership.places(self._place)[bucket]
-        factor = 1.0 / (hyper.batch_size * hyper.sequence_length * self.progress.scale)  # as decide() has it
+        factor = 1.0 / (hyper.batch_size * hyper.sequence_length * self.progress.scale)  # like decide()
         gradients = self._gradients[start:stop] * factor
         vectors = [vector[start:stop].clone() for vector in self._vectors.values()]
         parts = segments(self._layout, self._ownership.total, [self._ownership.pieces[bucket][self._place]])
@@ -295,7 +311,7 @@ class PsServer:
         self._journal.evaluation(quorum, self.progress, writes=self.leads)
 
     def _finish(self, quorum: Quorum) -> bool:
-        """The last checkpoint; then, asked again, the exact parameters for the model."""
+        """Write the last checkpoint; once all servers have, send the exact parameters and return True."""
         if protocol.servers_done(quorum):
             self._exchange.serve(self._parameters, exact=True)
             return True
@@ -306,7 +322,7 @@ class PsServer:
         return False
 
     def _save(self, attempt: int) -> None:
-        """This server's part of a checkpoint of this step, once, in the background."""
+        """Write this server's part of a checkpoint of this step, once, in the background."""
         wanted = (self.progress.step, attempt)
         if self._saved != wanted and self._filled and self._place is not None:
             shard = CheckpointShard(self._vectors, self._layout, self._ranges, self._place, self._servers)

@@ -1,7 +1,7 @@
-"""A trainer's half of parameter servers: parameters come, gradients go, and nothing is kept from step to step.
+"""A trainer's half of parameter servers: it pulls parameters, pushes gradients, and keeps nothing between steps.
 
-A thread of its own moves buckets, so that gradients travel while backward computes the next ones, and the forward pass
-begins when its first parameters are there. See trainer/parallel/ps_server.py for the other half.
+A thread moves buckets, so that gradients travel while the backward pass computes the next ones, and the forward pass
+begins when its first parameters have arrived. ps_server.py is the other half.
 """
 
 import threading
@@ -26,19 +26,19 @@ from trainer.training.vote import Vote
 
 
 class PsTrainer:
-    """One trainer among parameter servers."""
+    """The engine of one trainer among parameter servers."""
 
-    writes = False  # the first server writes records and status: what it says of a step is as lasting as the step
+    writes = False  # the first server writes records and status: its record of a step lasts as long as the step
 
     def __init__(
         self, context: MemberContext, flat: Flat, begin: Callable[[], object], announcement: Announcement
     ) -> None:
-        """begin: puts a new run's parameters into `flat`."""
+        """Hook into the model of `flat`. begin: puts a new run's parameters into it."""
         spec = context.spec
         self.progress = Progress(step=-1)  # the servers say where the run is
         self._scale = Progress.at_start(announcement.scaled).scale
         self._spec, self._flat, self._log, self._announcement = spec, flat, context.host.log, announcement
-        self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
+        self._begin, self._untouched = begin, True  # whether `flat` still holds a new run's parameters
         self._holds = -1  # lineage of the parameters that are here
         self._ownership = Ownership(len(flat.parameters), spec.cluster.parameter_servers)
         self._blocks = -(-self._ownership.total // norm_block(self._ownership.total))
@@ -67,7 +67,7 @@ class PsTrainer:
     # -- before a step ---------------------------------------------------------------------------------------------
 
     def prepare(self, quorum: Quorum) -> bool:
-        """Know where the servers are; at the very start, give them their first parameters."""
+        """Learn the servers' position; at the very start, give them their first parameters."""
         if not protocol.servers_agree(quorum):
             return False
         if quorum.key != self._key:
@@ -96,7 +96,7 @@ class PsTrainer:
         return self._made_exchange
 
     def start(self, quorum: Quorum) -> None:
-        """Parameters begin to come, if they are not here; ready() or the forward pass's own hooks wait for them."""
+        """Begin to pull the parameters, unless they are here; ready() or the forward pass's hooks wait for them."""
         self._waited = 0.0
         self._untouched = False
         if protocol.pull_needed(quorum):
@@ -122,7 +122,7 @@ class PsTrainer:
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def backward_begins(self) -> None:
-        """The next backward pass is the step's last: what is final may go."""
+        """Let gradients that become final travel: the next backward pass is the step's last."""
         self.ready()
         self._missing = [0] * len(self._final)
         for buckets in self._buckets.values():
@@ -138,7 +138,7 @@ class PsTrainer:
             self._move(lambda: self._exchange.push(gradients, self._until_final))
 
     def backward_ends(self) -> None:
-        """All gradients of this trainer are final."""
+        """Send the rest: all gradients of this trainer are final."""
         if not self._pushing:  # it had no part in this step's batch
             self.backward_begins()
         for event in self._final:
@@ -147,10 +147,10 @@ class PsTrainer:
         self._pushing = False
 
     def _pushed(self) -> None:
-        """Nothing is computed until what is on its way has arrived."""
+        """Wait until everything on its way has arrived."""
         begun = time.monotonic()
         self._wait_for_mover()
-        if self._first:  # what the cost model predicted for this group can be compared with
+        if self._first:  # to compare with the cost model's prediction for this group
             self._first = False
             megabytes = self._ownership.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
             pull = f"pull {self._pulled:.3g} s, " if self._pulled else ""
@@ -160,7 +160,7 @@ class PsTrainer:
             )
 
     def forward_ends(self, passes: int) -> None:
-        """Trainers evaluate on their own."""
+        """Do nothing: each trainer evaluates on its own."""
 
     def sum(self, vote: Vote) -> Tally:
         """Sum the votes. The servers have summed the gradients, and add the sums of squares."""
@@ -175,7 +175,7 @@ class PsTrainer:
         self._holds = self.progress.lineage if self._interleaved and decision.finite else -1
 
     def abandon(self) -> None:
-        """The step failed: what is here is worth nothing, and the thread that moves buckets must be free again."""
+        """Forget the parameters, which do not count after a failed step, and free the thread that moves buckets."""
         self._holds, self._key = -1, ""
         if self._group is not None:
             self._group.close()
@@ -191,18 +191,18 @@ class PsTrainer:
     # -- the ends --------------------------------------------------------------------------------------------------
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """The servers do that."""
+        """Do nothing: the servers write checkpoints."""
         return False
 
     def finish(self, quorum: Quorum) -> bool:
-        """The servers have written the last checkpoint, and the model is here as they hold it."""
+        """Pull the exact model once the servers have written the last checkpoint."""
         if not protocol.servers_done(quorum):
             return False
         self._exchange.pull(self._flat.parameters, exact=True)
         return True
 
     def restore(self) -> None:
-        """The servers do that."""
+        """Do nothing: the servers restore checkpoints."""
 
     # -- the thread that moves buckets -----------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class PsTrainer:
                 work()
             except BaseException as error:
                 self._error = error
-                for event in self._here:  # whoever waits for one is to see the error
+                for event in self._here:  # threads that wait for one must see the error
                     event.set()
                 raise
 
@@ -230,7 +230,7 @@ class PsTrainer:
             raise GroupFailed("the step was given up")
 
     def _touched(self, start: int, size: int) -> list[int]:
-        """The buckets that a tensor lies in."""
+        """Return the buckets that hold a part of a tensor."""
         return [k for k, (begin, end) in enumerate(self._ownership.buckets) if begin < start + size and start < end]
 
     def _hook(self) -> None:

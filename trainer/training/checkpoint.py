@@ -1,9 +1,9 @@
 """Checkpoints: the flat vectors in parts, as safetensors, then a manifest with sizes and hashes, the commit point.
 
 Any number of members write one together, each a part: one file with its ranges of every vector, then a description of
-it. Who finds the descriptions of all parts writes the manifest, so nobody waits for anybody. A checkpoint is whole
-when its manifest is there, and restores onto any number of members: each reads the files that hold its own ranges, and
-takes them if they have the size and hash that the manifest says.
+it. A member that finds the descriptions of all parts writes the manifest, so no member waits for another. A checkpoint
+is whole when its manifest is there, and restores onto any number of members: each reads the files that hold its own
+ranges, and takes them if they have the size and hash of the manifest.
 """
 
 import json
@@ -41,7 +41,7 @@ def name(step: int, attempt: int) -> str:
 
 
 def order(checkpoint: str) -> tuple[int, int]:
-    """Step and attempt: newer is greater."""
+    """Return step and attempt: newer checkpoints are greater."""
     match = NAME.fullmatch(checkpoint)
     assert match, checkpoint
     return int(match[1]), int(match[2])
@@ -52,7 +52,7 @@ def _part(part: int, parts: int) -> str:
 
 
 def overlaps(first: Ranges, second: Ranges) -> Iterator[tuple[int, int, int, int]]:
-    """(start, its place in the vector of `first`, its place in the vector of `second`, elements) of what both hold."""
+    """Yield (start, place in the vectors of `first`, place in those of `second`, elements) of what both hold."""
     i = j = place = other = 0
     while i < len(first) and j < len(second):
         (begin, end), (other_begin, other_end) = first[i], second[j]
@@ -84,7 +84,7 @@ class CheckpointShard:
 
 
 class CheckpointStore:
-    """Writes one checkpoint at a time in the background; restores the newest one that is whole and undamaged."""
+    """Write one checkpoint at a time in the background; restore the newest one that is whole and undamaged."""
 
     def __init__(
         self,
@@ -124,9 +124,15 @@ class CheckpointStore:
     ) -> bool:
         """Copy the shard now and write it in the background.
 
-        False if one is still being written: then this one is left out, and no step waits. `before` is called, in the
-        background, before the part counts: the metrics of its steps, which nobody takes again. A failure to write is
-        said and forgotten: the run goes on, and the next interval tries again.
+        Return False if one is still being written: then this one is left out, and no step waits. A failure to write is
+        logged and forgotten: the run continues, and the next interval tries again.
+
+        Args:
+            shard: this member's part.
+            progress: of the step.
+            attempt: of the run.
+            before: called in the background before the part counts: it writes the metrics of the steps up to here,
+                which are not taken again.
         """
         if self._writing is not None and self._writing.is_alive():
             self._log(f"no checkpoint at step {progress.step}: the one before is still being written")
@@ -145,7 +151,7 @@ class CheckpointStore:
             self._writing = None
 
     def whole(self, step: int, attempt: int) -> bool:
-        """Whether all parts are there and it counts."""
+        """Return whether all parts are there, so that it counts."""
         try:
             self._storage.read(f"{self._prefix}/{name(step, attempt)}/{manifest.NAME}")
         except FileNotFoundError:
@@ -153,7 +159,7 @@ class CheckpointStore:
         return True
 
     def becomes_whole(self, step: int, attempt: int, seconds: float) -> bool:
-        """whole(), as soon as it is, or after `seconds`: others are still writing their parts."""
+        """Wait up to `seconds` for the others to write their parts; return whether the checkpoint is whole."""
         end = time.monotonic() + seconds
         while not (there := self.whole(step, attempt)) and time.monotonic() < end:
             time.sleep(0.1)
@@ -187,7 +193,7 @@ class CheckpointStore:
             self._log(f"checkpoint {target} could not be written ({error}); training goes on, the next one is tried")
 
     def _commit(self, target: str, parts: int, state: dict[str, Any]) -> bool:
-        """Write the manifest if all parts are there. Whether this process did."""
+        """Write the manifest if all parts are there. Return whether this process did."""
         folder = f"{self._prefix}/{target}"
         files: dict[str, Any] = {}
         ranges: dict[str, Ranges] = {}
@@ -195,7 +201,7 @@ class CheckpointStore:
             try:
                 description = json.loads(self._storage.read(f"{folder}/{_part(part, parts)}.json"))
             except FileNotFoundError:
-                return False  # whoever writes it comes here after us
+                return False  # the member that writes it comes here after us
             # Steps may be taken again within an attempt, after a server was lost, and by other trainers.
             if description.pop("lineage") != state["progress"]["lineage"]:
                 self._log(f"checkpoint {target} does not count: its parts are not of the same steps")
@@ -214,7 +220,7 @@ class CheckpointStore:
         return True
 
     def _prune(self) -> None:
-        """Delete all that is older than the newest `keep` whole ones: also what was begun and never finished."""
+        """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says."""
         found, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
         for old in found if len(whole) > self._policy.keep else ():
@@ -226,7 +232,7 @@ class CheckpointStore:
                     self._storage.delete(path)
 
     def _found(self) -> tuple[dict[str, list[str]], list[str]]:
-        """The files of every checkpoint, and the names of those that have a manifest, newest first."""
+        """Return the files of every checkpoint, and the names of those with a manifest, newest first."""
         found: dict[str, list[str]] = {}
         for entry in self._storage.list(self._prefix):
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
@@ -245,12 +251,16 @@ class CheckpointStore:
         skip: Collection[str] = (),
         layout: Layout | None = None,
     ) -> Restored | None:
-        """Fill `vectors`, which hold `ranges` (None: the whole), from the newest checkpoint whose needed files verify.
+        """Fill `vectors` from the newest checkpoint whose needed files verify.
 
-        vectors: or a function that makes them and says their ranges, for whom only the checkpoint tells the layout.
-        Padding that no file holds stays as it is. None, and nothing is touched, if there is none. Those passed over
-        are named in the log and collected in `bad`; those in `skip` are not looked at; with `layout`, only a
-        checkpoint of that layout is taken.
+        Return None, and touch nothing, if there is none. Checkpoints that are passed over are logged and collected in
+        `bad`. Padding that no file holds stays as it is.
+
+        Args:
+            vectors: to fill, or a function that makes them from the checkpoint's layout and returns their ranges.
+            ranges: that the vectors hold; None is the whole.
+            skip: names of checkpoints that are not looked at.
+            layout: take only a checkpoint of this layout.
         """
         for candidate in self._found()[1]:
             if candidate in skip:
@@ -287,7 +297,7 @@ class CheckpointStore:
         return Restored(candidate, progress, found)
 
     def _local(self, path: str, scratch: Path) -> Path:
-        """The file on this machine; fetched, if it is not."""
+        """Return the path of the file on this machine, downloaded if it is elsewhere."""
         local = self._storage.local_path(path)
         if local is None:
             local = scratch / Path(path).name
@@ -301,7 +311,7 @@ def _held(vectors: Vectors, ranges: Ranges | None) -> Ranges:
 
 
 def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Ranges]]:
-    """What a manifest says, and the ranges of each file. ValueError if it is no checkpoint's."""
+    """Return a manifest's progress, its layout and the ranges of each file. ValueError if it is no checkpoint's."""
     try:
         progress = Progress(**body["progress"])
         layout = [
@@ -314,7 +324,7 @@ def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Range
 
 
 def _check_all_held(ranges: Ranges, layout: Layout, held: dict[str, Ranges]) -> None:
-    """ValueError unless every element of a tensor in `ranges` is in exactly one file."""
+    """Raise ValueError unless every element of a tensor in `ranges` is in exactly one file."""
     everything = sorted(kept for each in held.values() for kept in each)
     if any(first[1] > second[0] for first, second in pairwise(everything)):
         raise ValueError("its files overlap")
@@ -325,7 +335,7 @@ def _check_all_held(ranges: Ranges, layout: Layout, held: dict[str, Ranges]) -> 
 
 
 def _check(path: Path, entry: manifest.File, vectors: Vectors, ranges: Ranges) -> None:
-    """ValueError unless the file is the one that was written, and holds `ranges` of these vectors."""
+    """Raise ValueError unless the file is the one that was written, and holds `ranges` of these vectors."""
     if not manifest.verify(path, entry):
         raise ValueError(f"{path.name} is not what its manifest says (size or sha256)")
     elements = sum(stop - start for start, stop in ranges)
@@ -337,7 +347,7 @@ def _check(path: Path, entry: manifest.File, vectors: Vectors, ranges: Ranges) -
 
 
 def _fill(vectors: Vectors, ranges: Ranges, path: Path, held: Ranges) -> None:
-    """Copy what the file holds of `ranges`."""
+    """Copy the elements of `ranges` that the file holds."""
     with safe_open(path, framework="pt") as file:
         for key, vector in vectors.items():
             stored = file.get_slice(key)
