@@ -36,8 +36,8 @@ import torch
 from tokenizers.models import BPE
 
 from tests.trainer.running import Run
-from trainer.compute.assembly import Trainer, assemble
-from trainer.compute.context import make_parts
+from trainer.compute.assembly import TrainingMember, assemble
+from trainer.compute.context import make_context
 from trainer.compute.process import Process
 from trainer.contract import paths
 from trainer.data.batches import TOKEN
@@ -109,22 +109,22 @@ class _Quiet(Process):
         """The table says it."""
 
 
-def our_trainer(run: Run) -> Trainer:
+def our_trainer(run: Run) -> TrainingMember:
     """The master of a run of one machine, in this process and ready to take steps."""
-    process = _Quiet("master-0")
+    process = _Quiet("master-0", "127.0.0.1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the benchmark
     prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
-    trainer = assemble(make_parts(process, run.storage, run.spec, "127.0.0.1"), prepared)
+    trainer = assemble(make_context(process, run.storage, run.spec), prepared)
     trainer.prepare()
-    trainer.cluster.join(0.0)
+    trainer.membership.join(0.0)
     trainer.leads = True
     return trainer
 
 
-def our_step(trainer: Trainer) -> None:
+def our_step(trainer: TrainingMember) -> None:
     """As Training.run does it."""
-    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.announcement)
+    quorum = trainer.membership.quorum(trainer.progress.position, trainer.engine.announcement)
     assert trainer.engine.prepare(quorum)
     trainer.step(quorum)
 
@@ -252,7 +252,7 @@ def main() -> int:
 
             ours(2.0)
             rows[ONE] = compare(ours, theirs, options.rounds, options.seconds)
-            trainer.cluster.close()
+            trainer.membership.close()
             trainer.journal.metrics.close()
             trainer.journal.status.close()
         for mode in [mode for mode in options.modes if mode in RUNS]:

@@ -14,7 +14,7 @@ from trainer.compute.exit_codes import INPUT
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.machine.supervisor import Supervisor, here
-from trainer.machine.sweep import Trials
+from trainer.machine.sweep import SweepMachine
 from trainer.runs.status import read_spec
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
@@ -51,13 +51,13 @@ def main() -> int:
     return INPUT
 
 
-def _machine(storage: Storage, spec: JobSpec, arguments: argparse.Namespace) -> "Supervisor | Trials":
+def _machine(storage: Storage, spec: JobSpec, arguments: argparse.Namespace) -> "Supervisor | SweepMachine":
     """This machine, in one run or in all trials of a sweep."""
 
     def supervisor(of: JobSpec) -> Supervisor:
         return Supervisor(storage, of, arguments.name, arguments.role, arguments.address)
 
-    return supervisor(spec) if spec.sweep is None else Trials(storage, spec, arguments.role, supervisor)
+    return supervisor(spec) if spec.sweep is None else SweepMachine(storage, spec, arguments.role, supervisor)
 
 
 def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:

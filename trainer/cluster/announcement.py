@@ -1,8 +1,16 @@
-"""What a member announces to the others each time it asks for a quorum, and the vote that servers announce."""
+"""What a member says to the others each time it asks for a quorum: where it is, and what else they must know."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+
+class Position(NamedTuple):
+    """A point of a run: members whose positions are equal hold the same parameters."""
+
+    step: int  # steps done; -1 where no whole copy of the parameters is held
+    evaluations: int  # step of the newest evaluation
+    lineage: int  # hash of the groups that took the steps
 
 
 @dataclass(frozen=True)

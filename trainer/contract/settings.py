@@ -8,19 +8,19 @@ from trainer.contract.spec import Hardware, JobSpec
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSetting:
     section: str  # a key of the stack file
     key: str
     value: str
     default: bool
 
 
-def settings(spec: JobSpec) -> list[Setting]:
+def settings(spec: JobSpec) -> list[RunSetting]:
     """The run's settings under the stack file's keys, in its order."""
     found = []
 
     def add(section: str, key: str, value: Any, default: Any) -> None:
-        found.append(Setting(section, key, written(value), value == default))
+        found.append(RunSetting(section, key, written(value), value == default))
 
     for role, hardware in spec.hardware.items():
         key = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}[role]

@@ -14,6 +14,7 @@ from trainer.contract import paths
 from trainer.contract.metric_names import FAILED, LOSS, RESOURCE, SECONDS_SINCE_STEP, STEP, TOKENS_PER_SECOND
 from trainer.contract.spec import JobSpec
 from trainer.gcloud.api import ApiError, GoogleApi
+from trainer.machine.metadata import Vm
 from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Record
 from trainer.runs.trials import current_trial, read_trials
@@ -30,16 +31,20 @@ class Monitoring:
         self,
         storage: Storage,
         spec: JobSpec,
-        project: str,
-        zone: str,
-        stack: str,
+        vm: Vm,
         name: str,
         note: Callable[[str], None],
     ) -> None:
         """name: of this machine; note: prints a line."""
-        self._storage, self._spec, self._project, self._note = storage, spec, project, note
+        self._storage, self._spec, self._project, self._note = storage, spec, vm.project, note
         self._newest: Record | None = None  # of a sweep: its trial before the one that has no step yet
-        labels = {"project_id": project, "location": zone, "namespace": stack, "job": spec.run, "task_id": name}
+        labels = {
+            "project_id": vm.project,
+            "location": vm.zone,
+            "namespace": vm.stack,
+            "job": spec.run,
+            "task_id": name,
+        }
         self._resource = {"type": RESOURCE, "labels": labels}
         self._started, self._written = time.time(), 0.0
         self._api: GoogleApi | None = None

@@ -41,7 +41,7 @@ LOOKS = 5.0  # heartbeats between two looks at a trial that may be stopped early
 AWAY = (StorageError, OSError)
 
 
-class Trials:
+class SweepMachine:
     """Stands where a supervisor stands, also to trainer/machine/google_vm.py."""
 
     def __init__(self, storage: Storage, spec: JobSpec, role: str, make: "Callable[[JobSpec], Supervisor]") -> None:
@@ -310,5 +310,5 @@ class Trials:
         scores.write(self._storage, found.model_copy(update={"run": run}), predictions)
 
 
-def _words(parameters: dict[str, search_space.Value]) -> str:
+def _words(parameters: dict[str, search_space.ParameterValue]) -> str:
     return ", ".join(f"{name} {written(value)}" for name, value in parameters.items())

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from trainer.contract import paths
-from trainer.contract.search_space import Value, applied
+from trainer.contract.search_space import ParameterValue, applied
 from trainer.contract.spec import JobSpec, Strict, Sweep
 from trainer.runs.outcome import Outcome
 from trainer.runs.status import read_status
@@ -28,7 +28,7 @@ class Trial(Strict):
     """A trial that is over."""
 
     number: int  # from 1
-    parameters: dict[str, Value]  # by parameterName
+    parameters: dict[str, ParameterValue]  # by parameterName
     state: Literal["SUCCEEDED", "FAILED", "STOPPED"]  # STOPPED: early, as it was no good
     value: float | None = None  # of the metric; None if there is none that is finite
     step: int = 0

@@ -1,12 +1,11 @@
-"""The training loop of a master or worker: what trainers compute, together and exactly.
+"""The training loop of a master or worker.
 
 A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
-until the vote is in, so a member that is lost in between costs the others nothing but the time to notice. Micro-batch
+until the vote is in, so a lost member costs the others only the time to notice. Micro-batch
 i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
-who is there changes neither the global batch nor the order of the data. Of pairs, the tokens that count are those of
-completions.
+the members change neither the global batch nor the order of the data. With pairs, only the tokens of completions count.
 
-Who holds parameters and optimizer state, and how gradients are summed, is the engine's: trainer/parallel/.
+The engine (trainer/parallel/) holds parameters and optimizer state, and sums gradients.
 """
 
 import zlib
@@ -18,41 +17,36 @@ from torch import Tensor
 
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Quorum
-from trainer.contract.geometry import MICRO_BATCH_TOKENS, micro_batch_rows
-from trainer.contract.spec import JobSpec
+from trainer.cluster.membership import Quorum
+from trainer.contract.geometry import micro_batch_rows
 from trainer.data.batches import Batches, Examples, Indices, PairBatches, Windows, pieces
 from trainer.evaluation.sampler import Sampler
 from trainer.model.loss import Loss
-from trainer.training.checkpoint import LAST_PARTS, Checkpoints
+from trainer.training.checkpoint import LAST_PARTS
 from trainer.training.engine import Engine
-from trainer.training.journal import Journal
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Progress, decide
 from trainer.training.vote import Vote, mean_loss
-
-FP16_SCALE = 2.0**16 / MICRO_BATCH_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
 
 
 @dataclass
 class Training:
     """One trainer's part of a run."""
 
-    spec: JobSpec
+    context: MemberContext
     engine: Engine
     model: torch.nn.Module
     loss: Loss
     zero: Callable[[], object]  # sets the gradients to zero
     batches: Batches | PairBatches
     validation: Windows | Examples
-    cluster: Cluster
-    checkpoints: Checkpoints
-    journal: Journal
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
     stopping: Callable[[], bool]
-    sampler: Sampler | None = None  # of fsdp, none: no process has the whole model
+    sampler: Sampler | None = None  # None with fsdp, where no process has the whole model
 
     def __post_init__(self) -> None:
+        self.spec, self.membership, self.journal = self.context.spec, self.context.membership, self.context.journal
         self.leads = False
 
     @property
@@ -62,14 +56,14 @@ class Training:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Quorum:
-        """Train to the last step, or raise Stopping. Returns the last quorum: its first member finishes the run."""
+        """Train to the last step and return the last quorum, whose first member finishes the run. Raises Stopping."""
         self.journal.begin()
         while True:
             if self.stopping():
                 raise Stopping
             try:
-                quorum = self.cluster.quorum(self.progress.identity, self.engine.announcement)
-                if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
+                quorum = self.membership.quorum(self.progress.position, self.engine.announcement)
+                if not quorum.enough:  # the leaving member may have led: then this trainer writes what all wait for
                     self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
                     continue
                 self.leads = quorum.rank == 0
@@ -83,9 +77,9 @@ class Training:
                     return quorum
             except GroupFailed as error:
                 self.engine.abandon()
-                if self.stopping():  # perhaps it was this machine that gave the step up
+                if self.stopping():  # perhaps this machine itself gave the step up
                     raise Stopping from error
-                self.cluster.failed()
+                self.membership.failed()
                 self.journal.recovering(self.progress.step, error, leads=self.leads)
 
     def step(self, quorum: Quorum) -> None:
@@ -120,7 +114,7 @@ class Training:
             if quorum is not None and quorum.group.failed:
                 raise GroupFailed("the step was given up")
             inputs, targets = self._rows(self.batches, indices[parts[i]])
-            if self.model.training:  # dropout, a function of seed, step and index too: who computes it does not matter
+            if self.model.training:  # dropout depends on seed, step and index, not on the trainer that computes it
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets, self.progress.scale)
             if i == mine[-1]:
@@ -140,7 +134,7 @@ class Training:
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _evaluate(self, quorum: Quorum) -> None:
-        """Mean loss of the held-out windows or examples, in nats, computed by all trainers together."""
+        """Compute the mean loss of the held-out windows or examples, with all other trainers."""
         windows = self.validation.first(self.spec.evaluation.sequences)
         rows = micro_batch_rows(self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
@@ -155,7 +149,7 @@ class Training:
                 loss += self.loss(inputs, targets, 1.0)
                 tokens += self.validation.counted(part)
         self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
-        if self.sampler is not None and self.leads:  # here the others wait anyway, and no step's time is measured
+        if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
             self.sampler.take(self.progress.step)
         self.model.train(training)
         self.progress.evaluated(mean_loss(quorum.group, loss, tokens))
@@ -164,20 +158,20 @@ class Training:
     # -- leaving ---------------------------------------------------------------------------------------------------
 
     def leave(self, since_told: Callable[[], float]) -> None:
-        """Let the others go on; then a checkpoint is written, by this trainer if it has to, or by the servers.
+        """Let the others continue; then a checkpoint is written, by this trainer if it leads, or by the servers.
 
-        If the Lighthouse is here it stays until then: in a newer attempt the checkpoint would not count.
+        A Lighthouse that is hosted here stays until then: in a newer attempt the checkpoint would not count.
         """
-        step, attempt = self.progress.step, self.cluster.attempt
+        step, attempt = self.progress.step, self.membership.attempt
         if self.engine.writes:
-            self.cluster.silence()
+            self.membership.silence()
             whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
         else:
-            quorum = self.cluster.leave(self.progress.identity, self.engine.announcement)
-            self.cluster.silence()
+            quorum = self.membership.leave(self.progress.position, self.engine.announcement)
+            self.membership.silence()
             if quorum is None or not quorum.servers:
                 return
-            step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
-            whole = step > 0 and self.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
+            step, attempt = quorum.servers[0].progress.step, quorum.attempt  # where the servers are
+            whole = step > 0 and self.context.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
         if whole:
             self.journal.notice(step, attempt, since_told())

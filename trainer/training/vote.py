@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.cluster.announcement import Tally
-from trainer.cluster.group import Group
+from trainer.cluster.group import MemberGroup
 from trainer.training.optimizer import norm
 
 _HEAD = 3  # elements before the sums of squares
@@ -44,7 +44,7 @@ class Vote:
         return Tally(float(self.loss), self.tokens, size, self.waited)
 
 
-def mean_loss(group: Group, loss: Tensor | float = 0.0, tokens: int = 0) -> float:
+def mean_loss(group: MemberGroup, loss: Tensor | float = 0.0, tokens: int = 0) -> float:
     """Return the mean loss of an evaluation in nats: each member adds the loss of its tokens; servers add nothing."""
     sums = torch.zeros(2, dtype=torch.float64, device=group.device)
     sums[0], sums[1] = loss, tokens

@@ -142,7 +142,7 @@ import ctypes, os
 from trainer import compute
 
 compute.FINISH = 0.1
-process = compute.Process("worker-0")
+process = compute.Process("worker-0", "127.0.0.1")
 process.give_up = lambda: os._exit(compute.LEFT if process.stopping() else 1)
 mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 library.pthread_mutex_lock(mutex)

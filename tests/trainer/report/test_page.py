@@ -16,7 +16,7 @@ import torch
 
 from tests.trainer.report.report_page import BEGAN, Page, bucket, declare, record, write_machine, write_records
 from tests.trainer.running import Run
-from trainer.contract.spec import Model
+from trainer.contract.spec import Hyperparameters, JobSpec, Model
 from trainer.data.tokenizer import from_bytes
 from trainer.evaluation.sampler import Sampler
 from trainer.model.gpt2 import build
@@ -339,7 +339,8 @@ def test_a_timeline_of_very_many_machines_draws_those_with_something_to_tell(tmp
 def sampler(tmp_path: Path) -> Sampler:
     tokenizer = from_bytes()
     model = build(Model(layers=1, heads=1, width=8, positions=24), tokenizer, 0.1, 1).eval()
-    return Sampler(bucket(tmp_path), "a-run", model, tokenizer, list(b"once upon a time there"), 7, print)
+    spec = JobSpec.model_construct(run="a-run", hyperparameters=Hyperparameters(seed=7))
+    return Sampler(bucket(tmp_path), spec, model, tokenizer, list(b"once upon a "), print)
 
 
 def test_a_sample_is_the_same_for_the_same_model_and_disturbs_nothing(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trainer.contract.spec import Checkpoints
 from trainer.runs import metrics as metrics_module
 from trainer.runs.metrics import Metrics
 from trainer.runs.metrics_reader import read_metrics
@@ -15,7 +16,7 @@ from trainer.runs.records import Record
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
 from trainer.storage.local import FileStorage
-from trainer.training.checkpoint import Checkpoints
+from trainer.training.checkpoint import CheckpointShard, CheckpointStore
 from trainer.training.progress import Progress
 
 RUN = "a-run"
@@ -150,8 +151,9 @@ def test_the_records_of_a_checkpoints_steps_are_there_before_it(
     metrics = new_metrics()
     for step in (1, 2, 3):
         metrics.add(record(step), leads=True)
-    checkpoints = Checkpoints(storage, RUN, 2, print)
-    checkpoints.save({"parameters": torch.ones(64)}, Progress(step=3), 1, [("a", 0, 64, True)], before=metrics.flush)
+    checkpoints = CheckpointStore(storage, RUN, Checkpoints(keep=2), print)
+    shard = CheckpointShard({"parameters": torch.ones(64)}, [("a", 0, 64, True)])
+    checkpoints.save(shard, Progress(step=3), 1, before=metrics.flush)
     checkpoints.wait()
     assert steps(storage) == [1, 2, 3]
     metrics.close()
