@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, ZONES, MachineType, known_zones
-from infra.fleet.fleet import TYPE_KEYS, accelerator, attached, counts, zones
+from infra.fleet.fleet import accelerator, attached, counts, zones
 from infra.fleet.prices import hourly_cost
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator, Machines
+from trainer.contract.settings import TYPE_KEYS
 
 PROVIDER_KEYS = {"project", "region"}
 FAMILIES = {name.partition("-")[0] for name in MACHINE_TYPES}

@@ -5,8 +5,6 @@ from infra.stack.config import StackConfig
 from infra.stack.keys import TIER_ACCELERATOR, Accelerator
 from trainer.contract.spec import Role
 
-TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
-
 
 def counts(config: StackConfig) -> dict[Role, int]:
     """Machines of each role, those with none left out."""

@@ -13,8 +13,9 @@ from infra.fleet.deadline import HOUR, hours_left
 from infra.lifecycle import is_finished, standing
 from infra.stack.config import StackConfig
 from trainer.contract import paths
-from trainer.contract.errors import few, first_line
+from trainer.contract.errors import first_line
 from trainer.contract.spec import JobSpec
+from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
 from trainer.runs.records import Status
 

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from trainer.cluster.group import Group, GroupFailed, first_line
+from trainer.cluster.group import Group, GroupFailed
 from trainer.cluster.lease import NoProgress
 from trainer.cluster.lighthouse import AVAILABLE, Lighthouse, Stopping
 from trainer.contract import spec
+from trainer.contract.errors import first_line
 from trainer.storage.base import Storage
 
 os.environ.setdefault("RUST_LOG", "error")  # before torchft is imported

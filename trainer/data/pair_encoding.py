@@ -1,4 +1,4 @@
-"""Pairs -> token shards, an index of examples and the texts themselves, for each part. Nothing here imports torch.
+"""Pairs -> token shards, an index of examples and the texts themselves, for each part.
 
 An example's tokens are those of its prompt, then those of its completion, then end-of-text.
 """

@@ -1,6 +1,6 @@
 """Text -> tokenizer and token shards in the bucket (trainer/data/prepared.py), made once for each text and vocabulary.
 
-By streaming: memory does not grow with the text. Nothing here imports torch.
+By streaming: memory does not grow with the text.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""A stream of tokens on its way into the shards of a bucket. Nothing here imports torch."""
+"""A stream of tokens on its way into the shards of a bucket."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

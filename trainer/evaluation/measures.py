@@ -1,4 +1,4 @@
-"""How good answers are, and the baselines that they are measured against. No torch here.
+"""How good answers are, and the baselines that they are measured against.
 
 An answer counts without the spaces around it. Exact match, accuracy and token F1 are shares of 1; BLEU (Papineni et
 al. 2002) and chrF (Popović 2015) go from 0 to 100, as sacrebleu computes them.

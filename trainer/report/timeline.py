@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.contract.wording import duration
 from trainer.report.charts import Tick
 from trainer.runs.outcome import Outcome, stays
 from trainer.runs.records import Event, MachineStatus
@@ -101,12 +102,3 @@ def events(this: Outcome) -> list[tuple[float, str, str]]:
 def what(event: Event) -> str:
     words = {"started": "started", "back": "came back", "left": "left"} | MARKS
     return words[event.kind] + (f": {event.words}" if event.words else "")
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:05`, `3:04:05`, `2d 03:04`."""
-    whole = max(round(seconds), 0)
-    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86400
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,4 +1,4 @@
-"""What a run left in its bucket, read back for its report. No torch here."""
+"""What a run left in its bucket, read back for its report."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import fmean, median
 from pydantic import ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import JobSpec, Role
+from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs import history, samples, scores
 from trainer.runs.metrics_reader import Attempt, read_metrics
 from trainer.runs.records import Event, MachineStatus, Record, Status
@@ -16,7 +16,6 @@ from trainer.runs.scores import Scores
 from trainer.runs.status import read_spec, read_status
 from trainer.storage.base import Storage
 
-ROLES: tuple[Role, ...] = ("master", "worker", "ps")
 RECENT = 50  # steps: the last loss is a mean over so many, as one step's is noise
 NEWEST_FILES = 2  # of a run that is only compared with: metrics come in files of 256 KiB
 OTHERS = 20  # runs in a comparison, the newest

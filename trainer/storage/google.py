@@ -20,6 +20,8 @@ from google.cloud import storage as gcs
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from trainer.contract.errors import first_line
+from trainer.gcloud.login import LOGIN
 from trainer.storage.base import (
     Conflict,
     Entries,
@@ -44,7 +46,6 @@ WRITER = "writer"  # metadata key: which write made an object
 # The library would ask for the bucket's location in the background, to label traces that nobody collects; our
 # accounts may not look at buckets, so each client would leave a refusal in the audit log.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 
 
 class GoogleStorage:
@@ -241,7 +242,7 @@ class GoogleStorage:
         except api.Forbidden as error:
             raise StorageError(
                 f"cannot {verb} {where}: no permission; this account needs roles/storage.objectUser on {bucket}"
-                f" (Google says: {_first_line(error)})"
+                f" (Google says: {first_line(error)})"
             ) from error
         except api.PreconditionFailed as error:
             raise Conflict(f"{where} has another generation") from error
@@ -252,9 +253,9 @@ class GoogleStorage:
         except (requests.RequestException, ConnectionError) as error:
             raise _unreachable(verb, where, error) from error
         except api.GoogleAPICallError as error:
-            raise StorageError(f"cannot {verb} {where}: {_first_line(error)}") from error
+            raise StorageError(f"cannot {verb} {where}: {first_line(error)}") from error
         except auth.GoogleAuthError as error:
-            raise StorageError(f"cannot {verb} {where}: {_first_line(error)}; {LOGIN}") from error
+            raise StorageError(f"cannot {verb} {where}: {first_line(error)}; {LOGIN}") from error
 
 
 class _Sink:
@@ -323,14 +324,9 @@ def _as_google_writes(crc32c: int) -> str:
     return base64.b64encode(crc32c.to_bytes(4, "big")).decode()
 
 
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "message", None) or str(error)
-    return str(text).strip().splitlines()[0][:200] if str(text).strip() else type(error).__name__
-
-
 def _unreachable(verb: str, where: str, error: Exception) -> Unavailable:
     cause = getattr(error, "cause", None) or error
     return Unavailable(
-        f"cannot {verb} {where}: Google Cloud Storage does not answer ({_first_line(cause)});"
+        f"cannot {verb} {where}: Google Cloud Storage does not answer ({first_line(cause)});"
         " check the network and run again"
     )
