@@ -41,7 +41,7 @@ from trainer.compute.context import make_parts
 from trainer.compute.process import Process
 from trainer.contract import paths
 from trainer.data.batches import TOKEN
-from trainer.data.prepared import Manifest, Shard, Split, find
+from trainer.data.prepared import Manifest, Shard, Split, find_prepared
 from trainer.data.tokenizer import from_bytes
 from trainer.model.device import pick
 
@@ -75,7 +75,7 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
         checkpoints={"every": NEVER},
         **declared,
     )  # fmt: skip
-    if find(run.storage, run.spec.data, run.spec.fingerprint) is None:
+    if find_prepared(run.storage, run.spec.data, run.spec.fingerprint) is None:
         _draw_tokens(run, options.vocabulary)
     return run
 
@@ -113,7 +113,7 @@ def our_trainer(run: Run) -> Trainer:
     """The master of a run of one machine, in this process and ready to take steps."""
     process = _Quiet("master-0")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the benchmark
-    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
     trainer = assemble(make_parts(process, run.storage, run.spec, "127.0.0.1"), prepared)
     trainer.prepare()
@@ -124,7 +124,7 @@ def our_trainer(run: Run) -> Trainer:
 
 def our_step(trainer: Trainer) -> None:
     """As Training.run does it."""
-    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.told)
+    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.announcement)
     assert trainer.engine.prepare(quorum)
     trainer.step(quorum)
 
@@ -245,7 +245,7 @@ def main() -> int:
         speed = theirs(2.0)  # warm-up, compiling included
         if ONE in options.modes:
             trainer = our_trainer(first)
-            peak = trainer.engine.told["peak"]
+            peak = trainer.engine.announcement.peak
 
             def ours(seconds: float) -> float:
                 return measure(lambda: our_step(trainer), seconds, a_step)

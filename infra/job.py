@@ -4,9 +4,7 @@ Like infra/stack/config.py it only reads, and needs no Pulumi CLI.
 """
 
 from infra.checks.host import disk_problem, host_problems
-from infra.fleet.fleet import accelerator, counts, is_spot, machine_type
-from infra.fleet.host import host_cores
-from infra.fleet.prices import role_costs
+from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.inputs import checkpoint
 from infra.inputs import google as google_inputs
 from infra.inputs import local as local_inputs
@@ -15,8 +13,16 @@ from infra.stack.config import PROJECT, ConfigError, StackConfig
 from trainer.contract import identity, spec
 
 
-def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
-    """The run that a stack declares. Raises ConfigError if the platform or the text cannot carry it out."""
+def job_spec(config: StackConfig, fleet: Fleet | None = None) -> spec.JobSpec:
+    """Return the run that a stack declares.
+
+    Args:
+        config: a stack that load() has checked.
+        fleet: its machines; None: resolve them.
+
+    Raises ConfigError if the platform or the text cannot carry the run out.
+    """
+    fleet = fleet or resolve_fleet(config)
     if config.google:
         problems = google_inputs.input_problems(config)
     else:
@@ -24,7 +30,10 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
     if problems:
         raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
     file, training = config.file, config.file.training_input
-    placed = google_inputs.place(config) if config.google else local_inputs.place(config, cores or host_cores())
+    if config.google:
+        placed = google_inputs.place(config, fleet)
+    else:
+        placed = local_inputs.place(config, cores=fleet.master.machine.vcpus)
     data = file.data.model_copy(update=placed.data)
     model = file.model.model_copy(update={"initialize": placed.initialize})
     begun = file.model.model_copy(update={"initialize": placed.content})
@@ -48,24 +57,21 @@ def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
         parallel=file.parallel,
         cluster=spec.Cluster(workers=config.workers, **cluster),
         sweep=file.sweep,
-        **({"hardware": _hardware(config)} if config.google else {}),
+        **({"hardware": _hardware(fleet)} if config.google else {}),
     )
 
 
-def _hardware(config: StackConfig) -> dict[spec.Role, spec.Hardware]:
-    found: dict[spec.Role, spec.Hardware] = {}
-    costs = role_costs(config)
-    for role, count in counts(config).items():
-        model, number = accelerator(config, role)
-        cost = costs[role]
-        found[role] = spec.Hardware(
-            machine_type=machine_type(config, role).name,
-            accelerator=model or None,
-            accelerators=number,
-            spot=is_spot(config, role),
-            usd_per_hour=round(cost.usd / count, 4) if cost.exact else None,
+def _hardware(fleet: Fleet) -> dict[spec.Role, spec.Hardware]:
+    return {
+        machines.role: spec.Hardware(
+            machine_type=machines.machine.name,
+            accelerator=machines.accelerator or None,
+            accelerators=machines.accelerators,
+            spot=machines.spot,
+            usd_per_hour=round(machines.hourly.usd / machines.count, 4) if machines.hourly.exact else None,
         )
-    return found
+        for machines in fleet.roles
+    }
 
 
 def division(config: StackConfig) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 import pulumi
 from pulumi.runtime.config import CONFIG
 
+from infra.fleet.fleet import Fleet
 from infra.job import division
 from infra.load import load
 from infra.stack.config import ROOT, StackConfig
@@ -31,7 +32,7 @@ class TrainingRun(pulumi.ComponentResource):
     bucket: pulumi.Output[str]
     trained_model: pulumi.Output[str]
 
-    def __init__(self, config: StackConfig, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
+    def __init__(self, config: StackConfig, fleet: Fleet, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
         words = config.words()
         if secrets := secret_keys():  # for a later review: by then the stack file may not have them, the state does
             words["secretKeys"] = secrets
@@ -46,9 +47,12 @@ class TrainingRun(pulumi.ComponentResource):
             )
         if config.google:
             from infra.google.resources import stand_up  # a second of imports that a stack on this machine is spared
+
+            bucket = stand_up(config, fleet, job, self)
         else:
-            from infra.local.resources import stand_up
-        bucket = stand_up(config, job, self)
+            from infra.local.resources import stand_up as stand_up_here
+
+            bucket = stand_up_here(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket
         self.trained_model = bucket.apply(lambda url: f"{url}/{paths.model(job.run)}")

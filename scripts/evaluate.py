@@ -19,7 +19,7 @@ from scripts.support.common import UserError, add_bucket_arguments, bucket_url, 
 from scripts.support.writing import load, model_folder
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Task, format_problem
-from trainer.data.prepared import Prepared, find
+from trainer.data.prepared import Prepared, find_prepared
 from trainer.report.page import write_page
 from trainer.runs import scores
 from trainer.runs.scores import LOWER, NAMES, Confusion, Prediction, Scores, words
@@ -44,7 +44,7 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
         raise UserError(f"{run}: {problem.replace('evaluation.task', '--task').replace(', or remove it', '')}")
     if there is not None and there.task == wanted and not again:
         return there
-    prepared = find(storage, spec.data, spec.fingerprint)
+    prepared = find_prepared(storage, spec.data, spec.fingerprint)
     if prepared is None:
         raise UserError(
             f"the data of {run} is gone from {storage.url}/{paths.DATA}; `make data` with its stack makes it again"

@@ -9,7 +9,8 @@ import pulumi_gcp as gcp
 from pulumi_gcp import artifactregistry, projects, storage
 from pydantic import ValidationError
 
-from infra.fleet.deadline import HOUR, hours_left
+from infra.fleet.deadline import HOUR, launch_hours
+from infra.fleet.fleet import Fleet
 from infra.lifecycle import is_finished, standing
 from infra.stack.config import StackConfig
 from trainer.contract import paths
@@ -30,11 +31,11 @@ class Found:
     asked: bool = True  # Google could be asked: without a login a preview goes on without knowing
 
 
-def look(config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource) -> Found:
+def look(config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource) -> Found:
     """Without credentials a preview goes on and says that it does not know; `up` does not. Raises RunError."""
     found = Found()
     try:
-        _Look(config, job, provider, parent).into(found)
+        _Look(config, fleet, job, provider, parent).into(found)
     except pulumi.RunError:
         raise
     except Exception as error:
@@ -47,8 +48,10 @@ def look(config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulu
 
 
 class _Look:
-    def __init__(self, config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource):
-        self._config, self._job, self._parent = config, job, parent
+    def __init__(
+        self, config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource
+    ):
+        self._config, self._fleet, self._job, self._parent = config, fleet, job, parent
         self._options = pulumi.InvokeOptions(provider=provider, parent=parent)
 
     def into(self, found: Found) -> None:
@@ -92,12 +95,13 @@ class _Look:
             started = ""  # of a launch that was destroyed and starts anew
         else:
             started = self._read(bucket, paths.launch(job.run, job.launch))
-        if started and time.time() > json.loads(started)["started"] + hours_left(config) * HOUR:
+        hours = launch_hours(config.file.limits, self._fleet)
+        if started and time.time() > json.loads(started)["started"] + hours * HOUR:
             found.expired = True
             said = (
                 True,
                 (
-                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours_left(config):.1f} h); set"
+                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours:.1f} h); set"
                     f" gpt2-training:launch to {job.launch + 1} to go on from its newest checkpoint"
                 ),
             )

@@ -16,7 +16,8 @@ from pulumi_gcp import billing, cloudscheduler
 
 from infra import lifecycle
 from infra.dynamic import Properties, Provider, changed, plain
-from infra.fleet.deadline import cron, hours_left
+from infra.fleet.deadline import cron, launch_hours
+from infra.fleet.fleet import Fleet
 from infra.google.groups import Group
 from infra.google.identity import Identity
 from infra.stack.config import StackConfig
@@ -62,6 +63,7 @@ class Guard(pulumi.ComponentResource):
     def __init__(
         self,
         config: StackConfig,
+        fleet: Fleet,
         launch: Launch,
         groups: list[Group],
         identity: Identity,
@@ -69,7 +71,7 @@ class Guard(pulumi.ComponentResource):
     ):
         super().__init__("gpt2-training:google:Guard", "guard", {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        hours = hours_left(config)
+        hours = launch_hours(config.file.limits, fleet)
         for group in groups:
             cloudscheduler.Job(
                 f"{group.role}-deadline",

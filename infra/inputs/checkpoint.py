@@ -121,7 +121,7 @@ def _other_tokens(folder: Path, kind: Literal["byte", "gpt2"]) -> bool:
     from trainer.data import tokenizer  # takes a moment
 
     try:
-        return tokenizer.is_other((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
+        return tokenizer.has_other_tokens((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
     except (OSError, UnicodeDecodeError):
         return False
 

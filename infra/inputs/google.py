@@ -6,14 +6,14 @@ Pure but for reading files of this machine, so that a preview needs no credentia
 from pathlib import Path
 from typing import Any
 
-from infra.fleet.fleet import accelerator, machine_type
+from infra.fleet.fleet import Fleet
 from infra.inputs import checkpoint
 from infra.inputs.data_lock import lock_path, read_lock
 from infra.inputs.placed import Placed
 from infra.inputs.text import text_problems
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
-from trainer.contract import identity, paths, spec
+from trainer.contract import identity, paths
 
 LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies what is declared as an object
 VOCABULARY = Path("data/gpt2-vocabulary")  # where scripts.prepare_data puts GPT-2's
@@ -67,7 +67,7 @@ def vocabulary_folder(config: StackConfig) -> Path | None:
     return folder if all((folder / name).is_file() for name in VOCABULARY_FILES) else None
 
 
-def place(config: StackConfig) -> Placed:
+def place(config: StackConfig, fleet: Fleet) -> Placed:
     """Where the machines find what a run starts from, after input_problems() found nothing."""
     lock = read_lock(config.text)
     fingerprint = lock.fingerprint if lock else identity.fingerprint(config.text)
@@ -80,17 +80,16 @@ def place(config: StackConfig) -> Placed:
         where, content = found.where, found.content
         if config.file.data.tokenizer == "checkpoint":
             data["vocabulary_path"] = where
-    trainers = [machine_type(config, role) for role in _trainers(config)]
-    processes = accelerator(config, "master")[1] if config.file.parallel.parallelism == "fsdp" else 1
+    trainers, processes = [machines.machine for machines in fleet.trainer_roles], fleet.processes_per_trainer
     # Hyperthreads do not help matrix products: one thread for each core. All trainers of a run compute alike.
     cluster: dict[str, Any] = {"threads": max(1, min(machine.vcpus for machine in trainers) // 2 // processes)}
     if processes > 1:
         cluster["processes"] = processes
-    if config.servers:  # the cost model alone asks how fast the network is
+    if fleet.servers is not None:  # the cost model alone asks how fast the network is
         known = [machine.gbps for machine in trainers if machine.gbps is not None]
         if len(known) == len(trainers):
             cluster["trainer_gbps"] = min(known)
-        if (gbps := machine_type(config, "ps").gbps) is not None:
+        if (gbps := fleet.servers.machine.gbps) is not None:
             cluster["server_gbps"] = gbps
     return Placed(fingerprint, data, where, content, cluster)
 
@@ -98,7 +97,3 @@ def place(config: StackConfig) -> Placed:
 def text_object(config: StackConfig, fingerprint: str) -> str:
     """The text's path in the data bucket."""
     return paths.text(fingerprint, config.text.name)
-
-
-def _trainers(config: StackConfig) -> list[spec.Role]:
-    return ["master", "worker"] if config.workers else ["master"]

@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from pulumi.runtime.mocks import MockMonitor
 
 from infra import load
+from infra.fleet.fleet import resolve_fleet
 from infra.job import job_spec
 from infra.run import TrainingRun
 from infra.stack import config
@@ -114,11 +115,12 @@ class _Monitor(MockMonitor):
 
 def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph, JobSpec]:
     """Runs the program. Raises ConfigError as the program does."""
-    job = job_spec(stack)
+    fleet = resolve_fleet(stack)
+    job = job_spec(stack, fleet)
     graph = Graph()
     pulumi.runtime.set_mocks(
         _Mocks(), project="gpt2-training", stack=stack.stack, preview=preview, monitor=_Monitor(graph)
     )
 
-    pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model)()
+    pulumi.runtime.test(lambda: TrainingRun(stack, fleet, job).trained_model)()
     return graph, job

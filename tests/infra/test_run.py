@@ -11,6 +11,7 @@ import pytest
 
 from infra import load
 from infra.dynamic import plain
+from infra.fleet.fleet import resolve_fleet
 from infra.job import job_spec
 from infra.lifecycle import newest_checkpoint, standing
 from infra.local.storage import JobProvider, TextProvider
@@ -59,7 +60,7 @@ def test_what_a_sweep_ignores_is_said(stack: config.StackConfig, job: JobSpec, m
     for parallel in (1, 3):
         sweep = Sweep.model_validate({"params": [rate], "maxParallelTrials": parallel})
         with_sweep = replace(stack, file=stack.file.model_copy(update={"sweep": sweep}))
-        pulumi.runtime.test(lambda: TrainingRun(with_sweep, job).run)()  # noqa: B023
+        pulumi.runtime.test(lambda: TrainingRun(with_sweep, resolve_fleet(stack), job).run)()  # noqa: B023
     (line,) = said
     assert line.startswith("sweep.maxParallelTrials: found 3, and ignored: ")
 
@@ -73,7 +74,7 @@ def test_which_settings_are_secret_is_declared(
     settings = {"gpt2-training:notify": "a@example.com", "gpt2-training:launch": "1", "gcp:project": "p"}
     pulumi.runtime.set_all_config(settings, ["gpt2-training:notify", "gcp:project"])
     try:
-        pulumi.runtime.test(lambda: TrainingRun(stack, job).run)()
+        pulumi.runtime.test(lambda: TrainingRun(stack, resolve_fleet(stack), job).run)()
         assert mocks.seen["TrainingRun training"]["secretKeys"] == ["notify"]
         # The part of a key, where the stack file says which.
         pulumi.runtime.set_all_config({"gpt2-training:limits": "{}"}, ["gpt2-training:limits"])
@@ -90,7 +91,7 @@ def test_what_a_stack_declares(stack: config.StackConfig, job: JobSpec, preview:
     pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=preview)
 
     models: list[str] = []
-    pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model.apply(models.append))()
+    pulumi.runtime.test(lambda: TrainingRun(stack, resolve_fleet(stack), job).trained_model.apply(models.append))()
     assert next(iter(mocks.seen)) == "TrainingRun training"
     assert set(mocks.seen) == {
         *("TrainingRun training", "Bucket bucket", "Text text", "Job job"),

@@ -12,14 +12,14 @@ from trainer.storage.factory import open_storage
 
 
 def fetch_folder(source: str) -> str:
-    """`source` itself if it is a folder or a hub id; a gs:// folder is downloaded to the cache first.
+    """Return `source` itself if it is a folder or a hub id. Download a gs:// folder and return its copy in the cache.
 
-    Raises InputError if it is not there, or is a run's model that is not whole.
+    Raise InputError if there is no such folder, or if it is a run's model that is not complete.
     """
     if not source.startswith("gs://"):
         folder = Path(source).expanduser()
         if folder.is_dir() or source.startswith(("/", ".", "~")):
-            if not (folder / "config.json").is_file():  # transformers would take GPT-2's own dimensions for granted
+            if not (folder / "config.json").is_file():  # transformers would assume GPT-2's own dimensions
                 raise InputError(f"model.initialize: {source} has no config.json; give a checkpoint's folder")
             return str(folder)
         return source
@@ -27,10 +27,10 @@ def fetch_folder(source: str) -> str:
     storage, target = open_storage(f"gs://{bucket}"), cache_folder() / "models" / bucket / prefix
     entries = storage.list(prefix)
     if not entries:
-        raise InputError(f"model.initialize: nothing lies at {source}; {_others(storage, prefix)}")
+        raise InputError(f"model.initialize: there is nothing at {source}; {_remedy(storage, prefix)}")
     for entry in entries:
         storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
-    # Written last: what a run exports is there with it.
+    # A run writes the manifest last, so a model without a valid one is not complete.
     if _is_of_run(prefix) and (wrong := manifests.verify_manifest(target)):
         raise InputError(f"model.initialize: the model at {source} is not whole ({wrong[0]}); wait for its run to end")
     return str(target)
@@ -40,8 +40,8 @@ def _is_of_run(prefix: str) -> bool:
     return paths.run_of_model(f"{prefix.rstrip('/')}/{paths.MANIFEST}") is not None
 
 
-def _others(storage: Storage, prefix: str) -> str:
-    """What to do if a run's model is not there: the finished runs beside it, if any."""
+def _remedy(storage: Storage, prefix: str) -> str:
+    """Return what to do if there is no checkpoint at `prefix`. For a run's model, name the bucket's finished runs."""
     if not _is_of_run(prefix):
         return "give the address of a checkpoint's folder"
     newest = sorted(storage.list(paths.RUNS), key=lambda entry: -entry.updated)

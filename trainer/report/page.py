@@ -22,7 +22,7 @@ from trainer.contract.errors import InputError
 from trainer.contract.settings import changes, describe, settings, written
 from trainer.contract.spec import JobSpec
 from trainer.contract.wording import ROLE_PLURALS, duration, printable
-from trainer.data.prepared import find
+from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
 from trainer.report.sweep_plot import plot
@@ -88,7 +88,7 @@ def _truncated(storage: Storage, spec: JobSpec) -> int:
     if spec.data.format != "pairs":
         return 0
     with suppress(InputError):  # damaged since: the page is made all the same
-        prepared = find(storage, spec.data, spec.fingerprint)
+        prepared = find_prepared(storage, spec.data, spec.fingerprint)
         return prepared.truncated("train", spec.hyperparameters.sequence_length) if prepared else 0
     return 0
 

@@ -20,8 +20,7 @@ from infra.job import job_spec
 from tests.trainer.running import Run, text
 from trainer.contract import paths
 from trainer.contract.spec import Lora, Model
-from trainer.data.tokenizer import from_bytes
-from trainer.data.tokenizer import save as save_tokenizer
+from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
 from trainer.model.loss import make_loss
