@@ -5,7 +5,7 @@ from typing import Literal
 
 from trainer.contract.wording import duration
 from trainer.report.charts import Tick
-from trainer.runs.outcome import Outcome, stays
+from trainer.runs.outcome import Outcome, boots
 from trainer.runs.records import Event, MachineStatus
 
 EVENTS, MACHINES = 200, 40  # that are shown, the newest and those with something to tell
@@ -67,7 +67,7 @@ def timeline(this: Outcome) -> Timeline | None:
     rows = [Row("steps", attempts, [])]
     shown = _shown(this.machines)
     for machine in shown:
-        there = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in stays(machine)]
+        there = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in boots(machine)]
         marks = [
             Mark(at(e.time), e.kind, f"{duration(e.time - began)} {what(e)}")
             for e in machine.history
