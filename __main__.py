@@ -6,7 +6,7 @@ import pulumi
 
 from infra.estimate.estimate import outputs
 from infra.fleet.fleet import resolve_fleet
-from infra.job import job_spec
+from infra.job import declare
 from infra.run import TrainingRun, from_pulumi
 from infra.stack.config import ConfigError
 from infra.stack.secrets import without_secrets
@@ -18,9 +18,9 @@ gc.disable()
 try:
     stack = from_pulumi()
     fleet = resolve_fleet(stack)
-    job = job_spec(stack, fleet)
+    inputs, job = declare(stack, fleet)
     estimated = outputs(stack, fleet)
-    training = TrainingRun(stack, fleet, job)
+    training = TrainingRun(stack, fleet, inputs, job)
 except (ConfigError, InputError, StorageError) as error:
     raise pulumi.RunError(without_secrets(str(error))) from None
 pulumi.export("run", training.run)

@@ -6,6 +6,7 @@ import pulumi
 from pulumi.runtime.config import CONFIG
 
 from infra.fleet.fleet import Fleet
+from infra.inputs.resolve import Inputs
 from infra.job import division
 from infra.load import load
 from infra.stack.config import ROOT, StackConfig
@@ -32,7 +33,14 @@ class TrainingRun(pulumi.ComponentResource):
     bucket: pulumi.Output[str]
     trained_model: pulumi.Output[str]
 
-    def __init__(self, config: StackConfig, fleet: Fleet, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
+    def __init__(
+        self,
+        config: StackConfig,
+        fleet: Fleet,
+        inputs: Inputs,
+        job: JobSpec,
+        opts: pulumi.ResourceOptions | None = None,
+    ):
         words = config.words()
         if secrets := secret_keys():  # for a later review: by then the stack file may not have them, the state does
             words["secretKeys"] = secrets
@@ -45,14 +53,15 @@ class TrainingRun(pulumi.ComponentResource):
                 " after the other; remove it",
                 self,
             )
+        # A stack on this machine is spared the import of Google's packages, which takes a second.
         if config.google:
-            from infra.google.resources import stand_up  # a second of imports that a stack on this machine is spared
+            from infra.google import resources as on_google
 
-            bucket = stand_up(config, fleet, job, self)
+            bucket = on_google.stand_up(config, fleet, inputs, job, self)
         else:
-            from infra.local.resources import stand_up as stand_up_here
+            from infra.local import resources as on_this_machine
 
-            bucket = stand_up_here(config, job, self)
+            bucket = on_this_machine.stand_up(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket
         self.trained_model = bucket.apply(lambda url: f"{url}/{paths.model(job.run)}")

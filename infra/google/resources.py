@@ -19,12 +19,15 @@ from infra.google.network import Network
 from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Storage
+from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
-def stand_up(config: StackConfig, fleet: Fleet, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
+def stand_up(
+    config: StackConfig, fleet: Fleet, inputs: Inputs, job: JobSpec, parent: pulumi.Resource
+) -> pulumi.Output[str]:
     """Declare everything that a run needs on Google Cloud. Returns the bucket's address."""
     by_account = config.file.limits.billing_account is not None
     provider = gcp.Provider(
@@ -49,7 +52,7 @@ def stand_up(config: StackConfig, fleet: Fleet, job: JobSpec, parent: pulumi.Res
     services = Services(config, after())
     identity = Identity(config, fleet, found.roles, after(services))
     network = Network(config, identity, after(services))
-    buckets = Storage(config, job, identity, found.buckets, after(services))
+    buckets = Storage(config, inputs, job, identity, found.buckets, after(services))
     image = Image(config, job, identity, found.repository, after(services))
     metrics = Metrics(config, after(services))
 

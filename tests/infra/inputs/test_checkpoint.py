@@ -12,7 +12,6 @@ import pytest
 
 from infra import load
 from infra.fleet.fleet import resolve_fleet
-from infra.inputs.checkpoint import problems as checkpoint_problems
 from infra.job import job_spec
 from infra.sizing import memory, workload
 from infra.stack.config import ConfigError, StackConfig
@@ -242,7 +241,9 @@ def test_machines_do_not_read_this_machine(tmp_path: Path) -> None:
     there = google.make_root(tmp_path)
     checkpoint(there / "mine")
     for named in ("mine", f"file:///there/runs/{RUN}"):
-        (line,) = checkpoint_problems(on_google(there, named))
+        with pytest.raises(ConfigError) as caught:
+            job_spec(on_google(there, named))
+        (line,) = caught.value.problems
         assert "copy it into a bucket" in line
 
 
