@@ -28,14 +28,13 @@ from infra.stack.config import ConfigError, StackConfig
 from infra.stack.reading import stack_values
 from scripts.support import common
 from scripts.support.common import UserError, run_main
-from trainer.contract.spec import Role
+from trainer.contract.wording import ROLE_PLURALS
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
 
 ROWS = 12  # alternatives that are shown
 PATIENCE = 15.0  # seconds for a bucket to answer
 NO_PROJECT = "not-set-yet"
-ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
 
 
 def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfig:
@@ -135,7 +134,7 @@ def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, 
             columns,
             [
                 (
-                    f"{ROLES[need.role]}: {need.where}",
+                    f"{ROLE_PLURALS[need.role]}: {need.where}",
                     *(f"{amount / 1e9:.2g}" for amount in (need.least, need.usual)),
                     f"{need.has / 1e9:.0f}" if need.has else "",
                     *((need.of,) if origins else ()),

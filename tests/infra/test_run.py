@@ -14,7 +14,7 @@ from infra.dynamic import plain
 from infra.fleet.fleet import resolve_fleet
 from infra.inputs.resolve import Inputs
 from infra.job import declare
-from infra.lifecycle import newest_checkpoint, standing
+from infra.lifecycle import newest_checkpoint, status_line
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
 from infra.stack import config, secrets
@@ -182,7 +182,7 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     status = read_status(storage, job.run)
     assert status is not None
     assert status.reason == "destroyed; `pulumi up` goes on from step 500"
-    assert standing(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
+    assert status_line(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
 
 
 def test_a_text_is_copied_once_and_checked(stack: config.StackConfig, job: JobSpec) -> None:

@@ -77,7 +77,7 @@ class Supervisor:
         """Write machines/<name>.json. A bucket that does not answer is no reason to stop computing."""
         with self._lock:
             update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
-            self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
+            self._status = history.after_report(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
                 self._storage.write(paths.machine(self._spec.run, self._status.name), body)
@@ -173,7 +173,7 @@ class Supervisor:
         with suppress(StorageError, OSError, ValidationError):
             path = paths.machine(self._spec.run, self._status.name)
             self._former = MachineStatus.model_validate_json(self._storage.read(path))
-        self._status = history.begun(self._former, self._status)
+        self._status = history.after_boot(self._former, self._status)
 
     def run(self) -> int:
         """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""

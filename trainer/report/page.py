@@ -1,12 +1,11 @@
 """runs/<run>/report.html: how a run went, as one page that needs nothing else. Made at each end, and by scripts.report.
 
 All that is put into the page is escaped: log lines, reasons and samples may hold anything. Its policy allows no
-request and no script but its own. No torch here.
+request and no script but its own.
 """
 
 import base64
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -21,7 +20,8 @@ from jinja2 import Environment, StrictUndefined
 from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.settings import changes, describe, settings, written
-from trainer.contract.spec import JobSpec, Role
+from trainer.contract.spec import JobSpec
+from trainer.contract.wording import ROLE_PLURALS, duration, printable
 from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
@@ -37,10 +37,6 @@ PAGE = Path(__file__).with_name("page.html")
 LAST_RECORDS = 10.0  # seconds that the last records of a run are waited for
 LEAST = "at least "
 SAMPLES = 6  # that are shown at once; the others unfold
-ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
-CONTROL = re.compile(
-    r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]"
-)  # what colours and progress bars leave in a log
 
 
 @dataclass(frozen=True)
@@ -145,14 +141,14 @@ def render(
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
         words={
             "loss": loss,
-            "duration": timeline.duration,
+            "duration": duration,
             "speed": speed,
             "metric": scores.words,
             "value": written,
         },
         metric_names=scores.NAMES,
     )
-    return CONTROL.sub("", html)
+    return printable(html)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -184,7 +180,7 @@ def headlines(this: Outcome) -> list[tuple[str, str, str]]:
         ("Validation loss", loss(this.validation), f"from {first:.4f}" if first is not None else "nats a token"),
         ("Training loss", loss(this.loss), f"mean of the last {min(outcome.RECENT, max(len(this.steps), 1))} steps"),
         ("Steps", f"{this.step:,}", f"of {hyper.steps:,}; {_big(tokens)} tokens"),
-        ("Time", timeline.duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
+        ("Time", duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
         ("Tokens a second", speed(this.tokens_per_second), _mfu(this)),
     ]
     if this.spec.hardware:
@@ -295,7 +291,7 @@ def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
 def costs(this: Outcome) -> list[CostLine]:
     """A line a role."""
     lines = []
-    for role, name in ROLES.items():
+    for role, name in ROLE_PLURALS.items():
         machines = [machine for machine in this.machines if machine.role == role]
         if not machines:
             continue

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.contract.wording import duration
 from trainer.report.charts import Tick
-from trainer.runs.outcome import Outcome, stays
+from trainer.runs.outcome import Outcome, boots
 from trainer.runs.records import Event, MachineStatus
 
 EVENTS, MACHINES = 200, 40  # that are shown, the newest and those with something to tell
@@ -66,7 +67,7 @@ def timeline(this: Outcome) -> Timeline | None:
     rows = [Row("steps", attempts, [])]
     shown = _shown(this.machines)
     for machine in shown:
-        there = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in stays(machine)]
+        there = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in boots(machine)]
         marks = [
             Mark(at(e.time), e.kind, f"{duration(e.time - began)} {what(e)}")
             for e in machine.history
@@ -101,12 +102,3 @@ def events(this: Outcome) -> list[tuple[float, str, str]]:
 def what(event: Event) -> str:
     words = {"started": "started", "back": "came back", "left": "left"} | MARKS
     return words[event.kind] + (f": {event.words}" if event.words else "")
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:05`, `3:04:05`, `2d 03:04`."""
-    whole = max(round(seconds), 0)
-    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86400
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
