@@ -57,11 +57,11 @@ test: setup ## all tests, two at a time, each file's in their order
 test-fast: setup ## the tests that take a second each
 	@$(ACTIVATE) && python -m pytest -m "not slow"
 
-image-test: setup ## the trainer's image, built and run for real; needs Docker, 10 minutes and 10 GB the first time
+image-test: setup ## the trainer's image, built and run for real; needs Docker, docker-registry, 5 minutes and 8 GB the first time
 	@$(ACTIVATE) && python -m pytest tests/image
 
-check: setup ## format, lint, types and what is generated, as CI checks them
-	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy && python -m scripts.schema --check
+check: setup ## format, lint, types, imports and what is generated, as CI checks them
+	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy && lint-imports && python -m scripts.schema --check
 
 schema: setup ## the stack file's JSON Schema and docs/reference.md, after a change of its keys
 	@$(ACTIVATE) && python -m scripts.schema

@@ -3,25 +3,24 @@
 from typing import Any
 
 from infra.checks.host import disk_problem, host_problems
-from infra.fleet.fleet import accelerator, counts, is_spot, machine_type
-from infra.fleet.host import gpus, host_cores
-from infra.fleet.prices import role_costs
+from infra.fleet.fleet import Fleet, resolve_fleet
+from infra.fleet.host import gpus
 from infra.inputs.resolve import Inputs, resolve
 from infra.stack.config import PROJECT, ConfigError, StackConfig
 from trainer.contract import identity, spec
 
 
-def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
+def job_spec(config: StackConfig, fleet: Fleet | None = None) -> spec.JobSpec:
     """Return the run that a stack declares; arguments and errors are those of declare()."""
-    return declare(config, cores)[1]
+    return declare(config, fleet or resolve_fleet(config))[1]
 
 
-def declare(config: StackConfig, cores: int | None = None) -> tuple[Inputs, spec.JobSpec]:
+def declare(config: StackConfig, fleet: Fleet) -> tuple[Inputs, spec.JobSpec]:
     """Return what the run of a stack starts from, and the run itself.
 
     Args:
-        config: a stack file that is consistent in itself.
-        cores: CPU cores that a local stack may use; all of this machine's if None.
+        config: a stack that load() has checked.
+        fleet: its machines.
 
     Raises:
         ConfigError: the inputs or this machine cannot carry the run out; one line for each problem.
@@ -40,7 +39,7 @@ def declare(config: StackConfig, cores: int | None = None) -> tuple[Inputs, spec
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
 
-    cluster = _google_cluster(config) if config.google else _local_cluster(config, cores or host_cores())
+    cluster = _local_cluster(config, fleet) if fleet.local else _google_cluster(fleet)
     # Leave counts of zero out: a preview lists every key of a changed object that the program passed.
     wanted = {"min_workers": training.min_workers, "parameter_servers": config.servers}
     cluster |= {name: count for name, count in wanted.items() if count}
@@ -57,53 +56,50 @@ def declare(config: StackConfig, cores: int | None = None) -> tuple[Inputs, spec
         parallel=file.parallel,
         cluster=spec.Cluster(workers=config.workers, **cluster),
         sweep=file.sweep,
-        **({"hardware": _hardware(config)} if config.google else {}),
+        **({"hardware": _hardware(fleet)} if not fleet.local else {}),
     )
 
 
-def _google_cluster(config: StackConfig) -> dict[str, Any]:
+def _google_cluster(fleet: Fleet) -> dict[str, Any]:
     """Return the fields of spec.Cluster that machine types of Google Cloud decide."""
-    trainers = [machine_type(config, role) for role in counts(config) if role != "ps"]
-    processes = accelerator(config, "master")[1] if config.file.parallel.parallelism == "fsdp" else 1
+    trainers, processes = [machines.machine for machines in fleet.trainer_roles], fleet.processes_per_trainer
     # Hyperthreads do not speed matrix products up: one thread for each core. All trainers of a run use as many.
     cluster: dict[str, Any] = {"threads": max(1, min(machine.vcpus for machine in trainers) // 2 // processes)}
     if processes > 1:
         cluster["processes"] = processes
-    if config.servers:  # only the cost model of parameter servers asks how fast the network is
+    if fleet.servers is not None:  # only the cost model of parameter servers asks how fast the network is
         known = [machine.gbps for machine in trainers if machine.gbps is not None]
         if len(known) == len(trainers):
             cluster["trainer_gbps"] = min(known)
-        if (gbps := machine_type(config, "ps").gbps) is not None:
+        if (gbps := fleet.servers.machine.gbps) is not None:
             cluster["server_gbps"] = gbps
     return cluster
 
 
-def _local_cluster(config: StackConfig, cores: int) -> dict[str, Any]:
+def _local_cluster(config: StackConfig, fleet: Fleet) -> dict[str, Any]:
     """Return the fields of spec.Cluster that this machine decides."""
     processes = gpus() if config.file.parallel.parallelism == "fsdp" else 1
     # With more threads than cores, trainers are 20 times slower, and here they share the cores. Parameter servers get
     # none of them: they compute, with one thread, while trainers wait.
+    cores = fleet.master.machine.vcpus
     cluster: dict[str, Any] = {"threads": max(1, cores // ((1 + config.workers) * processes))}
     if processes > 1:
         cluster["processes"] = processes
     return cluster
 
 
-def _hardware(config: StackConfig) -> dict[spec.Role, spec.Hardware]:
+def _hardware(fleet: Fleet) -> dict[spec.Role, spec.Hardware]:
     """Return each role's machines on Google Cloud, with the price of one."""
-    found: dict[spec.Role, spec.Hardware] = {}
-    costs = role_costs(config)
-    for role, count in counts(config).items():
-        model, number = accelerator(config, role)
-        cost = costs[role]
-        found[role] = spec.Hardware(
-            machine_type=machine_type(config, role).name,
-            accelerator=model or None,
-            accelerators=number,
-            spot=is_spot(config, role),
-            usd_per_hour=round(cost.usd / count, 4) if cost.exact else None,
+    return {
+        machines.role: spec.Hardware(
+            machine_type=machines.machine.name,
+            accelerator=machines.accelerator or None,
+            accelerators=machines.accelerators,
+            spot=machines.spot,
+            usd_per_hour=round(machines.hourly.usd / machines.count, 4) if machines.hourly.exact else None,
         )
-    return found
+        for machines in fleet.roles
+    }
 
 
 def division(config: StackConfig) -> str | None:

@@ -2,7 +2,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.gcs"]
+pytest_plugins = ["tests.gcs", "tests.warm_python"]
 
 # What a shell starts in the background ignores Ctrl-C, and so does all that it starts; some tests send it to commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)

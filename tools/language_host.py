@@ -8,7 +8,9 @@ process in which the user's program runs.
 """
 
 import asyncio
+import gc
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -25,9 +27,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 try:
+    gc.disable()  # until all is imported: nothing of it is garbage
+    # The host needs pulumi's messages alone, and `pulumi up` waits for three hosts. The code of the two packages above
+    # the messages would double each start, so it does not run here. In a program's process all of pulumi runs.
+    if __name__ == "__main__" and sys.argv[1:2] != ["run"]:
+        for package in ("pulumi", "pulumi.runtime"):
+            if spec := importlib.util.find_spec(package):
+                sys.modules[package] = importlib.util.module_from_spec(spec)
     import grpc  # type: ignore[import-untyped]
     import pulumi
-    from google.protobuf import empty_pb2, json_format  # type: ignore[import-untyped]
+    from google.protobuf import empty_pb2  # type: ignore[import-untyped]
     from pulumi.runtime.proto import language_pb2 as lang
     from pulumi.runtime.proto import language_pb2_grpc, plugin_pb2
 except ImportError as error:
@@ -37,6 +46,8 @@ except ImportError as error:
         file=sys.stderr,
     )
     sys.exit(1)
+gc.freeze()
+gc.enable()
 
 # A program that has shown its own error ends with this status, so that the engine does not add a second message.
 ALREADY_SHOWN = 32
@@ -49,9 +60,7 @@ class BadEnvironmentError(Exception):
 
 def python_of(info: lang.ProgramInfo) -> str:
     """The python that runs the project's programs: that of the `virtualenv` option, else the one we run in."""
-    options = json_format.MessageToDict(info.options) if info.HasField("options") else {}
-    name = options.get("virtualenv")
-    if not name:
+    if not (name := info.options.fields["virtualenv"].string_value):
         return os.environ.get("PULUMI_PYTHON_CMD") or sys.executable
     python = Path(info.root_directory, name, "bin", "python")
     if not python.exists():
@@ -72,29 +81,40 @@ def environment_of(python: str, **more: str) -> dict[str, str]:
     return environment
 
 
-def installed() -> dict[str, list[dict[str, Any]]]:
-    """What the python that runs this has: Pulumi packages (their pulumi-plugin.json), and all distributions."""
-    plugins, all_of_them = [], []
-    for dist in importlib.metadata.distributions():
-        name = dist.metadata["Name"]
-        requires = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in dist.requires or [] if "extra ==" not in line]
-        all_of_them.append({"name": name, "version": dist.version, "requires": requires})
-        file = Path(str(dist.locate_file(name.replace("-", "_").lower())), "pulumi-plugin.json")
-        if file.is_file():
+def plugins() -> list[dict[str, Any]]:
+    """The Pulumi packages, which have a pulumi-plugin.json, of the python that runs this."""
+    found = []
+    for folder in sys.path:
+        for file in Path(folder).glob("*/pulumi-plugin.json"):
             plugin = json.loads(file.read_text(encoding="utf-8"))
-            if plugin.get("resource"):
-                plugins.append({"name": name.removeprefix("pulumi_"), "version": dist.version, **plugin})
-    return {"plugins": plugins, "distributions": all_of_them}
+            for dist in importlib.metadata.distributions(name=file.parent.name, path=[folder]):
+                if plugin.get("resource"):
+                    found.append({"name": dist.name.removeprefix("pulumi_"), "version": dist.version, **plugin})
+    return found
 
 
-def installed_in(python: str) -> dict[str, list[dict[str, Any]]]:
-    """`installed` of that python."""
-    if python == sys.executable:
-        return installed()
-    answer = subprocess.run([python, __file__, "installed"], stdout=subprocess.PIPE, text=True, check=False)
+def distributions() -> list[dict[str, Any]]:
+    """All distributions of the python that runs this, each with the names of those that it requires."""
+    found = []
+    for dist in importlib.metadata.distributions():
+        requires = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in dist.requires or [] if "extra ==" not in line]
+        found.append({"name": dist.name, "version": dist.version, "requires": requires})
+    return found
+
+
+QUESTIONS = {"plugins": plugins, "distributions": distributions}
+
+
+def ask(python: str, question: str) -> list[dict[str, Any]]:
+    """The answer of that python to one of QUESTIONS. Raises BadEnvironmentError."""
+    # Compare folders with links resolved: a project's .venv may be a link. The python in it always is.
+    theirs, ours = [Path(path).parent.resolve() / Path(path).name for path in (python, sys.executable)]
+    if theirs == ours:
+        return QUESTIONS[question]()
+    answer = subprocess.run([python, __file__, question], stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode:
         raise BadEnvironmentError(f"{python} cannot list its packages: run `make setup`")
-    listed: dict[str, list[dict[str, Any]]] = json.loads(answer.stdout)
+    listed: list[dict[str, Any]] = json.loads(answer.stdout)
     return listed
 
 
@@ -127,6 +147,7 @@ def run_program(settings: dict[str, Any], program: str) -> int:
     finally:
         executor.shutdown(wait=True)
         loop.close()
+        gc.freeze()  # or Python would search all modules for garbage at its end: 0.1 s
 
 
 def program_traceback(program: str) -> str:
@@ -155,7 +176,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
 
     def GetRequiredPackages(self, request: Any, context: Any) -> Any:
         packages = []
-        for plugin in self._answer(context, lambda: installed_in(python_of(request.info)))["plugins"]:
+        for plugin in self._answer(context, lambda: ask(python_of(request.info), "plugins")):
             package = plugin_pb2.PackageDependency(
                 name=plugin["name"], kind="resource", version=plugin["version"], server=plugin.get("server", "")
             )
@@ -214,12 +235,12 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         return lang.AboutResponse(executable=sys.executable, version=sys.version.split()[0])
 
     def GetProgramDependencies(self, request: Any, context: Any) -> Any:
-        distributions = self._answer(context, lambda: installed_in(python_of(request.info)))["distributions"]
+        listed = self._answer(context, lambda: ask(python_of(request.info), "distributions"))
         if not request.transitiveDependencies:
-            required = {plain(name) for dist in distributions for name in dist["requires"]}
-            distributions = [dist for dist in distributions if plain(dist["name"]) not in required]
+            required = {plain(name) for dist in listed for name in dist["requires"]}
+            listed = [dist for dist in listed if plain(dist["name"]) not in required]
         return lang.GetProgramDependenciesResponse(
-            dependencies=[lang.DependencyInfo(name=dist["name"], version=dist["version"]) for dist in distributions]
+            dependencies=[lang.DependencyInfo(name=dist["name"], version=dist["version"]) for dist in listed]
         )
 
     def stop_children(self) -> None:
@@ -270,8 +291,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["run", settings, program]:
             sys.exit(run_program(json.loads(settings), program))
-        case ["installed"]:
-            print(json.dumps(installed()))
+        case [question] if question in QUESTIONS:
+            print(json.dumps(QUESTIONS[question]()))
         case [*_, engine] if ":" in engine:
             serve(engine)
         case _:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from infra.fleet.deadline import HOUR
-from infra.fleet.fleet import accelerator, counts, is_spot, machine_type, zones
+from infra.fleet.fleet import Fleet, RoleMachines
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec, Role
 
@@ -58,16 +58,14 @@ class Group:
         )
 
 
-def groups(config: StackConfig, job: JobSpec) -> list[Group]:
-    """Return the groups of a run, master first."""
-    return [_group(config, job, role, count) for role, count in counts(config).items()]
+def groups(config: StackConfig, fleet: Fleet, job: JobSpec) -> list[Group]:
+    """Describe the groups of a run, master first."""
+    return [_group(config, fleet, job, machines) for machines in fleet.roles]
 
 
-def _group(config: StackConfig, job: JobSpec, role: Role, count: int) -> Group:
-    places = zones(config)
-    zone = places[(job.launch - 1) % len(places)]
-    flex = config.file.machines.flex_start and bool(accelerator(config, role)[1])
-    template = template_arguments(config, job, role)
+def _group(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Group:
+    role, count, flex, zone = machines.role, machines.count, machines.flex_start, fleet.launch_zone(job.launch)
+    template = template_arguments(config, fleet, job, machines)
     # A change of any of these is another group; the number of machines is not among them.
     identity = [job.run, job.launch, zone, config.file.limits.max_hours, template]
     if flex:
@@ -77,9 +75,9 @@ def _group(config: StackConfig, job: JobSpec, role: Role, count: int) -> Group:
     return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, _run_seconds(config), deadline, template)
 
 
-def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> Template:
+def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Template:
     """Return the machines of a role, as far as the stack file decides them."""
-    machine, (model, number) = machine_type(config, role), accelerator(config, role)
+    role, number = machines.role, machines.accelerators
     settings = config.file.machines
     metadata: dict[str, pulumi.Input[str]] = {
         "startup-script": BOOT.read_text(encoding="utf-8"),
@@ -95,10 +93,10 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> Templat
     if number:
         metadata["install-nvidia-driver"] = "True"
     if role == "master":
-        metadata["gpt2-scale-down"] = ",".join(_jobs(config))
+        metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
     arguments: Template = {
         "region": config.region,
-        "machine_type": machine.name,
+        "machine_type": machines.machine.name,
         "description": f"{role} of run {job.run}",
         "disks": [
             {
@@ -109,7 +107,7 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> Templat
                 "disk_type": "pd-balanced",
             }
         ],
-        "scheduling": scheduling(config, role),
+        "scheduling": scheduling(config, machines),
         # NVIDIA's driver modules are not signed, so no secure boot where there is a GPU.
         "shielded_instance_config": {
             "enable_secure_boot": not number,
@@ -119,8 +117,8 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> Templat
         "metadata": metadata,
         "labels": {"role": role, "run": job.run, "launch": str(job.launch)},
     }
-    if number and not machine.accelerators:
-        arguments["guest_accelerators"] = [{"type": model, "count": number}]
+    if machines.attached:
+        arguments["guest_accelerators"] = [{"type": machines.accelerator, "count": number}]
     if settings.reservation is not None and role != "ps":
         arguments["reservation_affinity"] = {
             "type": "SPECIFIC_RESERVATION",
@@ -129,27 +127,26 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> Templat
                 "values": [settings.reservation],
             },
         }
-    elif config.file.machines.flex_start and number:
+    elif machines.flex_start:
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     return arguments
 
 
-def scheduling(config: StackConfig, role: Role) -> compute.RegionInstanceTemplateSchedulingArgsDict:
+def scheduling(config: StackConfig, machines: RoleMachines) -> compute.RegionInstanceTemplateSchedulingArgsDict:
     """Return how Google may treat a machine, exactly as Google accepts it; machines.py adds termination_time."""
-    gpus = accelerator(config, role)[1]
     common: compute.RegionInstanceTemplateSchedulingArgsDict = {
         "automatic_restart": False,  # the group replaces it
         "instance_termination_action": "DELETE",
-        "on_host_maintenance": "TERMINATE" if gpus or is_spot(config, role) else "MIGRATE",
+        "on_host_maintenance": "TERMINATE" if machines.accelerators or machines.spot else "MIGRATE",
     }
-    if is_spot(config, role):
+    if machines.spot:
         return {
             **common,
             "provisioning_model": "SPOT",
             "preemptible": True,
             "preemption_notice_duration": {"seconds": NOTICE},
         }
-    if config.file.machines.flex_start and gpus:
+    if machines.flex_start:
         return {
             **common,
             "provisioning_model": "FLEX_START",
@@ -163,8 +160,8 @@ def _run_seconds(config: StackConfig) -> int:
     return int(config.file.limits.max_hours * HOUR)
 
 
-def _jobs(config: StackConfig) -> list[str]:
+def _jobs(config: StackConfig, fleet: Fleet) -> list[str]:
     """Return the full names of the scheduler's jobs in the order in which the master runs them, its own last."""
-    roles = [role for role in ("worker", "ps", "master") if role in counts(config)]
+    roles = [machines.role for machines in (*fleet.roles[1:], fleet.master)]
     start = f"projects/{config.project}/locations/{config.region}/jobs"
     return [f"{start}/gpt2-{config.stack}-{role}-deadline" for role in roles]

@@ -8,9 +8,10 @@ from pulumi_gcp import storage
 
 from infra.google.identity import Identity
 from infra.google.retained import bucket_settings
-from infra.inputs.google import VOCABULARY_FILES, VOCABULARY_OBJECTS
+from infra.inputs.google import VOCABULARY_FILES
 from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
@@ -78,7 +79,7 @@ class Storage(pulumi.ComponentResource):
         if inputs.vocabulary is not None:
             for name in VOCABULARY_FILES:
                 source = pulumi.FileAsset(str(inputs.vocabulary / name))
-                self.put(f"vocabulary-{name}", self.data, f"{VOCABULARY_OBJECTS}/{name}", source, "text/plain")
+                self.put(f"vocabulary-{name}", self.data, f"{paths.VOCABULARY}/{name}", source, "text/plain")
 
     def put(
         self,

@@ -11,16 +11,14 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from infra.stack.config import StackConfig
-from trainer.contract import errors, identity
+from trainer.contract import errors, identity, paths
 from trainer.runs.status import read_status
-from trainer.storage import manifest
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
 
 # Names of runs as identity.run_id() makes them, and trials of a sweep. No hub id has such an ending.
 RUN = re.compile(r"[a-z0-9-]+-[0-9a-f]{8}(/trials/\d+)?")
-ADDRESS = re.compile(r"(?P<bucket>(gs|file)://.+)/runs/(?P<run>[^/]+(/trials/\d+)?)(/model)?/*")
-NAMED_RUNS = 5  # how many finished runs an error names
+ADDRESS = re.compile(rf"(?P<bucket>(gs|file)://.+)/{paths.RUNS}/(?P<run>[^/]+(/trials/\d+)?)(/model)?/*")
 FOLDER = ("/", "./", "../", "~")  # a hub id begins with none of these
 TOKENS = {"byte": 257, "gpt2": 50257}
 PADDING = 64  # a checkpoint's token table may have up to 63 rows more than there are tokens
@@ -67,7 +65,7 @@ def locate(config: StackConfig) -> Checkpoint | None:
     if here or named.startswith(FOLDER):
         raise errors.InputError(f"model.initialize: there is no folder {named}; check the path")
     buckets = _buckets(config)
-    if any((bucket / "runs" / named).is_dir() for bucket in buckets) or RUN.fullmatch(named):
+    if any((bucket / paths.run(named)).is_dir() for bucket in buckets) or RUN.fullmatch(named):
         return _in_bucket(config.bucket, named) if config.google else _of_run(named, buckets)
     if config.google and not named.startswith("gs://") and not config.file.network.nat:
         raise errors.InputError(
@@ -116,13 +114,13 @@ def _other_tokens(folder: Path, kind: Literal["byte", "gpt2"]) -> bool:
     from trainer.data import tokenizer  # its import takes a moment, and few stacks need it
 
     try:
-        return tokenizer.is_other((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
+        return tokenizer.has_other_tokens((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
     except (OSError, UnicodeDecodeError):
         return False
 
 
 def _in_bucket(bucket: str, run: str) -> Checkpoint:
-    return Checkpoint(f"{bucket}/runs/{run}/model", f"{bucket}/runs/{run}/{_family(run)}")
+    return Checkpoint(f"{bucket}/{paths.model(run)}", f"{bucket}/{paths.run(run)}/{_family(run)}")
 
 
 def _family(run: str) -> str:
@@ -133,10 +131,10 @@ def _family(run: str) -> str:
 def _of_run(run: str, buckets: list[Path]) -> Checkpoint:
     """Return the model of a finished run in one of these folders. Raises InputError if none has it."""
     for bucket in buckets:
-        model = bucket / "runs" / run / "model"
-        if (model / manifest.NAME).is_file():
+        model = bucket / paths.model(run)
+        if (model / paths.MANIFEST).is_file():
             return Checkpoint(str(model.resolve()), _family(run), model)
-    there = next((bucket for bucket in buckets if (bucket / "runs" / run).is_dir()), None)
+    there = next((bucket for bucket in buckets if (bucket / paths.run(run)).is_dir()), None)
     found = f"there is no run {run} on this machine" if there is None else f"{run} has no model yet{_state(there, run)}"
     raise errors.InputError(f"model.initialize: {found}; finished are: {_finished(buckets)}")
 
@@ -152,16 +150,15 @@ def _state(bucket: Path, run: str) -> str:
 
 def _finished(buckets: list[Path]) -> str:
     """Return the names of the newest runs that have a model, as words of an error."""
-    ending = f"model/{manifest.NAME}"
-    found = {
-        path: path.relative_to(bucket / "runs").as_posix().removesuffix(f"/{ending}")
+    written = {
+        path: run
         for bucket in buckets
-        for pattern in (f"*/{ending}", f"*/trials/*/{ending}")
-        for path in (bucket / "runs").glob(pattern)
+        for pattern in ("*", paths.trial_id("*", "*"))
+        for path in bucket.glob(paths.model_manifest(pattern))
+        if (run := paths.run_of_model(path.relative_to(bucket).as_posix()))
     }
-    newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-    names = ", ".join(found[path] for path in newest[:NAMED_RUNS]) or "none"
-    return names + (f" and {len(newest) - NAMED_RUNS} older ones" if len(newest) > NAMED_RUNS else "")
+    newest = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    return errors.few([written[path] for path in newest], "older ones")
 
 
 def _buckets(config: StackConfig) -> list[Path]:

@@ -12,7 +12,6 @@ from infra.stack.config import StackConfig
 LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies every file that is declared as an object
 VOCABULARY = Path("data/gpt2-vocabulary")  # the folder into which scripts.prepare_data writes GPT-2's vocabulary
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
-VOCABULARY_OBJECTS = "vocabulary/gpt2"  # the same two files in the data bucket
 
 
 def text_problems(config: StackConfig, lock: DataLock | None) -> list[str]:

@@ -14,7 +14,7 @@ from infra.inputs.data_lock import read_lock
 from infra.inputs.text import text_problems
 from infra.stack.config import PROJECT, ConfigError, StackConfig
 from infra.stack.keys import data_format
-from trainer.contract import identity
+from trainer.contract import identity, paths
 from trainer.contract.errors import InputError
 
 
@@ -66,12 +66,12 @@ def resolve(config: StackConfig, on_host: Sequence[str] = ()) -> Inputs:
 
     # How the machines reach them. To hash the text takes longest, so problems come first.
     fingerprint = lock.fingerprint if lock else identity.fingerprint(config.text)
-    path = f"data/{fingerprint}/{config.text.name}"
+    path = paths.text(fingerprint, config.text.name)
     if config.google:
         path = lock.url if lock else f"{config.data_bucket}/{path}"
     data: dict[str, Any] = {"path": path, "format": data_format(named)}
     if folder is not None:
-        data["vocabulary_path"] = f"{config.data_bucket}/{google.VOCABULARY_OBJECTS}"
+        data["vocabulary_path"] = f"{config.data_bucket}/{paths.VOCABULARY}"
     elif not config.google and named.vocabulary_path is not None:
         data["vocabulary_path"] = _absolute(config.root, named.vocabulary_path)
     if start is not None and named.tokenizer == "checkpoint":

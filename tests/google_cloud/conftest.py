@@ -143,7 +143,7 @@ class StandIn:
 
     def script(self, *arguments: str, ok: bool | None = True) -> str:
         """`python -m ...` in the project's copy; stdout and stderr."""
-        done = self._run(sys.executable, "-m", *arguments, check=False)
+        done = self._run(str(self.root / ".venv" / "bin" / "python"), "-m", *arguments, check=False)
         if ok is not None and ok != (done.returncode == 0):
             pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{self.log()}")
         return done.stdout
@@ -179,7 +179,14 @@ class StandIn:
 
 
 @pytest.fixture
-def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def cloud(
+    tmp_path: Path,
+    gcs_address: str,
+    virtual_environment: Path,
+    cli_environment: dict[str, str],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[StandIn]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -188,11 +195,14 @@ def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> 
     project, storage = f"gpt2-{uuid.uuid4().hex[:8]}", f"http://{gcs_address}"
     root = tmp_path / "project"
     copy_project(root, project)
-    install(tmp_path / "home")
+    (root / ".venv").symlink_to(virtual_environment)
+    install(tmp_path / "home", virtual_environment / "bin" / "python")
     base = without_google()
-    daemon = start_daemon(
-        tmp_path / "cloud", {**base, "STORAGE_EMULATOR_HOST": storage, "GPT2_TRAINING_STANDIN_ROOT": str(root)}
-    )
+    machines = {"STORAGE_EMULATOR_HOST": storage, "GPT2_TRAINING_STANDIN_ROOT": str(root)}
+    if "life" in request.fixturenames and not request.node.get_closest_marker("cold"):
+        trainer: Path = request.getfixturevalue("forked_trainer")
+        machines["GPT2_TRAINING_STANDIN_PYTHON"] = str(trainer / "bin" / "python")
+    daemon = start_daemon(tmp_path / "cloud", {**base, **machines})
     url = ""
     try:
         url = wait_for(lambda: daemon_url(tmp_path / "cloud", daemon), "the stand-in cloud's daemon")
@@ -200,6 +210,7 @@ def cloud(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> 
             **base,
             **environment(url, storage, tmp_path / "cloud"),
             "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
+            **cli_environment,
             "PULUMI_HOME": str(tmp_path / "home"),
             "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
             "PULUMI_CONFIG_PASSPHRASE": "test",
@@ -243,7 +254,6 @@ def copy_project(root: Path, project: str) -> None:
     (root / "data").mkdir()
     for name in ("default.txt", "my-data.txt"):
         (root / "data" / name).write_text("To be, or not to be, that is the question.\n" * 5000)
-    (root / ".venv").symlink_to(sys.prefix)
 
 
 def start_daemon(folder: Path, base: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -261,13 +271,13 @@ def daemon_url(folder: Path, daemon: "subprocess.Popen[bytes]") -> str | None:
     return f"http://127.0.0.1:{(folder / 'port').read_text()}" if (folder / "port").exists() else None
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60, every: float = 0.02) -> Any:
     """The first truthy value of a condition. Fails the test when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.02)
+        time.sleep(every)
     return pytest.fail(f"{what}: nothing within {seconds} s")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
+
+from pathspec import PathSpec
 
 from tests.google_cloud import names
 from tests.google_cloud.cloud import Behaviour, Cloud
@@ -39,30 +40,30 @@ def context_hash(props: Json, folder: Path) -> str:
         digest.update(recipe.read_bytes())
     if not root.is_dir():
         raise ValueError(f"context.location: {root} is not a folder")
-    ignore = _ignored(recipe.with_name(recipe.name + ".dockerignore")) or _ignored(root / ".dockerignore")
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        name = path.relative_to(root).as_posix()
-        if not _ignores(ignore, name):
-            digest.update(f"\n{name}\n".encode() + path.read_bytes())
+    ignore = ignore_rules(recipe.with_name(recipe.name + ".dockerignore")) or ignore_rules(root / ".dockerignore")
+    for name in context_files(root, ignore):
+        digest.update(f"\n{name}\n".encode() + (root / name).read_bytes())
     return digest.hexdigest()
 
 
-def _ignored(path: Path) -> list[str]:
+def context_files(root: Path, rules: list[str]) -> list[str]:
+    """Return the files that BuildKit takes under these rules of a .dockerignore, sorted.
+
+    They are gitignore's patterns, but all start at the root, and the last one that fits a path or a folder above it
+    decides.
+    """
+    patterns = []
+    for rule in rules:
+        pattern = ("!/" if rule.startswith("!") else "/") + rule.removeprefix("!").strip().strip("/")
+        patterns += [pattern, f"{pattern}/**"]
+    names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return sorted(PathSpec.from_lines("gitignore", patterns).match_files(names, negate=True))
+
+
+def ignore_rules(path: Path) -> list[str]:
+    """Return the patterns of a .dockerignore; none where there is no such file."""
     lines = path.read_text().splitlines() if path.is_file() else []
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def _ignores(patterns: list[str], name: str) -> bool:
-    ignored = False
-    for pattern in patterns:
-        plain = pattern.removeprefix("!").strip("/").removeprefix("**/")
-        parts = name.split("/")
-        heads = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-        if "**/" in pattern:
-            heads += ["/".join(parts[i:]) for i in range(len(parts))] + parts
-        if any(fnmatch.fnmatchcase(head, plain) for head in heads):
-            ignored = not pattern.startswith("!")
-    return ignored
 
 
 def digest_of(props: Json) -> str:

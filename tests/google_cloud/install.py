@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -26,14 +25,14 @@ SERVICES = {
 }
 
 
-def install(home: Path) -> None:
-    """Install both plugins below `home` (PULUMI_HOME)."""
+def install(home: Path, python: Path) -> None:
+    """Install both plugins below `home` (PULUMI_HOME); that python runs them."""
     schema.sdk()  # made once a machine; the CLI would not wait for it
     for package, distribution in (("gcp", "pulumi_gcp"), ("docker-build", "pulumi_docker_build")):
         version = importlib.metadata.version(distribution)
         folder = home / "plugins" / f"resource-{package}-v{version}"
         folder.mkdir(parents=True)
-        command = [sys.executable, "-I", "-u", str(Path(__file__).with_name("provider.py")), package, version]
+        command = [str(python), "-I", "-u", str(Path(__file__).with_name("provider.py")), package, version]
         script = folder / f"pulumi-resource-{package}"
         script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         script.chmod(0o755)

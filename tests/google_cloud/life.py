@@ -74,7 +74,8 @@ class Life:
             return condition()
 
         try:
-            return wait_for(look, what, PATIENCE)
+            # A look reads the stack file and the bucket: looking all the time would take a core from the trainers.
+            return wait_for(look, what, PATIENCE, every=0.25)
         except BaseException:
             for vm in self.vms():
                 serial = Path(vm["serial"])

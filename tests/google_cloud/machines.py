@@ -108,7 +108,7 @@ class Machine:
             "GPT2_TRAINING_STANDIN": self._cloud.url,
             "GPT2_TRAINING_STANDIN_DISK": str(self._disk),
             "GPT2_TRAINING_STANDIN_GPUS": str(self.wanted.gpus),
-            "GPT2_TRAINING_STANDIN_PYTHON": sys.executable,
+            "GPT2_TRAINING_STANDIN_PYTHON": os.environ.get("GPT2_TRAINING_STANDIN_PYTHON", sys.executable),
             "GPT2_TRAINING_STANDIN_ROOT": os.environ.get("GPT2_TRAINING_STANDIN_ROOT", str(Path.cwd())),
             processes.MARK: self.mark,
         }

@@ -204,6 +204,24 @@ def test_a_template_in_use_and_a_name_twice(empty: Cloud) -> None:
     assert refused.value.status == 404
 
 
+@pytest.mark.parametrize(
+    ("rules", "left"),
+    [
+        ([], "Dockerfile a.py a.txt keep.txt out/e.py sub/b.py sub/d.txt sub/deep/c.py"),
+        (["*", "!*.py"], "a.py"),
+        (["*", "!**/*.py", "!keep.txt", "out"], "a.py keep.txt sub/b.py sub/deep/c.py"),
+        (["*.txt", "!keep.t?t"], "Dockerfile a.py keep.txt out/e.py sub/b.py sub/d.txt sub/deep/c.py"),
+        (["sub/**", "out/"], "Dockerfile a.py a.txt keep.txt"),
+        (["**/*.*", "!**/*.py", "**/deep"], "Dockerfile a.py out/e.py sub/b.py"),
+    ],
+)
+def test_dockerignore_is_honoured_as_docker_does(tmp_path: Path, rules: list[str], left: str) -> None:
+    for name in ["Dockerfile", "a.py", "a.txt", "keep.txt", "sub/b.py", "sub/deep/c.py", "sub/d.txt", "out/e.py"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert images.context_files(tmp_path, rules) == left.split()
+
+
 def test_a_context_is_what_a_build_would_see(tmp_path: Path) -> None:
     for name, content in {"Dockerfile": "FROM a", "m.py": "1", "x.log": "1", "tests/t.py": "1"}.items():
         (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +103,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
+def project(tmp_path: Path, virtual_environment: Path, cli_environment: dict[str, str]) -> Iterator[Project]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -116,12 +115,13 @@ def project(tmp_path: Path) -> Iterator[Project]:
     (root / "trainer" / "__main__.py").write_text(TRAINER)
     (root / "data").mkdir()
     (root / "data" / "default.txt").write_text("To be, or not to be, that is the question.\n" * 500)
-    (root / ".venv").symlink_to(sys.prefix)
+    (root / ".venv").symlink_to(virtual_environment)
     for name in ("state", "home"):
         (tmp_path / name).mkdir()
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PULUMI_")},
         "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
+        **cli_environment,
         "PULUMI_HOME": str(tmp_path / "home"),
         "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
         "PULUMI_CONFIG_PASSPHRASE": "",

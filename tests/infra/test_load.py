@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from infra import load
+from infra.fleet import fleet
 from infra.job import division, job_spec
 from infra.run import from_pulumi
 from infra.stack import plain_yaml, reading
@@ -282,9 +283,10 @@ def test_a_program_without_configuration_is_one_line(monkeypatch: pytest.MonkeyP
         from_pulumi()
 
 
-def test_the_committed_stack_file(root: Path) -> None:
+def test_the_committed_stack_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "host_cores", lambda: 8)
     read = load.from_file("local", root)
-    job = job_spec(read, cores=8)
+    job = job_spec(read)
     assert job.run.startswith("gpt2-4x128-")
     assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker"), ("ps-0", "ps")]
     assert job.cluster.threads == 4  # servers compute while trainers wait, and get no cores of their own
@@ -396,13 +398,16 @@ def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], c
     )
 
 
-def test_fsdp_is_a_process_for_each_gpu(root: Path, give_gpus: Callable[[int], None]) -> None:
+def test_fsdp_is_a_process_for_each_gpu(
+    root: Path, give_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "host_cores", lambda: 8)
     give_gpus(4)
     everything = shared(ALONE, parallelism="fsdp")
-    job = job_spec(load.load(everything, "local", root), cores=8)
+    job = job_spec(load.load(everything, "local", root))
     assert (job.cluster.processes, job.cluster.threads) == (4, 2)
     give_gpus(2)
-    other = job_spec(load.load(everything, "local", root), cores=8)
+    other = job_spec(load.load(everything, "local", root))
     assert (other.run, other.cluster.processes) == (job.run, 2)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from infra import load
 from infra.dynamic import plain
+from infra.fleet.fleet import resolve_fleet
 from infra.inputs.resolve import Inputs
 from infra.job import declare
 from infra.lifecycle import newest_checkpoint, standing
@@ -65,7 +66,7 @@ def test_which_settings_are_secret_is_declared(
     settings = {"gpt2-training:notify": "a@example.com", "gpt2-training:launch": "1", "gcp:project": "p"}
     pulumi.runtime.set_all_config(settings, ["gpt2-training:notify", "gcp:project"])
     try:
-        pulumi.runtime.test(lambda: TrainingRun(stack, inputs, job).run)()
+        pulumi.runtime.test(lambda: TrainingRun(stack, resolve_fleet(stack), inputs, job).run)()
         assert mocks.seen["TrainingRun training"]["secretKeys"] == ["notify"]
         # The part of a key, where the stack file says which.
         pulumi.runtime.set_all_config({"gpt2-training:limits": "{}"}, ["gpt2-training:limits"])
@@ -82,7 +83,9 @@ def test_what_a_stack_declares(stack: config.StackConfig, inputs: Inputs, job: J
     pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=preview)
 
     models: list[str] = []
-    pulumi.runtime.test(lambda: TrainingRun(stack, inputs, job).trained_model.apply(models.append))()
+    pulumi.runtime.test(
+        lambda: TrainingRun(stack, resolve_fleet(stack), inputs, job).trained_model.apply(models.append)
+    )()
     assert next(iter(mocks.seen)) == "TrainingRun training"
     assert set(mocks.seen) == {
         *("TrainingRun training", "Bucket bucket", "Text text", "Job job"),
@@ -156,7 +159,9 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     for name in ("step-00000250-attempt-1/manifest.json", "step-00000500-attempt-2/manifest.json"):
         storage.write(f"runs/{job.run}/checkpoints/{name}", b"{}")
     storage.write(f"runs/{job.run}/checkpoints/step-00000550-attempt-2/part-0.safetensors", b"")  # not whole
-    assert newest_checkpoint(storage, job.run) == 500
+    newest = newest_checkpoint(storage, job.run)
+    assert newest is not None
+    assert newest.step == 500
     JobProvider().delete(job.run, props(stack, job))
     status = read_status(storage, job.run)
     assert status is not None

@@ -46,6 +46,19 @@ def program(folder: Path, text: str = "", **options: str) -> lang.ProgramInfo:
     return lang.ProgramInfo(root_directory=str(folder), program_directory=str(folder), entry_point=".", options=struct)
 
 
+def test_a_start_runs_no_code_of_pulumi_but_its_messages() -> None:
+    command = [sys.executable, "-X", "importtime", "-u", ROOT / "tools" / "language_host.py", "127.0.0.1:1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert int(process.stdout.readline())
+        process.kill()
+        imported = {line.split("|")[-1].strip() for line in process.stderr if line.startswith("import time:")}
+    ours = {name for name in imported if name.split(".")[0] == "pulumi"}
+    assert "pulumi.runtime.proto.language_pb2" in ours
+    assert {name for name in ours if not name.startswith("pulumi.runtime.proto")} == set()
+
+
 def test_simple_calls(calls: Any, tmp_path: Path) -> None:
     info = program(tmp_path)
     calls.Handshake(lang.LanguageHandshakeRequest(engine_address="127.0.0.1:1"))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from trainer.cluster.announcement import NOTHING, Announcement
 from trainer.cluster.group import Group, GroupFailed, first_line
 from trainer.cluster.lease import NoProgress
 from trainer.cluster.lighthouse import AVAILABLE, Lighthouse, Stopping
@@ -46,7 +47,7 @@ class Member:
     progress: Identity
     trainers: int  # declared, as this member read it when it started
     leaving: bool = False  # it takes no further step
-    told: Any = None  # what else it lets the others know, as JSON
+    announced: Announcement = NOTHING
 
     @property
     def serves(self) -> bool:
@@ -141,18 +142,18 @@ class Cluster:
         """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
         return self._lighthouse.fenced()
 
-    def quorum(self, progress: Identity, told: Any = None) -> Quorum:
+    def quorum(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum:
         """The members of the next step; returns when there are enough, or one is leaving.
 
         Raises Stopping if this machine is told to leave, or GroupFailed.
         """
         if self._alone:
-            me = Member(self._name, progress, self._declared.trainers, told=told)
+            me = Member(self._name, progress, self._declared.trainers, announced=announcement)
             return Quorum((me,), (), True, 0, f"{self.attempt}-alone", self.attempt, self._group)
         while True:
             if self._stopping():
                 raise Stopping
-            answer = self._ask(progress, told, self._stopping)
+            answer = self._ask(progress, announcement, self._stopping)
             if answer is None:
                 self._drop_group()
                 if not self._stopping():
@@ -163,7 +164,7 @@ class Cluster:
                 return quorum
             time.sleep(0.1)
 
-    def leave(self, progress: Identity, told: Any = None) -> Quorum | None:
+    def leave(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum | None:
         """Tell the others that this member takes no further step; None if they do not hear it in LEAVING seconds."""
         if not self._joined:
             return None
@@ -174,13 +175,15 @@ class Cluster:
 
         with suppress(Stopping):
             while not late():
-                answer = self._ask(progress, told, late, leaving=True)
+                answer = self._ask(progress, announcement, late, leaving=True)
                 if answer is not None:
                     return self._judge(answer)
                 self._lighthouse.connect(late)  # its host has left just before
         return None
 
-    def _ask(self, progress: Identity, told: Any, stop: Callable[[], bool], *, leaving: bool = False) -> Any:
+    def _ask(
+        self, progress: Identity, announcement: Announcement, stop: Callable[[], bool], *, leaving: bool = False
+    ) -> Any:
         data = {
             "name": self._name,
             "progress": list(progress),
@@ -191,7 +194,7 @@ class Cluster:
             "failures": self._failures,
             "seconds": max(self._recent),
             "leaving": leaving,
-            "told": told,
+            "told": announcement.to_json(),
         }
         return self._lighthouse.ask(f"{self._address}:{self._store.port}", progress[0], data, stop)
 
@@ -317,7 +320,8 @@ def _local_store(address: str) -> TCPStore:
 
 def _member(participant: Any) -> Member:
     data = participant.data
-    return Member(data["name"], tuple(data["progress"]), data["trainers"], data["leaving"], data["told"])
+    announced = Announcement.from_json(data["told"])
+    return Member(data["name"], tuple(data["progress"]), data["trainers"], data["leaving"], announced)
 
 
 def _one_of_each_server(people: list[tuple[Any, Member]]) -> list[tuple[Any, Member]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
+from trainer.cluster.announcement import NOTHING, Announcement
 from trainer.cluster.group import Group
 from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.membership import Cluster, Identity, Member, Quorum
@@ -115,11 +116,11 @@ class Together(Cluster):
     def give_up(self) -> None:
         """They leave together, after a step."""
 
-    def quorum(self, progress: Identity, told: Any = None) -> Quorum:
+    def quorum(self, progress: Identity, announcement: Announcement = NOTHING) -> Quorum:
         stop = torch.tensor(int(self._stopping()))
         dist.all_reduce(stop, dist.ReduceOp.MAX)
         if stop:
             raise Stopping
-        members = tuple(Member(name, progress, self._processes.size, told=told) for name in self._names)
+        members = tuple(Member(name, progress, self._processes.size, announced=announcement) for name in self._names)
         key = f"{self.attempt}-together"
         return Quorum(members, (), True, self._processes.rank, key, self.attempt, self._group)

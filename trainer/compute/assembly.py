@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from trainer.cluster.announcement import Announcement
 from trainer.compute.context import Parts
 from trainer.contract import errors
 from trainer.contract.errors import InputError
@@ -16,7 +16,7 @@ from trainer.contract.spec import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.sampler import PROMPT, Sampler
+from trainer.evaluation.sampler import PROMPT_TOKENS, Sampler
 from trainer.model import gpt2 as model_module
 from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
@@ -101,9 +101,9 @@ def assemble(parts: Parts, prepared: Prepared) -> Trainer:
     pairs = spec.data.format == "pairs"
     # Of pairs, tokens that count are a part of those that are computed; with LoRA, not all gradients are.
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
-    told = {"peak": peak, "scaled": scaled}
+    announcement = Announcement(peak=peak, scaled=scaled)
     progress = Progress(scale=FP16_SCALE if scaled else 1.0)
-    hold = _hold(parts, model, tokenizer, device, precision, progress, told)
+    hold = _hold(parts, model, tokenizer, device, precision, progress, announcement)
     batches, validation = _pairs(parts, prepared) if pairs else _text(parts, prepared)
     kind = LocalTrainer if spec.parallel.synchronization == "local" else Trainer
     trainer = kind(
@@ -122,7 +122,7 @@ def assemble(parts: Parts, prepared: Prepared) -> Trainer:
         stopping=parts.stopping if parts.processes is None else lambda: False,  # they leave together: Together.quorum
     )
     if parts.processes is None:
-        longest = model.config.n_positions // 2 if pairs else PROMPT
+        longest = model.config.n_positions // 2 if pairs else PROMPT_TOKENS
         first = _prompt(prepared, pairs, longest)
         trainer.sampler = Sampler(
             parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log, longest=longest
@@ -179,7 +179,7 @@ def _hold(
     device: torch.device,
     precision: torch.dtype | None,
     progress: Progress,
-    told: dict[str, Any],
+    announcement: Announcement,
 ) -> _Hold:
     spec, hyper, log = parts.spec, parts.spec.hyperparameters, parts.process.log
     masked = spec.data.format == "pairs"
@@ -197,7 +197,7 @@ def _hold(
             parts.checkpoints,
             parts.journal,
             progress,
-            told,
+            announcement,
             masked=masked,
         )
         return _Hold(sharded, sharded.loss, sharded.zero, lambda: sharded.exported or model)
@@ -211,9 +211,9 @@ def _hold(
 
     engine: Engine
     if spec.parallel.synchronization == "local":
-        engine = LocalServed(spec, flat, begin, progress, log, told)
+        engine = LocalServed(spec, flat, begin, progress, log, announcement)
     elif spec.cluster.parameter_servers:
-        engine = Served(spec, flat, begin, progress, log, told)
+        engine = Served(spec, flat, begin, progress, log, announcement)
     else:
-        engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
+        engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, announcement)
     return _Hold(engine, loss, flat.gradients.zero_, lambda: model)

@@ -13,6 +13,7 @@ from trainer.cluster.membership import Cluster, Quorum
 from trainer.cluster.processes import Processes, Together
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.runs import status as status_file
 from trainer.runs.metrics import Metrics
@@ -93,7 +94,7 @@ def _scratch(storage: Storage, run: str, name: str) -> Path | None:
 
     What lies there is of a process that was killed.
     """
-    folder = storage.local_path(f"runs/{run}/scratch/{name}")
+    folder = storage.local_path(paths.scratch(run, name))
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

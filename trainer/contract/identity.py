@@ -41,13 +41,31 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def code_hash(folder: Path = Path(__file__).parents[1]) -> str:
-    """A hash of all that makes the image: modules, the report's page, requirements, Dockerfile.
+def code_files(folder: Path = Path(__file__).parents[1]) -> list[Path]:
+    """Return the files that make the image, sorted: those that builders copy into it, Dockerfile and .dockerignore.
 
-    Names and contents, never modes or times. Line ends count as one kind: a checkout on Windows is the same code.
+    This is .dockerignore's rule: Python modules, HTML pages and requirements.txt. A file whose name has no dot is taken
+    too, as no pattern of .dockerignore tells it from a folder. Nothing hidden is taken, no __pycache__, and nothing
+    inside a folder whose name has a dot.
     """
-    others = (folder / name for name in ("requirements.txt", "Dockerfile", ".dockerignore"))
-    files = [*folder.rglob("*.py"), *folder.rglob("*.html"), *(path for path in others if path.is_file())]
+
+    def taken(path: Path) -> bool:
+        *folders, name = path.relative_to(folder).parts
+        if not folders and name in ("requirements.txt", ".dockerignore"):
+            return True
+        if any("." in part or part == "__pycache__" for part in folders) or name.startswith("."):
+            return False
+        return "." not in name or path.suffix in (".py", ".html")
+
+    return sorted(path for path in folder.rglob("*") if taken(path) and path.is_file())
+
+
+def code_hash(folder: Path = Path(__file__).parents[1]) -> str:
+    """Return a hash of the names and contents of code_files(), never of modes or times.
+
+    Line ends count as one kind: a checkout on Windows is the same code.
+    """
+    files = code_files(folder)
     return _hash((path.relative_to(folder), path.read_bytes().replace(b"\r\n", b"\n")) for path in files)
 
 

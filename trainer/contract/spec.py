@@ -1,27 +1,7 @@
 """JobSpec: the one contract between infra/ (which declares a run) and trainer/ (which carries it out).
 
 `infra/` validates a stack file into these models and stores a JobSpec as `runs/<run>/job.json`; every machine
-reads it back. Keys are camelCase in both files and snake_case in Python. Nothing here imports torch.
-
-Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
-
-    current.json                              {"run", "launch"}: what the stack declares now
-    data/<fingerprint>/<file>                 source text, addressed by content
-    data/<fingerprint>/<tokens key>/...       tokenizer and uint16 token shards (trainer/data/prepare.py);
-                                              of pairs also an index of examples and each part's lines
-    runs/<run>/job.json                       this spec
-    runs/<run>/status.json                    Status
-    runs/<run>/launches/<launch>.json         {"started"}: on Google Cloud, where a launch has a deadline
-    runs/<run>/cluster.json                   the Lighthouse's lease (trainer/cluster/membership.py)
-    runs/<run>/machines/<name>.json           MachineStatus: heartbeat and last words
-    runs/<run>/metrics/*.jsonl, events.*      Record lines; TensorBoard events
-    runs/<run>/samples.jsonl                  Sample lines (trainer/runs/samples.py)
-    runs/<run>/checkpoints/step-00000500-attempt-1/...
-    runs/<run>/model/...                      Hugging Face format, manifest.json last
-    runs/<run>/evaluation.json, predictions.jsonl   how good the model is at evaluation.task (trainer/runs/scores.py)
-    runs/<run>/report.html                    how the run went (trainer/report/page.py)
-    runs/<run>/sweep.json, trials/<n>/...     of a sweep: its trials, each a run of its own
-                                              (trainer/runs/trials.py), and what was suggested, parameters.json
+reads it back. Keys are camelCase in both files and snake_case in Python.
 """
 
 import hashlib

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 import requests
 
+from trainer.contract import paths
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.contract.spec import JobSpec, Role
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -195,7 +196,7 @@ def scale_down(jobs: tuple[str, ...], machine: Machine, storage: Storage, spec: 
 def _replaced(storage: Storage, spec: JobSpec) -> bool:
     """Does the stack declare another run, or a later launch of this one?"""
     try:
-        current = json.loads(storage.read("current.json"))
+        current = json.loads(storage.read(paths.CURRENT))
         return bool(current["run"] != spec.run or current["launch"] > spec.launch)
     except (StorageError, OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,29 +1,21 @@
-"""Which device and precision this machine trains with, and what the device can do at best."""
+"""Choose the device and precision that this machine trains with, and estimate the device's peak speed."""
 
 from typing import TYPE_CHECKING
 
 import torch
 
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import PEAKS, flops_a_token
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-# Dense TFLOP/s by words of the device's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan.
-# The first whose words are all there counts. Columns: bf16 or fp16; fp32, which is TF32 where the device has it.
-PEAKS = [
-    ("H200", 989, 494),
-    ("H100 PCIe", 756, 378),
-    ("H100", 989, 494),
-    ("A100", 312, 156),
-    ("L4", 121, 60),
-    ("V100", 125, 15.7),
-    ("T4", 65, 8.1),
-]
-
 
 def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
-    """(device, autocast dtype or None for fp32). `auto`: bf16 from compute capability 8.0, fp16 on 7.x, else fp32."""
+    """Return (device, autocast dtype). The dtype is None for fp32.
+
+    `auto` means bf16 from compute capability 8.0, fp16 on 7.x, else fp32. Raise InputError for fp16 without a GPU.
+    """
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if precision == "auto":
@@ -38,17 +30,13 @@ def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
 def peak_speed(
     device: torch.device, precision: torch.dtype | None, model: "GPT2LMHeadModel", sequence_length: int
 ) -> float | None:
-    """Tokens/s that the device could train at its peak; None where the peak is not known: then no MFU is shown.
-
-    A token takes 6N + 12·L·T·E FLOPs (Chowdhery et al. 2022), N without the table of positions, as nanoGPT counts.
-    """
+    """Return the tokens per second that the device could train at its peak, or None if its peak is not known."""
     if device.type != "cuda":
         return None
     words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
-    peaks = (half if precision else single for name, half, single in PEAKS if words.issuperset(name.split()))
-    peak = next(peaks, None)
+    peak = next((peak for name, peak in PEAKS.items() if words.issuperset(name.split())), None)
     if peak is None:
         return None
     parameters = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
-    flops = 6 * parameters + 12 * model.config.n_layer * sequence_length * model.config.n_embd
-    return float(peak * 1e12 / flops)
+    flops = flops_a_token(parameters, model.config.n_layer, model.config.n_embd, sequence_length)
+    return float((peak.half if precision else peak.single) * 1e12 / flops)

@@ -10,11 +10,12 @@ Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpo
 
 import math
 import time
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
 from trainer.model.layout import Layout, Ranges
 from trainer.parallel.ps_server import Server
@@ -43,15 +44,15 @@ class OuterServer(Server):
         self._vectors["momentum"] = self._momentum
         return self._vectors, self._ranges
 
-    def _told(self) -> dict[str, Any]:
-        return {**super()._told(), "unwritten": time.monotonic() - self._written > UNWRITTEN}
+    def _announcement(self) -> Announcement:
+        return replace(super()._announcement(), unwritten=time.monotonic() - self._written > UNWRITTEN)
 
     def _checkpoint_due(self, quorum: Quorum) -> bool:
         """Also where meetings are far apart: until the next one trainers hear no notice that a server gets.
 
         By the first server's clock: all write one, or none does.
         """
-        due = super()._checkpoint_due(quorum) or bool(quorum.servers[0].told["unwritten"])
+        due = super()._checkpoint_due(quorum) or quorum.servers[0].announced.unwritten
         self._written = time.monotonic() if due else self._written
         return due
 
@@ -63,8 +64,8 @@ class OuterServer(Server):
         for vector in (self._gradients, *self._moments):
             self._trade.collect(vector)
 
-    def _decide(self, vote: list[float]) -> Decision:
-        return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, *vote)
+    def _decide(self, tally: Tally) -> Decision:
+        return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, tally)
 
     def _apply(self, decision: Decision) -> None:
         self._momentum.mul_(MOMENTUM).add_(self._gradients)

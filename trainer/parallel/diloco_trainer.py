@@ -12,6 +12,7 @@ from trainer.parallel.ps_trainer import Served
 from trainer.training.loop import Training
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Decision, decide, decide_meeting
+from trainer.training.vote import Vote
 
 
 class LocalServed(Served):
@@ -68,22 +69,22 @@ class LocalTraining(Training):
         steps = self.spec.parallel.meeting(start, hyper.steps)
         engine.start(quorum)
         engine.begin()
-        sums = torch.zeros(3, dtype=torch.float64)
+        loss, tokens = 0.0, 0.0  # of all these steps
         for step in range(start, start + steps):
             if self.stopping():  # the others take these steps without this trainer
                 raise GroupFailed("this machine is leaving")
-            vote = self.gradient(step, quorum).cpu()
-            if vote[1]:
+            vote = self.gradient(step, quorum)
+            loss, tokens = loss + float(vote.loss), tokens + vote.tokens
+            if vote.tokens:
                 now = dataclasses.replace(self.progress, step=step)
-                decision = decide(hyper, now, float(vote[0]), float(vote[1]), engine.norm())
+                decision = decide(hyper, now, vote.tally(engine.norm()))
                 if not decision.finite:
-                    vote[0] = math.nan  # all skip these steps
+                    loss = math.nan  # all skip these steps
                 engine.update(decision)
-            sums += vote
-        tokens = sum(self.batches.counted(self.batches.batch(step)) for step in range(start, start + steps))
-        engine.push(float(sums[1]) / tokens)
-        size = engine.sum(sums)
-        decision = decide_meeting(hyper, start + steps - 1, float(sums[0]), float(sums[1]), size)
+        tokens_of_all = sum(self.batches.counted(self.batches.batch(step)) for step in range(start, start + steps))
+        engine.push(tokens / tokens_of_all)
+        tally = engine.sum(Vote(loss, tokens))
+        decision = decide_meeting(hyper, start + steps - 1, tally)
         self.progress.commit(decision, quorum.key, self.scaled, steps)
-        waited = float(sums[2]) / len(quorum.trainers)
+        waited = tally.waited / len(quorum.trainers)
         self.journal.step(quorum, self.progress, decision, waited, writes=False, steps=steps)

@@ -6,7 +6,8 @@ processes. Parameters are gathered block by block where they are needed, gradien
 """
 
 import math
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GPT2LMHeadModel
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
 from trainer.contract.spec import Hyperparameters
 from trainer.data.batches import pieces
@@ -25,6 +27,7 @@ from trainer.model.loss import make_loss
 from trainer.training.checkpoint import Checkpoints, Vectors, order
 from trainer.training.journal import Journal
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
 class _Root(nn.Module):
@@ -59,7 +62,7 @@ class Sharded:
         checkpoints: Checkpoints,
         journal: Journal,
         progress: Progress,
-        told: dict[str, Any],
+        announcement: Announcement,
         *,
         masked: bool = False,
     ) -> None:
@@ -67,7 +70,7 @@ class Sharded:
 
         masked: see make_loss.
         """
-        self.progress, self.told = progress, told
+        self.progress, self.announcement = progress, announcement
         self._model, self._hyper, self._device = model, hyper, device
         self._mesh, self._group = mesh, mesh.get_group()
         self._checkpoints, self._journal = checkpoints, journal
@@ -166,14 +169,12 @@ class Sharded:
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
 
-    def sum(self, vote: Tensor) -> float:
-        """Sums `vote` over all processes, in place; the norm of the summed gradient, nan if it is not finite."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the votes over all processes. Gradients were summed as they were made."""
         squares = [torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in self._gradients()]
-        both = torch.cat([vote, torch.stack(squares).sum().view(1)])
-        dist.all_reduce(both, group=self._group)
-        vote.copy_(both[:-1])
-        total = float(both[-1])
-        return math.sqrt(total) if math.isfinite(total) else math.nan
+        votes = replace(vote, squares=torch.stack(squares).sum().view(1)).to_tensor(self._device)
+        dist.all_reduce(votes, group=self._group)
+        return Vote.from_tensor(votes).tally()
 
     def _gradients(self) -> list[Tensor]:
         """Of my rows: flat views, so that they can be scaled in place."""

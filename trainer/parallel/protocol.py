@@ -14,19 +14,18 @@ from trainer.contract.spec import JobSpec
 from trainer.parallel.exchange import Exchange
 from trainer.parallel.ownership import Shards
 
-VOTE = 3  # loss, tokens, seconds of waiting: before the sums of squares
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def settled(quorum: Quorum) -> bool:
     """Does every server know which it is, and are all at the same point? If not, they mend that first."""
-    places = [server.told["place"] for server in quorum.servers]
+    places = [server.announced.place for server in quorum.servers]
     return places == list(range(len(places))) and len({server.progress for server in quorum.servers}) == 1
 
 
 def filled(quorum: Quorum) -> bool:
     """Do all servers have parameters? If not, which is at the very start, the first trainer gives them its own."""
-    return all(server.told["filled"] for server in quorum.servers)
+    return all(server.announced.filled for server in quorum.servers)
 
 
 def strangers(quorum: Quorum) -> bool:
@@ -38,12 +37,12 @@ def strangers(quorum: Quorum) -> bool:
 def stale(quorum: Quorum) -> bool:
     """Must parameters be pulled, because a trainer has none or others?"""
     lineage = quorum.servers[0].progress[2]
-    return not filled(quorum) or any(trainer.told["holds"] != lineage for trainer in quorum.trainers)
+    return not filled(quorum) or any(trainer.announced.holds != lineage for trainer in quorum.trainers)
 
 
 def done(quorum: Quorum) -> bool:
     """Have all servers written the last checkpoint?"""
-    return all(server.told["done"] for server in quorum.servers)
+    return all(server.announced.done for server in quorum.servers)
 
 
 def interleaved(spec: JobSpec) -> bool:

@@ -11,11 +11,11 @@ are written, and a few buckets.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.membership import Cluster, Quorum
@@ -26,8 +26,9 @@ from trainer.parallel.exchange import Exchange
 from trainer.parallel.ownership import Shards, norm_block
 from trainer.training.checkpoint import LAST_PARTS, Checkpoints, order
 from trainer.training.journal import Journal
-from trainer.training.optimizer import Optimizer, norm, segments, squares
+from trainer.training.optimizer import Optimizer, segments, squares
 from trainer.training.progress import Decision, Progress, decide, learning_rate
+from trainer.training.vote import Vote, mean_loss
 
 
 class Server:
@@ -51,7 +52,7 @@ class Server:
         self._exchange: Exchange | None = None
         self._scaled = False  # is the loss (fp16)
         self._prepared = ""  # key of the group whose summed gradient is here
-        self._vote: list[float] = []  # of the last step that was committed: loss, tokens, norm
+        self._tally: Tally | None = None  # of the last step that a vote decided here
         self._saved: tuple[int, int] = (-1, 0)  # step and attempt of the newest checkpoint that it wrote its part of
         self._done = False
         self._forget()
@@ -75,7 +76,7 @@ class Server:
             if self._stopping():
                 raise Stopping
             try:
-                quorum = self._cluster.quorum(self.progress.identity, self._told())
+                quorum = self._cluster.quorum(self.progress.identity, self._announcement())
                 if not self._reconcile(quorum):
                     continue
                 if quorum.leaving:
@@ -100,9 +101,9 @@ class Server:
 
     def leave(self, since_told: Callable[[], float]) -> None:
         """Tell the others, and write a checkpoint of this step with them, if all servers are still here."""
-        quorum = self._cluster.leave(self.progress.identity, self._told())
+        quorum = self._cluster.leave(self.progress.identity, self._announcement())
         if quorum is not None and not self._reconcile(quorum):  # it may be another point now
-            quorum = self._cluster.leave(self.progress.identity, self._told())
+            quorum = self._cluster.leave(self.progress.identity, self._announcement())
         if quorum is None or not self._reconcile(quorum) or not self._filled:
             return
         self._cluster.silence()  # others may leave, too, and are not to wait for another word of this one
@@ -112,16 +113,16 @@ class Server:
         if self._checkpoints.becomes_whole(self.progress.step, quorum.attempt, LAST_PARTS - since_told()):
             self._journal.notice(self.progress.step, quorum.attempt, since_told())
 
-    def _told(self) -> dict[str, Any]:
-        return {
-            "place": self._place,
-            "filled": self._filled,
-            "reaches": self.progress.next_lineage(self._prepared) if self._prepared else None,
-            "vote": self._vote,
-            "validation": self.progress.validation_loss,
-            "bad": sorted(self._checkpoints.bad),
-            "done": self._done,
-        }
+    def _announcement(self) -> Announcement:
+        return Announcement(
+            place=self._place,
+            filled=self._filled,
+            reaches=self.progress.next_lineage(self._prepared) if self._prepared else None,
+            vote=self._tally,
+            validation=self.progress.validation_loss,
+            bad=tuple(sorted(self._checkpoints.bad)),
+            done=self._done,
+        )
 
     # -- one state on all servers ----------------------------------------------------------------------------------
 
@@ -130,28 +131,30 @@ class Server:
         servers = quorum.servers
         if len(servers) != self._servers:
             return False
-        bad = {name for server in servers for name in server.told["bad"]}
+        bad = {name for server in servers for name in server.announced.bad}
         place = [server.name for server in servers].index(self._name)
         if place != self._place:
             self._place = place
             self._restore(bad)
             return False
-        if any(server.told["place"] != place for place, server in enumerate(servers)):
+        if any(server.announced.place != place for place, server in enumerate(servers)):
             return False
         furthest = max(servers, key=lambda server: server.progress[:2])
         step, evaluations, lineage = furthest.progress
         behind = [server for server in servers if (server.progress[0], server.progress[2]) != (step, lineage)]
-        if behind and not all(server.told["reaches"] == lineage for server in behind):
+        if behind and not all(server.announced.reaches == lineage for server in behind):
             self._restore(bad)
             return False
         if behind:
             if (self.progress.step, self.progress.lineage) != (step, lineage):
                 self._journal.log(f"rolls forward to step {step}, which {furthest.name} has committed")
-                self._commit(quorum, self._decide(furthest.told["vote"]), self._prepared, 0.0)
+                assert furthest.announced.vote is not None
+                self._commit(quorum, furthest.announced.vote, self._prepared, 0.0)
             return False
         if any(server.progress != furthest.progress for server in servers):
             if self.progress.evaluations != evaluations:
-                self.progress.evaluated(furthest.told["validation"])
+                assert furthest.announced.validation is not None
+                self.progress.evaluated(furthest.announced.validation)
                 self._journal.evaluation(quorum, self.progress, writes=self.leads)
             return False
         self._prepared = ""
@@ -228,19 +231,18 @@ class Server:
         """Take one step with these members, or raise GroupFailed: then it is taken nowhere, or can be taken here."""
         if protocol.stale(quorum):
             self._serve()
-        self._scaled, self._prepared = quorum.trainers[0].told["scaled"], ""
+        self._scaled, self._prepared = quorum.trainers[0].announced.scaled, ""
         self._collect()
         blocks = -(-self._shards.total // self._block)
-        vote = torch.zeros(protocol.VOTE + blocks, dtype=torch.float64)
-        own = squares(self._gradients, self._block)
+        whole, own = torch.zeros(blocks, dtype=torch.float64), squares(self._gradients, self._block)
         for start, stop in self._ranges:
             first, last = start // self._block, -(-stop // self._block)
-            vote[protocol.VOTE + first : protocol.VOTE + last], own = own[: last - first], own[last - first :]
+            whole[first:last], own = own[: last - first], own[last - first :]
+        vote = Vote(squares=whole).to_tensor(whole.device)
         self._prepared = quorum.key
         self.vote(quorum, vote)
-        self._vote = [float(vote[0]), float(vote[1]), norm(vote[protocol.VOTE :])]
-        waited = float(vote[2]) / len(quorum.trainers)
-        self._commit(quorum, self._decide(self._vote), quorum.key, waited)
+        self._tally = Vote.from_tensor(vote).tally()
+        self._commit(quorum, self._tally, quorum.key, self._tally.waited / len(quorum.trainers))
 
     def _serve(self) -> None:
         """All that a trainer needs for its next step."""
@@ -257,12 +259,12 @@ class Server:
         """The one moment at which a step is decided. A method of its own so that a test can lose it."""
         quorum.group.sum(vote)
 
-    def _decide(self, vote: list[float]) -> Decision:
-        loss, tokens, summed = vote
-        return decide(self._spec.hyperparameters, self.progress, loss, tokens, summed)
+    def _decide(self, tally: Tally) -> Decision:
+        return decide(self._spec.hyperparameters, self.progress, tally)
 
-    def _commit(self, quorum: Quorum, decision: Decision, key: str, waited: float) -> None:
-        """The step that the group `key` prepared counts. quorum: now, perhaps another one."""
+    def _commit(self, quorum: Quorum, tally: Tally, key: str, waited: float) -> None:
+        """Take the step that the group `key` prepared. The quorum is that of now, perhaps another one."""
+        decision = self._decide(tally)
         if decision.finite:
             self._apply(decision)
         self._prepared, steps = "", self._steps
@@ -296,9 +298,7 @@ class Server:
     def _evaluate(self, quorum: Quorum) -> None:
         if protocol.stale(quorum):
             self._serve()
-        vote = torch.zeros(2, dtype=torch.float64)
-        quorum.group.sum(vote)
-        self.progress.evaluated(float(vote[0] / vote[1]))
+        self.progress.evaluated(mean_loss(quorum.group))
         self._journal.evaluation(quorum, self.progress, writes=self.leads)
 
     def _finish(self, quorum: Quorum) -> bool:

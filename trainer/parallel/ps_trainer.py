@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import Group, GroupFailed
 from trainer.cluster.membership import Quorum
 from trainer.contract.errors import InputError
@@ -21,8 +21,8 @@ from trainer.model.flat import Flat
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
 from trainer.parallel.ownership import Shards, norm_block
-from trainer.training.optimizer import norm
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
 class Served:
@@ -37,11 +37,11 @@ class Served:
         begin: Callable[[], object],
         progress: Progress,
         log: Callable[[str], None],
-        told: dict[str, Any],
+        announcement: Announcement,
     ) -> None:
-        """begin: puts a new run's parameters into `flat`; progress: as one starts; told: what the others must know."""
+        """begin: puts a new run's parameters into `flat`; progress: as one starts."""
         self.progress, self._scale = Progress(step=-1), progress.scale  # the servers say where the run is
-        self._spec, self._flat, self._log, self._told = spec, flat, log, told
+        self._spec, self._flat, self._log, self._announcement = spec, flat, log, announcement
         self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
         self._holds = -1  # lineage of the parameters that are here
         self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
@@ -65,8 +65,8 @@ class Served:
             self._hook()
 
     @property
-    def told(self) -> dict[str, Any]:
-        return {"holds": self._holds, **self._told}
+    def announcement(self) -> Announcement:
+        return replace(self._announcement, holds=self._holds)
 
     # -- before a step ---------------------------------------------------------------------------------------------
 
@@ -166,15 +166,13 @@ class Served:
     def forward_ends(self, passes: int) -> None:
         """Trainers evaluate on their own."""
 
-    def sum(self, vote: Tensor) -> float:
-        """As Replicas.sum: the servers have summed the gradients, and everyone hears their norm."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the votes. The servers have summed the gradients, and add the sums of squares."""
         assert self._group is not None
-        whole = torch.zeros(protocol.VOTE + self._blocks, dtype=torch.float64)
-        vote[2] = self._waited
-        whole[: protocol.VOTE] = vote
-        self._group.sum(whole)
-        vote.copy_(whole[: protocol.VOTE])
-        return norm(whole[protocol.VOTE :])
+        blocks = torch.zeros(self._blocks, dtype=torch.float64)
+        votes = replace(vote, waited=self._waited, squares=blocks).to_tensor(blocks.device)
+        self._group.sum(votes)
+        return Vote.from_tensor(votes).tally()
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
         self.progress.commit(decision, key, scaled)

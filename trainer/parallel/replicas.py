@@ -1,10 +1,11 @@
 """Data parallel: every trainer holds all parameters and optimizer state, and gradients are summed by all-reduce."""
 
 import time
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.membership import Quorum
 from trainer.contract.spec import Hyperparameters
@@ -14,6 +15,7 @@ from trainer.training.checkpoint import Checkpoints
 from trainer.training.journal import Journal
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
 class Replicas:
@@ -28,9 +30,9 @@ class Replicas:
         checkpoints: Checkpoints,
         journal: Journal,
         progress: Progress,
-        told: dict[str, Any],
+        announcement: Announcement,
     ) -> None:
-        self.progress, self.told = progress, told
+        self.progress, self.announcement = progress, announcement
         self._flat, self._checkpoints, self._journal = flat, checkpoints, journal
         total = len(flat.parameters)
         self._block = norm_block(total)
@@ -77,13 +79,14 @@ class Replicas:
     def forward_ends(self, passes: int) -> None:
         """Trainers evaluate on their own."""
 
-    def sum(self, vote: Tensor) -> float:
-        """Sums the gradients, and `vote` too, over all members, in place; the norm of the summed gradient."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the gradients and the votes over all members."""
         begun = time.monotonic()
         self._group.sum(self._flat.gradients)
-        vote[2] = time.monotonic() - begun
-        self._group.sum(vote)
-        return norm(squares(self._flat.gradients, self._block))
+        votes = replace(vote, waited=time.monotonic() - begun).to_tensor(self._flat.gradients.device)
+        self._group.sum(votes)
+        gradient_norm = norm(squares(self._flat.gradients, self._block))
+        return Vote.from_tensor(votes).tally(gradient_norm)
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
         """Take the step. Everyone has the same sums and decides the same, so everyone gets the same parameters."""

@@ -8,7 +8,6 @@ takes them if they have the size and hash that the manifest says.
 
 import json
 import os
-import re
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.contract import paths
 from trainer.model.layout import Layout, Ranges
 from trainer.storage import manifest
 from trainer.storage.base import Conflict, Storage
@@ -32,18 +32,13 @@ Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, en
 Place = Callable[[Layout], tuple[Vectors, Ranges]]
 # Seconds from a notice for which a leaving member waits for the others' parts: a little less than it may stay.
 LAST_PARTS = float(os.environ.get("GPT2_TRAINING_GRACE", "25")) - 5
-NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
-
-
-def name(step: int, attempt: int) -> str:
-    return f"step-{step:08d}-attempt-{attempt}"
 
 
 def order(checkpoint: str) -> tuple[int, int]:
     """Step and attempt: newer is greater."""
-    match = NAME.fullmatch(checkpoint)
-    assert match, checkpoint
-    return int(match[1]), int(match[2])
+    step_and_attempt = paths.parse_checkpoint(checkpoint)
+    assert step_and_attempt, checkpoint
+    return step_and_attempt
 
 
 def _part(part: int, parts: int) -> str:
@@ -89,7 +84,7 @@ class Checkpoints:
         scratch: a folder for files on their way into the bucket; None is the system's own. `fenced` is asked before a
         manifest is written: whether this process was believed dead and a newer attempt is under way.
         """
-        self._storage, self._prefix, self._log = storage, f"runs/{run}/checkpoints", log
+        self._storage, self._prefix, self._log = storage, paths.checkpoints(run), log
         self._keep, self._keep_every, self._scratch, self._fenced = keep, keep_every, scratch, fenced
         self._writing: threading.Thread | None = None
         self._copies: Vectors = {}  # kept: memory that was used before is 20 times as fast to copy to
@@ -133,7 +128,7 @@ class Checkpoints:
     def whole(self, step: int, attempt: int) -> bool:
         """Whether all parts are there and it counts."""
         try:
-            self._storage.read(f"{self._prefix}/{name(step, attempt)}/{manifest.NAME}")
+            self._storage.read(f"{self._prefix}/{paths.checkpoint_name(step, attempt)}/{paths.MANIFEST}")
         except FileNotFoundError:
             return False
         return True
@@ -154,7 +149,7 @@ class Checkpoints:
             torch.cuda.current_stream().synchronize()
 
     def _write(self, state: dict[str, Any], part: int, parts: int, ranges: Ranges, before: Callable[[], None]) -> None:
-        target = name(state["step"], state["attempt"])
+        target = paths.checkpoint_name(state["step"], state["attempt"])
         path = f"{self._prefix}/{target}/{_part(part, parts)}"
         try:
             with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as scratch:
@@ -194,7 +189,7 @@ class Checkpoints:
             return False
         body = json.dumps({"files": files, "ranges": ranges, **state}).encode()
         try:
-            self._storage.write(f"{folder}/{manifest.NAME}", body, if_generation=0)
+            self._storage.write(f"{folder}/{paths.MANIFEST}", body, if_generation=0)
         except Conflict:  # the writer of another part saw them all, too
             return False
         return True
@@ -206,7 +201,7 @@ class Checkpoints:
         for old in found if len(whole) > self._keep else ():
             stays = self._keep_every is not None and old in whole and order(old)[0] % self._keep_every == 0
             if order(old) < order(whole[self._keep - 1]) and not stays:
-                for path in sorted(found[old], key=lambda p: not p.endswith(manifest.NAME)):  # it makes it whole
+                for path in sorted(found[old], key=lambda p: not p.endswith(paths.MANIFEST)):  # it makes it whole
                     self._storage.delete(path)
 
     def _found(self) -> tuple[dict[str, list[str]], list[str]]:
@@ -214,9 +209,9 @@ class Checkpoints:
         found: dict[str, list[str]] = {}
         for entry in self._storage.list(self._prefix):
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
-            if NAME.fullmatch(candidate):
+            if paths.parse_checkpoint(candidate):
                 found.setdefault(candidate, []).append(entry.path)
-        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{manifest.NAME}" in files]
+        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{paths.MANIFEST}" in files]
         return found, sorted(whole, key=order, reverse=True)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -249,7 +244,7 @@ class Checkpoints:
 
     def _load(self, candidate: str, vectors: Vectors | Place, ranges: Ranges | None, layout: Layout | None) -> Restored:
         folder = f"{self._prefix}/{candidate}"
-        body = manifest.parse(self._storage.read(f"{folder}/{manifest.NAME}"))
+        body = manifest.parse(self._storage.read(f"{folder}/{paths.MANIFEST}"))
         progress, found, held = _understand(body)
         if layout is not None and found != layout:
             raise ValueError("it holds another model")
@@ -288,7 +283,7 @@ def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Range
         ]
         held = {file: [(int(a), int(b)) for a, b in body["ranges"][file]] for file in body["files"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{manifest.NAME} is not a checkpoint's ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{paths.MANIFEST} is not a checkpoint's ({type(error).__name__}: {error})") from error
     return progress, layout, held
 
 

@@ -1,11 +1,11 @@
 """The interface between the training loop and the way in which trainers share a step."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor
-
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
 class Engine(Protocol):
@@ -15,8 +15,8 @@ class Engine(Protocol):
     writes: bool  # does the first trainer write records and status?
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What the other members must know: "peak", tokens/s or None; "scaled", of the loss; and its own."""
+    def announcement(self) -> Announcement:
+        """What this trainer announces to the other members now."""
 
     def restore(self) -> None:
         """The newest checkpoint's state, before this member joins."""
@@ -39,8 +39,8 @@ class Engine(Protocol):
     def forward_ends(self, passes: int) -> None:
         """Evaluation is over, in which the trainer that had most computed so many micro-batches."""
 
-    def sum(self, vote: Tensor) -> float:
-        """Gradients, and `vote` in place, are summed over all members. The norm of the summed gradient."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the gradients and the votes over all members, and return the tally."""
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
         """The step is taken."""

@@ -43,7 +43,7 @@ class Journal:
             gc.freeze()  # nothing older than the first step is garbage: no long collections in the middle of a step
         speed = decision.tokens / seconds
         trainers = len(quorum.trainers)
-        peaks = [member.told["peak"] for member in quorum.trainers if member.told["peak"]]
+        peaks = [member.announced.peak for member in quorum.trainers if member.announced.peak]
         self.report(step=progress.step, message="training")
         missing = self._cluster.missing
         self.status.set(

@@ -19,16 +19,18 @@ from torch import Tensor
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.membership import Cluster, Quorum
+from trainer.contract.geometry import MICRO_BATCH_TOKENS, micro_batch_rows
 from trainer.contract.spec import JobSpec
-from trainer.data.batches import PIECE_TOKENS, Batches, Examples, Indices, PairBatches, Windows, pieces
+from trainer.data.batches import Batches, Examples, Indices, PairBatches, Windows, pieces
 from trainer.evaluation.sampler import Sampler
 from trainer.model.loss import Loss
 from trainer.training.checkpoint import LAST_PARTS, Checkpoints
 from trainer.training.engine import Engine
 from trainer.training.journal import Journal
 from trainer.training.progress import Progress, decide
+from trainer.training.vote import Vote, mean_loss
 
-FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
+FP16_SCALE = 2.0**16 / MICRO_BATCH_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Training:
             if self.stopping():
                 raise Stopping
             try:
-                quorum = self.cluster.quorum(self.progress.identity, self.engine.told)
+                quorum = self.cluster.quorum(self.progress.identity, self.engine.announcement)
                 if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
                     self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
                     continue
@@ -92,18 +94,19 @@ class Training:
         engine.start(quorum)
         vote = self.gradient(self.progress.step, quorum, engine.backward_begins)
         engine.backward_ends()
-        norm = engine.sum(vote)
-        decision = decide(self.spec.hyperparameters, self.progress, float(vote[0]), float(vote[1]), norm)
+        tally = engine.sum(vote)
+        decision = decide(self.spec.hyperparameters, self.progress, tally)
         engine.commit(decision, quorum.key, self.scaled)
-        writes, waited = engine.writes and self.leads, float(vote[2]) / len(quorum.trainers)
+        writes, waited = engine.writes and self.leads, tally.waited / len(quorum.trainers)
         self.journal.step(quorum, self.progress, decision, waited, writes=writes)
         if self.progress.step % self.spec.checkpoints.every == 0:
             engine.save(quorum.attempt, leads=self.leads)
 
-    def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Tensor:
-        """Adds up the gradients of this trainer's micro-batches of a step, from zero. Without a quorum: of the first's.
+    def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Vote:
+        """Add up the gradients of this trainer's micro-batches of a step, from zero, and return its vote.
 
-        Returns float64 [summed loss, tokens that count, 0]. before_last: called before the last backward pass.
+        Without a quorum, it computes what the first of all declared trainers would. before_last: called before the
+        last backward pass.
         """
         hyper = self.spec.hyperparameters
         declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
@@ -111,7 +114,7 @@ class Training:
         parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
         self.zero()
         indices = self.batches.batch(step)
-        vote = torch.zeros(3, dtype=torch.float64, device=self.device)
+        summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         mine = range(rank, len(parts), size)
         for i in mine:
             if quorum is not None and quorum.group.failed:
@@ -124,9 +127,9 @@ class Training:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
             self.journal.report()  # alive: a step may take long
-            vote[0] += loss.detach()
-            vote[1] += self.batches.counted(indices[parts[i]])
-        return vote
+            summed += loss.detach()
+            tokens += self.batches.counted(indices[parts[i]])
+        return Vote(summed, tokens)
 
     def _rows(self, batches: Windows | Examples, indices: Indices) -> tuple[Tensor, Tensor]:
         inputs, targets = (torch.from_numpy(rows) for rows in batches.rows(indices))
@@ -139,25 +142,23 @@ class Training:
     def _evaluate(self, quorum: Quorum) -> None:
         """Mean loss of the held-out windows or examples, in nats, computed by all trainers together."""
         windows = self.validation.first(self.spec.evaluation.sequences)
-        rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
+        rows = micro_batch_rows(self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
         self.engine.start(quorum)
         self.engine.ready()
-        vote = torch.zeros(2, dtype=torch.float64, device=self.device)
+        loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
             for part in parts[quorum.rank :: len(quorum.trainers)]:
                 inputs, targets = self._rows(self.validation, part)
-                vote[0] += self.loss(inputs, targets, 1.0)
-                vote[1] += self.validation.counted(part)
+                loss += self.loss(inputs, targets, 1.0)
+                tokens += self.validation.counted(part)
         self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
         if self.sampler is not None and self.leads:  # here the others wait anyway, and no step's time is measured
             self.sampler.take(self.progress.step)
         self.model.train(training)
-        vote = vote.to(quorum.group.device)
-        quorum.group.sum(vote)
-        self.progress.evaluated(float(vote[0] / vote[1]))
+        self.progress.evaluated(mean_loss(quorum.group, loss, tokens))
         self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
 
     # -- leaving ---------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ class Training:
             self.cluster.silence()
             whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
         else:
-            quorum = self.cluster.leave(self.progress.identity, self.engine.told)
+            quorum = self.cluster.leave(self.progress.identity, self.engine.announcement)
             self.cluster.silence()
             if quorum is None or not quorum.servers:
                 return

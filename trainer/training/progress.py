@@ -8,6 +8,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer.cluster.announcement import Tally
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Hyperparameters, JobSpec
 
@@ -83,25 +84,29 @@ class Decision:
     factor: float  # what the summed gradient is to be multiplied by: mean, unscaled, clipped
 
 
-def decide(hyper: Hyperparameters, progress: Progress, loss: float, tokens: float, norm: float) -> Decision:
-    """loss, tokens and norm: of the whole batch, summed over members; norm of the summed gradient, as it was scaled."""
-    divisor = tokens * progress.scale
-    gradient_norm = norm / divisor
+def decide(hyper: Hyperparameters, progress: Progress, tally: Tally) -> Decision:
+    """Return what the tally of the whole batch says about the next step."""
+    divisor = tally.tokens * progress.scale
+    gradient_norm = tally.norm / divisor
     clip = min(1.0, hyper.gradient_clip / (gradient_norm + 1e-6)) if hyper.gradient_clip else 1.0
     return Decision(
-        loss=loss / tokens,
-        tokens=int(tokens),
+        loss=tally.loss / tally.tokens,
+        tokens=int(tally.tokens),
         gradient_norm=gradient_norm,
-        finite=math.isfinite(gradient_norm) and math.isfinite(loss),
+        finite=math.isfinite(gradient_norm) and math.isfinite(tally.loss),
         rate=learning_rate(hyper, progress.step),
         factor=clip / divisor,
     )
 
 
-def decide_meeting(hyper: Hyperparameters, last: int, loss: float, tokens: float, norm: float) -> Decision:
-    """As decide(), of several steps that trainers went alone, up to step `last`; norm: of what they moved, averaged."""
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    return Decision(loss / tokens, int(tokens), norm, finite, learning_rate(hyper, last), 1.0)
+def decide_meeting(hyper: Hyperparameters, last: int, tally: Tally) -> Decision:
+    """Return what the tally says about several steps that trainers went alone, up to step `last`.
+
+    The norm is that of the trainers' averaged move.
+    """
+    finite = math.isfinite(tally.loss) and math.isfinite(tally.norm)
+    rate = learning_rate(hyper, last)
+    return Decision(tally.loss / tally.tokens, int(tally.tokens), tally.norm, finite, rate, factor=1.0)
 
 
 def learning_rate(hyper: Hyperparameters, step: int) -> float:

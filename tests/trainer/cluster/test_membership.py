@@ -1,11 +1,13 @@
 """Membership with real Lighthouses and gloo groups: the members are threads here, each with a Cluster of its own."""
 
 import json
+import math
 import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ import torch
 
 from trainer.cluster import lighthouse
 from trainer.cluster import membership as cluster_module
+from trainer.cluster.announcement import NOTHING, Announcement, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lease import Lease, NoProgress
 from trainer.cluster.lighthouse import Stopping
@@ -52,8 +55,8 @@ class Member:
     def join(self) -> "Future[None]":
         return self.start(self.cluster.join, 0.0)
 
-    def quorum(self, step: int = 0, told: Any = None) -> "Future[Quorum]":
-        return self.start(self.cluster.quorum, (step, 0, 0), told)
+    def quorum(self, step: int = 0, announcement: Announcement = NOTHING) -> "Future[Quorum]":
+        return self.start(self.cluster.quorum, (step, 0, 0), announcement)
 
 
 def declare(trainers: int, servers: int = 0, least: int = 1) -> spec.Cluster:
@@ -371,10 +374,20 @@ def test_trainers_come_first_and_then_servers(machines: Machines) -> None:
     assert {q.declared for q in quorums} == {2}
 
 
-def test_members_hear_what_the_others_tell(machines: Machines) -> None:
+def test_each_member_hears_what_the_others_announce(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0"])
-    quorums = each([member.quorum(told={"I am": member.name}) for member in members])
-    assert [m.told for q in quorums for m in q.members] == [{"I am": "master-0"}, {"I am": "ps-0"}] * 2
+    trainer = Announcement(peak=2.5, scaled=True, holds=-1)
+    vote = Tally(math.inf, 7.0, 0.1, waited=3.0)
+    server = Announcement(
+        place=0, filled=True, reaches=9, vote=vote, validation=2.0, bad=("a", "b"), done=True, unwritten=True
+    )
+    quorums = each([members[0].quorum(announcement=trainer), members[1].quorum(announcement=server)])
+    heard = replace(server, vote=replace(vote, waited=0.0))  # it stays with the member that waited
+    assert [m.announced for q in quorums for m in q.members] == [trainer, heard] * 2
+
+
+def test_announcement_with_an_unknown_field_ignores_it() -> None:
+    assert Announcement.from_json({"peak": None, "from the future": 1}) == Announcement()
 
 
 def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machines) -> None:
@@ -453,13 +466,13 @@ def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None
     for member in members:
         member.cluster.stepped(0.1)
     now: Identity = (1, 0, 5)
-    leaving = members[2].start(members[2].cluster.leave, now, {"holds": "much"})
+    leaving = members[2].start(members[2].cluster.leave, now, Announcement(holds=7))
     staying = [member.start(member.cluster.quorum, now) for member in members[:2]]
     seen, own = each(staying), leaving.result(PATIENCE)
     assert own is not None
     for quorum in (*seen, own):
         assert names(quorum) == ["master-0", "ps-0"]
-        assert [(m.name, m.progress, m.told) for m in quorum.leaving] == [("ps-1", now, {"holds": "much"})]
+        assert [(m.name, m.progress, m.announced) for m in quorum.leaving] == [("ps-1", now, Announcement(holds=7))]
         assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # what it holds counts
         assert not quorum.enough  # to take a step
     assert [q.rank for q in (*seen, own)] == [0, 1, -1]
@@ -497,7 +510,7 @@ def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
 def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines: Machines) -> None:
     """As all do when a run is taken down. It is a server that needs the others for a checkpoint."""
     master, worker, server = together(machines, ["master-0", "worker-0", "ps-0"])
-    each([member.quorum(told=None) for member in (master, worker, server)])
+    each([member.quorum() for member in (master, worker, server)])
     master.cluster.close()
     leaving = server.start(server.cluster.leave, (0, 0, 0))
     worker.quorum()

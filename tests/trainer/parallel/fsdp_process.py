@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from trainer.cluster.announcement import Announcement
 from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.processes import Processes, Together
 from trainer.compute.exit_codes import LEFT
@@ -29,6 +30,7 @@ from trainer.parallel.fsdp import Sharded
 from trainer.storage.factory import open_storage
 from trainer.training.checkpoint import Checkpoints
 from trainer.training.progress import Progress, decide
+from trainer.training.vote import Vote
 
 RUN = "a-run"
 HYPER = Hyperparameters(
@@ -77,7 +79,7 @@ def main(task: Task) -> int:
     journal = SimpleNamespace(metrics=SimpleNamespace(flush=lambda: said.append("flushed")), log=said.append)
     engine = Sharded(
         new_model(), HYPER, device, torch.bfloat16 if task.precision == "bf16" else None, processes.mesh,
-        Checkpoints(storage, RUN, 5, said.append, fenced=cluster.fenced), cast(Any, journal), progress, {},
+        Checkpoints(storage, RUN, 5, said.append, fenced=cluster.fenced), cast(Any, journal), progress, Announcement(),
     )  # fmt: skip
     engine.restore()
     cluster.join(0.0)
@@ -95,14 +97,13 @@ def main(task: Task) -> int:
                 threading.Event().wait()
             inputs, targets = rows(step)
             engine.zero()
-            vote = torch.zeros(3, dtype=torch.float64)
+            summed, tokens = 0.0, 0
             for part in parts[rank::2]:
                 loss = engine.loss(inputs[part], targets[part])
                 loss.backward()  # type: ignore[no-untyped-call]
-                vote += torch.tensor([loss.item(), targets[part].numel(), 0.0], dtype=torch.float64)
+                summed, tokens = summed + loss.item(), tokens + targets[part].numel()
             engine.backward_ends()
-            norm = engine.sum(vote)
-            decision = decide(HYPER, engine.progress, float(vote[0]), float(vote[1]), norm)
+            decision = decide(HYPER, engine.progress, engine.sum(Vote(summed, tokens)))
             engine.commit(decision, quorum.key, scaled=False)
             found["losses"].append(decision.loss)
             found["norms"].append(decision.gradient_norm)

@@ -16,6 +16,7 @@ from benchmarks.faults import all_records
 from tests.trainer.parallel.fsdp_process import HYPER, RUN, Task, new_model, rows
 from tests.trainer.running import PATIENCE, ROOT, Run
 from tests.warm import Process
+from trainer.cluster.announcement import Tally
 from trainer.compute.exit_codes import LEFT
 from trainer.model.flat import Flat
 from trainer.model.loss import make_loss
@@ -50,7 +51,7 @@ class Plain:
             loss = self.loss(inputs, targets, 1.0)
             loss.backward()  # type: ignore[no-untyped-call]
             size = norm(squares(self.flat.gradients, 65536))
-            decision = decide(HYPER, self.progress, loss.item(), targets.numel(), size)
+            decision = decide(HYPER, self.progress, Tally(loss.item(), targets.numel(), size))
             self.flat.gradients.mul_(decision.factor)
             self.optimizer.update(decision.rate)
             self.progress.commit(decision, "plain", scaled=False)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.runs import metrics as metrics_module
-from trainer.runs.metrics import Metrics, read_records
+from trainer.runs.metrics import Metrics
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Record
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
@@ -39,7 +41,7 @@ def new_metrics(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 def steps(storage: Storage) -> list[int]:
-    return [r.step for r in read_records(storage, RUN)]
+    return [r.step for r in read_metrics(storage, RUN).steps]
 
 
 def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
@@ -48,7 +50,8 @@ def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[
         metrics.add(record(step), leads=True)
     metrics.add(record(2, validation=0.5), leads=True)
     metrics.close()
-    assert [(r.step, r.loss, r.validation_loss) for r in read_records(storage, RUN)] == [
+    found = read_metrics(storage, RUN)
+    assert [(r.step, r.loss, r.validation_loss) for r in [*found.steps, *found.evaluations]] == [
         (1, 1.0, None),
         (2, 1.0, None),
         (2, None, 0.5),
@@ -100,7 +103,7 @@ def test_of_a_step_that_was_taken_twice_the_newest_counts(
         metrics = new_metrics(name)
         metrics.add(record(1, loss, attempt), leads=True)
         metrics.close()
-    assert [r.loss for r in read_records(storage, RUN)] == [2.0]
+    assert [r.loss for r in read_metrics(storage, RUN).steps] == [2.0]
 
 
 def test_large_files_are_followed_by_new_ones(
@@ -170,3 +173,16 @@ def test_many_threads_write(storage: Storage, new_metrics: Callable[..., Metrics
         thread.join()
     metrics.close()
     assert steps(storage) == list(range(1, 201))
+
+
+def test_tensorboard_reads_every_step(storage: Storage, tmp_path: Path) -> None:
+    metrics = Metrics(storage, RUN, "master-0", print)
+    for step in (1, 2, 3):
+        metrics.add(record(step, loss=5.0 - step), leads=True)
+    metrics.add(record(3, validation=2.5), leads=True)
+    metrics.close()
+    board = EventAccumulator(str(tmp_path / "runs" / RUN / "metrics" / "tensorboard"))
+    board.Reload()
+    shown = [(point.step, point.wall_time, point.value) for point in board.Scalars("loss/train")]
+    assert shown == [(1, 1.0, 4.0), (2, 2.0, 3.0), (3, 3.0, 2.0)]
+    assert [(point.step, point.value) for point in board.Scalars("loss/validation")] == [(3, 2.5)]

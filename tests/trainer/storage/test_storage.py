@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.gcs import Answer, Faults
-from trainer.storage import base as storage_module
 from trainer.storage import google, manifest
+from trainer.storage import local as storage_module
 from trainer.storage.base import Conflict, Storage, StorageError, Unavailable
 from trainer.storage.factory import open_storage
 from trainer.storage.local import FileStorage
