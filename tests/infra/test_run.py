@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from infra.lifecycle import newest_checkpoint, status_line
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
 from infra.stack import config, secrets
-from trainer.contract.spec import JobSpec, Sweep
+from trainer.contract.spec import JobSpec
 from trainer.runs.records import Status
 from trainer.runs.status import read_status
 from trainer.storage.base import StorageError
@@ -56,21 +55,6 @@ def inputs(stack: config.StackConfig) -> Inputs:
 @pytest.fixture
 def job(stack: config.StackConfig) -> JobSpec:
     return declare(stack, resolve_fleet(stack))[1]
-
-
-def test_what_a_sweep_ignores_is_said(
-    stack: config.StackConfig, inputs: Inputs, job: JobSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(pulumi.log, "warn", lambda line, *_: said.append(line))
-    pulumi.runtime.set_mocks(Seen(), project="gpt2-training", stack="local", preview=True)
-    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
-    for parallel in (1, 3):
-        sweep = Sweep.model_validate({"params": [rate], "maxParallelTrials": parallel})
-        with_sweep = replace(stack, file=stack.file.model_copy(update={"sweep": sweep}))
-        pulumi.runtime.test(lambda: TrainingRun(with_sweep, resolve_fleet(stack), inputs, job).run)()  # noqa: B023
-    (line,) = said
-    assert line.startswith("sweep.maxParallelTrials: found 3, and ignored: ")
 
 
 def test_which_settings_are_secret_is_declared(
