@@ -321,13 +321,13 @@ def test_a_history_is_bounded_and_its_time_is_not() -> None:
 def test_a_timeline_of_very_many_machines_draws_those_with_something_to_tell(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
-    for i in range(timeline.MACHINES + 20):
+    for i in range(timeline.SHOWN_MACHINES + 20):
         write_machine(storage, f"worker-{i}")
     event = Event(kind="notice", time=BEGAN + 60, words="preempted").to_json()
     write_machine(storage, "worker-55", history=[Event(kind="started", time=BEGAN).to_json(), event])
     drawn = timeline.timeline(outcome.read(storage, "a-run"))
     assert drawn is not None
-    assert (len(drawn.rows), drawn.hidden) == (timeline.MACHINES + 1, 20)
+    assert (len(drawn.rows), drawn.hidden) == (timeline.SHOWN_MACHINES + 1, 20)
     (row,) = (row for row in drawn.rows if row.marks)
     assert (row.name, row.marks[0].words) == ("worker-55", "1:00 told to leave: preempted")
 
@@ -347,7 +347,7 @@ def test_a_sample_is_the_same_for_the_same_model_and_disturbs_nothing(
     sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.sampler.SHARE", math.inf)
-    sampler._begun -= 1
+    sampler._created -= 1
     state = torch.get_rng_state()
     before = [parameter.clone() for parameter in sampler._model.parameters()]
     sampler.take(1)
