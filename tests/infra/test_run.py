@@ -50,12 +50,12 @@ def stack(tmp_path: Path) -> config.StackConfig:
 
 @pytest.fixture
 def inputs(stack: config.StackConfig) -> Inputs:
-    return declare(stack)[0]
+    return declare(stack, resolve_fleet(stack))[0]
 
 
 @pytest.fixture
 def job(stack: config.StackConfig) -> JobSpec:
-    return declare(stack)[1]
+    return declare(stack, resolve_fleet(stack))[1]
 
 
 def test_what_a_sweep_ignores_is_said(
