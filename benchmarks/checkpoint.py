@@ -30,14 +30,15 @@ from google.cloud import storage as gcs
 
 from tests.gcs import fake_gcs_server
 from tools.go_tools import cache_root
-from trainer.contract.spec import END_OF_TEXT, Hyperparameters, Model
+from trainer.contract import paths
+from trainer.contract.spec import END_OF_TEXT, Checkpoints, Hyperparameters, Model
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
 from trainer.model.loss import make_loss
 from trainer.parallel.ownership import norm_block
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
-from trainer.training.checkpoint import Checkpoints
+from trainer.training.checkpoint import CheckpointShard, CheckpointStore
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Progress
 
@@ -111,12 +112,12 @@ class Turn:
     steps: int  # that were taken while it was written
 
 
-def turn(run: Run, checkpoints: Checkpoints, count: int) -> Turn:
+def turn(run: Run, checkpoints: CheckpointStore, count: int) -> Turn:
     """count: steps without a checkpoint, before it; 0: as many as were taken while it was written, after it."""
     before = _seconds(run, count)
     run.step()
     begun = time.perf_counter()
-    assert checkpoints.save(run.vectors, run.progress, 1, run.layout)
+    assert checkpoints.save(CheckpointShard(run.vectors, run.layout), run.progress, 1)
     copied = time.perf_counter()
     steps = 0
     while any(thread.name == "checkpoint" for thread in threading.enumerate()):
@@ -135,7 +136,7 @@ def _seconds(run: Run, steps: int) -> float:
     return time.perf_counter() - begun
 
 
-def restore_seconds(run: Run, checkpoints: Checkpoints) -> float:
+def restore_seconds(run: Run, checkpoints: CheckpointStore) -> float:
     into = {key: torch.zeros_like(vector) for key, vector in run.vectors.items()}
     begun = time.perf_counter()
     restored = checkpoints.restore(into, layout=run.layout)
@@ -146,7 +147,9 @@ def restore_seconds(run: Run, checkpoints: Checkpoints) -> float:
 
 def measure(case: Case, run: Run, storage: Storage, scratch: Path) -> str:
     """A line of results."""
-    checkpoints = Checkpoints(storage, "benchmark", 1, lambda line: print(line, file=sys.stderr), scratch)
+    checkpoints = CheckpointStore(
+        storage, "benchmark", Checkpoints(keep=1), lambda line: print(line, file=sys.stderr), scratch
+    )
     for _ in range(WARM_UP):
         run.step()
     turns: list[Turn] = []
@@ -155,7 +158,7 @@ def measure(case: Case, run: Run, storage: Storage, scratch: Path) -> str:
         turns.append(turn(run, checkpoints, written if number % 2 else 0))
         if number % 4 == 3:
             print(f"{case.name}: {number + 1} of {case.turns} turns", file=sys.stderr, flush=True)
-    size = sum(entry.size for entry in storage.list("runs/benchmark"))
+    size = sum(entry.size for entry in storage.list(paths.run("benchmark")))
     restore = statistics.median(restore_seconds(run, checkpoints) for _ in range(3))
 
     def fraction(value: Callable[[Turn], float]) -> float:
@@ -191,7 +194,7 @@ def main() -> int:
             run = Run(case)
             for storage in storages if case.bucket else storages[:1]:
                 print(measure(case, run, storage, Path(made)), flush=True)
-                for entry in storage.list("runs"):
+                for entry in storage.list(paths.RUNS):
                     storage.delete(entry.path)
     return 0
 

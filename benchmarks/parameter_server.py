@@ -33,10 +33,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torchft import ProcessGroupGloo
 
 from benchmarks.links import Unavailable, address, enter, links
-from trainer.cluster.group import Group
+from trainer.cluster.group import MemberGroup
 from trainer.contract import exchange_cost
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards
+from trainer.parallel.ownership import Ownership
 
 PORT = 29500
 TIMEOUT = timedelta(seconds=120)
@@ -66,10 +66,10 @@ class Setting:
         return plan(self.elements * 4, self.trainers, self.servers, links, "interleaved" in method)
 
 
-def join(name: str, rank: int, size: int) -> Group:
+def join(name: str, rank: int, size: int) -> MemberGroup:
     members = ProcessGroupGloo(timeout=TIMEOUT)
     members.configure(f"{address(0)}:{PORT}/{name}", f"member-{rank}", rank, size, 0)
-    return Group(members, rank, size, torch.device("cpu"))
+    return MemberGroup(members, rank, size, torch.device("cpu"))
 
 
 def gradient(setting: Setting, trainer: int) -> torch.Tensor:
@@ -93,7 +93,7 @@ def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> N
     orders.recv()
     everyone = join("everyone", rank, setting.size)
     trainers = join("trainers", rank, setting.trainers) if rank < setting.trainers else None
-    shards = Shards(setting.elements, setting.servers, setting.bucket)
+    shards = Ownership(setting.elements, setting.servers, setting.bucket)
     exchanges = {
         plan: Exchange(everyone, setting.trainers, shards, plan, torch.float32) for plan in ("star", "hierarchical")
     }

@@ -36,9 +36,10 @@ import torch
 from tokenizers.models import BPE
 
 from tests.trainer.running import Run
-from trainer.compute.assembly import Trainer, assemble
-from trainer.compute.context import make_parts
+from trainer.compute.assembly import TrainingMember, assemble
+from trainer.compute.context import make_context
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.data.batches import TOKEN
 from trainer.data.prepared import Manifest, Shard, Split, find_prepared
 from trainer.data.tokenizer import from_bytes
@@ -81,12 +82,12 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
 
 def _draw_tokens(run: Run, vocabulary: int) -> None:
     """Draw random tokens as a text's: speed depends on the size of the vocabulary, not on what is said."""
-    folder = f"data/{run.spec.fingerprint}/{run.spec.data.tokens_key()}"
+    folder = paths.tokens(run.spec.fingerprint, run.spec.data.tokens_key())
     tokenizer = from_bytes()
     entries = tokenizer.get_vocab()
     tokenizer.model = BPE(vocab=entries | {f"unused {i}": i for i in range(len(entries), vocabulary)}, merges=[])
     content = tokenizer.to_str().encode()
-    run.storage.write(f"{folder}/tokenizer.json", content)
+    run.storage.write(f"{folder}/{paths.TOKENIZER}", content)
     splits, random = {}, np.random.default_rng(0)
     for name, count in TOKENS.items():
         tokens = random.integers(0, vocabulary, count).astype(TOKEN).tobytes()
@@ -100,7 +101,7 @@ def _draw_tokens(run: Run, vocabulary: int) -> None:
         vocabulary_size=vocabulary,
         **splits,
     )
-    run.storage.write(f"{folder}/manifest.json", manifest.model_dump_json(by_alias=True).encode())
+    run.storage.write(f"{folder}/{paths.MANIFEST}", manifest.model_dump_json(by_alias=True).encode())
 
 
 class _Quiet(Process):
@@ -108,22 +109,22 @@ class _Quiet(Process):
         """The table says it."""
 
 
-def our_trainer(run: Run) -> Trainer:
+def our_trainer(run: Run) -> TrainingMember:
     """The master of a run of one machine, in this process and ready to take steps."""
-    process = _Quiet("master-0")
+    process = _Quiet("master-0", "127.0.0.1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the benchmark
     prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
-    trainer = assemble(make_parts(process, run.storage, run.spec, "127.0.0.1"), prepared)
+    trainer = assemble(make_context(process, run.storage, run.spec), prepared)
     trainer.prepare()
-    trainer.cluster.join(0.0)
+    trainer.membership.join(0.0)
     trainer.leads = True
     return trainer
 
 
-def our_step(trainer: Trainer) -> None:
+def our_step(trainer: TrainingMember) -> None:
     """As Training.run does it."""
-    quorum = trainer.cluster.quorum(trainer.progress.identity, trainer.engine.told)
+    quorum = trainer.membership.quorum(trainer.progress.position, trainer.engine.announcement)
     assert trainer.engine.prepare(quorum)
     trainer.step(quorum)
 
@@ -244,14 +245,14 @@ def main() -> int:
         speed = theirs(2.0)  # warm-up, compiling included
         if ONE in options.modes:
             trainer = our_trainer(first)
-            peak = trainer.engine.told["peak"]
+            peak = trainer.engine.announcement.peak
 
             def ours(seconds: float) -> float:
                 return measure(lambda: our_step(trainer), seconds, a_step)
 
             ours(2.0)
             rows[ONE] = compare(ours, theirs, options.rounds, options.seconds)
-            trainer.cluster.close()
+            trainer.membership.close()
             trainer.journal.metrics.close()
             trainer.journal.status.close()
         for mode in [mode for mode in options.modes if mode in RUNS]:

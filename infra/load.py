@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from infra.checks.combinations import combination_problems
 from infra.checks.google import project_problems, stack_problems
+from infra.fleet.fleet import resolve_fleet
 from infra.sizing.memory import memory_problems
 from infra.stack.config import PROJECT, ROOT, ConfigError, StackConfig, bucket_url, google_bucket, plain_text
 from infra.stack.explain import explain
@@ -34,7 +35,7 @@ EXAMPLES = {
 
 
 def bucket_of(stack: str, root: Path = ROOT) -> str:
-    """The address of a stack's bucket, whatever else its file says. Raises ConfigError."""
+    """Return the address of a stack's bucket, whatever else its file says. Raises ConfigError."""
     values, provider = stack_values(stack, root)
     if values.get("platform", "local") != "google":
         return bucket_url(stack, root)
@@ -46,7 +47,7 @@ def bucket_of(stack: str, root: Path = ROOT) -> str:
 def load(
     values: Mapping[str, Any], stack: str, root: Path = ROOT, provider: Mapping[str, Any] | None = None
 ) -> StackConfig:
-    """Validates a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
+    """Check a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
     try:
         file = StackFile.model_validate(dict(values), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -55,14 +56,14 @@ def load(
     problems = [f"{PROJECT}:{problem}" for problem in combination_problems(file)]
     if config.google:
         problems += stack_problems(config)
-        if not problems:  # sizes of machines that there are
-            problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config)]
+        if not problems:  # unknown machines have no known memory
+            problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config, resolve_fleet(config))]
     if problems:
         raise ConfigError(problems)
     return config
 
 
 def from_file(stack: str, root: Path = ROOT) -> StackConfig:
-    """Reads Pulumi.<stack>.yaml. Raises ConfigError."""
+    """Load Pulumi.<stack>.yaml. Raises ConfigError."""
     values, provider = stack_values(stack, root)
     return load(values, stack, root, provider)

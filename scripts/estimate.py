@@ -19,27 +19,28 @@ from infra.estimate import alternatives, measured
 from infra.estimate.alternatives import Alternative, Choice
 from infra.estimate.estimate import estimate
 from infra.estimate.parts import Estimate, Part, rounded, spread
-from infra.fleet import fleet, prices
+from infra.fleet import prices
+from infra.fleet.catalog import machine_label
+from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.load import load
 from infra.sizing.ranges import Range
 from infra.stack.config import ConfigError, StackConfig
 from infra.stack.reading import stack_values
 from scripts.support import common
 from scripts.support.common import UserError, run_main
-from trainer.contract.spec import Role
+from trainer.contract.wording import ROLE_PLURALS
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
 
 ROWS = 12  # alternatives that are shown
 PATIENCE = 15.0  # seconds for a bucket to answer
 NO_PROJECT = "not-set-yet"
-ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
 
 
 def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfig:
-    """As `pulumi preview` reads it, but that nobody needs a Google project to ask what it would cost.
+    """Load a stack as `pulumi preview` does, but without a need for a Google project to see what it would cost.
 
-    folder: where the stack's file lies, if not in the root, from which all its paths start.
+    folder: where the stack's file is, if not in the root. All its paths start from the root.
     """
     try:
         values, provider = stack_values(stack, folder or root)
@@ -51,7 +52,7 @@ def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfi
 
 
 def refresh(config: StackConfig) -> list[str]:
-    """Adds the finished runs of the stack's bucket to those that are known; what a person should know of it."""
+    """Add the finished runs of the stack's bucket to those that are known. Returns what a person should know of it."""
     known = measured.read(config.root)
     if config.google and config.project == NO_PROJECT:
         return ["gcp:project is not set, so there is no bucket that could hold finished runs"]
@@ -59,7 +60,7 @@ def refresh(config: StackConfig) -> list[str]:
 
     def ask() -> None:
         try:
-            answer.append(measured.collect(open_storage(config.bucket), config, known))
+            answer.append(measured.collect(open_storage(config.bucket), config.root, known))
         except StorageError as error:
             answer.append(str(error))
 
@@ -81,7 +82,7 @@ def refresh(config: StackConfig) -> list[str]:
 
 
 def span(hours: Range | None) -> str:
-    """`11 to 49 min`, `2.4 to 7 h`, `1.2 to 5 days`."""
+    """Return hours in words: `11 to 49 min`, `2.4 to 7 h`, `1.2 to 5 days`."""
     if hours is None:
         return "unknown"
     for unit, size, most in (("s", 3600, 0.04), ("min", 60, 2), ("h", 1, 72)):
@@ -102,7 +103,7 @@ def _digits(number: float) -> str:
 
 
 def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, console: Console) -> None:
-    """The estimate itself."""
+    """Print the estimate itself."""
     where = f" in {config.region}" if config.google else ", on this machine"
     text = Text.assemble((config.stack, "bold"), f": {config.file.model.name}{where}: ", (span(found.hours), "bold"))
     if config.google:
@@ -133,7 +134,7 @@ def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, 
             columns,
             [
                 (
-                    f"{ROLES[need.role]}: {need.where}",
+                    f"{ROLE_PLURALS[need.role]}: {need.where}",
                     *(f"{amount / 1e9:.2g}" for amount in (need.least, need.usual)),
                     f"{need.has / 1e9:.0f}" if need.has else "",
                     *((need.of,) if origins else ()),
@@ -166,18 +167,18 @@ def _rows(console: Console, title: str, columns: tuple[str, ...], rows: list[tup
 
 
 def compared(choice: Choice) -> list[tuple[Alternative, Alternative | None]]:
-    """Of each kind of hardware the cheapest machines, on demand, and the same with Spot workers; by cost."""
+    """Return, by cost, the cheapest machines of each kind on demand, and the same with Spot workers if possible."""
     kinds: dict[tuple[Any, ...], Alternative] = {}
     spot = {one.shape: one for one in choice.every if one.config.file.machines.spot}
     for one in choice.every:
         if not one.config.file.machines.spot:
-            gpus = fleet.accelerator(one.config, "master")
-            kind = gpus if gpus[1] else (fleet.machine_type(one.config, "master").name,)
+            master = one.fleet.master
+            kind = (master.accelerator, master.accelerators) if master.accelerators else (master.machine.name,)
             kinds.setdefault((*kind, one.config.workers > 0), one)
     return [(one, spot.get(one.shape)) for one in kinds.values()]
 
 
-def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, console: Console) -> None:
+def show_alternatives(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, console: Console) -> None:
     rows = compared(choice)
     table = Table(
         title=f"other machines in {config.region}, on demand and with Spot workers; do they fit the limits",
@@ -212,7 +213,7 @@ def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, cons
                 for region, one in alternatives.regions(config)
             ],
         )
-    if near := elsewhere(config):
+    if near := elsewhere(fleet):
         _rows(
             console,
             "the nearest machines of other clouds at list price, to compare: nothing runs there",
@@ -239,21 +240,21 @@ def _best(one: Alternative | None) -> str:
     )
 
 
-def elsewhere(config: StackConfig) -> list[tuple[str, int, str, prices.Equivalent | None]]:
-    """Of each of the stack's kinds of machines, how many there are and the nearest of each other cloud."""
+def elsewhere(fleet: Fleet) -> list[tuple[str, int, str, prices.Equivalent | None]]:
+    """Return each kind of rented machines in words, how many there are, and the nearest machine of each other cloud."""
     counted: dict[tuple[str, str, int], int] = {}
-    for role, count in fleet.counts(config).items() if config.google else ():
-        kind = (fleet.machine_type(config, role).name, *fleet.accelerator(config, role))
-        counted[kind] = counted.get(kind, 0) + count
+    for machines in () if fleet.local else fleet.roles:
+        kind = (machines.machine.name, machines.accelerator, machines.accelerators)
+        counted[kind] = counted.get(kind, 0) + machines.count
     return [
-        (measured.machine_of(*kind), count, cloud, one)
+        (machine_label(*kind), count, cloud, one)
         for kind, count in counted.items()
         for cloud, one in prices.elsewhere(*kind).items()
     ]
 
 
-def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
-    """Keys and order stay the same; amounts have two digits that matter."""
+def as_json(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
+    """Return the estimate as JSON. Keys and order stay the same; amounts have two significant digits."""
 
     def alternative(one: Alternative | None) -> dict[str, Any] | None:
         if one is None:
@@ -309,7 +310,7 @@ def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[st
         },
         "elsewhere": [
             {"for": name, "count": count, "cloud": cloud, **(asdict(one) if one else {"machine": None})}
-            for name, count, cloud, one in elsewhere(config)
+            for name, count, cloud, one in elsewhere(fleet)
         ],
         "notes": [*found.notes, *notes],
     }
@@ -328,13 +329,14 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     with Console(stderr=True).status("looking at finished runs"):
         notes = refresh(config)
-    found, choice = estimate(config), alternatives.compare(config)
+    fleet = resolve_fleet(config)
+    found, choice = estimate(config, fleet), alternatives.compare(config, fleet)
     if options.json:
-        print(json.dumps(as_json(config, found, choice, notes), indent=2))
+        print(json.dumps(as_json(config, fleet, found, choice, notes), indent=2))
     else:
         show(config, found, notes, options.origins, console)
         if choice.every:
-            show_alternatives(config, found, choice, console)
+            show_alternatives(config, fleet, found, choice, console)
     return 0
 
 

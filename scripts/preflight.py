@@ -1,4 +1,4 @@
-"""Look, before money is spent, whether a stack can stand up: text and Docker here; rights, quotas, machines at Google.
+"""Check, before money is spent, whether a stack can be made: text and Docker here; rights, quotas, machines at Google.
 
 A line each: ok, a problem with what to do, or unknown, which is never taken for ok. Exit code: 1 if there are problems
 or Google does not tell of the project.
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.fleet import fleet
+from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, Limits, check_quotas
 from infra.job import job_spec
@@ -25,7 +25,7 @@ from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 
 IMAGES = "deeplearning-platform-release"
-# What the stack makes. Creating is asked for; who may create one of these may as a rule delete it too.
+# The rights to create what the stack makes. An account that may create one of these may as a rule delete it too.
 PERMISSIONS = [
     "artifactregistry.repositories.create",
     "artifactregistry.repositories.uploadArtifacts",
@@ -51,8 +51,9 @@ DOCKER_SECONDS = 30
 
 
 def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> list[Check]:
-    """All checks of a stack, in the order in which a person mends them."""
-    checks = here(config)
+    """Run all checks of a stack, in the order in which a person fixes them."""
+    fleet = resolve_fleet(config)
+    checks = here(config, fleet)
     try:
         api = connect()
         project, number = _project(api, config.project)
@@ -72,16 +73,16 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         )
     )
     checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
-    checks += machine_types(api, config, fleet.zones(config))
+    checks += machine_types(api, config, fleet, fleet.zones)
     checks.append(_image(api, config))
-    return checks + check_quotas(config, Limits(api, config.project, config.region))
+    return checks + check_quotas(config, fleet, Limits(api, config.project, config.region))
 
 
-def here(config: StackConfig) -> list[Check]:
-    """What `pulumi up` needs of this machine: all that the run starts from, and Docker to build the image."""
+def here(config: StackConfig, fleet: Fleet) -> list[Check]:
+    """Check what `pulumi up` needs of this machine: the inputs of the run, and Docker to build the image."""
     problems: list[str] = []
     try:
-        job = job_spec(config)
+        job = job_spec(config, fleet)
     except ConfigError as error:
         problems = error.problems
     except InputError as error:
@@ -116,7 +117,7 @@ def _docker(config: StackConfig) -> Check:
 
 
 def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
-    """The project, and its number if it is known. Raises ApiError where Google or a login is out of reach."""
+    """Check the project, and return its number if known. Raises ApiError if Google or a login is out of reach."""
     try:
         found = api.call("cloudresourcemanager", "GET", f"projects/{project}")
     except ApiError as error:
@@ -167,7 +168,7 @@ def _permissions(api: GoogleApi, project: str) -> Check:
 
 
 def _agent(api: GoogleApi, project: str, number: str) -> Check:
-    """Instance groups make machines in the name of the Google APIs service agent."""
+    """Check the rights of the Google APIs service agent, in whose name instance groups make machines."""
     name = "Google APIs service agent"
     if not number:
         return Check(name, "unknown", "the project's number is not known, and so not its name")
@@ -208,7 +209,7 @@ def _image(api: GoogleApi, config: StackConfig) -> Check:
 
 
 def show(checks: list[Check], console: Console) -> None:
-    """A table on a terminal, lines in a log."""
+    """Print the checks: as a table on a terminal, as lines into a log."""
     if not console.is_terminal:
         for check in checks:
             fix = f"; {check.fix}" if check.fix else ""

@@ -10,14 +10,14 @@ import shlex
 import shutil
 import sys
 
-from infra.fleet.fleet import counts
+from infra.fleet.fleet import role_counts
 from scripts.support.common import UserError, google_stack, run_main
 from scripts.support.google_groups import Group, Json, instance_name, read_groups
 from trainer.gcloud.api import ApiError, GoogleApi
 
 
 def choose(groups: list[Group], role: str, index: int, stack: str) -> tuple[str, str]:
-    """(instance, zone) of the index-th running machine of a role, by name. Raises UserError."""
+    """Return the instance and zone of the index-th running machine of a role, by name. Raises UserError."""
     mine = [group for group in groups if group.role == role]
     if not mine:
         there = ", ".join(dict.fromkeys(group.role for group in groups)) or "none"
@@ -36,7 +36,7 @@ def choose(groups: list[Group], role: str, index: int, stack: str) -> tuple[str,
 
 
 def _zone(instance: Json) -> str:
-    """Out of the instance's address, .../zones/ZONE/instances/NAME."""
+    """Return the zone in an instance's address, .../zones/ZONE/instances/NAME."""
     return str(instance["instance"]).split("/zones/")[1].split("/")[0]
 
 
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.index < 0:
         parser.error("--index: use 0 or more")
     config = google_stack(options.stack)
-    if options.role not in counts(config):
-        roles = ", ".join(counts(config))
+    roles = role_counts(config)
+    if options.role not in roles:
         raise UserError(
-            f"{options.role}: stack {config.stack} has no such machines by its stack file (it has: {roles})"
+            f"{options.role}: stack {config.stack} has no such machines by its stack file (it has: {', '.join(roles)})"
         )
     gcloud = shutil.which("gcloud")
     if gcloud is None and not options.print:
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before and after the first `--`."""
+    """Return the arguments before and after the first `--`."""
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")

@@ -1,4 +1,4 @@
-"""Whether Google has what a stack asks for: its machine types in a zone, and enough quota.
+"""Check whether Google has what a stack asks for: its machine types in a zone, and enough quota.
 
 `up` tells it before anything is made and goes on: Google may know better, and a quota may come. Whether a machine is
 free nobody knows beforehand; with too few, groups wait.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pulumi
 
-from infra.fleet import fleet
+from infra.fleet.fleet import Fleet
 from infra.google.quotas import Check, Limits, check_quotas
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
@@ -16,17 +16,19 @@ from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
 NO_QUOTA_PROJECT = "requires a quota project"
 
 
-def tell(config: StackConfig, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi) -> None:
-    """A warning for each thing that Google will not give, and one line of what could not be checked. Never raises."""
-    zone = launch_zone(config)
+def tell(
+    config: StackConfig, fleet: Fleet, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi
+) -> None:
+    """Warn of each thing that Google will not give, and log one line of what could not be checked. Never raises."""
+    zone = fleet.launch_zone(config.file.launch)
     try:
         api = connect()
-        checks = machine_types(api, config, [zone])
-        checks += check_quotas(config, Limits(api, config.project, config.region))
+        checks = machine_types(api, config, fleet, [zone])
+        checks += check_quotas(config, fleet, Limits(api, config.project, config.region))
     except ApiError as error:
         not_checked(str(error), parent)
         return
-    except Exception as error:  # an answer of a shape that nobody thought of is no reason to stop
+    except Exception as error:  # an answer of an unexpected shape is no reason to stop
         not_checked(f"{type(error).__name__}: {error}", parent)
         return
     if all(check.state == "unknown" for check in checks):  # as before the first `up` in a project, with its APIs off
@@ -44,21 +46,14 @@ def not_checked(why: str, parent: pulumi.Resource) -> None:
     pulumi.log.info(f"not checked: quotas and machine types ({why.splitlines()[0]})", parent)
 
 
-def launch_zone(config: StackConfig) -> str:
-    """Where this launch lives: each takes the next."""
-    zones = fleet.zones(config)
-    return zones[(config.file.launch - 1) % len(zones)]
-
-
-def machine_types(api: GoogleApi, config: StackConfig, zones: Sequence[str]) -> list[Check]:
-    """Whether each of these zones has the machines; the zone of this launch must."""
-    mine = launch_zone(config)
+def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequence[str]) -> list[Check]:
+    """Check whether each of these zones has the machines; the zone of this launch must have them."""
+    mine = fleet.launch_zone(config.file.launch)
     wanted: dict[str, None] = {}
-    for role in fleet.counts(config):
-        machine, (model, _) = fleet.machine_type(config, role), fleet.accelerator(config, role)
-        wanted[f"machineTypes/{machine.name}"] = None
-        if model:
-            wanted[f"acceleratorTypes/{model}"] = None
+    for machines in fleet.roles:
+        wanted[f"machineTypes/{machines.machine.name}"] = None
+        if machines.accelerator:
+            wanted[f"acceleratorTypes/{machines.accelerator}"] = None
     checks = []
     for zone in sorted(zones, key=lambda zone: zone != mine):
         try:
@@ -87,7 +82,7 @@ def _exists(api: GoogleApi, path: str) -> bool:
 
 
 def unknown(name: str, error: ApiError, fix: str = "") -> Check:
-    """A question that was not answered; an API that is off is no problem, as the stack enables what it needs."""
+    """Return the check of a question that was not answered. An API that is off is no problem: the stack enables it."""
     if NO_QUOTA_PROJECT in str(error):
         fix = "run `gcloud auth application-default set-quota-project` with the project's id"
         return Check(name, "unknown", "your login names no project to which questions are counted", fix)

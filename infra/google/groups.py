@@ -1,64 +1,85 @@
 """Describe the managed instance groups of a run as data; machines.py declares them."""
 
+from __future__ import annotations  # the types of pulumi_gcp take long to import, and only mypy needs them
+
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from infra.fleet.deadline import HOUR
-from infra.fleet.fleet import accelerator, counts, is_spot, machine_type, zones
+from infra.fleet.fleet import Fleet, RoleMachines
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec, Role
+
+if TYPE_CHECKING:
+    import pulumi
+    from pulumi_gcp import compute
 
 BOOT = Path(__file__).with_name("boot.sh")
 IMAGE_PROJECT = "deeplearning-platform-release"
 NOTICE = 120  # seconds of warning before a Spot VM is taken
 
 
+class Template(TypedDict):
+    """Arguments of compute.RegionInstanceTemplate that the stack file decides."""
+
+    region: str
+    machine_type: str
+    description: str
+    disks: list[compute.RegionInstanceTemplateDiskArgsDict]
+    scheduling: compute.RegionInstanceTemplateSchedulingArgsDict
+    shielded_instance_config: compute.RegionInstanceTemplateShieldedInstanceConfigArgsDict
+    metadata: dict[str, pulumi.Input[str]]
+    labels: dict[str, pulumi.Input[str]]
+    guest_accelerators: NotRequired[list[compute.RegionInstanceTemplateGuestAcceleratorArgsDict]]
+    reservation_affinity: NotRequired[compute.RegionInstanceTemplateReservationAffinityArgsDict]
+
+
 @dataclass(frozen=True)
 class Group:
-    """What is known of a role's machines before anything is made."""
+    """The managed instance group of a role, as far as it is known before anything is made."""
 
     role: Role
     name: str
     count: int
     zone: str
     flex_start: bool
-    deadline: str  # the scheduler job that resizes it to zero
-    template: dict[str, Any]  # arguments of the template; those that others make are added to it
+    run_seconds: int  # how long a machine may run
+    deadline: str  # the scheduler job that resizes the group to zero
+    template: Template  # machines.py adds what other resources decide
 
     def resize_url(self, config: StackConfig) -> str:
+        """Return the address of the REST call that resizes the group to zero."""
         return (
             f"https://compute.googleapis.com/compute/v1/projects/{config.project}/regions/{config.region}"
             f"/instanceGroupManagers/{self.name}/resize?size=0"
         )
 
 
-def groups(config: StackConfig, job: JobSpec) -> list[Group]:
-    """The groups of a run, master first."""
-    return [_group(config, job, role, count) for role, count in counts(config).items()]
+def groups(config: StackConfig, fleet: Fleet, job: JobSpec) -> list[Group]:
+    """Describe the groups of a run, master first."""
+    return [_group(config, fleet, job, machines) for machines in fleet.roles]
 
 
-def _group(config: StackConfig, job: JobSpec, role: Role, count: int) -> Group:
-    places = zones(config)
-    zone = places[(job.launch - 1) % len(places)]
-    flex = config.file.machines.flex_start and bool(accelerator(config, role)[1])
-    template = template_arguments(config, job, role)
-    # All that makes it another group; the number of its machines does not, nor what is known only when it is made.
+def _group(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Group:
+    role, count, flex, zone = machines.role, machines.count, machines.flex_start, fleet.launch_zone(job.launch)
+    template = template_arguments(config, fleet, job, machines)
+    # A change of any of these is another group; the number of machines is not among them.
     identity = [job.run, job.launch, zone, config.file.limits.max_hours, template]
     if flex:
-        identity.append(count)  # a request for capacity adds machines: another number is another group
+        identity.append(count)  # a request for capacity only adds machines, so another number is another group
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     deadline = f"gpt2-{config.stack}-{role}-deadline"
-    return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, deadline, template)
+    return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, _run_seconds(config), deadline, template)
 
 
-def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[str, Any]:
-    """What a machine of a role is, as far as the stack file says."""
-    machine, (model, number) = machine_type(config, role), accelerator(config, role)
+def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Template:
+    """Return the machines of a role, as far as the stack file decides them."""
+    role, number = machines.role, machines.accelerators
     settings = config.file.machines
-    metadata = {
+    metadata: dict[str, pulumi.Input[str]] = {
         "startup-script": BOOT.read_text(encoding="utf-8"),
         "enable-oslogin": "TRUE",
         "block-project-ssh-keys": "TRUE",
@@ -72,10 +93,10 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[st
     if number:
         metadata["install-nvidia-driver"] = "True"
     if role == "master":
-        metadata["gpt2-scale-down"] = ",".join(_jobs(config))
-    arguments: dict[str, Any] = {
+        metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
+    arguments: Template = {
         "region": config.region,
-        "machine_type": machine.name,
+        "machine_type": machines.machine.name,
         "description": f"{role} of run {job.run}",
         "disks": [
             {
@@ -86,7 +107,7 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[st
                 "disk_type": "pd-balanced",
             }
         ],
-        "scheduling": scheduling(config, role),
+        "scheduling": scheduling(config, machines),
         # NVIDIA's driver modules are not signed, so no secure boot where there is a GPU.
         "shielded_instance_config": {
             "enable_secure_boot": not number,
@@ -96,36 +117,51 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[st
         "metadata": metadata,
         "labels": {"role": role, "run": job.run, "launch": str(job.launch)},
     }
-    if number and not machine.accelerators:
-        arguments["guest_accelerators"] = [{"type": model, "count": number}]
+    if machines.attached:
+        arguments["guest_accelerators"] = [{"type": machines.accelerator, "count": number}]
     if settings.reservation is not None and role != "ps":
-        key = "compute.googleapis.com/reservation-name"
-        specific = {"key": key, "values": [settings.reservation]}
-        arguments["reservation_affinity"] = {"type": "SPECIFIC_RESERVATION", "specific_reservation": specific}
-    elif config.file.machines.flex_start and number:
+        arguments["reservation_affinity"] = {
+            "type": "SPECIFIC_RESERVATION",
+            "specific_reservation": {
+                "key": "compute.googleapis.com/reservation-name",
+                "values": [settings.reservation],
+            },
+        }
+    elif machines.flex_start:
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     return arguments
 
 
-def scheduling(config: StackConfig, role: Role) -> dict[str, Any]:
-    """How Google may treat a machine; exactly what it accepts (termination_time is added where it is known)."""
-    gpus = accelerator(config, role)[1]
-    common = {
-        "automatic_restart": False,  # the group makes it anew
+def scheduling(config: StackConfig, machines: RoleMachines) -> compute.RegionInstanceTemplateSchedulingArgsDict:
+    """Return how Google may treat a machine, exactly as Google accepts it; machines.py adds termination_time."""
+    common: compute.RegionInstanceTemplateSchedulingArgsDict = {
+        "automatic_restart": False,  # the group replaces it
         "instance_termination_action": "DELETE",
-        "on_host_maintenance": "TERMINATE" if gpus or is_spot(config, role) else "MIGRATE",
+        "on_host_maintenance": "TERMINATE" if machines.accelerators or machines.spot else "MIGRATE",
     }
-    if is_spot(config, role):
-        notice = {"seconds": NOTICE}
-        return {**common, "provisioning_model": "SPOT", "preemptible": True, "preemption_notice_duration": notice}
-    if config.file.machines.flex_start and gpus:
-        limit = {"seconds": int(config.file.limits.max_hours * HOUR)}
-        return {**common, "provisioning_model": "FLEX_START", "preemptible": False, "max_run_duration": limit}
+    if machines.spot:
+        return {
+            **common,
+            "provisioning_model": "SPOT",
+            "preemptible": True,
+            "preemption_notice_duration": {"seconds": NOTICE},
+        }
+    if machines.flex_start:
+        return {
+            **common,
+            "provisioning_model": "FLEX_START",
+            "preemptible": False,
+            "max_run_duration": {"seconds": _run_seconds(config)},
+        }
     return {**common, "provisioning_model": "STANDARD", "preemptible": False}
 
 
-def _jobs(config: StackConfig) -> list[str]:
-    """Full names of the scheduler's jobs in the order in which the master runs them: its own last."""
-    roles = [role for role in ("worker", "ps", "master") if role in counts(config)]
+def _run_seconds(config: StackConfig) -> int:
+    return int(config.file.limits.max_hours * HOUR)
+
+
+def _jobs(config: StackConfig, fleet: Fleet) -> list[str]:
+    """Return the full names of the scheduler's jobs in the order in which the master runs them, its own last."""
+    roles = [machines.role for machines in (*fleet.roles[1:], fleet.master)]
     start = f"projects/{config.project}/locations/{config.region}/jobs"
     return [f"{start}/gpt2-{config.stack}-{role}-deadline" for role in roles]

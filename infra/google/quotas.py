@@ -1,4 +1,4 @@
-"""What a stack needs of Google's quotas, and whether it has it: asked by `up` and by scripts/preflight.
+"""Check whether Google's quotas are enough for a stack. `up` and scripts.preflight ask.
 
 Limits come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
 """
@@ -8,21 +8,20 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infra.fleet import fleet
 from infra.fleet.catalog import ACCELERATORS
-from infra.fleet.fleet import is_spot
+from infra.fleet.fleet import Fleet
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import ApiError, GoogleApi
 
 SERVICE = "services/compute.googleapis.com"
 GPU_FAMILIES = ("H100", "H100_MEGA")  # these have one quota, with the family as a dimension
-CPUS = {"n1": "CPUS", "a2": "A2_CPUS"}  # by machine family; that of the others is not known for sure
+CPUS = {"n1": "CPUS", "a2": "A2_CPUS"}  # by machine family; the quotas of other families are not known for sure
 DISKS = "SSD_TOTAL_GB"  # balanced disks count as SSD
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line for a person."""
+    """The result of one check, in a line for a person."""
 
     name: str
     state: Literal["ok", "problem", "unknown", "note"]
@@ -32,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Need:
-    """How much of one quota a stack takes: of machines on demand, and of Spot or flex-start machines."""
+    """How much of one quota a stack takes for machines on demand, and for Spot or flex-start machines."""
 
     metric: str  # Compute Engine's name, such as NVIDIA_T4_GPUS
     on_demand: int
@@ -46,32 +45,32 @@ class Limit:
     used: float | None = None
 
 
-def needs(config: StackConfig) -> tuple[list[Need], list[str]]:
-    """What the stack needs, and the machine families whose CPU quota is not known."""
+def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
+    """Return what the machines need, and the machine families whose CPU quota is not known."""
     amounts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     unknown: list[str] = []
-    for role, count in fleet.counts(config).items():
-        machine, (model, gpus) = fleet.machine_type(config, role), fleet.accelerator(config, role)
+    for machines in fleet.roles:
+        machine, count, gpus = machines.machine, machines.count, machines.accelerators
         # Flex-start machines take the quota of Spot machines.
-        mine = amounts[is_spot(config, role) or (config.file.machines.flex_start and gpus > 0)]
+        mine = amounts[machines.spot or machines.flex_start]
         if gpus:
-            mine[f"NVIDIA_{ACCELERATORS[model].quota}_GPUS"] += count * gpus
+            mine[f"NVIDIA_{ACCELERATORS[machines.accelerator].quota}_GPUS"] += count * gpus
             mine["GPUS_ALL_REGIONS"] += count * gpus
         if machine.family in CPUS:
             mine[CPUS[machine.family]] += count * machine.vcpus
         elif machine.family not in unknown:
             unknown.append(machine.family)
         mine["CPUS_ALL_REGIONS"] += count * machine.vcpus
-        amounts[False][DISKS] += count * config.file.machines.boot_disk_gb
+        amounts[False][DISKS] += count * machines.disk_gb
         amounts[False]["INSTANCES"] += count
-    if config.file.network.nat:
+    if nat:
         amounts[False]["IN_USE_ADDRESSES"] += 1
     metrics = dict.fromkeys([*amounts[False], *amounts[True]])
     return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics], unknown
 
 
 class Limits:
-    """Reads limits, each once."""
+    """Read limits, each once."""
 
     def __init__(self, api: GoogleApi, project: str, region: str) -> None:
         self._api, self._project, self._region = api, project, region
@@ -79,7 +78,7 @@ class Limits:
         self._compute = self._listed(f"projects/{project}") | self._listed(f"projects/{project}/regions/{region}")
 
     def of(self, metric: str) -> Limit | None:
-        """None if nobody says."""
+        """Return the limit of a quota; None if neither API knows it."""
         listed = self._compute.get(metric)
         value = self._cloud(metric)
         if value is None:
@@ -109,7 +108,7 @@ class Limits:
 
 
 def quota_id(metric: str) -> tuple[str, str]:
-    """(the Cloud Quotas API's name of a quota, the GPU family where it is one for all families)."""
+    """Return the Cloud Quotas API's name of a quota, and the GPU family if the quota is one for all families."""
     for model in GPU_FAMILIES:
         if metric == f"NVIDIA_{model}_GPUS":
             return "GPUS-PER-GPU-FAMILY-per-project-region", f"NVIDIA_{model}"
@@ -118,7 +117,7 @@ def quota_id(metric: str) -> tuple[str, str]:
 
 
 def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | None:
-    """The value that holds for some dimensions; Google lists the more specific ones first. None if none fits."""
+    """Return the value for the wanted dimensions; None if none fits. Google lists the more specific ones first."""
     for info in infos:
         dimensions = info.get("dimensions") or {}
         places = info.get("applicableLocations") or []
@@ -131,9 +130,9 @@ def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | No
     return None
 
 
-def check_quotas(config: StackConfig, limits: Limits) -> list[Check]:
-    """A line for each quota that the stack needs."""
-    wanted, families = needs(config)
+def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Check]:
+    """Check each quota that the stack needs."""
+    wanted, families = needs(fleet, config.file.network.nat)
     checks: list[Check] = []
     for need in wanted:
         checks += _everywhere(need, limits) if need.everywhere else _regional(need, limits, config.region)
@@ -149,14 +148,14 @@ def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
         return [_judge(need.metric, need.on_demand, limit, region)]
     metric = f"PREEMPTIBLE_{'CPUS' if need.metric in CPUS.values() else need.metric}"
     spot = limits.of(metric)
-    if spot is not None and spot.value == 0:  # then Spot machines count as the others do
+    if spot is not None and spot.value == 0:  # then Spot machines use the quota of the others
         return [_judge(need.metric, need.on_demand + need.spot, limit, region, " (Spot too, without quota of its own)")]
     checks = [_judge(metric, need.spot, spot, region)]
     return [_judge(need.metric, need.on_demand, limit, region), *checks] if need.on_demand else checks
 
 
 def _everywhere(need: Need, limits: Limits) -> list[Check]:
-    """Whether Spot machines count in a quota over all regions, sources disagree."""
+    """Check a quota over all regions. Sources disagree whether Spot machines count in it."""
     limit, both = limits.of(need.metric), need.on_demand + need.spot
     if limit is not None and need.on_demand <= limit.value < both:
         words = f"{need.on_demand} needed on demand and {need.spot} of Spot machines, limit {limit.value:g};"

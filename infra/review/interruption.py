@@ -1,13 +1,15 @@
 """Find out which run a change affects: its machines, and its present state according to its bucket."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from infra.lifecycle import newest_checkpoint
 from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
+from trainer.contract.errors import first_line
+from trainer.contract.wording import ROLE_NAMES
 from trainer.runs.records import FINAL_STATES
 from trainer.runs.status import read_status
 from trainer.storage.base import NoBucket, StorageError
@@ -18,7 +20,6 @@ REQUEST = "gcp:compute/regionResizeRequest:RegionResizeRequest"
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 PROCESS = "pulumi-python:dynamic/local:Machine"
 LAUNCH = "pulumi-python:dynamic/google:Launch"
-ROLES = {"master": "master", "worker": "worker", "ps": "parameter server"}
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,19 @@ def look_up_run(bucket: str, run: str) -> RunSnapshot | str | None:
         status = read_status(storage, run)
         if status is None:
             return None
-        newest = None
-        for entry in storage.list(f"runs/{run}/checkpoints"):
-            if match := re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", entry.path):
-                newest = max(newest or (0, 0.0), (int(match[1]), entry.updated))
+        newest = newest_checkpoint(storage, run)
     except NoBucket:
         return None
     except (StorageError, ValueError) as error:
-        return str(error).partition("\n")[0]
-    age = (newest[0], max(0.0, time.time() - newest[1])) if newest else None
-    return RunSnapshot(status.state, status.step, age)
+        return first_line(error)
+    checkpoint = (newest.step, max(0.0, time.time() - newest.time)) if newest else None
+    return RunSnapshot(status.state, status.step, checkpoint)
 
 
 def machines(preview: Preview) -> list[RoleMachines]:
     """Return the machines of each role that has any, the master first."""
     found = []
-    for role, words in ROLES.items():
+    for role, words in ROLE_NAMES.items():
         groups = [step for step in preview.of_type(GROUP) if step.name == f"{role}-group"]
         requests = [step for step in preview.of_type(REQUEST) if step.name == f"{role}-request"]
         processes = [step for step in preview.of_type(PROCESS) if _role(step) == role]

@@ -8,6 +8,7 @@ from typing import Any
 
 from infra import load
 from infra.estimate.estimate import estimate
+from infra.fleet.fleet import resolve_fleet
 from infra.fleet.prices import Cost
 from infra.review.access import Access, access
 from infra.review.interruption import Interruption, RoleMachines, RunLookup, declared, interruption, machines
@@ -219,7 +220,8 @@ def _price(
     if settings is None:
         return None
     try:
-        estimated = estimate(load.load(settings, stack, provider=provider))
+        loaded = load.load(settings, stack, provider=provider)
+        estimated = estimate(loaded, resolve_fleet(loaded))
     except config.ConfigError as error:
         return Price(Cost(0, ("all of it",)), None, None, True, (mask_text(f"no estimate: {error.problems[0]}"),))
     notes = tuple(map(mask_text, estimated.notes))

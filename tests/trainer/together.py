@@ -13,10 +13,11 @@ from trainer.cluster.lighthouse import Stopping
 from trainer.compute import context, process
 from trainer.compute.assembly import assemble
 from trainer.data.prepare import prepare
-from trainer.parallel.diloco_server import OuterServer
-from trainer.parallel.ps_server import Server
+from trainer.parallel.diloco_server import DilocoServer
+from trainer.parallel.ps_server import PsServer
+from trainer.training.member_context import MemberContext
 
-Make = Callable[[context.Parts], context.Member]
+Make = Callable[[MemberContext], context.Runnable]
 SEEDED = threading.Lock()  # a model is made from torch's one global seed
 
 
@@ -28,7 +29,7 @@ class Process(process.Process):
     """Without signals, which are the whole process's."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.said, self._reports = name, [], None
+        self.name, self.address, self.said, self._reports = name, "127.0.0.1", [], None
         self._over = threading.Event()
         self._told, self.over = math.inf, False
 
@@ -46,33 +47,32 @@ class Process(process.Process):
         self.said.append(line)
 
 
-def trainer(parts: context.Parts) -> context.Member:
-    return assemble(parts, prepare(parts.storage, parts.spec.data, parts.spec.fingerprint, lambda *_: None))
+def trainer(made: MemberContext) -> context.Runnable:
+    return assemble(made, prepare(made.storage, made.spec.data, made.spec.fingerprint, lambda *_: None))
 
 
-def server(parts: context.Parts, kind: type[Server] | None = None) -> Server:
-    kind = kind or (OuterServer if parts.spec.parallel.synchronization == "local" else Server)
-    name, journal = parts.process.name, parts.journal
-    return kind(parts.spec, name, parts.cluster, parts.checkpoints, journal, parts.stopping)
+def server(made: MemberContext, kind: type[PsServer] | None = None) -> PsServer:
+    kind = kind or (DilocoServer if made.spec.parallel.synchronization == "local" else PsServer)
+    return kind(made)
 
 
 def _take_part(run: Run, process: Process, make: Make) -> None:
-    parts = context.make_parts(process, run.storage, run.spec, "127.0.0.1")
+    made = context.make_context(process, run.storage, run.spec)
     try:
         with SEEDED:
-            member = make(parts)
+            member = make(made)
         member.prepare()
-        parts.cluster.join(0.1)
+        made.membership.join(0.1)
         with suppress(Over):
             try:
                 member.run()
             except Stopping:
                 member.leave(process.since_told)
     finally:
-        parts.cluster.close()
-        parts.checkpoints.wait()
-        parts.journal.metrics.close()
-        parts.journal.status.close()
+        made.membership.close()
+        made.checkpoints.wait()
+        made.journal.metrics.close()
+        made.journal.status.close()
 
 
 def together(

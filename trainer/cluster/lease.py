@@ -1,12 +1,14 @@
-"""runs/<run>/cluster.json: who hosts the Lighthouse, and the attempt. A lease: whoever has it renews it.
+"""The lease in cluster.json: which machine hosts the Lighthouse, and the attempt. Its holder renews it.
 
-Changed by conditional writes alone, so that of two that want it one gets it, and one that was believed dead notices.
+It changes only by conditional writes: of two machines that want it one gets it, and a holder that was believed dead
+notices that it lost it.
 """
 
 import json
 import threading
 import time
 
+from trainer.contract import paths
 from trainer.storage.base import Conflict, Storage
 
 
@@ -14,7 +16,7 @@ class NoProgress(Exception):
     """Members are here, and no group of them takes a step."""
 
 
-RENEWED, LOST = 5.0, 15.0  # seconds between renewals; without one for so long, another may take it
+RENEWED, LOST = 5.0, 15.0  # seconds between renewals; seconds without one after which another may take it
 
 
 class Lease:
@@ -22,7 +24,7 @@ class Lease:
 
     def __init__(self, storage: Storage, run: str, name: str) -> None:
         """name: of this machine."""
-        self._storage, self._path, self._name = storage, f"runs/{run}/cluster.json", name
+        self._storage, self._path, self._name = storage, paths.lease(run), name
         self._lock = threading.Lock()
         self._generation = 0
         self.address, self.holder, self.attempt, self._renewed = "", "", 0, 0.0
@@ -40,21 +42,21 @@ class Lease:
 
     @property
     def missing(self) -> bool:
-        """Nobody ever had it."""
+        """Whether no machine ever had it."""
         return self._generation == 0
 
     @property
     def mine(self) -> bool:
-        """This machine has it, or had it before it was restarted."""
+        """Whether this machine has it, or had it before it was restarted."""
         return self.holder == self._name
 
     @property
     def lost(self) -> bool:
-        """Its holder did not renew it."""
+        """Whether its holder failed to renew it."""
         return time.time() - self._renewed > LOST
 
     def release(self) -> None:
-        """Let another take it at once instead of after LOST seconds. It is still this machine's until then."""
+        """Let another machine take it at once instead of after LOST seconds. Until then it is still this machine's."""
         self.write(self.address, self.attempt, renewed=0.0)
 
     def write(self, address: str, attempt: int, renewed: float | None = None) -> bool:

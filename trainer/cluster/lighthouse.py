@@ -1,7 +1,7 @@
-"""The Lighthouse, torchft's server that knows who is here: finding it, hosting it, and being heard by it.
+"""Find, host and ask the Lighthouse: torchft's server that knows which members are alive.
 
-Its address is a lease in the bucket (lease.py). master-0 starts one first; when its lease runs out, whoever is
-first takes it over, and the attempt counts one up.
+Its address is a lease in the bucket (lease.py). master-0 starts the first one; when its lease runs out, the first
+member that notices takes it over, and the attempt goes up by one.
 """
 
 import os
@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.cluster import lease
-from trainer.cluster.group import first_line
+from trainer.cluster.host import Host
 from trainer.cluster.lease import Lease
+from trainer.contract.errors import first_line
 from trainer.storage.base import Storage
 
 os.environ.setdefault("RUST_LOG", "error")  # before torchft is imported
@@ -35,23 +36,12 @@ class Stopping(Exception):
 
 
 class Lighthouse:
-    """As one member sees it. `ask` and `connect` are called from one thread."""
+    """The Lighthouse as one member sees it. `ask` and `connect` are called from one thread."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        run: str,
-        name: str,
-        identity: str,
-        address: str,
-        log: Callable[[str], None],
-        report: Callable[..., None],
-        stopping: Callable[[], bool],
-    ) -> None:
-        """identity: of this member, never used before; address: this machine, as the others see it."""
-        self._storage, self._run, self._name, self._lease = storage, run, name, Lease(storage, run, name)
-        self._identity, self._address = identity, address
-        self._log, self._report, self._stopping = log, report, stopping
+    def __init__(self, storage: Storage, run: str, identity: str, host: Host) -> None:
+        """identity: of this member, never used before."""
+        self._storage, self._run, self._identity, self._host = storage, run, identity, host
+        self._lease = Lease(storage, run, host.name)
         self._closed, self._silent = threading.Event(), threading.Event()
         self._deposed = threading.Event()  # another member has the lease that was here
         self._asking = ThreadPoolExecutor(1)
@@ -62,7 +52,7 @@ class Lighthouse:
         self.attempt = 0
 
     def alone(self) -> None:
-        """A run of one member needs no Lighthouse, but an attempt of its own."""
+        """Count an attempt without a Lighthouse, which a run of one member does not need."""
         self._lease.read()
         while not self._lease.write("", self._lease.attempt + 1):
             self._lease.read()
@@ -71,14 +61,14 @@ class Lighthouse:
     def start(self) -> None:
         """Take or find the Lighthouse and start heartbeats. Raises Stopping."""
         self._begun = time.monotonic()
-        self.connect(self._stopping)
+        self.connect(self._host.stopping)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def ask(self, store: str, step: int, data: dict[str, Any], stop: Callable[[], bool]) -> Any:
-        """Its answer, when all members have asked; None if it is lost, or `stop` says so while this waits.
+        """Return its answer, once all members have asked; None if it is lost, or `stop` becomes true meanwhile.
 
-        It may take long, so another thread waits for it.
+        The answer may take long, so another thread waits for it.
         """
         if self._deposed.is_set():  # a server that was shut down still answers those that are connected
             self._deposed.clear()
@@ -94,44 +84,46 @@ class Lighthouse:
         )
         looked = time.monotonic()
         while not wait([request], timeout=0.5).done:
-            self._report()  # alive: waiting for a slower member
+            self._host.report()  # alive: waiting for a slower member
             now, lost = time.monotonic(), False
             if now - looked > lease.RENEWED:
                 looked, lost = now, self._lost()
             if lost or stop():
-                self._asking = ThreadPoolExecutor(1)  # the old one's thread waits on for nothing, and ends with us
+                self._asking = ThreadPoolExecutor(1)  # the old thread waits until this process ends
                 if lost:
-                    self._log(f"the Lighthouse at {self._address_found} is silent and its lease has run out")
+                    self._host.log(f"the Lighthouse at {self._address_found} is silent and its lease has run out")
                 return None
         error = request.exception()
         if error is not None:
-            self._log(f"the Lighthouse at {self._address_found} does not answer ({first_line(error)})")
+            self._host.log(f"the Lighthouse at {self._address_found} does not answer ({first_line(error)})")
             return None
         return request.result()
 
     def _lost(self) -> bool:
-        """Has another the lease, or has its holder (another machine, perhaps frozen) let it run out?"""
+        """Return whether another machine has the lease, or its holder, perhaps frozen, has let it run out."""
         if self._server is not None:
             return False
         try:
             self._lease.read()
         except Exception as error:  # storage may be away for a while
-            self._log(f"the lease could not be read ({first_line(error)})")
+            self._host.log(f"the lease could not be read ({first_line(error)})")
             return False
         return self._lease.address != self._address_found or self._lease.lost
 
     def fenced(self) -> bool:
-        """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
-        newest = Lease(self._storage, self._run, self._name)  # another copy: what renew() compares with must stay
+        """Return whether the others believed this machine dead and have begun a newer attempt."""
+        newest = Lease(
+            self._storage, self._run, self._host.name
+        )  # a copy of its own: _renew() compares with what self._lease read
         newest.read()
         return newest.attempt > self.attempt
 
     def silence(self) -> None:
-        """Heartbeats end. If the Lighthouse is here, it stays: the attempt is the same until close()."""
+        """End the heartbeats. A Lighthouse that is hosted here stays, so that the attempt is the same until close()."""
         self._silent.set()
 
     def close(self) -> None:
-        """Heartbeats end; if the Lighthouse is here, another takes it at once."""
+        """End the heartbeats, and let another member take over a Lighthouse that is hosted here."""
         self.silence()
         self._closed.set()
         if self._server is not None:
@@ -141,7 +133,7 @@ class Lighthouse:
                 self._server.shutdown()
 
     def connect(self, stop: Callable[[], bool]) -> None:
-        """Find a living Lighthouse, or become its host. Retries until it works, or `stop` says so: raises Stopping."""
+        """Find a living Lighthouse, or become its host; try until it works. Raises Stopping once `stop` is true."""
         said = False
         while not stop():
             self._lease.read()
@@ -154,7 +146,7 @@ class Lighthouse:
             if self._may_take() and self._take(self._lease.attempt + 1):
                 return
             if not said:
-                self._report("waiting for the Lighthouse (master-0 starts it; another member after 15 s)")
+                self._host.report("waiting for the Lighthouse (master-0 starts it; another member after 15 s)")
                 said = True
             self._closed.wait(0.3)
         raise Stopping
@@ -172,16 +164,16 @@ class Lighthouse:
         if self._lease.mine:
             return True  # this machine held it and was restarted
         waited = time.monotonic() - self._begun > lease.LOST
-        return (self._lease.missing or self._lease.lost) and (self._name == "master-0" or waited)
+        return (self._lease.missing or self._lease.lost) and (self._host.name == "master-0" or waited)
 
     def _take(self, attempt: int) -> bool:
         server = LighthouseServer(
-            bind=f"{self._address}:0",
+            bind=f"{self._host.address}:0",
             min_replicas=1,  # this module judges each quorum itself
             join_timeout_ms=int(JOIN_TIMEOUT * 1000),
             heartbeat_timeout_ms=int(HEARTBEAT_LOST * 1000),
         )
-        address = f"http://{self._address}:{urlsplit(server.address()).port}"
+        address = f"http://{self._host.address}:{urlsplit(server.address()).port}"
         if not self._lease.write(address, attempt):
             server.shutdown()
             return False
@@ -189,7 +181,7 @@ class Lighthouse:
             self._server.shutdown()
         self._server = server
         self.attempt = attempt
-        self._log(f"attempt {attempt}: the Lighthouse is here, at {address}")
+        self._host.log(f"attempt {attempt}: the Lighthouse is here, at {address}")
         return self._try_client(address)
 
     def _renew(self) -> None:
@@ -202,9 +194,9 @@ class Lighthouse:
                 if here and self._lease.write(self._address_found, self.attempt):
                     continue
             except Exception as error:  # storage may be away for a while; the lease then runs out
-                self._log(f"the lease could not be renewed ({first_line(error)})")
+                self._host.log(f"the lease could not be renewed ({first_line(error)})")
                 continue
-            self._log("another member took the Lighthouse over")  # it thought this machine dead
+            self._host.log("another member took the Lighthouse over")  # it thought this machine dead
             self._server = None
             server.shutdown()
             self._deposed.set()

@@ -1,4 +1,4 @@
-"""Who takes part in the run, now. This module and trainer/cluster/lighthouse.py are all that knows torchft.
+"""Membership: which members take part in the run now. Only this module and lighthouse.py know torchft.
 
 torchft's Lighthouse keeps one quorum of all members; its reconfigurable process groups let members leave and join
 without a restart. We use these two and not its Manager: parameter servers are members too, and its state transfer
@@ -23,10 +23,13 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from trainer.cluster.group import Group, GroupFailed, first_line
+from trainer.cluster.announcement import NOTHING, Announcement, Position
+from trainer.cluster.group import GroupFailed, MemberGroup
+from trainer.cluster.host import Host
 from trainer.cluster.lease import NoProgress
 from trainer.cluster.lighthouse import AVAILABLE, Lighthouse, Stopping
-from trainer.contract import spec
+from trainer.contract.errors import first_line
+from trainer.contract.spec import JobSpec
 from trainer.storage.base import Storage
 
 os.environ.setdefault("RUST_LOG", "error")  # before torchft is imported
@@ -37,32 +40,35 @@ COLLECTIVE = 30.0  # least time-out of a collective; else COLLECTIVE_STEPS times
 COLLECTIVE_STEPS = 5
 LEAVING = 15.0  # seconds that a member waits for the others to hear that it leaves
 FAILURES = 10  # groups in a row that failed before a step: the members do not reach each other
-Identity = tuple[int, int, int]  # steps done, evaluations done, lineage: equal means equal state
 
 
 @dataclass(frozen=True)
 class Member:
+    """A member of the run, as it described itself when it asked for a quorum."""
+
     name: str
-    progress: Identity
-    trainers: int  # declared, as this member read it when it started
+    progress: Position
+    trainers: int  # declared ones, as this member read the job when it started
     leaving: bool = False  # it takes no further step
-    told: Any = None  # what else it lets the others know, as JSON
+    announced: Announcement = NOTHING
 
     @property
     def serves(self) -> bool:
-        """Is it a parameter server, or does it train?"""
+        """Whether it is a parameter server, and no trainer."""
         return self.name.startswith("ps-")
 
 
 @dataclass(frozen=True)
 class Quorum:
+    """The members of the next step, and their group."""
+
     members: tuple[Member, ...]  # by rank: trainers by name, then parameter servers by name
-    leaving: tuple[Member, ...]  # those that are here for the last time; they have no rank
-    enough: bool  # to take a step; if not, somebody is leaving
+    leaving: tuple[Member, ...]  # members that take no further step and have no rank
+    enough: bool  # whether the members can take a step; if not, a member is leaving
     rank: int  # -1 for one that is leaving
     key: str  # names this group: the same for all its members, different for any other group
     attempt: int
-    group: Group
+    group: MemberGroup
 
     @property
     def trainers(self) -> tuple[Member, ...]:
@@ -70,53 +76,35 @@ class Quorum:
 
     @property
     def servers(self) -> tuple[Member, ...]:
-        """By name. Also those that are leaving: what they hold counts."""
+        """The parameter servers by name, leaving ones too: the part of the parameters that they hold counts."""
         found = [member for member in (*self.members, *self.leaving) if member.serves]
         return tuple(sorted(found, key=lambda member: member.name))
 
     @property
     def declared(self) -> int:
-        """Trainers, as the first member read it: all cut the batch alike while workerCount changes under a run."""
+        """Declared trainers, as the first member read them: so all cut a batch alike while workerCount changes."""
         return self.members[0].trainers
 
 
-class Cluster:
+class Membership:
     """One member's membership. All calls but close() and give_up() come from one thread."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        run: str,
-        name: str,
-        *,
-        declared: spec.Cluster,
-        address: str,
-        device: torch.device,
-        log: Callable[[str], None],
-        report: Callable[..., None],
-        waits: Callable[[str], None],
-        stopping: Callable[[], bool],
-    ) -> None:
-        """address: this machine, as the others see it; device: where tensors of the group's collectives lie.
-
-        waits: hears which machines are missing, as long as there are not enough for a step.
-        """
-        self._name, self._declared = name, declared
-        self._address, self._device = address, device
-        self._log, self._report, self._waits, self._stopping = log, report, waits, stopping
-        self._alone = not AVAILABLE or declared.trainers + declared.parameter_servers == 1
-        self._identity = f"{name}:{uuid.uuid4().hex[:8]}"
-        self._lighthouse = Lighthouse(storage, run, name, self._identity, address, log, report, stopping)
+    def __init__(self, storage: Storage, spec: JobSpec, host: Host, device: torch.device) -> None:
+        """device: where tensors of the group's collectives are."""
+        self._declared, self._host, self._device = spec.cluster, host, device
+        self._alone = not AVAILABLE or spec.cluster.trainers + spec.cluster.parameter_servers == 1
+        self._identity = f"{host.name}:{uuid.uuid4().hex[:8]}"
+        self._lighthouse = Lighthouse(storage, spec.run, self._identity, host)
         self._joined = False
-        self._group = Group(None, 0, 1, device)
+        self._group = MemberGroup(None, 0, 1, device)
         self._group_key = ""
         self._failures = self._in_a_row = 0
         self._recent: list[float] = []  # seconds of the last 20 steps
         self._joined_at = 0.0
         self._stepped = False
-        self._before: set[str] = set()  # members of the group before
-        self._seen: set[str] = set()  # of all groups
-        self.missing = ""  # names of those that were lost and whose work the others do now
+        self._before: set[str] = set()  # names of the last group's members
+        self._seen: set[str] = set()  # names of all groups' members, except those that left
+        self.missing = ""  # names of lost members whose work the others do now
         self._given_up = False
 
     # -- membership ------------------------------------------------------------------------------------------------
@@ -128,43 +116,52 @@ class Cluster:
         if self._alone:
             self._lighthouse.alone()
             return
-        self._store = _local_store(self._address)
+        self._store = _local_store(self._host.address)
         self._lighthouse.start()
         self._joined = True
 
     @property
     def attempt(self) -> int:
-        """Counts the Lighthouses of this run."""
+        """The number of the run's Lighthouse, from 1."""
         return self._lighthouse.attempt
 
     def fenced(self) -> bool:
-        """Is a newer attempt under way, of which this machine knows nothing, because it was believed dead?"""
+        """Return whether the others believed this machine dead and have begun a newer attempt."""
         return self._lighthouse.fenced()
 
-    def quorum(self, progress: Identity, told: Any = None) -> Quorum:
-        """The members of the next step; returns when there are enough, or one is leaving.
+    def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
+        """Wait until there are enough members for a step, or one is leaving, and return them.
 
-        Raises Stopping if this machine is told to leave, or GroupFailed.
+        Args:
+            progress: this member's own position.
+            announcement: what else the others must know of it.
+
+        Raises:
+            Stopping: this machine must leave.
+            GroupFailed: the members' group could not be formed.
         """
         if self._alone:
-            me = Member(self._name, progress, self._declared.trainers, told=told)
+            me = Member(self._host.name, progress, self._declared.trainers, announced=announcement)
             return Quorum((me,), (), True, 0, f"{self.attempt}-alone", self.attempt, self._group)
         while True:
-            if self._stopping():
+            if self._host.stopping():
                 raise Stopping
-            answer = self._ask(progress, told, self._stopping)
+            answer = self._ask(progress, announcement, self._host.stopping)
             if answer is None:
                 self._drop_group()
-                if not self._stopping():
-                    self._lighthouse.connect(self._stopping)
+                if not self._host.stopping():
+                    self._lighthouse.connect(self._host.stopping)
                 continue
             quorum = self._judge(answer)
             if quorum is not None:
                 return quorum
             time.sleep(0.1)
 
-    def leave(self, progress: Identity, told: Any = None) -> Quorum | None:
-        """Tell the others that this member takes no further step; None if they do not hear it in LEAVING seconds."""
+    def leave(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum | None:
+        """Tell the others that this member takes no further step.
+
+        Return the quorum that heard it; None if nobody did within LEAVING seconds.
+        """
         if not self._joined:
             return None
         end = time.monotonic() + LEAVING
@@ -174,15 +171,17 @@ class Cluster:
 
         with suppress(Stopping):
             while not late():
-                answer = self._ask(progress, told, late, leaving=True)
+                answer = self._ask(progress, announcement, late, leaving=True)
                 if answer is not None:
                     return self._judge(answer)
                 self._lighthouse.connect(late)  # its host has left just before
         return None
 
-    def _ask(self, progress: Identity, told: Any, stop: Callable[[], bool], *, leaving: bool = False) -> Any:
+    def _ask(
+        self, progress: Position, announcement: Announcement, stop: Callable[[], bool], *, leaving: bool = False
+    ) -> Any:
         data = {
-            "name": self._name,
+            "name": self._host.name,
             "progress": list(progress),
             "trainers": self._declared.trainers,
             "servers": self._declared.parameter_servers,
@@ -191,12 +190,12 @@ class Cluster:
             "failures": self._failures,
             "seconds": max(self._recent),
             "leaving": leaving,
-            "told": told,
+            "told": announcement.to_json(),
         }
-        return self._lighthouse.ask(f"{self._address}:{self._store.port}", progress[0], data, stop)
+        return self._lighthouse.ask(f"{self._host.address}:{self._store.port}", progress[0], data, stop)
 
     def _judge(self, answer: Any) -> Quorum | None:
-        """What the Lighthouse's answer means to this member, a function of what all see alike; None: ask again."""
+        """Return the quorum of the Lighthouse's answer, by what all members see alike; None to ask again."""
         people = [(p, _member(p)) for p in answer.participants]
         people.sort(key=lambda pair: (pair[1].serves, pair[1].name, pair[0].replica_id))
         people = _one_of_each_server(people)
@@ -216,15 +215,16 @@ class Cluster:
         return Quorum(tuple(m for _, m in staying), leaving, enough, rank, key, self.attempt, self._group)
 
     def _enough(self, people: list[tuple[Any, Member]]) -> bool:
-        """Are these enough to take a step? While nobody has taken one, they wait for all that are declared.
+        """Return whether these members can take a step. Before the first step they wait for all declared machines.
 
-        A function of what all members see alike: if one took the step and another went on waiting, both would be stuck.
+        The answer depends only on what all members see alike: if one took the step while another waited, both would
+        be stuck.
         """
         if not people:
             return False
         first = people[0][0].data
         if len({p.data["servers"] for p, _ in people}) > 1:
-            self._waits("waiting: the number of parameter servers is being changed")
+            self._host.waiting("waiting: the number of parameter servers is being changed")
             return False
         patient = all(p.data["patient"] for p, _ in people)
         wanted = {"trainers": first["trainers"] if patient else first["least"], "parameter servers": first["servers"]}
@@ -235,9 +235,9 @@ class Cluster:
             names = {m.name for _, m in people}
             lost = ", ".join(sorted(self._before - names))
             said = f"{', '.join(sorted(names))}{f'; lost: {lost}' if lost else ''}"
-            self._waits(f"waiting for {' and '.join(missing)}; here: {said}")
-        elif serving > first["servers"]:  # one that is no longer declared is still here
-            self._waits(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
+            self._host.waiting(f"waiting for {' and '.join(missing)}; here: {said}")
+        elif serving > first["servers"]:  # a server that is no longer declared has not left yet
+            self._host.waiting(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
         return not missing and serving == first["servers"]
 
     def _configure(self, key: str, people: list[tuple[Any, Member]], rank: int, quorum_id: int) -> None:
@@ -252,7 +252,7 @@ class Cluster:
             fewer = members[0].trainers / sum(not m.serves for m in members)
             slowest = max(p.data["seconds"] for p, _ in people) * max(1.0, fewer)
             timeout = timedelta(seconds=max(COLLECTIVE, COLLECTIVE_STEPS * slowest))
-            self._report(patience=timeout.total_seconds())  # a server says nothing while trainers compute
+            self._host.report(patience=timeout.total_seconds())  # a server says nothing while trainers compute
             group = (ProcessGroupNCCL if device.type == "cuda" else ProcessGroupGloo)(timeout=timeout)
             try:
                 group.configure(f"{store}/{key}", self._identity, rank, size, quorum_id)
@@ -260,24 +260,24 @@ class Cluster:
                 raise GroupFailed(first_line(error)) from error
         if self._given_up:
             raise GroupFailed("this machine is leaving")
-        self._group, self._group_key = Group(group, rank, size, device), key
+        self._group, self._group_key = MemberGroup(group, rank, size, device), key
         names = {member.name for member in members}
         lost = ", ".join(sorted(self._before - names))
         self._before = names
-        self._log(f"{size} members: {', '.join(m.name for m in members)}{f'; missing: {lost}' if lost else ''}")
+        self._host.log(f"{size} members: {', '.join(m.name for m in members)}{f'; missing: {lost}' if lost else ''}")
         self._seen |= names
         fewer = sum(not m.serves for m in members) < members[0].trainers
         self.missing = ", ".join(sorted(self._seen - names)) if fewer else ""
 
     def stepped(self, seconds: float) -> None:
-        """A step was committed: its time bounds how long the next collectives may take."""
+        """Note the time of a committed step: it bounds how long the next collectives may take."""
         self._stepped, self._in_a_row = True, 0
         self._recent = [*self._recent[-19:], seconds]
 
     def failed(self) -> None:
-        """The group was lost: the next one is another, even if all come back. Call it after a GroupFailed.
+        """Note that the group was lost, after a GroupFailed: the next group has another key, even of the same members.
 
-        Raises NoProgress if too many were lost one after the other: no time-out would ever end that.
+        Raises NoProgress if FAILURES groups in a row were lost: no time-out would ever end that.
         """
         self._failures += 1
         self._in_a_row += 1
@@ -287,12 +287,12 @@ class Cluster:
             raise NoProgress(f"{FAILURES} groups in a row failed without a step; the last one: {names}")
 
     def give_up(self) -> None:
-        """No further group, and the end of this one, from another thread: its methods then raise GroupFailed."""
+        """Close the group, from another thread, and form no other: calls that wait for it raise GroupFailed."""
         self._given_up = True
         self._group.close()
 
     def silence(self) -> None:
-        """The others go on without this member; what it still writes is of this attempt until it closes."""
+        """Let the others continue without this member. The attempt stays the same until close()."""
         self._drop_group()
         self._lighthouse.silence()
 
@@ -301,13 +301,13 @@ class Cluster:
         self._group.close()
 
     def close(self) -> None:
-        """Leave: heartbeats end, the others go on without this member."""
+        """Leave: heartbeats end, and the others continue without this member."""
         self._drop_group()
         self._lighthouse.close()
 
 
 def _local_store(address: str) -> TCPStore:
-    """A TCPStore that listens on `address` only; torch's own default is every address of the machine."""
+    """Return a TCPStore that listens on `address` only; by default torch listens on every address of the machine."""
     listener = socket.create_server((address, 0))
     port = listener.getsockname()[1]
     return TCPStore(
@@ -317,12 +317,15 @@ def _local_store(address: str) -> TCPStore:
 
 def _member(participant: Any) -> Member:
     data = participant.data
-    return Member(data["name"], tuple(data["progress"]), data["trainers"], data["leaving"], data["told"])
+    announced = Announcement.from_json(data["told"])
+    return Member(data["name"], Position(*data["progress"]), data["trainers"], data["leaving"], announced)
 
 
 def _one_of_each_server(people: list[tuple[Any, Member]]) -> list[tuple[Any, Member]]:
-    """A machine that was frozen may come back beside its successor: of two servers of a name, the furthest counts."""
-    best: dict[str, tuple[Identity, str]] = {}
+    """Drop all but the furthest server of each name: a frozen machine may come back besides its successor."""
+    best: dict[str, tuple[Position, str]] = {}
     for participant, member in people:
-        best[member.name] = max((member.progress, participant.replica_id), best.get(member.name, ((-1, -1, -1), "")))
+        best[member.name] = max(
+            (member.progress, participant.replica_id), best.get(member.name, (Position(-1, -1, -1), ""))
+        )
     return [(p, m) for p, m in people if not m.serves or best[m.name] == (m.progress, p.replica_id)]

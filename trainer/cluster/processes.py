@@ -1,7 +1,7 @@
-"""The processes of one machine, one a GPU, as a group that never changes: if one is lost, all end.
+"""The processes of one machine, one for each GPU, as a group that never changes: if one is lost, all end.
 
-The supervisor starts one process, and that starts the others with its own command line. The kernel ends them with it,
-and it ends itself when one of them has ended badly; then the supervisor starts all again.
+The supervisor starts the first process, which starts the others with its own command line. The kernel ends them with
+it, and it ends itself when one of them has failed; the supervisor then starts all again.
 """
 
 import os
@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +18,13 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 
-from trainer.cluster.group import Group
+from trainer.cluster.announcement import NOTHING, Announcement, Position
+from trainer.cluster.group import MemberGroup
+from trainer.cluster.host import Host
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Identity, Member, Quorum
+from trainer.cluster.membership import Member, Membership, Quorum
+from trainer.contract.spec import JobSpec
+from trainer.storage.base import Storage
 
 LOCALHOST = "127.0.0.1"
 RANK, PORT = "GPT2_TRAINING_LOCAL_RANK", "GPT2_TRAINING_LOCAL_PORT"
@@ -29,18 +32,18 @@ COLLECTIVE = timedelta(minutes=10)  # also the wait for the slowest writer of a 
 
 
 def local_rank() -> int:
-    """Which of the machine's processes this is; 0 if it is the only one."""
+    """Return this process's rank on its machine; 0 if it is the only one."""
     return int(os.environ.get(RANK, "0"))
 
 
 class Processes:
-    """Makes this process one of `size`; returns when all are there.
+    """This process as one of `size`, once all of them run.
 
-    mesh: of all of them, for torch. CUDA's current device is this process's own.
+    `mesh` is torch's device mesh of all of them. CUDA's current device is this process's own.
     """
 
     def __init__(self, size: int, peaceful: tuple[int, ...], log: Callable[[str], None]) -> None:
-        """peaceful: exit codes with which a process may end without ending the others."""
+        """Start or meet the others. peaceful: exit codes with which a process may end without ending the others."""
         self.rank, self.size, self._peaceful, self._log = local_rank(), size, peaceful, log
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
@@ -67,7 +70,7 @@ class Processes:
 
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, RANK: str(rank), "GPT2_TRAINING_SUPERVISOR": str(os.getpid())}
-        environment.pop("GPT2_TRAINING_REPORT_FD", None)  # one speaks for the machine
+        environment.pop("GPT2_TRAINING_REPORT_FD", None)  # the first process alone reports for the machine
         # close_fds=False: as in trainer/machine/supervisor.py, they inherit the lock that says that this machine lives
         process = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, close_fds=False)
         threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
@@ -80,30 +83,29 @@ class Processes:
             os._exit(max(code, 1))  # the kernel ends the others with this one
 
     def wait(self) -> None:
-        """For the other processes to end, in the first one: they would end with it."""
+        """Wait, in the first process, for the others to end: they would end with it."""
         for process in self._others:
             process.wait()
 
 
-class _Group(Group):
-    """The processes' own group, where trainer/training/loop.py sums what it evaluated."""
+class _ProcessesGroup(MemberGroup):
+    """The group of one machine's processes, over which evaluations are summed."""
 
     def sum(self, tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-class Together(Cluster):
-    """The cluster of one machine's processes: always the same members. The first process counts the attempts.
+class FixedMembership(Membership):
+    """The membership of one machine's processes: always the same members. The first process counts the attempts.
 
-    `stopping` may come true in any of them: all leave after the same step.
+    Any of their hosts may be stopping: all leave after the same step.
     """
 
-    def __init__(self, processes: Processes, device: torch.device, name: str, **options: Any) -> None:
-        """The rest is as Cluster has it."""
-        super().__init__(name=name, device=device, **options)
+    def __init__(self, processes: Processes, storage: Storage, spec: JobSpec, host: Host, device: torch.device) -> None:
+        super().__init__(storage, spec, host, device)
         self._processes = processes
-        self._group = _Group(None, processes.rank, processes.size, device)
-        self._names = [f"{name}/gpu-{i}" for i in range(processes.size)]
+        self._group = _ProcessesGroup(None, processes.rank, processes.size, device)
+        self._names = [f"{host.name}/gpu-{i}" for i in range(processes.size)]
 
     def join(self, step_seconds: float) -> None:
         if self._processes.rank == 0:
@@ -113,13 +115,13 @@ class Together(Cluster):
         self._lighthouse.attempt = int(attempt)
 
     def give_up(self) -> None:
-        """They leave together, after a step."""
+        """Do nothing: the processes leave together, after a step."""
 
-    def quorum(self, progress: Identity, told: Any = None) -> Quorum:
-        stop = torch.tensor(int(self._stopping()))
+    def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
+        stop = torch.tensor(int(self._host.stopping()))
         dist.all_reduce(stop, dist.ReduceOp.MAX)
         if stop:
             raise Stopping
-        members = tuple(Member(name, progress, self._processes.size, told=told) for name in self._names)
+        members = tuple(Member(name, progress, self._processes.size, announced=announcement) for name in self._names)
         key = f"{self.attempt}-together"
         return Quorum(members, (), True, self._processes.rank, key, self.attempt, self._group)

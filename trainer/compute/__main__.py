@@ -26,9 +26,9 @@ def main() -> int:
         parser.add_argument(option, required=True)
     arguments = parser.parse_args()
     die_with_parent()
-    process = Process(arguments.name)
+    process = Process(arguments.name, arguments.address)
     try:
-        return take_part(process, open_storage(arguments.bucket), arguments.run, arguments.role, arguments.address)
+        return take_part(process, open_storage(arguments.bucket), arguments.run, arguments.role)
     except InputError as error:
         print(error, flush=True)
         return INPUT

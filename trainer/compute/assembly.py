@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
-from trainer.compute.context import Parts
+from trainer.cluster.announcement import Announcement
 from trainer.contract import errors
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Task
@@ -22,19 +21,18 @@ from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
 from trainer.model.flat import Flat
 from trainer.model.loss import Loss, compiled, make_loss
-from trainer.parallel.diloco_trainer import LocalServed, LocalTraining
-from trainer.parallel.ps_trainer import Served
+from trainer.parallel.diloco_trainer import DilocoTrainer, DilocoTraining
+from trainer.parallel.ps_trainer import PsTrainer
 from trainer.parallel.replicas import Replicas
 from trainer.runs import scores
 from trainer.training.engine import Engine
-from trainer.training.loop import FP16_SCALE, Training
-from trainer.training.progress import Progress
+from trainer.training.loop import Training
+from trainer.training.member_context import MemberContext
 
 
-class Trainer(Training):
+class TrainingMember(Training):
     """Training, with a beginning and an end."""
 
-    parts: Parts
     prepared: Prepared
     tokenizer: Tokenizer
     exported: Callable[[], GPT2LMHeadModel]
@@ -52,7 +50,7 @@ class Trainer(Training):
             "validation_loss": self.progress.validation_loss or math.nan,
             "unigram_entropy": self.prepared.manifest.validation.unigram_entropy,
         }
-        written = export(self.parts.storage, self.spec, self.exported(), self.tokenizer, facts, self.parts.scratch)
+        written = export(self.context.storage, self.spec, self.exported(), self.tokenizer, facts, self.context.scratch)
         if self.spec.evaluation.task is not None:
             self._score(written, self.spec.evaluation.task)
 
@@ -64,7 +62,7 @@ class Trainer(Training):
                 raise InterruptedError("this machine is to leave")
             self.journal.report(f"evaluating: {done:,} of {total:,}")
 
-        storage, log = self.parts.storage, self.journal.log
+        storage, log = self.context.storage, self.journal.log
         try:
             progress(0, 1)
             found, predictions = evaluate(
@@ -79,14 +77,15 @@ class Trainer(Training):
             )
 
 
-class LocalTrainer(LocalTraining, Trainer):
+class DilocoTrainingMember(DilocoTraining, TrainingMember):
     """A trainer that goes several steps alone."""
 
 
-def assemble(parts: Parts, prepared: Prepared) -> Trainer:
-    """Raises InputError for what cannot be trained."""
-    spec = parts.spec
-    hyper = spec.hyperparameters
+def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
+    """Make this process's trainer. Raises InputError for what cannot be trained."""
+    spec, hyper = context.spec, context.spec.hyperparameters
+
+    # The model, on this machine's device.
     device, precision = pick(hyper.precision)
     tokenizer = prepared.tokenizer()
     model = model_module.build(spec.model, tokenizer, hyper.dropout, hyper.seed).to(device)
@@ -97,56 +96,51 @@ def assemble(parts: Parts, prepared: Prepared) -> Trainer:
         )
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
     model.train(hyper.dropout > 0 or (spec.model.lora is not None and spec.model.lora.dropout > 0))
-    scaled = precision == torch.float16
-    pairs = spec.data.format == "pairs"
-    # Of pairs, tokens that count are a part of those that are computed; with LoRA, not all gradients are.
+    network = _Network(model, tokenizer, device, precision)
+
+    # How the trainers share a step. With pairs only some of the computed tokens count, and with LoRA only some of the
+    # gradients are computed: then there is no peak to compare with.
+    pairs, scaled = spec.data.format == "pairs", precision == torch.float16
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
-    told = {"peak": peak, "scaled": scaled}
-    progress = Progress(scale=FP16_SCALE if scaled else 1.0)
-    hold = _hold(parts, model, tokenizer, device, precision, progress, told)
-    batches, validation = _pairs(parts, prepared) if pairs else _text(parts, prepared)
-    kind = LocalTrainer if spec.parallel.synchronization == "local" else Trainer
+    bound = _bind_engine(context, network, Announcement(peak=peak, scaled=scaled))
+
+    # The loop over the data. The processes of one machine leave together: FixedMembership.quorum says when.
+    batches, validation = _pairs(context, prepared) if pairs else _text(context, prepared)
+    kind = DilocoTrainingMember if spec.parallel.synchronization == "local" else TrainingMember
     trainer = kind(
-        spec,
-        engine=hold.engine,
+        context,
+        engine=bound.engine,
         model=model,
-        loss=hold.loss,
-        zero=hold.zero,
+        loss=bound.loss,
+        zero=bound.zero,
         batches=batches,
         validation=validation,
-        cluster=parts.cluster,
-        checkpoints=parts.checkpoints,
-        journal=parts.journal,
         device=device,
         scaled=scaled,
-        stopping=parts.stopping if parts.processes is None else lambda: False,  # they leave together: Together.quorum
+        stopping=context.host.stopping if context.processes is None else lambda: False,
     )
-    if parts.processes is None:
-        longest = model.config.n_positions // 2 if pairs else PROMPT_TOKENS
-        first = _prompt(prepared, pairs, longest)
-        trainer.sampler = Sampler(
-            parts.storage, spec.run, model, tokenizer, first, hyper.seed, parts.process.log, longest=longest
-        )
-    trainer.exported = hold.exported
-    trainer.parts, trainer.prepared, trainer.tokenizer = parts, prepared, tokenizer
+    if context.processes is None:
+        prompt = _prompt(prepared, pairs, model.config.n_positions // 2)
+        trainer.sampler = Sampler(context.storage, spec, model, tokenizer, prompt, context.host.log)
+    trainer.exported, trainer.prepared, trainer.tokenizer = bound.exported, prepared, tokenizer
     return trainer
 
 
-def _text(parts: Parts, prepared: Prepared) -> tuple[Batches, Windows]:
-    hyper = parts.spec.hyperparameters
+def _text(context: MemberContext, prepared: Prepared) -> tuple[Batches, Windows]:
+    hyper = context.spec.hyperparameters
     batches = Batches(prepared.tokens("train"), hyper.batch_size, hyper.sequence_length, hyper.seed)
     return batches, Windows(prepared.tokens("validation"), hyper.sequence_length)
 
 
-def _pairs(parts: Parts, prepared: Prepared) -> tuple[PairBatches, Examples]:
-    hyper, manifest = parts.spec.hyperparameters, prepared.manifest
+def _pairs(context: MemberContext, prepared: Prepared) -> tuple[PairBatches, Examples]:
+    hyper, manifest = context.spec.hyperparameters, prepared.manifest
     length, examples = hyper.sequence_length, prepared.examples("train")
     batches = PairBatches(prepared.tokens("train"), examples, hyper.batch_size, length, hyper.seed)
     validation = Examples(prepared.tokens("validation"), prepared.examples("validation"), length)
     if manifest.skipped:
-        parts.process.log(f"data: {manifest.skipped:,} bad lines were left out")
+        context.host.log(f"data: {manifest.skipped:,} bad lines were left out")
     if truncated := prepared.truncated("train", length):
-        parts.process.log(
+        context.host.log(
             f"data: {truncated:,} of {len(examples):,} examples are longer than sequenceLength {length}: the beginning"
             " of their prompts is cut off"
         )
@@ -154,17 +148,27 @@ def _pairs(parts: Parts, prepared: Prepared) -> tuple[PairBatches, Examples]:
 
 
 def _prompt(prepared: Prepared, pairs: bool, longest: int) -> list[int]:
-    """What samples continue: the held-out text's beginning, or a held-out prompt's end, as its completion follows."""
-    held_out, start, end = prepared.tokens("validation"), 0, longest
-    if pairs:
+    """Return what samples continue: the held-out text's beginning, or the end of a held-out prompt."""
+    held_out, start, end = prepared.tokens("validation"), 0, min(PROMPT_TOKENS, longest)
+    if pairs:  # the end, because the completion follows it
         end = int(prepared.examples("validation")["prompt"][0])  # the first example begins at 0
         start = max(0, end - longest)
     return [int(token) for token in held_out.read(start, min(end, len(held_out)))]
 
 
 @dataclass(frozen=True)
-class _Hold:
-    """An engine, and the functions that go with where it has the parameters."""
+class _Network:
+    """The model on its device."""
+
+    model: GPT2LMHeadModel
+    tokenizer: Tokenizer
+    device: torch.device
+    precision: torch.dtype | None  # None is fp32
+
+
+@dataclass(frozen=True)
+class _BoundEngine:
+    """An engine, and the functions that depend on where it has the parameters."""
 
     engine: Engine
     loss: Loss
@@ -172,48 +176,32 @@ class _Hold:
     exported: Callable[[], GPT2LMHeadModel]  # the whole model, when the engine has finished
 
 
-def _hold(
-    parts: Parts,
-    model: GPT2LMHeadModel,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    precision: torch.dtype | None,
-    progress: Progress,
-    told: dict[str, Any],
-) -> _Hold:
-    spec, hyper, log = parts.spec, parts.spec.hyperparameters, parts.process.log
+def _bind_engine(context: MemberContext, network: _Network, announcement: Announcement) -> _BoundEngine:
+    """Give the model to the engine that the run's `parallel` and `cluster` ask for."""
+    spec, hyper, log = context.spec, context.spec.hyperparameters, context.host.log
+    model, device, precision = network.model, network.device, network.precision
     masked = spec.data.format == "pairs"
-    if parts.processes is not None:
+    if context.processes is not None:
         from trainer.parallel.fsdp import Sharded  # its imports take a second, and no other engine needs them
 
         if hyper.compile:
             log("hyperparameters.compile means nothing to fsdp: going on without it")
-        sharded = Sharded(
-            model,
-            hyper,
-            device,
-            precision,
-            parts.processes.mesh,
-            parts.checkpoints,
-            parts.journal,
-            progress,
-            told,
-            masked=masked,
-        )
-        return _Hold(sharded, sharded.loss, sharded.zero, lambda: sharded.exported or model)
+        sharded = Sharded(context, model, device, precision, announcement)
+        return _BoundEngine(sharded, sharded.loss, sharded.zero, lambda: sharded.exported or model)
     flat = Flat(model, device)
     loss = make_loss(model, precision, device, masked=masked)
     if hyper.compile:
         loss = compiled(loss, log, dynamic=masked)
 
     def begin() -> None:
-        flat.parameters.copy_(Flat(model_module.build(spec.model, tokenizer, 0.0, hyper.seed), device).parameters)
+        new = model_module.build(spec.model, network.tokenizer, 0.0, hyper.seed)
+        flat.parameters.copy_(Flat(new, device).parameters)
 
     engine: Engine
     if spec.parallel.synchronization == "local":
-        engine = LocalServed(spec, flat, begin, progress, log, told)
+        engine = DilocoTrainer(context, flat, begin, announcement)
     elif spec.cluster.parameter_servers:
-        engine = Served(spec, flat, begin, progress, log, told)
+        engine = PsTrainer(context, flat, begin, announcement)
     else:
-        engine = Replicas(flat, hyper, parts.checkpoints, parts.journal, progress, told)
-    return _Hold(engine, loss, flat.gradients.zero_, lambda: model)
+        engine = Replicas(context, flat, announcement)
+    return _BoundEngine(engine, loss, flat.gradients.zero_, lambda: model)

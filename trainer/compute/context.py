@@ -1,42 +1,43 @@
-"""What a trainer and a parameter server are both made of."""
+"""Make what a trainer and a parameter server are both made of."""
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from trainer.cluster.membership import Cluster, Quorum
-from trainer.cluster.processes import Processes, Together
+from trainer.cluster.membership import Membership, Quorum
+from trainer.cluster.processes import FixedMembership, Processes
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
-from trainer.runs import status as status_file
 from trainer.runs.metrics import Metrics
+from trainer.runs.status import StatusWriter
 from trainer.storage.base import Storage
-from trainer.training.checkpoint import Checkpoints
+from trainer.training.checkpoint import CheckpointStore
 from trainer.training.journal import Journal
+from trainer.training.member_context import MemberContext
 
 
-@dataclass
-class Parts:
-    """What a trainer and a parameter server are made of alike."""
+class MemberHost:
+    """A process as its member's host: it also leaves when it is fenced, and says in status.json what it waits for."""
 
-    process: Process
-    storage: Storage
-    spec: JobSpec
-    cluster: Cluster
-    checkpoints: Checkpoints
-    scratch: Path | None
-    journal: Journal
-    stopping: Callable[[], bool]
-    processes: Processes | None = None  # of this machine, if they share one model
+    def __init__(self, process: Process, status: StatusWriter) -> None:
+        self.name, self.address = process.name, process.address
+        self.log, self.report = process.log, process.report
+        self._process, self._status = process, status
+
+    def waiting(self, reason: str) -> None:
+        self.report(reason)
+        self._status.set(state="RECOVERING", reason=reason)  # written only if this machine has led a step
+
+    def stopping(self) -> bool:
+        return self._process.stopping() or bool(self._status.fenced)
 
 
-class Member(Protocol):
+class Runnable(Protocol):
     """A trainer or a parameter server, as it is run here."""
 
     def prepare(self) -> None:
@@ -52,40 +53,23 @@ class Member(Protocol):
         """This machine was told to leave."""
 
 
-def make_parts(process: Process, storage: Storage, spec: JobSpec, address: str) -> Parts:
-    """Of this process, whether it trains or serves."""
-    status = status_file.StatusWriter(storage, spec.run, spec.launch, process.log)
+def make_context(process: Process, storage: Storage, spec: JobSpec) -> MemberContext:
+    """Make what this process needs to be a member, whether it trains or serves."""
+    status = StatusWriter(storage, spec.run, spec.launch, process.log)
     metrics = Metrics(storage, spec.run, process.name, process.log)
-
-    def stopping() -> bool:
-        return process.stopping() or bool(status.fenced)
-
-    def waits(reason: str) -> None:
-        process.report(reason)
-        status.set(state="RECOVERING", reason=reason)  # written only if this machine has led a step
-
+    host = MemberHost(process, status)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processes: Processes | None = None
-    kind: Callable[..., Cluster] = Cluster
     if spec.parallel.parallelism == "fsdp":
         processes = Processes(spec.cluster.processes, (0, LEFT), process.log)
-        kind = partial(Together, processes)
-    cluster = kind(
-        storage=storage,
-        run=spec.run,
-        name=process.name,
-        declared=spec.cluster,
-        address=address,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        log=process.log,
-        report=process.report,
-        waits=waits,
-        stopping=stopping,
-    )
-    scratch = _scratch(storage, spec.run, f"{process.name}-{processes.rank}" if processes else process.name)
-    kept = spec.checkpoints
-    checkpoints = Checkpoints(storage, spec.run, kept.keep, process.log, scratch, kept.keep_every, cluster.fenced)
-    journal = Journal(metrics, status, cluster, process.log, process.report)
-    return Parts(process, storage, spec, cluster, checkpoints, scratch, journal, stopping, processes)
+        membership: Membership = FixedMembership(processes, storage, spec, host, device)
+        scratch = _scratch(storage, spec.run, f"{process.name}-{processes.rank}")
+    else:
+        membership = Membership(storage, spec, host, device)
+        scratch = _scratch(storage, spec.run, process.name)
+    checkpoints = CheckpointStore(storage, spec.run, spec.checkpoints, process.log, scratch, membership.fenced)
+    journal = Journal(metrics, status, membership, host)
+    return MemberContext(storage, spec, host, membership, checkpoints, journal, scratch, processes)
 
 
 def _scratch(storage: Storage, run: str, name: str) -> Path | None:
@@ -93,7 +77,7 @@ def _scratch(storage: Storage, run: str, name: str) -> Path | None:
 
     What lies there is of a process that was killed.
     """
-    folder = storage.local_path(f"runs/{run}/scratch/{name}")
+    folder = storage.local_path(paths.scratch(run, name))
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

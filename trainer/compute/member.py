@@ -8,39 +8,40 @@ from collections.abc import Callable
 import torch
 
 from trainer.cluster.lighthouse import Stopping
-from trainer.compute.context import Member, Parts, make_parts
+from trainer.compute.context import Runnable, make_context
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
-from trainer.parallel.diloco_server import OuterServer
-from trainer.parallel.ps_server import Server
+from trainer.parallel.diloco_server import DilocoServer
+from trainer.parallel.ps_server import PsServer
 from trainer.runs import status as status_file
 from trainer.runs.records import MachineStatus
 from trainer.storage.base import Storage
+from trainer.training.member_context import MemberContext
 
 LEADER_SILENT = 30.0  # seconds without a heartbeat of the machine that exports the model
 
 
-def make_server(parts: Parts) -> Member:
+def make_server(context: MemberContext) -> PsServer:
     """Make the parameter server that the run's synchronization needs."""
-    kind = OuterServer if parts.spec.parallel.synchronization == "local" else Server
-    return kind(parts.spec, parts.process.name, parts.cluster, parts.checkpoints, parts.journal, parts.stopping)
+    return DilocoServer(context) if context.spec.parallel.synchronization == "local" else PsServer(context)
 
 
-def run_member(process: Process, storage: Storage, spec: JobSpec, address: str, make: Callable[[Parts], Member]) -> int:
+def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable[[MemberContext], Runnable]) -> int:
     """Make the member, let it join the cluster and work to the run's end; return the exit code. It turns gc on."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", spec.cluster.threads)))
-    parts = make_parts(process, storage, spec, address)
-    cluster, journal = parts.cluster, parts.journal
-    member = make(parts)
+    context = make_context(process, storage, spec)
+    membership, journal = context.membership, context.journal
+    member = make(context)
     gc.enable()
     begun = time.monotonic()
     member.prepare()
     process.report("joining the cluster")
-    process.give_up = cluster.give_up
+    process.give_up = membership.give_up
     code = 0
     try:
-        cluster.join((time.monotonic() - begun) * spec.parallel.every)
+        membership.join((time.monotonic() - begun) * spec.parallel.every)
         while True:
             quorum = member.run()
             if quorum.rank == 0:
@@ -51,13 +52,13 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, address: str, 
                 now = time.time()
                 changes = {"step": spec.hyperparameters.steps, "attempt": quorum.attempt, "finished": now}
                 status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
-                process.log(f"finished: the model is at {storage.url}/runs/{spec.run}/model")
-                if parts.processes is not None:
-                    parts.processes.wait()
+                process.log(f"finished: the model is at {storage.url}/{paths.model(spec.run)}")
+                if context.processes is not None:
+                    context.processes.wait()
                 break
-            if parts.processes is not None:  # the first one of this machine does the rest
+            if context.processes is not None:  # the first one of this machine does the rest
                 break
-            if _wait_for_the_end(process, storage, spec, quorum.members[0].name, parts.stopping):
+            if _wait_for_the_end(process, storage, spec, quorum.members[0].name, context.host.stopping):
                 break
     except Stopping:
         if journal.status.fenced:  # the run is over, or goes on without this process: then it is to come back
@@ -69,8 +70,8 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, address: str, 
             member.leave(process.since_told)
             process.log("left")
     finally:  # also of a run that fails: its last steps are what one wants to see
-        cluster.close()
-        parts.checkpoints.wait()
+        membership.close()
+        context.checkpoints.wait()
         journal.metrics.close()
         journal.status.close()
     return code
@@ -86,7 +87,7 @@ def _wait_for_the_end(
         if status_file.is_over(storage, spec.run, spec.launch):
             return True
         try:
-            machine = MachineStatus.model_validate_json(storage.read(f"runs/{spec.run}/machines/{leader}.json"))
+            machine = MachineStatus.model_validate_json(storage.read(paths.machine(spec.run, leader)))
             restarts = machine.restarts if restarts is None else restarts
             if machine.restarts != restarts or time.time() - machine.heartbeat > LEADER_SILENT:
                 return False

@@ -19,8 +19,8 @@ class Process:
     give_up: called FINISH seconds after this machine was told to leave.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self._told = name, math.inf
+    def __init__(self, name: str, address: str) -> None:
+        self.name, self.address, self._told = name, address, math.inf
         self.give_up: Callable[[], None] = lambda: None
         descriptor = os.environ.get("GPT2_TRAINING_REPORT_FD")
         self._reports = os.fdopen(int(descriptor), "w", buffering=1) if descriptor else None

@@ -14,22 +14,22 @@ from trainer.runs import status as status_file
 from trainer.storage.base import Storage
 
 
-def take_part(process: Process, storage: Storage, run: str, role: Role, address: str) -> int:
+def take_part(process: Process, storage: Storage, run: str, role: Role) -> int:
     """Train or serve in `run` until its end, and return the exit code (exit_codes.py)."""
     spec = status_file.read_spec(storage, run)
     if status_file.is_over(storage, run, spec.launch):
         return 0
-    return _serve(process, storage, spec, address) if role == "ps" else _train(process, storage, spec, role, address)
+    return _serve(process, storage, spec) if role == "ps" else _train(process, storage, spec, role)
 
 
-def _serve(process: Process, storage: Storage, spec: JobSpec, address: str) -> int:
+def _serve(process: Process, storage: Storage, spec: JobSpec) -> int:
     gc.disable()  # a sixth of the time that torch takes to import would go to looking for garbage
     from trainer.compute.member import make_server, run_member
 
-    return run_member(process, storage, spec, address, make_server)
+    return run_member(process, storage, spec, make_server)
 
 
-def _train(process: Process, storage: Storage, spec: JobSpec, role: Role, address: str) -> int:
+def _train(process: Process, storage: Storage, spec: JobSpec, role: Role) -> int:
     if role == "master":
         now = status_file.read_status(storage, spec.run)
         if now is None or now.state == "PROVISIONING":
@@ -56,4 +56,4 @@ def _train(process: Process, storage: Storage, spec: JobSpec, role: Role, addres
     from trainer.compute.assembly import assemble
     from trainer.compute.member import run_member
 
-    return run_member(process, storage, spec, address, lambda parts: assemble(parts, prepared))
+    return run_member(process, storage, spec, lambda context: assemble(context, prepared))

@@ -1,9 +1,19 @@
-"""Errors that a user can cause, and how they are shortened to a line."""
+"""Errors that a user can cause, and how any error is shortened to a line."""
 
+import re
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+_SOURCE = re.compile(r"\[/[^]]*\] ")  # the place in torch's own sources
 
 
 class InputError(Exception):
     """What the user gave cannot be trained, and trying again is no use. One line: what was found, what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, to be put into a sentence: at most 200 characters, no full stop.
+
+    The type's name stands for an error without words. Google's errors say it in `message`, without the HTTP status.
+    """
+    words = str(getattr(error, "message", None) or error).strip()
+    first = words.splitlines()[0] if words else type(error).__name__
+    return _SOURCE.sub("", first)[:200].rstrip(".: ")

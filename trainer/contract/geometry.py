@@ -1,12 +1,50 @@
-"""The arithmetic of a GPT-2 run: parameters, FLOPs, padding, micro-batches."""
+"""The arithmetic of a GPT-2 run: parameters, FLOPs, padding, micro-batches, and what GPUs reach at best."""
 
 from dataclasses import dataclass
 
 from trainer.contract import spec
 
-ROWS = 64  # the table of tokens is padded to a multiple of it
-PIECE_TOKENS = 16384  # of a micro-batch, unless microBatchSize says otherwise
-CHUNK = 4096  # tokens whose logits exist at one time
+VOCABULARY_MULTIPLE = 64  # rows: the table of tokens is padded to a multiple of it, for speed
+MICRO_BATCH_TOKENS = 16384  # at most, unless microBatchSize says otherwise
+LOGIT_CHUNK = 4096  # tokens whose logits exist at one time
+
+
+@dataclass(frozen=True)
+class PeakSpeed:
+    """Dense TFLOP/s of a GPU."""
+
+    half: float  # bf16 or fp16
+    single: float  # fp32, which is TF32 where the GPU has it
+
+
+# By words of the GPU's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan. A longer name comes
+# before a shorter one that is a part of it.
+PEAKS = {
+    "H200": PeakSpeed(989, 494),
+    "H100 PCIe": PeakSpeed(756, 378),
+    "H100": PeakSpeed(989, 494),
+    "A100": PeakSpeed(312, 156),
+    "L4": PeakSpeed(121, 60),
+    "V100": PeakSpeed(125, 15.7),
+    "T4": PeakSpeed(65, 8.1),
+}
+
+
+def padded_vocabulary(tokens: int) -> int:
+    """Return how many rows a new model's table of tokens has."""
+    return -(-tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def flops_a_token(parameters: int, layers: int, width: int, sequence_length: int) -> int:
+    """Return 6·N + 12·L·T·E, forward and backward (Chowdhery et al. 2022).
+
+    Args:
+        parameters: N, without the table of positions, as nanoGPT counts.
+        layers: L.
+        width: E.
+        sequence_length: T, in tokens.
+    """
+    return 6 * parameters + 12 * layers * width * sequence_length
 
 
 @dataclass(frozen=True)
@@ -22,15 +60,14 @@ class Dimensions:
         layer = 12 * self.width**2 + 13 * self.width
         return self.layers * layer + (self.vocabulary + self.positions + 2) * self.width
 
-    def flops_a_token(self, sequence_length: int) -> float:
-        """6·N + 12·L·H·Q·T, forward and backward (Chowdhery et al. 2022), N without the table of positions."""
-        attention = 12 * self.layers * self.width * sequence_length
-        return 6 * (self.parameters - self.positions * self.width) + attention
+    def flops_a_token(self, sequence_length: int) -> int:
+        """Return the FLOPs of a token, forward and backward."""
+        return flops_a_token(self.parameters - self.positions * self.width, self.layers, self.width, sequence_length)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What the busiest trainer computes of a step."""
+    """The part of a step that the busiest trainer computes."""
 
     rows: int  # sequences of a micro-batch, at most
     passes: int  # micro-batches
@@ -41,11 +78,25 @@ class Share:
         return self.rows * self.passes * self.length
 
 
+def micro_batch_rows(sequence_length: int, most: int | None = None) -> int:
+    """Return how many sequences a micro-batch has at most: `most`, or as many as MICRO_BATCH_TOKENS allow."""
+    return most or max(1, MICRO_BATCH_TOKENS // sequence_length)
+
+
+def micro_batches(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> int:
+    """Return into how many micro-batches a batch is cut: at least one a trainer where there are rows enough.
+
+    Args:
+        batch_size: sequences of a batch.
+        sequence_length: tokens of a sequence.
+        trainers: processes that compute, as they are declared.
+        most: sequences of a micro-batch at most; None chooses.
+    """
+    rows = micro_batch_rows(sequence_length, most)
+    return min(batch_size, trainers * -(-batch_size // (rows * trainers)))
+
+
 def share(hyper: spec.Hyperparameters, trainers: int) -> Share:
-    """trainers: processes that compute; a batch is cut for those that are declared (trainer/data/batches.py)."""
-    most = hyper.micro_batch_size or max(1, PIECE_TOKENS // hyper.sequence_length)
-    count = min(hyper.batch_size, trainers * -(-hyper.batch_size // (most * trainers)))
+    """Return the busiest trainer's part of a step, of so many trainers (processes that compute)."""
+    count = micro_batches(hyper.batch_size, hyper.sequence_length, trainers, hyper.micro_batch_size)
     return Share(-(-hyper.batch_size // count), -(-count // trainers), hyper.sequence_length)
-
-
-CHUNK = 4096  # tokens whose logits exist at one time

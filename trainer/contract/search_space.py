@@ -9,19 +9,19 @@ from pydantic.alias_generators import to_camel
 
 from trainer.contract.spec import Hyperparameters, Parameter, Sweep
 
-Value = float | int | str | bool
+ParameterValue = float | int | str | bool
 NAMES = {to_camel(name) for name in Hyperparameters.model_fields} - {"seed"}
 FRACTIONS = {to_camel(name) for name, field in Hyperparameters.model_fields.items() if field.annotation is float}
 EXAMPLE = "{parameterName: learningRate, type: DOUBLE, minValue: 0.0001, maxValue: 0.01}"
 
 
-def applied(hyperparameters: Hyperparameters, parameters: dict[str, Value]) -> Hyperparameters:
+def applied(hyperparameters: Hyperparameters, parameters: dict[str, ParameterValue]) -> Hyperparameters:
     """The hyperparameters of a trial. Raises ValidationError."""
     values = {key: _typed(value) for key, value in parameters.items()}
     return Hyperparameters.model_validate(hyperparameters.to_json() | values)
 
 
-def _typed(value: Value) -> Value:
+def _typed(value: ParameterValue) -> ParameterValue:
     """A category is a text: "16", "true" and "adamw" are what they look like. Whole numbers are integers."""
     if isinstance(value, str):
         try:
@@ -54,6 +54,11 @@ def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, posi
         found.append(
             "sweep.enableTrialEarlyStopping: compares validation losses; use hyperparameterMetricTag: validationLoss,"
             " or remove it"
+        )
+    if sweep.max_parallel_trials > 1:
+        found.append(
+            f"sweep.maxParallelTrials: found {sweep.max_parallel_trials}, but all machines train one trial after the"
+            " other; use 1, or remove it"
         )
     return found
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.contract.geometry import micro_batches
+
 TOKEN = np.dtype("<u2")  # a token in a file
 # An example of pairs in its part's tokens: the index of its first token, the number of its prompt's tokens, and the
 # number of all its tokens (prompt, completion, end-of-text). `line` is the pair's line in the source file, from 1.
@@ -19,7 +21,6 @@ EXAMPLE = np.dtype([("start", "<u8"), ("prompt", "<u4"), ("tokens", "<u4"), ("li
 IGNORED = -100  # the target of a token that does not count
 WIDTH_MULTIPLE = 8  # rows of pairs are padded to a multiple of this, so that there are few shapes
 SORTED_BATCHES = 50  # batches of pairs whose examples are sorted by length together
-PIECE_TOKENS = 16384  # most tokens of a micro-batch, unless microBatchSize says otherwise
 Indices = NDArray[np.int64]
 
 
@@ -233,7 +234,6 @@ def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | Non
         trainers: the number of trainers that the run declares.
         most: most rows of a micro-batch (microBatchSize); None for as many as PIECE_TOKENS allow.
     """
-    rows = most or max(1, PIECE_TOKENS // sequence_length)
-    count = min(batch_size, trainers * -(-batch_size // (rows * trainers)))
+    count = micro_batches(batch_size, sequence_length, trainers, most)
     bounds = [batch_size * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]

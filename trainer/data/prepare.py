@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.identity import fingerprint as fingerprint_of
 from trainer.contract.spec import Data
@@ -74,7 +75,7 @@ def prepare(
         # Find the text, and where its held-out part begins.
         text = _local_text(storage, data.path, fingerprint, cache or cache_folder(), name)
         size = size_of(text, name)
-        folder = f"data/{fingerprint}/{data.tokens_key()}"
+        folder = paths.tokens(fingerprint, data.tokens_key())
         pairs = PairFile(text, name, data.skip_bad_lines) if data.format == "pairs" else None
         border = size if pairs else held_out_start(text, size, data.validation_fraction)
         if not pairs and not 0 < border < size:
@@ -235,7 +236,7 @@ def _claim_tokenizer(storage: Storage, folder: str, data: Data, sample: Iterator
 
     The first machine to write the file decides, so that machines that prepare at once make equal shards.
     """
-    path = f"{folder}/tokenizer.json"
+    path = f"{folder}/{paths.TOKENIZER}"
     try:
         content = storage.read(path)
     except FileNotFoundError:
@@ -250,7 +251,7 @@ def _claim_tokenizer(storage: Storage, folder: str, data: Data, sample: Iterator
 
 def _commit(storage: Storage, folder: str, manifest: Manifest, winner: Callable[[], Prepared | None]) -> Prepared:
     """Write the manifest, or return what `winner` finds if another machine wrote it first."""
-    path = f"{folder}/manifest.json"
+    path = f"{folder}/{paths.MANIFEST}"
     content = manifest.model_dump_json(by_alias=True, indent=2).encode()
     try:
         generation = storage.read_generation(path)[1]  # an existing manifest is invalid here: replace it

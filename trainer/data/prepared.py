@@ -1,10 +1,6 @@
 """Read the prepared data of a bucket: tokenizer, token shards, pairs. trainer/data/prepare.py writes it.
 
-data/<fingerprint>/<tokens key>/
-    tokenizer.json
-    train-00000.bin ... validation-00000.bin    uint16, little-endian, no header
-    train-examples.bin, train.jsonl ...         only for pairs: the index of examples (batches.EXAMPLE), the lines
-    manifest.json                               written last: without it the data counts as absent
+trainer/contract/paths.py lists the files. The manifest is written last: without it the data counts as absent.
 """
 
 import hashlib
@@ -21,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Data, Strict
 from trainer.data import tokenizer as vocabularies
@@ -167,16 +164,16 @@ def cache_folder() -> Path:
 
 def find_prepared(storage: Storage, data: Data, fingerprint: str) -> Prepared | None:
     """Return the data that prepare() made before, or None unless all files exist with the right sizes."""
-    folder = f"data/{fingerprint}/{data.tokens_key()}"
+    folder = paths.tokens(fingerprint, data.tokens_key())
     try:
-        manifest = Manifest.model_validate_json(storage.read(f"{folder}/manifest.json"))
+        manifest = Manifest.model_validate_json(storage.read(f"{folder}/{paths.MANIFEST}"))
     except (FileNotFoundError, ValidationError):
         return None
     sizes = {entry.path: entry.size for entry in storage.list(folder)}
     for split in filter(None, (manifest.train, manifest.validation, manifest.test)):
         if any(sizes.get(f"{folder}/{name}") != size for name, size in split.files.items()):
             return None
-    if f"{folder}/tokenizer.json" not in sizes:
+    if f"{folder}/{paths.TOKENIZER}" not in sizes:
         return None
     return Prepared(storage, folder, manifest)
 

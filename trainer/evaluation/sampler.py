@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
+from trainer.contract.spec import JobSpec
 from trainer.runs import samples
 from trainer.runs.samples import Sample
 from trainer.storage.base import Storage
@@ -29,30 +30,25 @@ class Sampler:
     def __init__(
         self,
         storage: Storage,
-        run: str,
+        spec: JobSpec,
         model: GPT2LMHeadModel,
         tokenizer: Tokenizer,
-        held_out: Sequence[int],
-        seed: int,
+        prompt: Sequence[int],
         log: Callable[[str], None],
-        *,
-        longest: int = PROMPT_TOKENS,
     ) -> None:
         """Prepare to sample.
 
         Args:
             storage: the bucket.
-            run: the run's id.
+            spec: the run; its seed starts the generator that draws tokens.
             model: the trained model.
             tokenizer: its vocabulary.
-            held_out: the first token ids of the held-out text, which are the prompt.
-            seed: of the generator that draws tokens.
+            prompt: token ids that every sample continues, at most half of the model's positions.
             log: called with a line about a sample that failed.
-            longest: most tokens of the prompt.
         """
-        self._storage, self._run, self._log = storage, run, log
-        self._model, self._tokenizer, self._seed = model, tokenizer, seed
-        self._prompt = list(held_out[: min(longest, model.config.n_positions // 2)])
+        self._storage, self._run, self._log = storage, spec.run, log
+        self._model, self._tokenizer, self._seed = model, tokenizer, spec.hyperparameters.seed
+        self._prompt = list(prompt)
         self._writer = ThreadPoolExecutor(1, "samples")
         self._created, self._spent = time.monotonic(), 0.0
 

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from trainer.contract import paths
 from trainer.contract.metric_names import FAILED, LOSS, RESOURCE, SECONDS_SINCE_STEP, STEP, TOKENS_PER_SECOND
 from trainer.contract.spec import JobSpec
 from trainer.gcloud.api import ApiError, GoogleApi
-from trainer.runs.metrics import newest_record
+from trainer.machine.metadata import Vm
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Record
-from trainer.runs.trials import current_trial, read_trials, trial_id
+from trainer.runs.trials import current_trial, read_trials
 from trainer.storage.base import Storage, StorageError
 
 EVERY = 60.0  # seconds
@@ -29,16 +31,20 @@ class Monitoring:
         self,
         storage: Storage,
         spec: JobSpec,
-        project: str,
-        zone: str,
-        stack: str,
+        vm: Vm,
         name: str,
         note: Callable[[str], None],
     ) -> None:
         """name: of this machine; note: prints a line."""
-        self._storage, self._spec, self._project, self._note = storage, spec, project, note
+        self._storage, self._spec, self._project, self._note = storage, spec, vm.project, note
         self._newest: Record | None = None  # of a sweep: its trial before the one that has no step yet
-        labels = {"project_id": project, "location": zone, "namespace": stack, "job": spec.run, "task_id": name}
+        labels = {
+            "project_id": vm.project,
+            "location": vm.zone,
+            "namespace": vm.stack,
+            "job": spec.run,
+            "task_id": name,
+        }
         self._resource = {"type": RESOURCE, "labels": labels}
         self._started, self._written = time.time(), 0.0
         self._api: GoogleApi | None = None
@@ -61,7 +67,8 @@ class Monitoring:
     def _write(self, failed: bool) -> None:
         try:
             self._api = self._api or GoogleApi()
-            self._newest = newest_record(self._storage, self._trained()) or self._newest
+            newest_file = read_metrics(self._storage, self._trained(), files=1)
+            self._newest = newest_file.newest_step or self._newest
             body = {"timeSeries": self._series(self._newest, failed)}
             self._api.call("monitoring", "POST", f"projects/{self._project}/timeSeries", body=body)
             self._said = False
@@ -76,7 +83,9 @@ class Monitoring:
         run = self._spec.run
         if self._spec.sweep is None:
             return run
-        return trial_id(run, current_trial(self._storage, run, self._spec.launch, read_trials(self._storage, run)))
+        return paths.trial_id(
+            run, current_trial(self._storage, run, self._spec.launch, read_trials(self._storage, run))
+        )
 
     def _series(self, record: Record | None, failed: bool) -> list[dict[str, Any]]:
         now = time.time()

@@ -3,24 +3,20 @@
 Its lines go to Cloud Logging as they are printed: Docker's gcplogs driver makes each the string `jsonPayload.message`
 and knows no severity, so JSON objects would be no better to filter and worse to read. Lines that metrics and alerts
 look for begin with one of the phrases below, each printed once for what it says.
-
-All that is known about the VM comes from its metadata server; GCE_METADATA_HOST leads to another one in tests.
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import requests
-
+from trainer.contract import paths
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.contract.spec import JobSpec, Role
 from trainer.gcloud.api import ApiError, GoogleApi
 from trainer.machine.cloud_metrics import Monitoring
+from trainer.machine.metadata import Metadata, Vm
 from trainer.runs.records import Status
 from trainer.storage.base import Storage, StorageError
 
@@ -29,36 +25,10 @@ HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
 POLL = 60.0  # seconds that one question to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
-Value = TypeVar("Value")
+Reply = TypeVar("Reply")
 
 
-class Metadata:
-    """The VM's metadata server. Raises OSError when it does not answer, FileNotFoundError for what it does not have."""
-
-    def __init__(self) -> None:
-        self._base = f"http://{os.environ.get('GCE_METADATA_HOST') or 'metadata.google.internal'}/computeMetadata/v1/"
-
-    def get(self, path: str) -> str:
-        return self.ask(path)[0]
-
-    def attribute(self, name: str, default: str = "") -> str:
-        try:
-            return self.get(f"instance/attributes/{name}")
-        except FileNotFoundError:
-            return default
-
-    def ask(self, path: str, timeout: float = 10.0) -> tuple[str, str]:
-        """The value and its ETag, with which a later question can wait for a change."""
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy leads there
-            answer = session.get(self._base + path, headers={"Metadata-Flavor": "Google"}, timeout=timeout)
-        if answer.status_code == 404:
-            raise FileNotFoundError(f"the metadata server has no {path}")
-        answer.raise_for_status()  # an OSError, as all of requests' errors
-        return answer.text.strip(), answer.headers.get("ETag", "")
-
-
-class Machine(Protocol):
+class Supervised(Protocol):
     """What is asked of the supervisor (trainer/machine/supervisor.py)."""
 
     grace: float
@@ -71,27 +41,7 @@ class Machine(Protocol):
     def over(self) -> Status | None: ...
 
 
-@dataclass(frozen=True)
-class Vm:
-    """This VM, as its metadata tells."""
-
-    project: str
-    zone: str
-    stack: str
-    scale_down: tuple[str, ...]  # the scheduler's jobs that end the machines, in order
-
-    @classmethod
-    def read(cls, metadata: Metadata) -> "Vm":
-        jobs = metadata.attribute("gpt2-scale-down").split(",")
-        return cls(
-            project=metadata.get("project/project-id"),
-            zone=metadata.get("instance/zone").rpartition("/")[2],
-            stack=metadata.attribute("gpt2-stack"),
-            scale_down=tuple(job.strip() for job in jobs if job.strip()),
-        )
-
-
-def supervise(machine: Machine, storage: Storage, spec: JobSpec, name: str, role: Role) -> int:
+def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, role: Role) -> int:
     """Run the machine to its end, and at the run's end, on the master, all machines. The exit code.
 
     0: nothing is left to do on this machine.
@@ -107,7 +57,7 @@ def supervise(machine: Machine, storage: Storage, spec: JobSpec, name: str, role
     watch_for_preemption(metadata, notice)
     monitoring = None
     if role == "master":
-        monitoring = Monitoring(storage, spec, vm.project, vm.zone, vm.stack, name, machine.note)
+        monitoring = Monitoring(storage, spec, vm, name, machine.note)
     came_late = machine.over() is not None
     code = machine.run()
     if machine.told_to_leave(0):
@@ -124,7 +74,7 @@ def supervise(machine: Machine, storage: Storage, spec: JobSpec, name: str, role
     return 0
 
 
-def retried(what: str, ask: Callable[[], Value], note: Callable[[str], None]) -> Value:
+def retried(what: str, ask: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
     """What `ask` gives, tried again for PATIENCE seconds while the machine's grants may be on their way."""
     pause, end = PAUSE, time.monotonic() + PATIENCE
     while True:
@@ -160,7 +110,7 @@ def watch_for_preemption(metadata: Metadata, notice: Callable[[], None]) -> None
     threading.Thread(target=watch, name="preemption", daemon=True).start()
 
 
-def scale_down(jobs: tuple[str, ...], machine: Machine, storage: Storage, spec: JobSpec) -> None:
+def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spec: JobSpec) -> None:
     """Run the scheduler's deadline jobs now, in order: each resizes a group of machines to zero, the last one ours.
 
     Never raises. What cannot be done is left to the deadline, and said.
@@ -195,7 +145,7 @@ def scale_down(jobs: tuple[str, ...], machine: Machine, storage: Storage, spec: 
 def _replaced(storage: Storage, spec: JobSpec) -> bool:
     """Does the stack declare another run, or a later launch of this one?"""
     try:
-        current = json.loads(storage.read("current.json"))
+        current = json.loads(storage.read(paths.CURRENT))
         return bool(current["run"] != spec.run or current["launch"] > spec.launch)
     except (StorageError, OSError, ValueError, KeyError, TypeError):
         return False

@@ -3,9 +3,10 @@
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from trainer.contract.search_space import Value, applied
+from trainer.contract import paths
+from trainer.contract.search_space import ParameterValue, applied
 from trainer.contract.spec import JobSpec, Parameter, Sweep
-from trainer.runs.trials import Trial, trial_id
+from trainer.runs.trials import Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -15,7 +16,7 @@ STARTUP = 4  # trials at random before the sampler models anything
 FAILURES = 3  # failed trials in a row that fail the sweep
 
 
-def suggest(sweep: Sweep, seed: int, trials: list[Trial]) -> dict[str, Value]:
+def suggest(sweep: Sweep, seed: int, trials: list[Trial]) -> dict[str, ParameterValue]:
     """The parameters of the next trial, after these."""
     import optuna
 
@@ -64,7 +65,7 @@ def _mirrored(parameter: Parameter, value: Any) -> Any:
     return min(max(low + high - value, low), high)
 
 
-def _plain(parameter: Parameter, value: Any) -> Value:
+def _plain(parameter: Parameter, value: Any) -> ParameterValue:
     """For a person's eyes: no more digits than anybody would write."""
     if parameter.type != "DOUBLE":
         return value  # type: ignore[no-any-return]
@@ -73,8 +74,8 @@ def _plain(parameter: Parameter, value: Any) -> Value:
     return min(max(float(f"{value:.4g}"), parameter.min_value), parameter.max_value)
 
 
-def job_of(spec: JobSpec, number: int, parameters: dict[str, Value]) -> JobSpec:
+def job_of(spec: JobSpec, number: int, parameters: dict[str, ParameterValue]) -> JobSpec:
     """The trial's own job. Raises ValidationError."""
     hyperparameters = applied(spec.hyperparameters, parameters)
-    update = {"run": trial_id(spec.run, number), "hyperparameters": hyperparameters, "sweep": None}
+    update = {"run": paths.trial_id(spec.run, number), "hyperparameters": hyperparameters, "sweep": None}
     return JobSpec.model_validate(spec.model_copy(update=update).to_json())

@@ -20,12 +20,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.compute.exit_codes import AWAY, INPUT, LEFT
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Role
 from trainer.machine.environment import environment, interface_of, memory_mb
 from trainer.runs import history
 from trainer.runs.records import Exit, MachineStatus, Status
 from trainer.runs.status import Fenced, is_over, read_spec, update_status
-from trainer.runs.trials import sweep_of
 from trainer.storage.base import Storage, StorageError, Unavailable
 
 HEARTBEAT = 2.0  # seconds
@@ -41,7 +41,7 @@ TRACEBACK = "Traceback (most recent call last):"
 class Supervisor:
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
-        self._runs = [spec.run, *filter(None, [sweep_of(spec.run)])]  # whose end is this machine's
+        self._runs = [spec.run, *filter(None, [paths.sweep_of(spec.run)])]  # whose end is this machine's
         self.sweep: Supervisor | None = None  # of a trial's: who says in the sweep's folder what this one does
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
@@ -77,10 +77,10 @@ class Supervisor:
         """Write machines/<name>.json. A bucket that does not answer is no reason to stop computing."""
         with self._lock:
             update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
-            self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
+            self._status = history.after_report(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
-                self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
+                self._storage.write(paths.machine(self._spec.run, self._status.name), body)
             except (StorageError, OSError) as error:
                 _print(f"the heartbeat could not be written ({error}); trying again")
         if self.sweep is not None:
@@ -171,9 +171,9 @@ class Supervisor:
     def begin(self) -> None:
         """Go on with the history that earlier boots of this machine left."""
         with suppress(StorageError, OSError, ValidationError):
-            path = f"runs/{self._spec.run}/machines/{self._status.name}.json"
+            path = paths.machine(self._spec.run, self._status.name)
             self._former = MachineStatus.model_validate_json(self._storage.read(path))
-        self._status = history.begun(self._former, self._status)
+        self._status = history.after_boot(self._former, self._status)
 
     def run(self) -> int:
         """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""

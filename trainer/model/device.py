@@ -5,21 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import PEAKS, flops_a_token
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
-
-# Dense TFLOP/s by words of the device's name, from NVIDIA's data sheets as collected in llm.c's mfu.h and torchtitan.
-# The first row whose words are all in the device's name counts. Columns: name; bf16 or fp16; fp32 (TF32 if it has it).
-PEAKS = [
-    ("H200", 989, 494),
-    ("H100 PCIe", 756, 378),
-    ("H100", 989, 494),
-    ("A100", 312, 156),
-    ("L4", 121, 60),
-    ("V100", 125, 15.7),
-    ("T4", 65, 8.1),
-]
 
 
 def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
@@ -41,17 +30,13 @@ def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
 def peak_speed(
     device: torch.device, precision: torch.dtype | None, model: "GPT2LMHeadModel", sequence_length: int
 ) -> float | None:
-    """Return the tokens per second that the device could train at its peak, or None if its peak is not known.
-
-    A token takes 6N + 12·L·T·E FLOPs (Chowdhery et al. 2022). As in nanoGPT, N does not count the table of positions.
-    """
+    """Return the tokens per second that the device could train at its peak, or None if its peak is not known."""
     if device.type != "cuda":
         return None
     words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
-    peaks = (half if precision else single for name, half, single in PEAKS if words.issuperset(name.split()))
-    peak = next(peaks, None)
+    peak = next((peak for name, peak in PEAKS.items() if words.issuperset(name.split())), None)
     if peak is None:
         return None
     parameters = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
-    flops = 6 * parameters + 12 * model.config.n_layer * sequence_length * model.config.n_embd
-    return float(peak * 1e12 / flops)
+    flops = flops_a_token(parameters, model.config.n_layer, model.config.n_embd, sequence_length)
+    return float((peak.half if precision else peak.single) * 1e12 / flops)

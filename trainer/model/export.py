@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
+from trainer.contract import paths
+from trainer.contract.geometry import VOCABULARY_MULTIPLE
 from trainer.contract.spec import JobSpec, Lora
 from trainer.data.tokenizer import save_tokenizer
 from trainer.model import lora
@@ -38,7 +40,6 @@ def export(
         scratch: the folder for temporary files; the system's default if None.
     """
     disable_progress_bar()  # it would show a single file
-    prefix = f"runs/{spec.run}/model"
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made)
         exported = _exportable(model, tokenizer.get_vocab_size(), adapted=spec.model.lora is not None)
@@ -48,8 +49,9 @@ def export(
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
         written = manifest.write_manifest(folder, run=spec.run)
-        for name in (*written["files"], manifest.NAME):  # the manifest last, because it says that the model is complete
-            storage.upload(folder / name, f"{prefix}/{name}")
+        # The manifest goes last, because it says that the model is complete.
+        for name in (*written["files"], paths.MANIFEST):
+            storage.upload(folder / name, paths.model_file(spec.run, name))
     return exported
 
 
@@ -58,7 +60,9 @@ def _exportable(model: GPT2LMHeadModel, vocabulary: int, *, adapted: bool = Fals
     config = type(model.config).from_dict(model.config.to_dict())
     config.activation_function = EXPORTED_ACTIVATION
     config.use_cache = True
-    config.vocab_size = vocabulary if model.config.vocab_size - vocabulary < 64 else model.config.vocab_size
+    config.vocab_size = (
+        vocabulary if model.config.vocab_size - vocabulary < VOCABULARY_MULTIPLE else model.config.vocab_size
+    )
     config.architectures = ["GPT2LMHeadModel"]
     with torch.device("meta"):
         copy = GPT2LMHeadModel(config)

@@ -1,16 +1,14 @@
 """Fetch the checkpoint that a run starts from: a folder, a run of a bucket, or a model of the hub."""
 
-import re
 from pathlib import Path
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
+from trainer.contract.wording import few
 from trainer.data.prepared import cache_folder
 from trainer.storage import manifest as manifests
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
-
-RUN_MODEL = re.compile(r"runs/.+/model")  # in a bucket
-NAMED_RUNS = 8  # most runs that an error names
 
 
 def fetch_folder(source: str) -> str:
@@ -33,15 +31,19 @@ def fetch_folder(source: str) -> str:
     for entry in entries:
         storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
     # A run writes the manifest last, so a model without a valid one is not complete.
-    if RUN_MODEL.fullmatch(prefix.rstrip("/")) and (wrong := manifests.verify_manifest(target)):
+    if _is_of_run(prefix) and (wrong := manifests.verify_manifest(target)):
         raise InputError(f"model.initialize: the model at {source} is not whole ({wrong[0]}); wait for its run to end")
     return str(target)
 
 
+def _is_of_run(prefix: str) -> bool:
+    return paths.run_of_model(f"{prefix.rstrip('/')}/{paths.MANIFEST}") is not None
+
+
 def _remedy(storage: Storage, prefix: str) -> str:
     """Return what to do if there is no checkpoint at `prefix`. For a run's model, name the bucket's finished runs."""
-    if not RUN_MODEL.fullmatch(prefix.rstrip("/")):
+    if not _is_of_run(prefix):
         return "give the address of a checkpoint's folder"
-    ending = f"/model/{manifests.NAME}"
-    runs = [e.path.removeprefix("runs/").removesuffix(ending) for e in storage.list("runs") if e.path.endswith(ending)]
-    return f"finished runs there: {', '.join(runs[-NAMED_RUNS:]) or 'none'}"
+    newest = sorted(storage.list(paths.RUNS), key=lambda entry: -entry.updated)
+    runs = [run for entry in newest if (run := paths.run_of_model(entry.path))]
+    return f"finished runs there: {few(runs, 'older ones')}"

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
 from trainer.contract.errors import InputError, first_line
+from trainer.contract.geometry import padded_vocabulary
 from trainer.contract.spec import Model
 from trainer.data import tokenizer as vocabularies
 from trainer.model import lora
@@ -26,7 +27,6 @@ from trainer.model.fetch import fetch_folder
 # "gelu_pytorch_tanh", the same function, in one: 20 to 40 % faster on CPU. We train with one and export the other.
 TRAINED_ACTIVATION, EXPORTED_ACTIVATION = "gelu_pytorch_tanh", "gelu_new"
 ATTENTION = "gpt2_training_causal"
-ALIGNMENT = 64  # the rows of the table of tokens are a multiple of this
 
 
 def _causal_attention(
@@ -73,7 +73,7 @@ def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2L
         return model if spec.lora is None else lora.adapt(model, spec.lora, seed)
     layers, heads, width = spec.dimensions()
     config = GPT2Config(
-        vocab_size=-(-vocabulary // ALIGNMENT) * ALIGNMENT,
+        vocab_size=padded_vocabulary(vocabulary),
         n_positions=spec.positions,
         n_embd=width,
         n_layer=layers,

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from trainer.contract import geometry
 from trainer.contract.errors import first_line
-from trainer.contract.geometry import CHUNK
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The model's head and its cross-entropy as one function, computed for CHUNK tokens at a time.
+    """The model's head and its cross-entropy as one function, computed for LOGIT_CHUNK tokens at a time.
 
     The forward pass computes the gradient together with the loss. So only one chunk's logits exist at a time, and the
     backward pass needs none: those of 16 x 1024 tokens of GPT-2 would be 3.3 GB. On CPU this also saves the two slowest
@@ -27,8 +27,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
         differentiate, trained = ctx.needs_input_grad[:2]  # with LoRA the weight is not trained
         total = torch.zeros((), device=hidden.device)
-        hidden_parts, weight_gradient = [], None
-        for part, wanted in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True):
+        hidden_parts, weight_gradient, chunk = [], None, geometry.LOGIT_CHUNK
+        for part, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
             wanted = wanted.unsqueeze(1)
             logs = F.log_softmax(F.linear(part, weight).float(), dim=1)
             total = total - logs.gather(1, wanted).sum()

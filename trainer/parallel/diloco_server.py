@@ -1,31 +1,34 @@
-"""A parameter server for trainers that go several steps alone (`synchronization: local`).
+"""A parameter server for trainers that take several steps alone (`synchronization: local`).
 
-After DiLoCo (Douillard et al. 2023): what a trainer moved its parameters by is a gradient to an outer optimizer, SGD
-with Nesterov momentum, which is here. Unlike there, trainers keep nothing from one meeting to the next: AdamW's moments
-travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and a run resumes
-exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
+After DiLoCo (Douillard et al. 2023): the distance that trainers moved the parameters is the gradient of an outer
+optimizer, SGD with Nesterov momentum, which runs here. Unlike in DiLoCo, trainers keep nothing between meetings:
+AdamW's moments travel too and are averaged, so that trainers may come and go, a checkpoint holds the whole state, and
+a run resumes exactly. Three vectors each way in a meeting every H steps are 3/H of what synchronous steps send.
 
 Memory: 28 bytes a parameter of its part, and 16 for the copy from which checkpoints are written.
 """
 
 import math
 import time
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
 from trainer.model.layout import Layout, Ranges
-from trainer.parallel.ps_server import Server
+from trainer.parallel.ps_server import PsServer
 from trainer.training.progress import Decision, decide_meeting
 
 UNWRITTEN = 60.0  # seconds without a checkpoint after which the next meeting writes one
 OUTER_RATE, MOMENTUM = 0.7, 0.9  # DiLoCo's for language models
 
 
-class OuterServer(Server):
-    _written = math.inf  # when this server last began to write a checkpoint, or started
+class DilocoServer(PsServer):
+    """One parameter server whose step is a meeting."""
+
+    _written = math.inf  # when this server last began to write a checkpoint, or when it started
 
     def run(self) -> Quorum:
         self._written = time.monotonic()
@@ -33,7 +36,7 @@ class OuterServer(Server):
 
     @property
     def _steps(self) -> int:
-        """Of the next meeting: the last may come earlier."""
+        """The steps to the next meeting: the last meeting may come earlier."""
         return self._spec.parallel.meeting(self.progress.step, self._spec.hyperparameters.steps)
 
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
@@ -43,28 +46,29 @@ class OuterServer(Server):
         self._vectors["momentum"] = self._momentum
         return self._vectors, self._ranges
 
-    def _told(self) -> dict[str, Any]:
-        return {**super()._told(), "unwritten": time.monotonic() - self._written > UNWRITTEN}
+    def _announcement(self) -> Announcement:
+        return replace(super()._announcement(), unwritten=time.monotonic() - self._written > UNWRITTEN)
 
     def _checkpoint_due(self, quorum: Quorum) -> bool:
-        """Also where meetings are far apart: until the next one trainers hear no notice that a server gets.
+        """Return whether to write a checkpoint: also where the last one is old, because meetings are far apart.
 
-        By the first server's clock: all write one, or none does.
+        Until the next meeting trainers hear of no notice that a server gets. The first server's clock decides, so that
+        all servers write one, or none does.
         """
-        due = super()._checkpoint_due(quorum) or bool(quorum.servers[0].told["unwritten"])
+        due = super()._checkpoint_due(quorum) or quorum.servers[0].announced.unwritten
         self._written = time.monotonic() if due else self._written
         return due
 
     def _serve(self) -> None:
         for vector in (self._parameters, *self._optimizer.vectors):
-            self._trade.serve(vector)
+            self._exchange.serve(vector)
 
     def _collect(self) -> None:
         for vector in (self._gradients, *self._moments):
-            self._trade.collect(vector)
+            self._exchange.collect(vector)
 
-    def _decide(self, vote: list[float]) -> Decision:
-        return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, *vote)
+    def _decide(self, tally: Tally) -> Decision:
+        return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, tally)
 
     def _apply(self, decision: Decision) -> None:
         self._momentum.mul_(MOMENTUM).add_(self._gradients)

@@ -1,4 +1,4 @@
-"""How gradients get to the parameter servers, and parameters back: in buckets, over one group of all members.
+"""Move gradients to the parameter servers and parameters back: in buckets, over one group of all members.
 
 Two plans. *Star*: every trainer sends each server its part of every bucket, and the server adds. *Hierarchical*: the
 trainers exchange a bucket among themselves, each adds up one slice of it and sends that sum to the slice's owners;
@@ -7,49 +7,56 @@ parameters come back the same way. A server's link then carries 1/W of what it c
 Sums are made in rank order with explicit adds in fp32, and sums travel as fp32 whatever the wire: so the plan does not
 change a bit of the result.
 
-Everything is an uneven all-to-all of all members; those who have no part in it pass nothing. A pass over the buckets is
-a pipeline of such collectives, its stages. Gloo matches collectives by the order in which they are issued, and
-`_pipeline` is that order, on every member.
+Every transfer is an uneven all-to-all of all members; members without a part in it pass nothing. A pass over the
+buckets is a pipeline of such collectives, its stages. Gloo matches collectives by the order in which they are issued,
+and `_pipeline` is that order, on every member.
 """
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trainer.cluster.group import Group, Pending
+from trainer.cluster.group import MemberGroup, Pending
+from trainer.contract.exchange_cost import Plan
 from trainer.model.layout import ALIGNMENT
-from trainer.parallel.ownership import Shards
+from trainer.parallel.ownership import Ownership
 
-Plan = Literal["star", "hierarchical"]
 Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
-Stage = Callable[[int], Pending]  # issues a bucket's next collective
-Finish = Callable[[int], None]  # what remains to be done with a bucket after its last collective
-AHEAD = 2  # buckets on their way while another is waited for: with 1 links fall idle, 3 gain nothing
+Stage = Callable[[int], Pending]  # begins a bucket's next collective
+Finish = Callable[[int], None]  # the rest of the work on a bucket after its last collective
+AHEAD = 2  # buckets on their way while one is waited for: with 1 links fall idle, 3 gain nothing
 
 
 def nothing(bucket: int) -> None:
-    """No bucket has to be waited for, nobody has to be told."""
+    """Do nothing with a bucket."""
 
 
 class Exchange:
-    """One group's traffic: first the trainers, by rank, then the servers.
+    """The traffic of one group, whose ranks are the trainers and then the servers.
 
     While trainers call push, pull, push_and_pull or fill, servers call collect, serve, collect_and_serve or fill. All
     calls raise GroupFailed when a member is lost. With star a server has buffers of 3·W times its piece of a bucket,
-    with hierarchical and fp32 none; a trainer's are of three buckets.
+    with hierarchical and fp32 none; a trainer's buffers hold three buckets.
     """
 
-    def __init__(self, group: Group, trainers: int, shards: Shards, plan: Plan, wire: torch.dtype) -> None:
-        """wire: float32 or bfloat16, in which gradients and parameters travel."""
-        assert group.size == trainers + shards.servers
-        self._group, self._trainers, self._shards, self._plan, self._wire = group, trainers, shards, plan, wire
+    def __init__(self, group: MemberGroup, trainers: int, ownership: Ownership, plan: Plan, wire: torch.dtype) -> None:
+        """Exchange what `ownership` shares out, by a plan.
+
+        Args:
+            group: of all trainers and servers.
+            trainers: how many there are.
+            ownership: of the flat vector.
+            plan: star or hierarchical.
+            wire: float32 or bfloat16, in which gradients and parameters travel.
+        """
+        assert group.size == trainers + ownership.servers
+        self._group, self._trainers, self._ownership, self._plan, self._wire = group, trainers, ownership, plan, wire
         self._me = group.rank
         self._serves = self._me >= trainers
-        self._places = shards.places(self._me - trainers) if self._serves else []
-        self._slices = [_cut(start, stop, trainers) for start, stop in shards.buckets]
+        self._places = ownership.places(self._me - trainers) if self._serves else []
+        self._slices = [_cut(start, stop, trainers) for start, stop in ownership.buckets]
         self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
 
@@ -70,7 +77,7 @@ class Exchange:
         self._pipeline(reversed(self._ascending), *self._pull(vector, arrived, exact))
 
     def push_and_pull(self, gradients: Tensor, parameters: Tensor, ready: Callable[[int], None] = nothing) -> None:
-        """The new parameters of a bucket come back while the next buckets of gradients are on their way."""
+        """Push gradients, and pull a bucket's new parameters while the next buckets of gradients are on their way."""
         push, _ = self._push(gradients, ready)
         pull, finish = self._pull(parameters, nothing, exact=False)
         self._pipeline(self._ascending, [*push, *pull], finish)
@@ -78,16 +85,19 @@ class Exchange:
     # -- servers ---------------------------------------------------------------------------------------------------
 
     def collect(self, vector: Tensor) -> None:
-        """This server's own vector, fp32 [shards.size(server)], becomes the sum of what the trainers push."""
+        """Fill this server's own vector, fp32 [ownership.size(server)], with the sum of what the trainers push."""
         self._pipeline(self._ascending, *self._collect(vector))
 
     def serve(self, vector: Tensor, *, exact: bool = False) -> None:
-        """Send this server's own vector to all trainers, who pull."""
+        """Send this server's own vector to all trainers, which pull."""
         self._pipeline(reversed(self._ascending), *self._serve(lambda bucket: self._own(vector, bucket), exact))
 
     def collect_and_serve(self, gradients: Tensor, update: Callable[[int], Tensor]) -> None:
-        """The other end of push_and_pull: as soon as this server's piece of bucket k is summed in `gradients`,
-        `update(k)` returns that piece of the new parameters, fp32."""
+        """Serve push_and_pull.
+
+        As soon as this server's piece of bucket k is summed in `gradients`, `update(k)` returns that piece of the new
+        parameters, fp32.
+        """
         collect, collected = self._collect(gradients)
 
         def updated(bucket: int) -> Tensor:
@@ -100,7 +110,7 @@ class Exchange:
     # -- both ------------------------------------------------------------------------------------------------------
 
     def fill(self, vector: Tensor) -> None:
-        """The first trainer's vector goes to the servers' own vectors, as fp32; other trainers' are not used."""
+        """Copy the first trainer's vector, as fp32, to the servers' own vectors."""
 
         def sizes(bucket: int, sender: int, receiver: int) -> int:
             return self._to_owners(bucket, sender, receiver) if sender == 0 else 0
@@ -194,8 +204,11 @@ class Exchange:
         return ([send] if self._plan == "star" else [send_slices, spread]), nothing
 
     def _pipeline(self, buckets: Iterable[int], stages: list[Stage], finish: Finish) -> None:
-        """Stage s of a bucket is issued after stage s - 1 of the bucket AHEAD of it: while it is waited for, others are
-        on their way. So stage s of a bucket is over before stage s of the one AHEAD + 1 after it is issued."""
+        """Run the stages of all buckets, with AHEAD buckets on their way while one is waited for.
+
+        Stage s of a bucket is issued after stage s - 1 of the bucket AHEAD of it. So stage s of a bucket is over before
+        stage s of the one AHEAD + 1 after it is issued.
+        """
         order = list(buckets)
         pending: dict[int, Pending] = {}
         for tick in range(len(order) + AHEAD * len(stages)):
@@ -214,22 +227,22 @@ class Exchange:
     # -- who sends what to whom: trainers to servers; parameters take the same ways back ---------------------------
 
     def _to_owners(self, bucket: int, sender: int, receiver: int) -> int:
-        """A trainer sends each server its piece of the bucket."""
+        """Return the elements where a trainer sends each server its piece of the bucket."""
         if not sender < self._trainers <= receiver:
             return 0
-        start, stop = self._shards.pieces[bucket][receiver - self._trainers]
+        start, stop = self._ownership.pieces[bucket][receiver - self._trainers]
         return stop - start
 
     def _among_trainers(self, bucket: int, sender: int, receiver: int) -> int:
-        """A trainer sends each trainer its slice of the bucket."""
+        """Return the elements where a trainer sends each trainer its slice of the bucket."""
         return self._slice(bucket, receiver) if max(sender, receiver) < self._trainers else 0
 
     def _slice_to_owners(self, bucket: int, sender: int, receiver: int) -> int:
-        """A trainer sends each server what that owns of the trainer's slice."""
+        """Return the elements where a trainer sends each server the part of its slice that the server owns."""
         if not sender < self._trainers <= receiver:
             return 0
         start, stop = self._slices[bucket][sender]
-        first, last = self._shards.pieces[bucket][receiver - self._trainers]
+        first, last = self._ownership.pieces[bucket][receiver - self._trainers]
         return max(0, min(stop, last) - max(start, first))
 
     def _slice(self, bucket: int, trainer: int) -> int:
@@ -245,7 +258,7 @@ class Exchange:
         *,
         to_all: bool = False,
     ) -> Pending:
-        """Whoever has something for each other. to_all: each receiver gets the whole source, instead of a part."""
+        """Begin a transfer of `sizes`. to_all: each receiver gets the whole source, instead of a part."""
         source = torch.empty(0, dtype=self._wire if output is None else output.dtype) if source is None else source
         output = torch.empty(0, dtype=source.dtype) if output is None else output
         ranks, me = range(self._group.size), self._me
@@ -257,10 +270,10 @@ class Exchange:
 
     @property
     def _ascending(self) -> range:
-        return range(len(self._shards.buckets))
+        return range(len(self._ownership.buckets))
 
     def _whole(self, vector: Tensor, bucket: int) -> Tensor:
-        start, stop = self._shards.buckets[bucket]
+        start, stop = self._ownership.buckets[bucket]
         return vector[start:stop]
 
     def _own(self, vector: Tensor, bucket: int) -> Tensor:
@@ -270,7 +283,7 @@ class Exchange:
     def _buffer(
         self, name: str, bucket: int, elements: int, dtype: torch.dtype, pinned: bool = False, stages: int = 1
     ) -> Tensor:
-        """Host memory for so many stages of a bucket, one after the other; others take turns (see _pipeline)."""
+        """Return host memory that a bucket uses for so many stages; later buckets reuse it (see _pipeline)."""
         key = (name, bucket % (AHEAD * stages + 1), dtype)
         found = self._buffers.get(key)
         if found is None or len(found) < elements:
@@ -278,27 +291,27 @@ class Exchange:
         return found[:elements]
 
     def _add(self, parts: Tensor, total: Tensor) -> None:
-        """The sum of the trainers' parts, which lie one after the other, in rank order, in fp32."""
+        """Sum the trainers' parts, which follow each other in `parts`, in rank order, in fp32."""
         first, *others = parts.view(self._trainers, len(total))
         total.copy_(first)
         for other in others:
             total.add_(other)
 
     def _outgoing(self, part: Tensor, bucket: int, dtype: torch.dtype) -> Tensor:
-        """`part` as it travels: itself where that is possible, else a copy."""
+        """Return `part` as it travels: itself where that is possible, else a copy."""
         host = self._incoming(part, bucket, dtype, "outgoing")
         self._land(part, host)
         return host
 
     def _incoming(self, part: Tensor, bucket: int, dtype: torch.dtype, name: str = "incoming") -> Tensor:
-        """Where what becomes `part` is received: there where that is possible, else in a buffer."""
+        """Return where `part` is received: `part` itself where that is possible, else a buffer."""
         if part.device.type == "cpu" and part.dtype == dtype:
             return part
         return self._buffer(name, bucket, len(part), dtype, pinned=part.is_cuda)
 
     def _land(self, source: Tensor, target: Tensor) -> None:
-        """Copy between a buffer and a part of a vector, on a stream of its own if that is on a GPU."""
-        if source.data_ptr() == target.data_ptr():  # it travels from and to where it lies
+        """Copy between a buffer and a part of a vector; a GPU copies on a stream of its own."""
+        if source.data_ptr() == target.data_ptr():  # it travelled without a buffer
             return
         if source.device == target.device:
             target.copy_(source)
@@ -317,6 +330,6 @@ def _back(sizes: Sizes) -> Sizes:
 
 
 def _cut(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
-    """A bucket's slices, one for each trainer; equal but for alignment."""
+    """Cut a bucket into slices, one for each trainer, equal but for alignment."""
     cuts = [start + (stop - start) * i // parts // ALIGNMENT * ALIGNMENT for i in range(parts)]
     return list(pairwise([*cuts, stop]))

@@ -1,30 +1,31 @@
-"""FSDP2: each process of one machine, one a GPU, holds a part of the parameters and of the optimizer's state.
+"""FSDP2: each process of one machine, one for each GPU, holds a part of the parameters and optimizer state.
 
-A process owns some rows of every parameter, which are a contiguous range of the flat vector (model.Flat): so its
+A process owns some rows of every parameter, which are a contiguous range of the flat vector (model.flat). Its
 checkpoints are parts like those of parameter servers, and restore onto these, onto replicas, or onto another number of
-processes. Parameters are gathered block by block where they are needed, gradients are summed as they are made.
+processes. Parameters are gathered block by block where they are needed; gradients are summed as they are made.
 """
 
 import math
-from typing import Any, cast
+from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import GPT2LMHeadModel
 
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
-from trainer.contract.spec import Hyperparameters
 from trainer.data.batches import pieces
 from trainer.model.flat import layout_of
 from trainer.model.layout import Ranges
 from trainer.model.loss import make_loss
-from trainer.training.checkpoint import Checkpoints, Vectors, order
-from trainer.training.journal import Journal
+from trainer.training.checkpoint import CheckpointShard, Vectors, order
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
 class _Root(nn.Module):
@@ -37,12 +38,14 @@ class _Root(nn.Module):
         self.model, self._precision, self._device, self._masked = model, precision, device, masked
 
     def forward(self, inputs: Tensor, targets: Tensor, scale: float) -> Tensor:
-        loss = make_loss(self.model, self._precision, self._device, masked=self._masked)  # of what is gathered now
+        loss = make_loss(
+            self.model, self._precision, self._device, masked=self._masked
+        )  # made here, from the parameters that are gathered now
         return loss(inputs, targets, scale)
 
 
 class Sharded:
-    """One process's hold of the model. All processes call all methods alike: most have collectives in them.
+    """One process's engine. All processes must call all methods alike, because most contain collectives.
 
     The processes never change, and an error in any of them ends all (trainer/cluster/processes.py).
     """
@@ -51,26 +54,27 @@ class Sharded:
 
     def __init__(
         self,
+        context: MemberContext,
         model: GPT2LMHeadModel,
-        hyper: Hyperparameters,
         device: torch.device,
         precision: torch.dtype | None,
-        mesh: DeviceMesh,
-        checkpoints: Checkpoints,
-        journal: Journal,
-        progress: Progress,
-        told: dict[str, Any],
-        *,
-        masked: bool = False,
+        announcement: Announcement,
     ) -> None:
-        """Takes `model` apart in place; it must be the same in all processes, and on `device`.
+        """Take `model` apart in place.
 
-        masked: see make_loss.
+        Args:
+            context: this process, which is one of context.processes.
+            model: the same in all processes, and on `device`.
+            device: this process's own.
+            precision: the dtype that is computed in; None is fp32.
+            announcement: what this trainer announces.
         """
-        self.progress, self.told = progress, told
+        assert context.processes is not None
+        mesh, hyper = context.processes.mesh, context.spec.hyperparameters
+        self.progress, self.announcement = Progress.at_start(announcement.scaled), announcement
         self._model, self._hyper, self._device = model, hyper, device
         self._mesh, self._group = mesh, mesh.get_group()
-        self._checkpoints, self._journal = checkpoints, journal
+        self._checkpoints, self._journal = context.checkpoints, context.journal
         self._saved = -1  # step of the newest checkpoint
         self._passes = 0  # forward passes since zero() or start()
         parts = pieces(hyper.batch_size, hyper.sequence_length, mesh.size(), hyper.micro_batch_size)
@@ -78,7 +82,7 @@ class Sharded:
         self.exported: GPT2LMHeadModel | None = None
         self.layout = layout_of(model)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self._root = self._shard(precision, masked)
+        self._root = self._shard(precision, masked=context.spec.data.format == "pairs")
         sharded = dict(model.named_parameters())  # DTensors; later, while they are gathered, the model shows others
         self._whole = [(name, sharded[name]) for name, *_ in self.layout]
         self.ranges: Ranges = []  # of the flat vector, that this process owns
@@ -96,7 +100,7 @@ class Sharded:
         self._moments: Vectors = {}
         self._adamw = self._make_adamw() if hyper.optimizer == "adamw" else None
 
-    def _shard(self, precision: torch.dtype | None, masked: bool) -> _Root:
+    def _shard(self, precision: torch.dtype | None, *, masked: bool) -> _Root:
         policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
         root = _Root(self._model, precision, self._device, masked)
         for block in self._model.transformer.h:
@@ -110,7 +114,7 @@ class Sharded:
         return root
 
     def _make_adamw(self) -> torch.optim.AdamW:
-        """On plain views of my rows, as DTensors would be slower. Its state is flat vectors, for checkpoints."""
+        """Make AdamW on plain views of my rows, faster than DTensors. Its state is flat vectors, for checkpoints."""
         self._moments = {key: torch.zeros(sum(self._sizes), device=self._device) for key in ("moment1", "moment2")}
         groups = [
             {"params": [local for _, local, other in self._mine if other == decayed], "weight_decay": decay}
@@ -127,14 +131,14 @@ class Sharded:
     # -- a step: what trainer/training/loop.py asks of an engine -------------------------------------------------------
 
     def prepare(self, quorum: Quorum) -> bool:
-        """All processes started from the same checkpoint and took the same steps."""
+        """Do nothing: all processes started from the same checkpoint and took the same steps."""
         return True
 
     def start(self, quorum: Quorum) -> None:
         self._passes = 0
 
     def ready(self) -> None:
-        """Parameters come as they are needed."""
+        """Do nothing: parameters are gathered as they are needed."""
 
     def zero(self) -> None:
         self._passes = 0
@@ -142,41 +146,39 @@ class Sharded:
             whole.grad = None
 
     def loss(self, inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
-        """As model.make_loss has it: summed cross-entropy in nats. Each process has rows of its own."""
+        """Return the summed cross-entropy in nats, like make_loss. Each process has rows of its own."""
         self._passes += 1
         result: Tensor = self._root(inputs, targets, scale)
         return result
 
     def backward_begins(self) -> None:
-        """Gradients travel as they are made."""
+        """Do nothing: gradients travel as they are made."""
 
     def backward_ends(self) -> None:
-        """All processes take part in each pass: those that have fewer micro-batches pass nothing."""
+        """Compute empty passes until all processes have as many: each takes part in every pass."""
         self._even_out(self._passes_of_step)
 
     def forward_ends(self, passes: int) -> None:
-        """As backward_ends(), after evaluation. passes: of the process that has most."""
+        """Compute empty passes after an evaluation. passes: of the process that has most."""
         with torch.no_grad():
             self._even_out(passes)
 
     def _even_out(self, passes: int) -> None:
         nothing = torch.zeros((1, self._hyper.sequence_length), dtype=torch.int64, device=self._device)
         while self._passes < passes:
-            loss = self.loss(nothing, nothing, 0.0)  # the scale of its gradient, which so is zero
+            loss = self.loss(nothing, nothing, 0.0)  # with scale 0 its gradient is zero
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
 
-    def sum(self, vote: Tensor) -> float:
-        """Sums `vote` over all processes, in place; the norm of the summed gradient, nan if it is not finite."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the votes over all processes. Gradients were summed as they were made."""
         squares = [torch.linalg.vector_norm(g, dtype=torch.float64) ** 2 for g in self._gradients()]
-        both = torch.cat([vote, torch.stack(squares).sum().view(1)])
-        dist.all_reduce(both, group=self._group)
-        vote.copy_(both[:-1])
-        total = float(both[-1])
-        return math.sqrt(total) if math.isfinite(total) else math.nan
+        votes = replace(vote, squares=torch.stack(squares).sum().view(1)).to_tensor(self._device)
+        dist.all_reduce(votes, group=self._group)
+        return Vote.from_tensor(votes).tally()
 
     def _gradients(self) -> list[Tensor]:
-        """Of my rows: flat views, so that they can be scaled in place."""
+        """Return the gradients of my rows as flat views, so that they can be scaled in place."""
         return [cast(DTensor, whole.grad).to_local().view(-1) for whole, _, _ in self._mine]
 
     @torch.no_grad()
@@ -196,28 +198,23 @@ class Sharded:
         self.progress.commit(decision, key, scaled)
 
     def abandon(self) -> None:
-        """Never: an error ends all processes."""
+        """Never called: an error ends all processes."""
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """This process's part of this step's checkpoint, once. `wait`: for all parts; the first says if it is whole."""
+        """Write this process's part of this step's checkpoint, once.
+
+        wait: wait for all parts. The first process then returns whether the checkpoint is whole.
+        """
         step = self.progress.step
         if wait:
             self._checkpoints.wait()
         if self._saved != step:
             part = self._mesh.get_local_rank()
             before = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
-            begun = self._checkpoints.save(
-                self._vectors(),
-                self.progress,
-                attempt,
-                self.layout,
-                part=part,
-                parts=self._mesh.size(),
-                ranges=self.ranges,
-                before=before,
-            )
+            shard = CheckpointShard(self._vectors(), self.layout, self.ranges, part, self._mesh.size())
+            begun = self._checkpoints.save(shard, self.progress, attempt, before=before)
             self._saved = step if begun else self._saved
         if wait:
             self._checkpoints.wait()
@@ -228,7 +225,7 @@ class Sharded:
         return {"parameters": torch.cat([local for _, local, _ in self._mine]), **self._moments}
 
     def restore(self) -> None:
-        """The newest checkpoint whose parts are all good, if there is one; else the state that the seed gives."""
+        """Take the newest checkpoint that is good for all processes, if there is one; else keep the seed's state."""
         skip: set[str] = set()
         while True:
             vectors = {key: torch.zeros(sum(self._sizes)) for key in ("parameters", *self._moments)}
@@ -257,14 +254,14 @@ class Sharded:
         self.progress, self._saved = progress, progress.step
 
     def finish(self, quorum: Quorum) -> bool:
-        """The last checkpoint is written, and the first process has the whole model, for export, in `exported`."""
+        """Write the last checkpoint, and gather the whole model into the first process's `exported`."""
         self.save(quorum.attempt, leads=quorum.rank == 0, wait=True)
         self.exported = self._gather()
         return True
 
     @torch.no_grad()
     def _gather(self) -> GPT2LMHeadModel | None:
-        """The model, plain and on the CPU, in the first process."""
+        """Return the whole model on the CPU in the first process, None in the others."""
         first, model = self._mesh.get_local_rank() == 0, None
         if first:
             with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Which parameter server owns what of the flat vector (model.Flat), and in which buckets it travels.
+"""Share the flat vector (model.flat) among parameter servers, and cut it into the buckets in which it travels.
 
 Buckets are cut in the vector's order, which is the order in which gradients become ready. Each bucket is shared out
 among all servers: so every server's link works all the time, and a bucket can be sent from where it lies.
@@ -11,9 +11,10 @@ NORM_BLOCKS = 8192  # at most: their sums of squares travel with every step's vo
 
 
 def norm_block(total: int) -> int:
-    """Elements of a block of the global norm: a power of two, at least 64, with at most NORM_BLOCKS blocks in `total`.
+    """Return the elements of a block of the global norm, for a vector of `total` elements.
 
-    It depends on `total` alone, and servers own whole blocks: so the norm does not depend on how many they are.
+    It is a power of two, at least 64, and makes at most NORM_BLOCKS blocks. It depends on `total` alone, and
+    servers own whole blocks: so the norm does not depend on the number of servers.
     """
     block = 64
     while block * NORM_BLOCKS < total:
@@ -21,7 +22,7 @@ def norm_block(total: int) -> int:
     return block
 
 
-class Shards:
+class Ownership:
     """The ownership of a flat vector of `total` elements. Servers differ by at most two blocks of the norm.
 
     buckets: (start, stop) of each bucket in the vector.
@@ -29,7 +30,7 @@ class Shards:
     """
 
     def __init__(self, total: int, servers: int, bucket: int = BUCKET_ELEMENTS) -> None:
-        """bucket: elements at most, but at least one block of the norm."""
+        """Share out `total` elements. A bucket has `bucket` elements at most, but at least one block of the norm."""
         self.total, self.servers = total, servers
         block = norm_block(total)
         stride = max(block, bucket // block * block)
@@ -45,7 +46,7 @@ class Shards:
             self.pieces.append(list(pairwise([*cuts, stop])))
 
     def owned(self, server: int) -> list[tuple[int, int]]:
-        """The ranges of the vector that a server owns, ascending; empty ones left out, neighbours merged."""
+        """Return the ranges of the vector that a server owns, ascending, without empty ones, neighbours merged."""
         ranges: list[tuple[int, int]] = []
         for pieces in self.pieces:
             start, stop = pieces[server]
@@ -58,11 +59,11 @@ class Shards:
         return ranges
 
     def size(self, server: int) -> int:
-        """Elements that a server owns: the length of its own vector."""
+        """Return how many elements a server owns: the length of its own vector."""
         return sum(stop - start for start, stop in self.owned(server))
 
     def places(self, server: int) -> list[tuple[int, int]]:
-        """For each bucket, (start, stop) of the server's piece inside the server's own vector."""
+        """Return (start, stop) of the server's piece of each bucket in the server's own vector."""
         found, start = [], 0
         for pieces in self.pieces:
             size = pieces[server][1] - pieces[server][0]

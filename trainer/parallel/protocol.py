@@ -1,7 +1,7 @@
-"""What trainers and parameter servers conclude from the same quorum, so that both do the same collectives in order.
+"""Conclusions that trainers and parameter servers draw from the same quorum, to do the same collectives in order.
 
-A step of a group with servers is: (a layout and a first vector, if the servers have none;) (a progress, if a trainer
-has another;) (pull, if a trainer has other parameters;) push; one vote. See docs/architecture.md.
+A step of a group with servers is: (layout and first vector, if the servers have none;) (progress, if a trainer has
+another;) (pull, if a trainer has other parameters;) push; one vote. See docs/architecture.md.
 """
 
 from collections.abc import Callable
@@ -12,57 +12,56 @@ from trainer.cluster.membership import Quorum
 from trainer.contract.exchange_cost import Links, choose, describe
 from trainer.contract.spec import JobSpec
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards
+from trainer.parallel.ownership import Ownership
 
-VOTE = 3  # loss, tokens, seconds of waiting: before the sums of squares
 WIRE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def settled(quorum: Quorum) -> bool:
-    """Does every server know which it is, and are all at the same point? If not, they mend that first."""
-    places = [server.told["place"] for server in quorum.servers]
+def servers_agree(quorum: Quorum) -> bool:
+    """Return whether every server knows its place and all are at the same position. If not, they see to that first."""
+    places = [server.announced.place for server in quorum.servers]
     return places == list(range(len(places))) and len({server.progress for server in quorum.servers}) == 1
 
 
-def filled(quorum: Quorum) -> bool:
-    """Do all servers have parameters? If not, which is at the very start, the first trainer gives them its own."""
-    return all(server.told["filled"] for server in quorum.servers)
+def servers_filled(quorum: Quorum) -> bool:
+    """Return whether all servers hold parameters. If not, at the very start, the first trainer gives them its own."""
+    return all(server.announced.filled for server in quorum.servers)
 
 
-def strangers(quorum: Quorum) -> bool:
-    """Is a trainer at another point than the servers?"""
+def trainer_differs(quorum: Quorum) -> bool:
+    """Return whether a trainer is at another position than the servers."""
     here = quorum.servers[0].progress
     return any(trainer.progress != here for trainer in quorum.trainers)
 
 
-def stale(quorum: Quorum) -> bool:
-    """Must parameters be pulled, because a trainer has none or others?"""
-    lineage = quorum.servers[0].progress[2]
-    return not filled(quorum) or any(trainer.told["holds"] != lineage for trainer in quorum.trainers)
+def pull_needed(quorum: Quorum) -> bool:
+    """Return whether trainers must pull, because one has no parameters or others."""
+    lineage = quorum.servers[0].progress.lineage
+    return not servers_filled(quorum) or any(trainer.announced.holds != lineage for trainer in quorum.trainers)
 
 
-def done(quorum: Quorum) -> bool:
-    """Have all servers written the last checkpoint?"""
-    return all(server.told["done"] for server in quorum.servers)
+def servers_done(quorum: Quorum) -> bool:
+    """Return whether all servers have written the last checkpoint."""
+    return all(server.announced.done for server in quorum.servers)
 
 
 def interleaved(spec: JobSpec) -> bool:
-    """May servers send a bucket's new parameters before all gradients are there? With clipping they wait for the norm.
+    """Return whether servers may send a bucket's new parameters before all gradients are there.
 
-    And with pairs for the number of tokens that count, which trainers alone know.
+    With clipping they wait for the norm, and with pairs for the number of tokens that count, which only trainers know.
     """
     return not spec.hyperparameters.gradient_clip and spec.data.format != "pairs"
 
 
-def make_exchange(quorum: Quorum, spec: JobSpec, shards: Shards, log: Callable[[str], None]) -> Exchange:
-    """The group's exchange, by the plan that the stack file names or the cost model chooses."""
+def make_exchange(quorum: Quorum, spec: JobSpec, ownership: Ownership, log: Callable[[str], None]) -> Exchange:
+    """Return the group's exchange, by the plan that the stack file names or the cost model chooses."""
     trainers, wire = len(quorum.trainers), WIRE[spec.parallel.wire]
     links = Links.of(spec.cluster.trainer_gbps, spec.cluster.server_gbps)
-    size, both_ways = shards.total * wire.itemsize, interleaved(spec)
+    size, both_ways = ownership.total * wire.itemsize, interleaved(spec)
     sums = torch.float32.itemsize / wire.itemsize
     plan = spec.parallel.plan
     if plan == "auto":
-        plan = choose(size, trainers, shards.servers, links, both_ways, sums)
+        plan = choose(size, trainers, ownership.servers, links, both_ways, sums)
     if quorum.rank in (0, trainers):  # the first of each role
-        log(describe(plan, size, trainers, shards.servers, links, both_ways, sums))
-    return Exchange(quorum.group, trainers, shards, plan, wire)
+        log(describe(plan, size, trainers, ownership.servers, links, both_ways, sums))
+    return Exchange(quorum.group, trainers, ownership, plan, wire)

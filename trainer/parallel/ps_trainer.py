@@ -1,61 +1,57 @@
-"""A trainer's half of parameter servers: parameters come, gradients go, and nothing is kept from step to step.
+"""A trainer's half of parameter servers: it pulls parameters, pushes gradients, and keeps nothing between steps.
 
-A thread of its own moves buckets, so that gradients travel while backward computes the next ones, and the forward pass
-begins when its first parameters are there. See trainer/parallel/ps_server.py for the other half.
+A thread moves buckets, so that gradients travel while the backward pass computes the next ones, and the forward pass
+begins when its first parameters have arrived. ps_server.py is the other half.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from trainer.cluster.group import Group, GroupFailed
+from trainer.cluster.announcement import Announcement, Tally
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.membership import Quorum
 from trainer.contract.errors import InputError
-from trainer.contract.spec import JobSpec
 from trainer.model.flat import Flat
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Shards, norm_block
-from trainer.training.optimizer import norm
+from trainer.parallel.ownership import Ownership, norm_block
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
-class Served:
-    """One trainer among parameter servers."""
+class PsTrainer:
+    """The engine of one trainer among parameter servers."""
 
-    writes = False  # the first server writes records and status: what it says of a step is as lasting as the step
+    writes = False  # the first server writes records and status: its record of a step lasts as long as the step
 
     def __init__(
-        self,
-        spec: JobSpec,
-        flat: Flat,
-        begin: Callable[[], object],
-        progress: Progress,
-        log: Callable[[str], None],
-        told: dict[str, Any],
+        self, context: MemberContext, flat: Flat, begin: Callable[[], object], announcement: Announcement
     ) -> None:
-        """begin: puts a new run's parameters into `flat`; progress: as one starts; told: what the others must know."""
-        self.progress, self._scale = Progress(step=-1), progress.scale  # the servers say where the run is
-        self._spec, self._flat, self._log, self._told = spec, flat, log, told
-        self._begin, self._untouched = begin, True  # does `flat` still hold a new run's parameters?
+        """Hook into the model of `flat`. begin: puts a new run's parameters into it."""
+        spec = context.spec
+        self.progress = Progress(step=-1)  # the servers say where the run is
+        self._scale = Progress.at_start(announcement.scaled).scale
+        self._spec, self._flat, self._log, self._announcement = spec, flat, context.host.log, announcement
+        self._begin, self._untouched = begin, True  # whether `flat` still holds a new run's parameters
         self._holds = -1  # lineage of the parameters that are here
-        self._shards = Shards(len(flat.parameters), spec.cluster.parameter_servers)
-        self._blocks = -(-self._shards.total // norm_block(self._shards.total))
+        self._ownership = Ownership(len(flat.parameters), spec.cluster.parameter_servers)
+        self._blocks = -(-self._ownership.total // norm_block(self._ownership.total))
         self._interleaved = protocol.interleaved(spec)
         self._mover = ThreadPoolExecutor(1, "exchange")
         self._moving: Future[None] | None = None
         self._error: BaseException | None = None
-        self._here = [threading.Event() for _ in self._shards.buckets]  # its parameters have arrived
-        self._final = [threading.Event() for _ in self._shards.buckets]  # its gradient will not change any more
+        self._here = [threading.Event() for _ in self._ownership.buckets]  # its parameters have arrived
+        self._final = [threading.Event() for _ in self._ownership.buckets]  # its gradient will not change any more
         self._missing = [0] * len(self._final)  # tensors of the bucket whose gradient is not final
         self._key = ""
-        self._group: Group | None = None
-        self._exchange: Exchange | None = None
+        self._group: MemberGroup | None = None
+        self._made_exchange: Exchange | None = None
         self._pulling = self._pushing = self._first = False
         self._waited = self._pulled = 0.0
         for event in self._here:
@@ -65,45 +61,45 @@ class Served:
             self._hook()
 
     @property
-    def told(self) -> dict[str, Any]:
-        return {"holds": self._holds, **self._told}
+    def announcement(self) -> Announcement:
+        return replace(self._announcement, holds=self._holds)
 
     # -- before a step ---------------------------------------------------------------------------------------------
 
     def prepare(self, quorum: Quorum) -> bool:
-        """Know where the servers are; at the very start, give them their first parameters."""
-        if not protocol.settled(quorum):
+        """Learn the servers' position; at the very start, give them their first parameters."""
+        if not protocol.servers_agree(quorum):
             return False
         if quorum.key != self._key:
-            self._exchange = protocol.make_exchange(quorum, self._spec, self._shards, self._log)
+            self._made_exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._log)
             self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
             self._pulled = 0.0
         first = len(quorum.trainers)  # rank of the first server
-        if not protocol.filled(quorum):
+        if not protocol.servers_filled(quorum):
             if not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
                 self._begin()
             quorum.group.broadcast_json({"layout": self._flat.layout, "scale": self._scale}, 0)
-            self._trade.fill(self._flat.parameters)
-        if protocol.strangers(quorum):
+            self._exchange.fill(self._flat.parameters)
+        if protocol.trainer_differs(quorum):
             state = quorum.group.broadcast_json(None, first)
-            if state["total"] != self._shards.total:
+            if state["total"] != self._ownership.total:
                 raise InputError(
                     f"the newest checkpoint of {self._spec.run} holds another model ({state['total']} elements instead"
-                    f" of {self._shards.total}); move its checkpoints away"
+                    f" of {self._ownership.total}); move its checkpoints away"
                 )
             self.progress = Progress(**state["progress"])
         return True
 
     @property
-    def _trade(self) -> Exchange:
-        assert self._exchange is not None
-        return self._exchange
+    def _exchange(self) -> Exchange:
+        assert self._made_exchange is not None
+        return self._made_exchange
 
     def start(self, quorum: Quorum) -> None:
-        """Parameters begin to come, if they are not here; ready() or the forward pass's own hooks wait for them."""
+        """Begin to pull the parameters, unless they are here; ready() or the forward pass's hooks wait for them."""
         self._waited = 0.0
         self._untouched = False
-        if protocol.stale(quorum):
+        if protocol.pull_needed(quorum):
             self._holds = -1
             for event in self._here:
                 event.clear()
@@ -114,7 +110,7 @@ class Served:
 
     def _pull(self) -> None:
         begun = time.monotonic()
-        self._trade.pull(self._flat.parameters, lambda k: self._here[k].set())
+        self._exchange.pull(self._flat.parameters, lambda k: self._here[k].set())
         self._pulled = time.monotonic() - begun
 
     def ready(self) -> None:
@@ -126,7 +122,7 @@ class Served:
     # -- a step ----------------------------------------------------------------------------------------------------
 
     def backward_begins(self) -> None:
-        """The next backward pass is the step's last: what is final may go."""
+        """Let gradients that become final travel: the next backward pass is the step's last."""
         self.ready()
         self._missing = [0] * len(self._final)
         for buckets in self._buckets.values():
@@ -137,12 +133,12 @@ class Served:
         self._pushing = True
         gradients, parameters = self._flat.gradients, self._flat.parameters
         if self._interleaved:
-            self._move(lambda: self._trade.push_and_pull(gradients, parameters, self._until_final))
+            self._move(lambda: self._exchange.push_and_pull(gradients, parameters, self._until_final))
         else:
-            self._move(lambda: self._trade.push(gradients, self._until_final))
+            self._move(lambda: self._exchange.push(gradients, self._until_final))
 
     def backward_ends(self) -> None:
-        """All gradients of this trainer are final."""
+        """Send the rest: all gradients of this trainer are final."""
         if not self._pushing:  # it had no part in this step's batch
             self.backward_begins()
         for event in self._final:
@@ -151,12 +147,12 @@ class Served:
         self._pushing = False
 
     def _pushed(self) -> None:
-        """Nothing is computed until what is on its way has arrived."""
+        """Wait until everything on its way has arrived."""
         begun = time.monotonic()
         self._wait_for_mover()
-        if self._first:  # what the cost model predicted for this group can be compared with
+        if self._first:  # to compare with the cost model's prediction for this group
             self._first = False
-            megabytes = self._shards.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
+            megabytes = self._ownership.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
             pull = f"pull {self._pulled:.3g} s, " if self._pulled else ""
             self._log(
                 f"measured in the group's first step, {megabytes:.3g} MB each way: {pull}push"
@@ -164,24 +160,22 @@ class Served:
             )
 
     def forward_ends(self, passes: int) -> None:
-        """Trainers evaluate on their own."""
+        """Do nothing: each trainer evaluates on its own."""
 
-    def sum(self, vote: Tensor) -> float:
-        """As Replicas.sum: the servers have summed the gradients, and everyone hears their norm."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the votes. The servers have summed the gradients, and add the sums of squares."""
         assert self._group is not None
-        whole = torch.zeros(protocol.VOTE + self._blocks, dtype=torch.float64)
-        vote[2] = self._waited
-        whole[: protocol.VOTE] = vote
-        self._group.sum(whole)
-        vote.copy_(whole[: protocol.VOTE])
-        return norm(whole[protocol.VOTE :])
+        blocks = torch.zeros(self._blocks, dtype=torch.float64)
+        votes = replace(vote, waited=self._waited, squares=blocks).to_tensor(blocks.device)
+        self._group.sum(votes)
+        return Vote.from_tensor(votes).tally()
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
         self.progress.commit(decision, key, scaled)
         self._holds = self.progress.lineage if self._interleaved and decision.finite else -1
 
     def abandon(self) -> None:
-        """The step failed: what is here is worth nothing, and the thread that moves buckets must be free again."""
+        """Forget the parameters, which do not count after a failed step, and free the thread that moves buckets."""
         self._holds, self._key = -1, ""
         if self._group is not None:
             self._group.close()
@@ -197,18 +191,18 @@ class Served:
     # -- the ends --------------------------------------------------------------------------------------------------
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """The servers do that."""
+        """Do nothing: the servers write checkpoints."""
         return False
 
     def finish(self, quorum: Quorum) -> bool:
-        """The servers have written the last checkpoint, and the model is here as they hold it."""
-        if not protocol.done(quorum):
+        """Pull the exact model once the servers have written the last checkpoint."""
+        if not protocol.servers_done(quorum):
             return False
-        self._trade.pull(self._flat.parameters, exact=True)
+        self._exchange.pull(self._flat.parameters, exact=True)
         return True
 
     def restore(self) -> None:
-        """The servers do that."""
+        """Do nothing: the servers restore checkpoints."""
 
     # -- the thread that moves buckets -----------------------------------------------------------------------------
 
@@ -218,7 +212,7 @@ class Served:
                 work()
             except BaseException as error:
                 self._error = error
-                for event in self._here:  # whoever waits for one is to see the error
+                for event in self._here:  # threads that wait for one must see the error
                     event.set()
                 raise
 
@@ -236,8 +230,8 @@ class Served:
             raise GroupFailed("the step was given up")
 
     def _touched(self, start: int, size: int) -> list[int]:
-        """The buckets that a tensor lies in."""
-        return [k for k, (begin, end) in enumerate(self._shards.buckets) if begin < start + size and start < end]
+        """Return the buckets that hold a part of a tensor."""
+        return [k for k, (begin, end) in enumerate(self._ownership.buckets) if begin < start + size and start < end]
 
     def _hook(self) -> None:
         starts = {name: start for name, start, _, _ in self._flat.layout}

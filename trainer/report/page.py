@@ -7,7 +7,6 @@ request and no script but its own.
 
 import base64
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -19,9 +18,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.settings import changes, describe, settings, written
-from trainer.contract.spec import JobSpec, Role
+from trainer.contract.spec import JobSpec
+from trainer.contract.wording import ROLE_PLURALS, duration, printable
 from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
@@ -30,16 +31,13 @@ from trainer.runs import outcome, scores
 from trainer.runs.outcome import Outcome
 from trainer.runs.records import Record
 from trainer.runs.samples import Sample
-from trainer.runs.trials import Trial, best_trial, read_trials, trained_spec, trial_id
+from trainer.runs.trials import Trial, best_trial, read_trials, trained_spec
 from trainer.storage.base import Storage
 
 PAGE = Path(__file__).with_name("page.html")
 LAST_RECORDS_SECONDS = 10.0  # how long write_page() waits for the last records of a run
 AT_LEAST = "at least "
 SHOWN_SAMPLES = 6  # the others are folded
-ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
-# The control characters that colours and progress bars leave in a log.
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def write_page(storage: Storage, run: str) -> None:
     end = time.monotonic() + LAST_RECORDS_SECONDS
     while not _last_records_written(storage, run) and time.monotonic() < end:
         time.sleep(0.5)
-    storage.write(f"runs/{run}/report.html", render_page(storage, run).encode())
+    storage.write(paths.report(run), render_page(storage, run).encode())
 
 
 def _last_records_written(storage: Storage, run: str) -> bool:
@@ -81,7 +79,7 @@ def render_page(storage: Storage, run: str, compare: Sequence[str] = ()) -> str:
     this = outcome.read(storage, run)
     trials = read_trials(storage, run) if this.spec.sweep else []
     if this.spec.sweep and (best := best_trial(this.spec.sweep, trials)):  # show the best trial's curves
-        best_run = outcome.read(storage, trial_id(run, best.number))
+        best_run = outcome.read(storage, paths.trial_id(run, best.number))
         this = replace(
             this,
             steps=best_run.steps,
@@ -159,14 +157,14 @@ def render(
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
         words={
             "loss": loss,
-            "duration": timeline.duration,
+            "duration": duration,
             "speed": speed,
             "metric": scores.words,
             "value": written,
         },
         metric_names=scores.NAMES,
     )
-    return CONTROL.sub("", html)
+    return printable(html)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -198,7 +196,7 @@ def headlines(this: Outcome) -> list[tuple[str, str, str]]:
         ("Validation loss", loss(this.validation), f"from {first:.4f}" if first is not None else "nats a token"),
         ("Training loss", loss(this.loss), f"mean of the last {min(outcome.RECENT, max(len(this.steps), 1))} steps"),
         ("Steps", f"{this.step:,}", f"of {hyper.steps:,}; {_big(tokens)} tokens"),
-        ("Time", timeline.duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
+        ("Time", duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
         ("Tokens a second", speed(this.tokens_per_second), _mfu(this)),
     ]
     if this.spec.hardware:
@@ -313,7 +311,7 @@ def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
 def costs(this: Outcome) -> list[CostLine]:
     """Return a line for each role that has machines."""
     lines = []
-    for role, name in ROLES.items():
+    for role, name in ROLE_PLURALS.items():
         machines = [machine for machine in this.machines if machine.role == role]
         if not machines:
             continue

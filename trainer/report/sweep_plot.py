@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.contract.search_space import Value
+from trainer.contract.search_space import ParameterValue
 from trainer.contract.settings import written
 from trainer.contract.spec import Parameter, Sweep
 from trainer.report.charts import HEIGHT, WIDTH
@@ -31,7 +31,7 @@ class Plot:
     paths: list[TrialLine]  # the best one last, so that it is drawn above the others
 
 
-Scale = Callable[[Value], float]  # returns 0 for the lower end of an axis, 1 for the upper end
+Scale = Callable[[ParameterValue], float]  # returns 0 for the lower end of an axis, 1 for the upper end
 
 
 def plot(sweep: Sweep, trials: list[Trial]) -> Plot | None:
@@ -68,7 +68,7 @@ def plot(sweep: Sweep, trials: list[Trial]) -> Plot | None:
 
 def _axis(parameter: Parameter) -> tuple[Axis, Scale]:
     name = parameter.parameter_name
-    listed: list[Value] = [*(parameter.categorical_values or []), *(parameter.discrete_values or [])]
+    listed: list[ParameterValue] = [*(parameter.categorical_values or []), *(parameter.discrete_values or [])]
     if listed:
         heights = {value: i / (len(listed) - 1) for i, value in enumerate(listed)}
         return Axis(name, written(listed[-1]), written(listed[0])), lambda value: heights[value]

@@ -3,35 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.contract.wording import duration
 from trainer.report.charts import Tick
-from trainer.runs.outcome import Outcome, stays
+from trainer.runs.outcome import Outcome, boots
 from trainer.runs.records import Event, MachineStatus
 
 SHOWN_EVENTS = 200  # the newest
 SHOWN_MACHINES = 40  # preferably those with events
 MARKS = {"exit": "a process ended", "notice": "told to leave", "lost": "lost without a word"}
 TICK_SECONDS = [
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1800,
-    3600,
-    7200,
-    10800,
-    21600,
-    43200,
-    86400,
-    172800,
-    604800,
-]
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800,
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,7 +72,7 @@ def timeline(this: Outcome) -> Timeline | None:
     # A row for each machine.
     shown = _shown(this.machines)
     for machine in shown:
-        present = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in stays(machine)]
+        present = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in boots(machine)]
         marks = [
             Mark(at(e.time), e.kind, f"{duration(e.time - began)} {event_text(e)}")
             for e in machine.history
@@ -127,12 +109,3 @@ def event_text(event: Event) -> str:
     """Return an event as text: its kind, and what the machine reported about it."""
     words = {"started": "started", "back": "came back", "left": "left"} | MARKS
     return words[event.kind] + (f": {event.words}" if event.words else "")
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:05`, `3:04:05`, `2d 03:04`."""
-    whole = max(round(seconds), 0)
-    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86400
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

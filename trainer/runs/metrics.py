@@ -1,8 +1,8 @@
-"""Metrics as JSON lines and TensorBoard events below runs/<run>/metrics/.
+"""Write a run's metrics as JSON lines and as TensorBoard's events.
 
-Objects in a bucket cannot be appended to, so the newest segment is written again, whole, every few seconds, and a
-new segment begins when it is large. Every trainer collects records; only the leader writes, so that the others
-can fill in what it had not written yet when it was lost. Readers take the last record of a step.
+Nothing can be appended to an object in a bucket, so the newest file is written again as a whole every few seconds, and
+a new file begins when it is large. Every trainer collects records, but only the leader writes them; the others can
+fill in what a leader had not written when it was lost. trainer/runs/metrics_reader.py reads them.
 """
 
 import json
@@ -10,38 +10,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from trainer.contract import paths
 from trainer.runs.records import Record
 from trainer.storage.base import Storage
 
-
-def newest_record(storage: Storage, run: str) -> Record | None:
-    """The newest training step in the run's metrics, from the newest file alone."""
-    files = [entry for entry in storage.list(f"runs/{run}/metrics") if entry.path.endswith(".jsonl")]
-    if not files:
-        return None
-    lines = storage.read(max(files, key=lambda entry: entry.updated).path).splitlines()
-    records = (Record.model_validate_json(line) for line in reversed(lines))
-    steps = (r for r in records if r.validation_loss is None and r.notice_seconds is None)
-    return next(steps, None)
-
-
 FLUSH = 2.0  # seconds
-LAST = 12.0  # seconds that the last records are tried for at the end: less than a machine has that was told to leave
-SEGMENT = 256 * 1024  # bytes
+LAST_TRIES = 12.0  # seconds to try to write the last records: fewer than a machine has that is asked to leave
+SEGMENT = 256 * 1024  # bytes of a file, after which a new one begins
 
 
 class Metrics:
+    """The records of one member, written in the background until close()."""
+
     def __init__(self, storage: Storage, run: str, name: str, log: Callable[[str], None]) -> None:
-        self._storage, self._prefix, self._name, self._log = storage, f"runs/{run}/metrics", name, log
-        self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
+        self._storage, self._run, self._name, self._log = storage, run, name, log
+        self._pending: deque[Record] = deque(maxlen=1000)  # not written yet; bounded, as some members never lead
         self._segment: list[str] = []
         self._size = self._count = 0
-        self._shown: list[Record] = []  # written, and not in TensorBoard's files yet
+        self._shown: list[Record] = []  # written, but not in TensorBoard's files yet
         self._leads = self._fill = False
-        self._begun = int(time.time())  # in the names of files: a process that was restarted writes over none
+        self._begun = int(time.time())  # in file names, so that a process that was restarted overwrites none
         self._board: Any = None
         self._writing = threading.Lock()
         self._wake, self._closed = threading.Event(), False
@@ -53,7 +43,7 @@ class Metrics:
         self._pending.append(record)
 
     def fill_in(self) -> None:
-        """Write what this member has, now: another goes on from its state, and perhaps nobody else has the records.
+        """Write the records of this member now: another continues from its state, and perhaps nobody else has them.
 
         If that fails, it is tried again in the background.
         """
@@ -61,17 +51,17 @@ class Metrics:
         self.flush()
 
     def flush(self) -> None:
-        """Write what there is now. If that fails it is said, and the records are kept for the next time."""
+        """Write all records now. If that fails, log it and keep the records for the next time."""
         with self._writing:
             try:
                 if self._pending:
                     self._flush()
                 self._fill = False
-            except Exception as error:  # storage away, disk full
+            except Exception as error:  # the storage is away, or the disk is full
                 self._log(f"metrics could not be written ({error}); trying again")
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the records that are left, and end the thread."""
         self._closed = True
         self._wake.set()
         self._thread.join()
@@ -80,11 +70,11 @@ class Metrics:
         closing = False
         while not closing:
             self._wake.wait(FLUSH)
-            closing = self._closed  # read before the last flush, which then has everything
+            closing = self._closed  # read before the last flush, which then writes everything
             if self._leads or self._fill:
                 self.flush()
             self._tensorboard()
-        end = time.monotonic() + LAST
+        end = time.monotonic() + LAST_TRIES
         while (self._leads or self._fill) and self._pending and time.monotonic() < end:  # nobody else may have them
             time.sleep(0.5)
             self.flush()
@@ -99,8 +89,7 @@ class Metrics:
             self._segment, self._size, self._count = [], 0, self._count + 1
         self._segment += lines
         self._size += sum(map(len, lines))
-        attempt = fresh[0].attempt
-        path = f"{self._prefix}/attempt-{attempt}-{self._name}-{self._begun}-{self._count:05d}.jsonl"
+        path = paths.metrics_file(self._run, fresh[0].attempt, self._name, self._begun, self._count)
         try:
             self._storage.write(path, "".join(self._segment).encode())
         except Exception:
@@ -119,16 +108,16 @@ class Metrics:
             self._log(f"TensorBoard's files could not be written ({error}); going on")
 
     def _show(self, records: list[Record]) -> None:
-        folder = self._storage.local_path(self._prefix)
+        folder = self._storage.local_path(paths.tensorboard(self._run))
         if not records or folder is None:
             return
-        # 0.4 s of imports, numpy among them, that those who only read metrics are spared: every preview does.
+        # 0.4 s of imports that the first step should not wait for; only the member that writes needs them.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if self._board is None:
-            self._board = EventFileWriter(str(folder / "tensorboard"), flush_secs=10)
+            self._board = EventFileWriter(str(folder), flush_secs=10)
         names = {
             "loss/train": "loss",
             "loss/validation": "validation_loss",
@@ -143,16 +132,3 @@ class Metrics:
                 if value is not None:
                     summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
                     self._board.add_event(Event(wall_time=record.time, step=record.step, summary=summary))
-
-
-def read_records(storage: Storage, run: str) -> list[Record]:
-    """All records in order of step; of a step that was taken twice, the newest. For commands, not for the loop."""
-    records: dict[tuple[int, bool, bool], Record] = {}
-    for entry in storage.list(f"runs/{run}/metrics"):
-        if Path(entry.path).suffix == ".jsonl":
-            for line in storage.read(entry.path).splitlines():
-                record = Record.model_validate_json(line)
-                key = (record.step, record.validation_loss is not None, record.notice_seconds is not None)
-                if key not in records or (record.attempt, record.time) >= (records[key].attempt, records[key].time):
-                    records[key] = record
-    return [records[key] for key in sorted(records)]

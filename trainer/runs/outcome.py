@@ -1,45 +1,33 @@
-"""What a run left in its bucket, read back for its report. No torch here."""
+"""Read what a run left in its bucket, for its report and for the trials of a sweep."""
 
-import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean, median
 
 from pydantic import ValidationError
 
-from trainer.contract.spec import JobSpec, Role
+from trainer.contract import paths
+from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs import history, samples, scores
+from trainer.runs.metrics_reader import Attempt, read_metrics
 from trainer.runs.records import Event, MachineStatus, Record, Status
 from trainer.runs.samples import Sample
 from trainer.runs.scores import Scores
 from trainer.runs.status import read_spec, read_status
 from trainer.storage.base import Storage
 
-ROLES: tuple[Role, ...] = ("master", "worker", "ps")
-RECENT = 50  # steps: the last loss is a mean over so many, as one step's is noise
-NEWEST_FILES = 2  # of a run that is only compared with: metrics come in files of 256 KiB
-OTHERS = 20  # runs in a comparison, the newest
-
-
-@dataclass
-class Attempt:
-    """The steps that one cluster took, first to last, and when."""
-
-    number: int
-    first: int
-    last: int
-    began: float  # seconds since the epoch: when its first step was done
-    ended: float
+RECENT = 50  # the last loss is a mean over so many steps, because the loss of one step is noisy
+NEWEST_FILES = 2  # metrics files, of 256 KiB each, that are read of a run which others are only compared with
+OTHERS = 20  # the newest runs, in a comparison
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run as its files tell it."""
+    """A run as its files describe it."""
 
     spec: JobSpec
     status: Status | None
-    steps: list[Record]  # by step; those that a resume undid are left out
+    steps: list[Record]  # in order; steps that a resume undid are left out
     evaluations: list[Record]  # likewise
     notices: list[Record]
     attempts: list[Attempt]
@@ -57,14 +45,14 @@ class Outcome:
 
     @property
     def began(self) -> float | None:
-        """The earliest moment that is known."""
+        """The earliest known moment, in seconds since the epoch."""
         known = [event.time for machine in self.machines for event in machine.history]
         known += [machine.started for machine in self.machines] + [attempt.began for attempt in self.attempts]
         return min(known, default=None)
 
     @property
     def ended(self) -> float | None:
-        """The latest."""
+        """The end of the run, or else the latest known moment, in seconds since the epoch."""
         if self.status and self.status.finished:
             return self.status.finished
         known = [machine.heartbeat for machine in self.machines] + [attempt.ended for attempt in self.attempts]
@@ -72,14 +60,14 @@ class Outcome:
 
     @property
     def seconds(self) -> float | None:
-        """From the first step of this launch to its end, None before."""
+        """Seconds from the first step of this launch to its end; None before that step."""
         if self.status is None or self.status.started is None or self.ended is None:
             return None
         return max(self.ended - self.status.started, 0.0)
 
     @property
     def loss(self) -> float | None:
-        """Mean over the last steps, in nats a token."""
+        """The mean training loss of the last steps, in nats a token."""
         known = [record.loss for record in self.steps[-RECENT:] if record.loss is not None]
         return fmean(known) if known else None
 
@@ -89,7 +77,7 @@ class Outcome:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median step's."""
+        """The median over the steps."""
         known = [record.tokens_per_second for record in self.steps if record.tokens_per_second]
         return median(known) if known else None
 
@@ -101,45 +89,34 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a role's machines, or one machine, cost by the list; without a price, dollars is None."""
+    """The list price of the machines of a role, or of one machine."""
 
     hours: float
-    dollars: float | None
+    dollars: float | None  # None if no price is known
 
 
 def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
-    """A run; with `files`, no machines, samples and scores, and only so many of its newest files of metrics.
+    """Return a run's outcome so far.
 
-    Raises FileNotFoundError if nothing declares it, ValidationError for another version's job.json.
+    Args:
+        storage: The bucket.
+        run: The run's id.
+        files: Read only so many of the newest metrics files, and no machines, samples or scores; None reads all.
+
+    Raises:
+        FileNotFoundError: There is no job.json.
+        ValidationError: The job.json is of another version of this project.
     """
     spec, status = read_spec(storage, run), read_status(storage, run)
-    entries = [entry for entry in storage.list(f"runs/{run}/metrics") if entry.path.endswith(".jsonl")]
-    newest = sorted(entries, key=lambda entry: entry.updated)[-files if files else 0 :]
-    steps: dict[int, Record] = {}
-    evaluations: dict[int, Record] = {}
-    notices: list[Record] = []
-    attempts: dict[int, Attempt] = {}
-    for record in (record for entry in newest for record in _records(storage.read(entry.path))):
-        if record.notice_seconds is not None:
-            notices.append(record)
-            continue
-        kind = steps if record.validation_loss is None else evaluations
-        before = kind.get(record.step)
-        if before is None or (before.attempt, before.time) <= (record.attempt, record.time):
-            kind[record.step] = record
-        if record.validation_loss is None:
-            first = Attempt(record.attempt, record.step, record.step, record.time, record.time)
-            attempt = attempts.setdefault(record.attempt, first)
-            attempt.first, attempt.last = min(attempt.first, record.step), max(attempt.last, record.step)
-            attempt.began, attempt.ended = min(attempt.began, record.time), max(attempt.ended, record.time)
+    metrics = read_metrics(storage, run, files)
     whole = files is None
     return Outcome(
         spec=spec,
         status=status,
-        steps=_kept(steps, attempts),
-        evaluations=_kept(evaluations, attempts),
-        notices=sorted(notices, key=lambda record: record.time),
-        attempts=[attempts[number] for number in sorted(attempts)],
+        steps=metrics.steps,
+        evaluations=metrics.evaluations,
+        notices=metrics.notices,
+        attempts=metrics.attempts,
         machines=_machines(storage, run) if whole else [],
         samples=samples.read(storage, run) if whole else [],
         scores=scores.read(storage, run) if whole else None,
@@ -147,63 +124,48 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
 
 
 def others(storage: Storage, run: str) -> list[Outcome]:
-    """The newest other runs in the bucket that left anything, each by its newest files."""
-    updated = {}
-    for entry in storage.list("runs"):
-        parts = entry.path.split("/")
-        if len(parts) == 3 and parts[2] == "status.json" and parts[1] != run:
-            updated[parts[1]] = entry.updated
-    found = []
+    """Return the newest other runs in the bucket that took a step, each from its newest metrics files alone."""
+    updated: dict[str, float] = {}
+    for entry in storage.list(paths.RUNS):
+        other = paths.run_of_status(entry.path)
+        if other is not None and other != run and paths.sweep_of(other) is None:
+            updated[other] = entry.updated
+    outcomes = []
     for other in sorted(updated, key=lambda name: -updated[name])[:OTHERS]:
-        with suppress(FileNotFoundError, ValidationError):  # of another version
-            found.append(read(storage, other, NEWEST_FILES))
-    return [outcome for outcome in found if outcome.steps]
-
-
-def _records(lines: bytes) -> Iterator[Record]:
-    for line in lines.splitlines():
-        with suppress(ValidationError):  # of another version, or its end is still being written
-            yield Record.model_validate_json(line)
-
-
-def _kept(records: dict[int, Record], attempts: dict[int, Attempt]) -> list[Record]:
-    """By step, without what a later attempt went back behind and did not repeat."""
-    end: dict[int, float] = {}  # attempt: the first step that is not its own any more
-    first = math.inf
-    for number in sorted(attempts, reverse=True):
-        end[number] = first
-        first = min(first, attempts[number].first)
-    return [record for step, record in sorted(records.items()) if step < end.get(record.attempt, math.inf)]
+        with suppress(FileNotFoundError, ValidationError):  # its job.json is gone or of another version
+            outcomes.append(read(storage, other, NEWEST_FILES))
+    return [outcome for outcome in outcomes if outcome.steps]
 
 
 def _machines(storage: Storage, run: str) -> list[MachineStatus]:
-    found = []
-    for entry in storage.list(f"runs/{run}/machines"):
+    machines = []
+    for entry in storage.list(paths.machines(run)):
         with suppress(FileNotFoundError, ValidationError):
-            found.append(MachineStatus.model_validate_json(storage.read(entry.path)))
-    return sorted(found, key=lambda machine: (ROLES.index(machine.role), len(machine.name), machine.name))
+            if paths.is_machine(entry.path, run):
+                machines.append(MachineStatus.model_validate_json(storage.read(entry.path)))
+    return sorted(machines, key=lambda machine: (ROLES.index(machine.role), len(machine.name), machine.name))
 
 
 def cost(spec: JobSpec, machine: MachineStatus) -> Cost:
-    """List price times the time for which a machine was heard."""
-    hours = history.present(machine) / 3600
+    """Return what a machine cost: its list price, for the time in which it sent heartbeats."""
+    hours = history.seconds_present(machine) / 3600
     hardware = spec.hardware.get(machine.role)
     price = hardware.usd_per_hour if hardware else None
     return Cost(hours, None if price is None else price * hours)
 
 
-def stays(machine: MachineStatus) -> list[tuple[float, float]]:
-    """(from, to) of each boot of a machine: when it was there, as far as its history goes back."""
-    found: list[tuple[float, float]] = []
+def boots(machine: MachineStatus) -> list[tuple[float, float]]:
+    """Return (start, end) of each boot of a machine, in seconds since the epoch, as far as its history goes back."""
+    intervals: list[tuple[float, float]] = []
     since: float | None = None
     last = machine.history[0].time if machine.history else machine.started
     for event in machine.history or [Event(kind="started", time=machine.started)]:
         if event.kind in ("started", "back"):
             since = event.time
         elif event.kind in ("lost", "left"):
-            found.append((last if since is None else since, event.time))
+            intervals.append((last if since is None else since, event.time))
             since = None
         last = event.time
-    if since is not None or not found:
-        found.append((last if since is None else since, max(machine.heartbeat, last)))
-    return found
+    if since is not None or not intervals:
+        intervals.append((last if since is None else since, max(machine.heartbeat, last)))
+    return intervals

@@ -1,14 +1,13 @@
 """Checkpoints: the flat vectors in parts, as safetensors, then a manifest with sizes and hashes, the commit point.
 
 Any number of members write one together, each a part: one file with its ranges of every vector, then a description of
-it. Who finds the descriptions of all parts writes the manifest, so nobody waits for anybody. A checkpoint is whole
-when its manifest is there, and restores onto any number of members: each reads the files that hold its own ranges, and
-takes them if they have the size and hash that the manifest says.
+it. A member that finds the descriptions of all parts writes the manifest, so no member waits for another. A checkpoint
+is whole when its manifest is there, and restores onto any number of members: each reads the files that hold its own
+ranges, and takes them if they have the size and hash of the manifest.
 """
 
 import json
 import os
-import re
 import tempfile
 import threading
 import time
@@ -23,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.contract import paths
+from trainer.contract.spec import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage import manifest
 from trainer.storage.base import Conflict, Storage
@@ -32,18 +33,13 @@ Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, en
 Place = Callable[[Layout], tuple[Vectors, Ranges]]
 # Seconds from a notice for which a leaving member waits for the others' parts: a little less than it may stay.
 LAST_PARTS = float(os.environ.get("GPT2_TRAINING_GRACE", "25")) - 5
-NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
-
-
-def name(step: int, attempt: int) -> str:
-    return f"step-{step:08d}-attempt-{attempt}"
 
 
 def order(checkpoint: str) -> tuple[int, int]:
-    """Step and attempt: newer is greater."""
-    match = NAME.fullmatch(checkpoint)
-    assert match, checkpoint
-    return int(match[1]), int(match[2])
+    """Return step and attempt: newer checkpoints are greater."""
+    step_and_attempt = paths.parse_checkpoint(checkpoint)
+    assert step_and_attempt, checkpoint
+    return step_and_attempt
 
 
 def _part(part: int, parts: int) -> str:
@@ -51,7 +47,7 @@ def _part(part: int, parts: int) -> str:
 
 
 def overlaps(first: Ranges, second: Ranges) -> Iterator[tuple[int, int, int, int]]:
-    """(start, its place in the vector of `first`, its place in the vector of `second`, elements) of what both hold."""
+    """Yield (start, place in the vectors of `first`, place in those of `second`, elements) of what both hold."""
     i = j = place = other = 0
     while i < len(first) and j < len(second):
         (begin, end), (other_begin, other_end) = first[i], second[j]
@@ -71,26 +67,42 @@ class Restored:
     layout: Layout
 
 
-class Checkpoints:
-    """Writes one checkpoint at a time in the background; restores the newest one that is whole and undamaged."""
+@dataclass(frozen=True)
+class CheckpointShard:
+    """One member's part of a checkpoint."""
+
+    vectors: Vectors
+    layout: Layout  # of the flat vector
+    ranges: Ranges | None = None  # of the flat vector, that `vectors` hold; None: all of it
+    part: int = 0
+    parts: int = 1
+
+
+class CheckpointStore:
+    """Write one checkpoint at a time in the background; restore the newest one that is whole and undamaged."""
 
     def __init__(
         self,
         storage: Storage,
         run: str,
-        keep: int,
+        policy: Checkpoints,
         log: Callable[[str], None],
         scratch: Path | None = None,
-        keep_every: int | None = None,
         fenced: Callable[[], bool] = lambda: False,
     ) -> None:
-        """keep: how many of the newest stay; keep_every: those whose step is a multiple of it stay too.
+        """Write into runs/<run>/checkpoints.
 
-        scratch: a folder for files on their way into the bucket; None is the system's own. `fenced` is asked before a
-        manifest is written: whether this process was believed dead and a newer attempt is under way.
+        Args:
+            storage: the run's bucket.
+            run: its name.
+            policy: which checkpoints stay.
+            log: prints a line.
+            scratch: a folder for files on their way into the bucket; None is the system's own.
+            fenced: asked before a manifest is written: whether this process was believed dead and a newer attempt is
+                under way.
         """
-        self._storage, self._prefix, self._log = storage, f"runs/{run}/checkpoints", log
-        self._keep, self._keep_every, self._scratch, self._fenced = keep, keep_every, scratch, fenced
+        self._storage, self._prefix, self._log = storage, paths.checkpoints(run), log
+        self._policy, self._scratch, self._fenced = policy, scratch, fenced
         self._writing: threading.Thread | None = None
         self._copies: Vectors = {}  # kept: memory that was used before is 20 times as fast to copy to
         self.bad: set[str] = set()  # checkpoints that restore() passed over
@@ -99,29 +111,32 @@ class Checkpoints:
 
     def save(
         self,
-        vectors: Vectors,
+        shard: CheckpointShard,
         progress: Progress,
         attempt: int,
-        layout: Layout,
         *,
-        part: int = 0,
-        parts: int = 1,
-        ranges: Ranges | None = None,
         before: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Copy now, write in the background: part `part` of `parts`, which holds `ranges` (None: the whole vector).
+        """Copy the shard now and write it in the background.
 
-        False if one is still being written: then this one is left out, and no step waits. `before` is called, in the
-        background, before the part counts: the metrics of its steps, which nobody takes again. A failure to write is
-        said and forgotten: the run goes on, and the next interval tries again.
+        Return False if one is still being written: then this one is left out, and no step waits. A failure to write is
+        logged and forgotten: the run continues, and the next interval tries again.
+
+        Args:
+            shard: this member's part.
+            progress: of the step.
+            attempt: of the run.
+            before: called in the background before the part counts: it writes the metrics of the steps up to here,
+                which are not taken again.
         """
         if self._writing is not None and self._writing.is_alive():
             self._log(f"no checkpoint at step {progress.step}: the one before is still being written")
             return False
-        self._copy(vectors)
-        state = {"step": progress.step, "attempt": attempt, "progress": progress.to_json(), "layout": layout}
-        held = ranges if ranges is not None else [(0, len(vector)) for vector in vectors.values()][:1]
-        self._writing = threading.Thread(target=self._write, args=(state, part, parts, held, before), name="checkpoint")
+        self._copy(shard.vectors)
+        state = {"step": progress.step, "attempt": attempt, "progress": progress.to_json(), "layout": shard.layout}
+        held = _held(shard.vectors, shard.ranges)
+        arguments = (state, shard.part, shard.parts, held, before)
+        self._writing = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._writing.start()
         return True
 
@@ -131,15 +146,15 @@ class Checkpoints:
             self._writing = None
 
     def whole(self, step: int, attempt: int) -> bool:
-        """Whether all parts are there and it counts."""
+        """Return whether all parts are there, so that it counts."""
         try:
-            self._storage.read(f"{self._prefix}/{name(step, attempt)}/{manifest.NAME}")
+            self._storage.read(f"{self._prefix}/{paths.checkpoint_name(step, attempt)}/{paths.MANIFEST}")
         except FileNotFoundError:
             return False
         return True
 
     def becomes_whole(self, step: int, attempt: int, seconds: float) -> bool:
-        """whole(), as soon as it is, or after `seconds`: others are still writing their parts."""
+        """Wait up to `seconds` for the others to write their parts; return whether the checkpoint is whole."""
         end = time.monotonic() + seconds
         while not (there := self.whole(step, attempt)) and time.monotonic() < end:
             time.sleep(0.1)
@@ -154,7 +169,7 @@ class Checkpoints:
             torch.cuda.current_stream().synchronize()
 
     def _write(self, state: dict[str, Any], part: int, parts: int, ranges: Ranges, before: Callable[[], None]) -> None:
-        target = name(state["step"], state["attempt"])
+        target = paths.checkpoint_name(state["step"], state["attempt"])
         path = f"{self._prefix}/{target}/{_part(part, parts)}"
         try:
             with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as scratch:
@@ -173,7 +188,7 @@ class Checkpoints:
             self._log(f"checkpoint {target} could not be written ({error}); training goes on, the next one is tried")
 
     def _commit(self, target: str, parts: int, state: dict[str, Any]) -> bool:
-        """Write the manifest if all parts are there. Whether this process did."""
+        """Write the manifest if all parts are there. Return whether this process did."""
         folder = f"{self._prefix}/{target}"
         files: dict[str, Any] = {}
         ranges: dict[str, Ranges] = {}
@@ -181,7 +196,7 @@ class Checkpoints:
             try:
                 description = json.loads(self._storage.read(f"{folder}/{_part(part, parts)}.json"))
             except FileNotFoundError:
-                return False  # whoever writes it comes here after us
+                return False  # the member that writes it comes here after us
             # Steps may be taken again within an attempt, after a server was lost, and by other trainers.
             if description.pop("lineage") != state["progress"]["lineage"]:
                 self._log(f"checkpoint {target} does not count: its parts are not of the same steps")
@@ -194,29 +209,30 @@ class Checkpoints:
             return False
         body = json.dumps({"files": files, "ranges": ranges, **state}).encode()
         try:
-            self._storage.write(f"{folder}/{manifest.NAME}", body, if_generation=0)
+            self._storage.write(f"{folder}/{paths.MANIFEST}", body, if_generation=0)
         except Conflict:  # the writer of another part saw them all, too
             return False
         return True
 
     def _prune(self) -> None:
-        """Delete all that is older than the newest `keep` whole ones: also what was begun and never finished."""
+        """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says."""
         found, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
-        for old in found if len(whole) > self._keep else ():
-            stays = self._keep_every is not None and old in whole and order(old)[0] % self._keep_every == 0
-            if order(old) < order(whole[self._keep - 1]) and not stays:
-                for path in sorted(found[old], key=lambda p: not p.endswith(manifest.NAME)):  # it makes it whole
+        keep, keep_every = self._policy.keep, self._policy.keep_every
+        for old in found if len(whole) > keep else ():
+            stays = keep_every is not None and old in whole and order(old)[0] % keep_every == 0
+            if order(old) < order(whole[keep - 1]) and not stays:
+                for path in sorted(found[old], key=lambda p: not p.endswith(paths.MANIFEST)):  # it makes it whole
                     self._storage.delete(path)
 
     def _found(self) -> tuple[dict[str, list[str]], list[str]]:
-        """The files of every checkpoint, and the names of those that have a manifest, newest first."""
+        """Return the files of every checkpoint, and the names of those with a manifest, newest first."""
         found: dict[str, list[str]] = {}
         for entry in self._storage.list(self._prefix):
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
-            if NAME.fullmatch(candidate):
+            if paths.parse_checkpoint(candidate):
                 found.setdefault(candidate, []).append(entry.path)
-        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{manifest.NAME}" in files]
+        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{paths.MANIFEST}" in files]
         return found, sorted(whole, key=order, reverse=True)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -229,12 +245,16 @@ class Checkpoints:
         skip: Collection[str] = (),
         layout: Layout | None = None,
     ) -> Restored | None:
-        """Fill `vectors`, which hold `ranges` (None: the whole), from the newest checkpoint whose needed files verify.
+        """Fill `vectors` from the newest checkpoint whose needed files verify.
 
-        vectors: or a function that makes them and says their ranges, for whom only the checkpoint tells the layout.
-        Padding that no file holds stays as it is. None, and nothing is touched, if there is none. Those passed over
-        are named in the log and collected in `bad`; those in `skip` are not looked at; with `layout`, only a
-        checkpoint of that layout is taken.
+        Return None, and touch nothing, if there is none. Checkpoints that are passed over are logged and collected in
+        `bad`. Padding that no file holds stays as it is.
+
+        Args:
+            vectors: to fill, or a function that makes them from the checkpoint's layout and returns their ranges.
+            ranges: that the vectors hold; None is the whole.
+            skip: names of checkpoints that are not looked at.
+            layout: take only a checkpoint of this layout.
         """
         for candidate in self._found()[1]:
             if candidate in skip:
@@ -249,14 +269,14 @@ class Checkpoints:
 
     def _load(self, candidate: str, vectors: Vectors | Place, ranges: Ranges | None, layout: Layout | None) -> Restored:
         folder = f"{self._prefix}/{candidate}"
-        body = manifest.parse(self._storage.read(f"{folder}/{manifest.NAME}"))
+        body = manifest.parse(self._storage.read(f"{folder}/{paths.MANIFEST}"))
         progress, found, held = _understand(body)
         if layout is not None and found != layout:
             raise ValueError("it holds another model")
         if callable(vectors):
             vectors, ranges = vectors(found)
-        elif ranges is None:
-            ranges = [(0, len(vector)) for vector in vectors.values()][:1]
+        else:
+            ranges = _held(vectors, ranges)
         _check_all_held(ranges, found, held)
         needed: list[tuple[Path, Ranges]] = []
         with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as scratch:
@@ -271,7 +291,7 @@ class Checkpoints:
         return Restored(candidate, progress, found)
 
     def _local(self, path: str, scratch: Path) -> Path:
-        """The file on this machine; fetched, if it is not."""
+        """Return the path of the file on this machine, downloaded if it is elsewhere."""
         local = self._storage.local_path(path)
         if local is None:
             local = scratch / Path(path).name
@@ -279,8 +299,13 @@ class Checkpoints:
         return local
 
 
+def _held(vectors: Vectors, ranges: Ranges | None) -> Ranges:
+    """Return the ranges that `vectors` hold: all of the flat vector where they are not given."""
+    return ranges if ranges is not None else [(0, len(vector)) for vector in vectors.values()][:1]
+
+
 def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Ranges]]:
-    """What a manifest says, and the ranges of each file. ValueError if it is no checkpoint's."""
+    """Return a manifest's progress, its layout and the ranges of each file. ValueError if it is no checkpoint's."""
     try:
         progress = Progress(**body["progress"])
         layout = [
@@ -288,12 +313,12 @@ def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Range
         ]
         held = {file: [(int(a), int(b)) for a, b in body["ranges"][file]] for file in body["files"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{manifest.NAME} is not a checkpoint's ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{paths.MANIFEST} is not a checkpoint's ({type(error).__name__}: {error})") from error
     return progress, layout, held
 
 
 def _check_all_held(ranges: Ranges, layout: Layout, held: dict[str, Ranges]) -> None:
-    """ValueError unless every element of a tensor in `ranges` is in exactly one file."""
+    """Raise ValueError unless every element of a tensor in `ranges` is in exactly one file."""
     everything = sorted(kept for each in held.values() for kept in each)
     if any(first[1] > second[0] for first, second in pairwise(everything)):
         raise ValueError("its files overlap")
@@ -304,7 +329,7 @@ def _check_all_held(ranges: Ranges, layout: Layout, held: dict[str, Ranges]) -> 
 
 
 def _check(path: Path, entry: manifest.File, vectors: Vectors, ranges: Ranges) -> None:
-    """ValueError unless the file is the one that was written, and holds `ranges` of these vectors."""
+    """Raise ValueError unless the file is the one that was written, and holds `ranges` of these vectors."""
     if not manifest.verify(path, entry):
         raise ValueError(f"{path.name} is not what its manifest says (size or sha256)")
     elements = sum(stop - start for start, stop in ranges)
@@ -316,7 +341,7 @@ def _check(path: Path, entry: manifest.File, vectors: Vectors, ranges: Ranges) -
 
 
 def _fill(vectors: Vectors, ranges: Ranges, path: Path, held: Ranges) -> None:
-    """Copy what the file holds of `ranges`."""
+    """Copy the elements of `ranges` that the file holds."""
     with safe_open(path, framework="pt") as file:
         for key, vector in vectors.items():
             stored = file.get_slice(key)

@@ -1,55 +1,58 @@
 """The interface between the training loop and the way in which trainers share a step."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor
-
+from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
 from trainer.training.progress import Decision, Progress
+from trainer.training.vote import Vote
 
 
 class Engine(Protocol):
-    """One trainer's hold of the model. Any method may raise GroupFailed: then no step was taken."""
+    """One trainer's parameters and gradients, and their exchange. After GroupFailed no step was taken."""
 
     progress: Progress
-    writes: bool  # does the first trainer write records and status?
+    writes: bool  # whether the first trainer writes records and status
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What the other members must know: "peak", tokens/s or None; "scaled", of the loss; and its own."""
+    def announcement(self) -> Announcement:
+        """The announcement of this trainer to the other members."""
 
     def restore(self) -> None:
-        """The newest checkpoint's state, before this member joins."""
+        """Take the newest checkpoint's state, before this member joins."""
 
     def prepare(self, quorum: Quorum) -> bool:
-        """All members are at the same point now; False: that takes another quorum."""
+        """Bring all members to the same position. Return False if that takes another quorum."""
 
     def start(self, quorum: Quorum) -> None:
-        """The parameters of this point are here, or on their way."""
+        """Begin to fetch the parameters of this position, where they are not here."""
 
     def ready(self) -> None:
-        """They are here."""
+        """Wait for the parameters."""
 
     def backward_begins(self) -> None:
-        """The step's last backward pass begins: gradients that are final may travel."""
+        """Let gradients that become final travel: the step's last backward pass begins."""
 
     def backward_ends(self) -> None:
-        """All gradients of this trainer are final."""
+        """Send the rest: all gradients of this trainer are final."""
 
     def forward_ends(self, passes: int) -> None:
-        """Evaluation is over, in which the trainer that had most computed so many micro-batches."""
+        """End an evaluation, in which the busiest trainer computed so many micro-batches."""
 
-    def sum(self, vote: Tensor) -> float:
-        """Gradients, and `vote` in place, are summed over all members. The norm of the summed gradient."""
+    def sum(self, vote: Vote) -> Tally:
+        """Sum the gradients and the votes over all members, and return the tally."""
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
-        """The step is taken."""
+        """Take the step. key: of the group; scaled: whether the loss is scaled (fp16)."""
 
     def abandon(self) -> None:
-        """The group has failed in the middle of a step."""
+        """Forget the step in which the group has failed."""
 
     def save(self, attempt: int, *, leads: bool, wait: bool = False) -> bool:
-        """A checkpoint of this point, in the background unless `wait`. Whether it is known to be whole."""
+        """Write a checkpoint of this position, in the background unless `wait`.
+
+        Return whether it is known to be whole.
+        """
 
     def finish(self, quorum: Quorum) -> bool:
-        """After the last step: the last checkpoint is written, the leader has the model; False: ask again."""
+        """Write the last checkpoint, and give the leader the whole model. Return False if it must be called again."""

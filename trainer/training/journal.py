@@ -1,11 +1,11 @@
-"""What a run tells of itself as it goes: records, status.json, this machine's own report, and a line now and then."""
+"""Write down how the run goes: records, status.json, this machine's own report, and a line now and then."""
 
 import gc
 import math
 import time
-from collections.abc import Callable
 
-from trainer.cluster.membership import Cluster, Quorum
+from trainer.cluster.host import Host
+from trainer.cluster.membership import Membership, Quorum
 from trainer.runs.metrics import Metrics
 from trainer.runs.records import Record
 from trainer.runs.status import StatusWriter
@@ -15,37 +15,39 @@ LOG_EVERY = 10.0  # seconds
 
 
 class Journal:
-    """One member's. One of all writes for the run: a trainer, or the first parameter server if there are any."""
+    """The journal of one member. One member writes for the run: a trainer, or the first of the parameter servers."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        status: StatusWriter,
-        cluster: Cluster,
-        log: Callable[[str], None],
-        report: Callable[..., None],
-    ) -> None:
-        self.metrics, self.status, self._cluster = metrics, status, cluster
-        self.log, self.report = log, report
+    def __init__(self, metrics: Metrics, status: StatusWriter, membership: Membership, host: Host) -> None:
+        self.metrics, self.status, self._membership = metrics, status, membership
+        self.log, self.report = host.log, host.report
         self._last_step, self._started, self._last_line = time.monotonic(), time.time(), 0.0
         self._steps = 0
 
     def step(
         self, quorum: Quorum, progress: Progress, decision: Decision, waited: float, *, writes: bool, steps: int = 1
     ) -> None:
-        """A step was committed, or several at once. waited: mean seconds that trainers waited for the network."""
+        """Record a committed step, or several that were committed at once.
+
+        Args:
+            quorum: the members that took it.
+            progress: after the step.
+            decision: the outcome of its vote.
+            waited: mean seconds that trainers waited for the network.
+            writes: whether this member writes for the run.
+            steps: how many steps were committed.
+        """
         now = time.monotonic()
         seconds, self._last_step = now - self._last_step, now
-        self._cluster.stepped(seconds)
+        self._membership.stepped(seconds)
         self._steps += 1
         if self._steps == 1:
             gc.collect()
             gc.freeze()  # nothing older than the first step is garbage: no long collections in the middle of a step
         speed = decision.tokens / seconds
         trainers = len(quorum.trainers)
-        peaks = [member.told["peak"] for member in quorum.trainers if member.told["peak"]]
+        peaks = [member.announced.peak for member in quorum.trainers if member.announced.peak]
         self.report(step=progress.step, message="training")
-        missing = self._cluster.missing
+        missing = self._membership.missing
         self.status.set(
             leads=writes, state="RUNNING", reason=f"going on without {missing}" if missing else "",
             step=progress.step, attempt=quorum.attempt, started=self._started,
@@ -75,6 +77,7 @@ class Journal:
             )
 
     def evaluation(self, quorum: Quorum, progress: Progress, *, writes: bool) -> None:
+        """Record the newest validation loss. writes: whether this member writes for the run."""
         mean = progress.validation_loss
         assert mean is not None
         self._last_step = time.monotonic()  # so that the next step's speed is its own
@@ -84,17 +87,20 @@ class Journal:
             self.log(f"step {progress.step}: validation loss {mean:.4f}, perplexity {math.exp(min(mean, 20)):.1f}")
 
     def notice(self, step: int, attempt: int, seconds: float) -> None:
-        """A checkpoint was whole so long after this machine was told to leave."""
+        """Record how many seconds after this machine's notice a checkpoint was whole."""
         self.log(f"the checkpoint of step {step} was whole {seconds:.1f} s after the notice")
         self.metrics.add(Record(step=step, time=time.time(), attempt=attempt, notice_seconds=seconds), leads=True)
         self.metrics.flush()
 
     def recovering(self, step: int, error: Exception, *, leads: bool) -> None:
-        """leads: this member says so for the run. The first trainer and the first server do: one may be lost."""
+        """Report that a member was lost.
+
+        leads: this member says so for the run. The first trainer and the first server do, as one may be lost.
+        """
         self.log(f"step {step}: a member was lost ({error}); going on with those that are left")
         self.report(message="a member was lost: forming a new group")
         self.status.set(leads=leads, state="RECOVERING", reason="a member was lost: forming a new group")
 
     def begin(self) -> None:
-        """Steps are timed from here."""
+        """Time steps from now on."""
         self._last_step, self._started = time.monotonic(), time.time()

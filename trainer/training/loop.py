@@ -1,12 +1,11 @@
-"""The training loop of a master or worker: what trainers compute, together and exactly.
+"""The training loop of a master or worker.
 
 A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
-until the vote is in, so a member that is lost in between costs the others nothing but the time to notice. Micro-batch
+until the vote is in, so a lost member costs the others only the time to notice. Micro-batch
 i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
-who is there changes neither the global batch nor the order of the data. Of pairs, the tokens that count are those of
-completions.
+the members change neither the global batch nor the order of the data. With pairs, only the tokens of completions count.
 
-Who holds parameters and optimizer state, and how gradients are summed, is the engine's: trainer/parallel/.
+The engine (trainer/parallel/) holds parameters and optimizer state, and sums gradients.
 """
 
 import zlib
@@ -18,39 +17,36 @@ from torch import Tensor
 
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Quorum
-from trainer.contract.spec import JobSpec
-from trainer.data.batches import PIECE_TOKENS, Batches, Examples, Indices, PairBatches, Windows, pieces
+from trainer.cluster.membership import Quorum
+from trainer.contract.geometry import micro_batch_rows
+from trainer.data.batches import Batches, Examples, Indices, PairBatches, Windows, pieces
 from trainer.evaluation.sampler import Sampler
 from trainer.model.loss import Loss
-from trainer.training.checkpoint import LAST_PARTS, Checkpoints
+from trainer.training.checkpoint import LAST_PARTS
 from trainer.training.engine import Engine
-from trainer.training.journal import Journal
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Progress, decide
-
-FP16_SCALE = 2.0**16 / PIECE_TOKENS  # of the loss, at first; the loss is a sum over a micro-batch's tokens
+from trainer.training.vote import Vote, mean_loss
 
 
 @dataclass
 class Training:
     """One trainer's part of a run."""
 
-    spec: JobSpec
+    context: MemberContext
     engine: Engine
     model: torch.nn.Module
     loss: Loss
     zero: Callable[[], object]  # sets the gradients to zero
     batches: Batches | PairBatches
     validation: Windows | Examples
-    cluster: Cluster
-    checkpoints: Checkpoints
-    journal: Journal
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
     stopping: Callable[[], bool]
-    sampler: Sampler | None = None  # of fsdp, none: no process has the whole model
+    sampler: Sampler | None = None  # None with fsdp, where no process has the whole model
 
     def __post_init__(self) -> None:
+        self.spec, self.membership, self.journal = self.context.spec, self.context.membership, self.context.journal
         self.leads = False
 
     @property
@@ -60,14 +56,14 @@ class Training:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Quorum:
-        """Train to the last step, or raise Stopping. Returns the last quorum: its first member finishes the run."""
+        """Train to the last step and return the last quorum, whose first member finishes the run. Raises Stopping."""
         self.journal.begin()
         while True:
             if self.stopping():
                 raise Stopping
             try:
-                quorum = self.cluster.quorum(self.progress.identity, self.engine.told)
-                if not quorum.enough:  # who led may be the one that leaves: then this trainer says what all wait for
+                quorum = self.membership.quorum(self.progress.position, self.engine.announcement)
+                if not quorum.enough:  # the leaving member may have led: then this trainer writes what all wait for
                     self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
                     continue
                 self.leads = quorum.rank == 0
@@ -81,9 +77,9 @@ class Training:
                     return quorum
             except GroupFailed as error:
                 self.engine.abandon()
-                if self.stopping():  # perhaps it was this machine that gave the step up
+                if self.stopping():  # perhaps this machine itself gave the step up
                     raise Stopping from error
-                self.cluster.failed()
+                self.membership.failed()
                 self.journal.recovering(self.progress.step, error, leads=self.leads)
 
     def step(self, quorum: Quorum) -> None:
@@ -92,18 +88,19 @@ class Training:
         engine.start(quorum)
         vote = self.gradient(self.progress.step, quorum, engine.backward_begins)
         engine.backward_ends()
-        norm = engine.sum(vote)
-        decision = decide(self.spec.hyperparameters, self.progress, float(vote[0]), float(vote[1]), norm)
+        tally = engine.sum(vote)
+        decision = decide(self.spec.hyperparameters, self.progress, tally)
         engine.commit(decision, quorum.key, self.scaled)
-        writes, waited = engine.writes and self.leads, float(vote[2]) / len(quorum.trainers)
+        writes, waited = engine.writes and self.leads, tally.waited / len(quorum.trainers)
         self.journal.step(quorum, self.progress, decision, waited, writes=writes)
         if self.progress.step % self.spec.checkpoints.every == 0:
             engine.save(quorum.attempt, leads=self.leads)
 
-    def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Tensor:
-        """Adds up the gradients of this trainer's micro-batches of a step, from zero. Without a quorum: of the first's.
+    def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Vote:
+        """Add up the gradients of this trainer's micro-batches of a step, from zero, and return its vote.
 
-        Returns float64 [summed loss, tokens that count, 0]. before_last: called before the last backward pass.
+        Without a quorum, it computes what the first of all declared trainers would. before_last: called before the
+        last backward pass.
         """
         hyper = self.spec.hyperparameters
         declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
@@ -111,22 +108,22 @@ class Training:
         parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
         self.zero()
         indices = self.batches.batch(step)
-        vote = torch.zeros(3, dtype=torch.float64, device=self.device)
+        summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         mine = range(rank, len(parts), size)
         for i in mine:
             if quorum is not None and quorum.group.failed:
                 raise GroupFailed("the step was given up")
             inputs, targets = self._rows(self.batches, indices[parts[i]])
-            if self.model.training:  # dropout, a function of seed, step and index too: who computes it does not matter
+            if self.model.training:  # dropout depends on seed, step and index, not on the trainer that computes it
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets, self.progress.scale)
             if i == mine[-1]:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
             self.journal.report()  # alive: a step may take long
-            vote[0] += loss.detach()
-            vote[1] += self.batches.counted(indices[parts[i]])
-        return vote
+            summed += loss.detach()
+            tokens += self.batches.counted(indices[parts[i]])
+        return Vote(summed, tokens)
 
     def _rows(self, batches: Windows | Examples, indices: Indices) -> tuple[Tensor, Tensor]:
         inputs, targets = (torch.from_numpy(rows) for rows in batches.rows(indices))
@@ -137,46 +134,44 @@ class Training:
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _evaluate(self, quorum: Quorum) -> None:
-        """Mean loss of the held-out windows or examples, in nats, computed by all trainers together."""
+        """Compute the mean loss of the held-out windows or examples, with all other trainers."""
         windows = self.validation.first(self.spec.evaluation.sequences)
-        rows = max(1, PIECE_TOKENS // self.spec.hyperparameters.sequence_length)
+        rows = micro_batch_rows(self.spec.hyperparameters.sequence_length)
         parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
         self.engine.start(quorum)
         self.engine.ready()
-        vote = torch.zeros(2, dtype=torch.float64, device=self.device)
+        loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
             for part in parts[quorum.rank :: len(quorum.trainers)]:
                 inputs, targets = self._rows(self.validation, part)
-                vote[0] += self.loss(inputs, targets, 1.0)
-                vote[1] += self.validation.counted(part)
+                loss += self.loss(inputs, targets, 1.0)
+                tokens += self.validation.counted(part)
         self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
-        if self.sampler is not None and self.leads:  # here the others wait anyway, and no step's time is measured
+        if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
             self.sampler.take(self.progress.step)
         self.model.train(training)
-        vote = vote.to(quorum.group.device)
-        quorum.group.sum(vote)
-        self.progress.evaluated(float(vote[0] / vote[1]))
+        self.progress.evaluated(mean_loss(quorum.group, loss, tokens))
         self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
     def leave(self, since_told: Callable[[], float]) -> None:
-        """Let the others go on; then a checkpoint is written, by this trainer if it has to, or by the servers.
+        """Let the others continue; then a checkpoint is written, by this trainer if it leads, or by the servers.
 
-        If the Lighthouse is here it stays until then: in a newer attempt the checkpoint would not count.
+        A Lighthouse that is hosted here stays until then: in a newer attempt the checkpoint would not count.
         """
-        step, attempt = self.progress.step, self.cluster.attempt
+        step, attempt = self.progress.step, self.membership.attempt
         if self.engine.writes:
-            self.cluster.silence()
+            self.membership.silence()
             whole = step > 0 and self.engine.save(attempt, leads=self.leads, wait=True)
         else:
-            quorum = self.cluster.leave(self.progress.identity, self.engine.told)
-            self.cluster.silence()
+            quorum = self.membership.leave(self.progress.position, self.engine.announcement)
+            self.membership.silence()
             if quorum is None or not quorum.servers:
                 return
-            step, attempt = quorum.servers[0].progress[0], quorum.attempt  # where the servers are
-            whole = step > 0 and self.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
+            step, attempt = quorum.servers[0].progress.step, quorum.attempt  # where the servers are
+            whole = step > 0 and self.context.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
         if whole:
             self.journal.notice(step, attempt, since_told())

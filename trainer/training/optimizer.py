@@ -1,4 +1,4 @@
-"""AdamW or plain SGD over a flat vector, or the ranges of it that a parameter server owns; and the global norm."""
+"""AdamW or plain SGD over a flat vector, or over the ranges of it that a server owns; and the global norm."""
 
 import math
 
@@ -9,11 +9,11 @@ from trainer.contract.spec import Hyperparameters
 from trainer.model.layout import Layout, Ranges
 
 AT_ONCE = 2**22  # elements
-Segments = list[tuple[int, int, bool]]  # start, stop, whether weight decay is for it
+Segments = list[tuple[int, int, bool]]  # start, stop, whether it decays
 
 
 def squares(vector: Tensor, block: int) -> Tensor:
-    """The sum of squares of each block of `block` elements, in float64; the last block may be shorter.
+    """Return the sum of squares of each block of `block` elements, float64; the last block may be shorter.
 
     Blocks are fixed places of the flat vector and servers own whole ones, so that their sum in order of index, and
     with it clipping, does not depend on how many servers there are.
@@ -29,15 +29,15 @@ def squares(vector: Tensor, block: int) -> Tensor:
 
 
 def norm(block_squares: Tensor) -> float:
-    """The Euclidean norm of the whole vector; nan if an element is not finite."""
+    """Return the Euclidean norm of the whole vector; nan if an element is not finite."""
     total = float(block_squares.sum())
     return math.sqrt(total) if math.isfinite(total) else math.nan
 
 
 def segments(layout: Layout, total: int, ranges: Ranges) -> Segments:
-    """The tensors of the flat vector, cut by `ranges`, as places in a vector that holds only these, end to end.
+    """Return the tensors of the flat vector, cut by `ranges`, as places in a vector of only these ranges.
 
-    The padding after a tensor counts as its own: all is zero there and stays so, and every segment is a multiple of
+    The padding after a tensor counts as a part of it: it is zero and stays zero, and every segment is a multiple of
     64 elements, whose arithmetic is the same however the vector is cut.
     """
     stops = [start for _, start, _, _ in layout[1:]] + [total]
@@ -55,7 +55,7 @@ def segments(layout: Layout, total: int, ranges: Ranges) -> Segments:
 
 
 class Optimizer:
-    """`update` takes one step on `parameters` with `gradients`. Its own state is flat vectors too."""
+    """AdamW or SGD on a flat vector of parameters. Its own state is flat vectors too."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Optimizer:
         hyper: Hyperparameters,
         moments: list[Tensor] | None = None,
     ) -> None:
-        """moments: to begin with, instead of zeros."""
+        """Begin with `moments` where they are given, else with zeros."""
         self._parameters, self._gradients = parameters, gradients
         self._adamw: torch.optim.AdamW | None = None
         self.vectors: list[Tensor] = []  # AdamW: first and second moment, laid out like the parameters; SGD: none
@@ -92,6 +92,7 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, rate: float) -> None:
+        """Take one step with the gradients as they are."""
         if self._adamw is None:
             self._parameters.add_(self._gradients, alpha=-rate)
             return
@@ -101,7 +102,7 @@ class Optimizer:
 
     @property
     def updates(self) -> int:
-        """Updates done: AdamW's bias correction depends on it."""
+        """The number of updates done, on which AdamW's bias correction depends."""
         return int(next(iter(self._adamw.state.values()))["step"]) if self._adamw else 0
 
     @updates.setter

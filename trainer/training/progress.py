@@ -1,46 +1,51 @@
-"""Where a run stands, and what a vote says about a step: the same on every member, so that all decide alike.
-
-Nothing here imports torch.
-"""
+"""The position of a run, and the decision that a vote leads to: the same on every member, so that all act alike."""
 
 import math
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
+from trainer.cluster.announcement import Position, Tally
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import MICRO_BATCH_TOKENS
 from trainer.contract.spec import Hyperparameters, JobSpec
 
+FP16_SCALE = 2.0**16 / MICRO_BATCH_TOKENS  # of the loss, at first: it is a sum over a micro-batch's tokens
 SCALE_GROWTH = 2000  # good steps after which the loss scale of fp16 doubles
 NOT_FINITE = {False: 10, True: 40}  # steps in a row without a finite gradient that end a run; True: in fp16
 
 
 @dataclass
 class Progress:
-    """All of a run's state that is not in the flat vectors. Small, and the same on every member after a step."""
+    """The state of a run besides the flat vectors. It is small, and the same on every member after a step."""
 
     step: int = 0
     updates: int = 0  # steps that were not skipped
     evaluations: int = 0  # step of the newest evaluation
-    lineage: int = 0  # hash of the groups that took the steps: equal means equal parameters
+    lineage: int = 0  # hash of the groups that took the steps: where it is equal, parameters are
     scale: float = 1.0  # of the loss, with fp16
     good_steps: int = 0  # since the scale last changed
     skipped: int = 0  # steps in a row whose gradient was not finite
     validation_loss: float | None = None  # the newest, in nats
 
+    @classmethod
+    def at_start(cls, scaled: bool) -> Self:
+        """Return the progress of a run that begins. scaled: whether its loss is scaled (fp16)."""
+        return cls(scale=FP16_SCALE if scaled else 1.0)
+
     @property
-    def identity(self) -> tuple[int, int, int]:
-        """Members with the same one are at the same point with the same parameters."""
-        return self.step, self.evaluations, self.lineage
+    def position(self) -> Position:
+        """The position that members compare."""
+        return Position(self.step, self.evaluations, self.lineage)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def count(self, finite: bool, scaled: bool, steps: int = 1) -> None:
-        """Steps were taken, or skipped because a gradient was not finite; moves the scale of fp16."""
+        """Count steps that were taken, or skipped because a gradient was not finite, and adapt the scale of fp16."""
         self.step += steps
         self.updates += steps * finite
-        self.skipped = 0 if finite else self.skipped + 1  # of several steps that were decided at once, as one
+        self.skipped = 0 if finite else self.skipped + 1  # several steps that were decided at once count as one
         if scaled:
             before = self.good_steps
             self.good_steps = before + steps if finite else 0
@@ -50,7 +55,7 @@ class Progress:
                 self.scale *= 2
 
     def commit(self, decision: "Decision", key: str, scaled: bool, steps: int = 1) -> None:
-        """The step that `decision` is about was taken by the group `key`. InputError if this leads nowhere."""
+        """Count the step of `decision`, which the group `key` took. Raises InputError if too many were skipped."""
         self.lineage = self.next_lineage(key)
         self.count(decision.finite, scaled, steps)
         if self.skipped >= NOT_FINITE[scaled]:
@@ -60,7 +65,7 @@ class Progress:
             )
 
     def next_lineage(self, key: str) -> int:
-        """The lineage after the next step, if the group `key` takes it."""
+        """Return the lineage after the next step, if the group `key` takes it."""
         return zlib.crc32(f"{self.lineage}/{key}/{self.step}".encode())
 
     def evaluation_due(self, spec: JobSpec) -> bool:
@@ -73,39 +78,43 @@ class Progress:
 
 @dataclass(frozen=True)
 class Decision:
-    """What all members conclude from the same vote."""
+    """The conclusion of all members from the same vote."""
 
     loss: float  # mean over the step's tokens, nats
     tokens: int
     gradient_norm: float  # of the mean gradient, before clipping
     finite: bool
     rate: float  # learning rate
-    factor: float  # what the summed gradient is to be multiplied by: mean, unscaled, clipped
+    factor: float  # of the summed gradient: makes it the mean, unscaled and clipped
 
 
-def decide(hyper: Hyperparameters, progress: Progress, loss: float, tokens: float, norm: float) -> Decision:
-    """loss, tokens and norm: of the whole batch, summed over members; norm of the summed gradient, as it was scaled."""
-    divisor = tokens * progress.scale
-    gradient_norm = norm / divisor
+def decide(hyper: Hyperparameters, progress: Progress, tally: Tally) -> Decision:
+    """Return what the tally of the whole batch says about the next step."""
+    divisor = tally.tokens * progress.scale
+    gradient_norm = tally.norm / divisor
     clip = min(1.0, hyper.gradient_clip / (gradient_norm + 1e-6)) if hyper.gradient_clip else 1.0
     return Decision(
-        loss=loss / tokens,
-        tokens=int(tokens),
+        loss=tally.loss / tally.tokens,
+        tokens=int(tally.tokens),
         gradient_norm=gradient_norm,
-        finite=math.isfinite(gradient_norm) and math.isfinite(loss),
+        finite=math.isfinite(gradient_norm) and math.isfinite(tally.loss),
         rate=learning_rate(hyper, progress.step),
         factor=clip / divisor,
     )
 
 
-def decide_meeting(hyper: Hyperparameters, last: int, loss: float, tokens: float, norm: float) -> Decision:
-    """As decide(), of several steps that trainers went alone, up to step `last`; norm: of what they moved, averaged."""
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    return Decision(loss / tokens, int(tokens), norm, finite, learning_rate(hyper, last), 1.0)
+def decide_meeting(hyper: Hyperparameters, last: int, tally: Tally) -> Decision:
+    """Return what the tally says about several steps that trainers went alone, up to step `last`.
+
+    The norm is that of the trainers' averaged move.
+    """
+    finite = math.isfinite(tally.loss) and math.isfinite(tally.norm)
+    rate = learning_rate(hyper, last)
+    return Decision(tally.loss / tally.tokens, int(tally.tokens), tally.norm, finite, rate, factor=1.0)
 
 
 def learning_rate(hyper: Hyperparameters, step: int) -> float:
-    """The rate of the update after `step` updates are done (the first has step 0): linear warm-up, then cosine."""
+    """Return the rate of the update after `step` steps (0 for the first): linear warm-up, then cosine or constant."""
     if step < hyper.warmup_steps:
         return hyper.learning_rate * (step + 1) / hyper.warmup_steps
     if hyper.schedule == "constant":

@@ -1,11 +1,13 @@
 """Membership with real Lighthouses and gloo groups: the members are threads here, each with a Cluster of its own."""
 
 import json
+import math
 import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +15,13 @@ import pytest
 import torch
 
 from trainer.cluster import lighthouse
-from trainer.cluster import membership as cluster_module
+from trainer.cluster import membership as membership_module
+from trainer.cluster.announcement import NOTHING, Announcement, Position, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lease import Lease, NoProgress
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Cluster, Identity, Quorum
-from trainer.contract import spec
+from trainer.cluster.membership import Membership, Quorum
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
@@ -29,35 +32,34 @@ PATIENCE = 60.0  # seconds for anything to happen on a busy machine
 class Member:
     """A machine: its Cluster, what it said, and a thread of its own."""
 
-    def __init__(self, storage: Storage, name: str, declared: spec.Cluster) -> None:
+    def __init__(self, storage: Storage, name: str, declared: Cluster) -> None:
         self.name, self.stop = name, threading.Event()
         self.said: list[str] = []
         self.thread = ThreadPoolExecutor(1)
-        self.cluster = Cluster(
-            storage,
-            "a-run",
-            name,
-            declared=declared,
-            address="127.0.0.1",
-            device=torch.device("cpu"),
-            log=self.said.append,
-            report=lambda *words, **_: self.said.extend(words),
-            waits=self.said.append,
-            stopping=self.stop.is_set,
+        self.address, self.log, self.waiting, self.stopping = (
+            "127.0.0.1",
+            self.said.append,
+            self.said.append,
+            self.stop.is_set,
         )
+        spec = JobSpec.model_construct(run="a-run", cluster=declared)
+        self.membership = Membership(storage, spec, self, torch.device("cpu"))
+
+    def report(self, message: str | None = None, step: int | None = None, patience: float | None = None) -> None:
+        self.said += [message] if message else []
 
     def start(self, call: Callable[..., T], *arguments: Any) -> "Future[T]":
         return self.thread.submit(call, *arguments)
 
     def join(self) -> "Future[None]":
-        return self.start(self.cluster.join, 0.0)
+        return self.start(self.membership.join, 0.0)
 
-    def quorum(self, step: int = 0, told: Any = None) -> "Future[Quorum]":
-        return self.start(self.cluster.quorum, (step, 0, 0), told)
+    def quorum(self, step: int = 0, announcement: Announcement = NOTHING) -> "Future[Quorum]":
+        return self.start(self.membership.quorum, Position(step, 0, 0), announcement)
 
 
-def declare(trainers: int, servers: int = 0, least: int = 1) -> spec.Cluster:
-    return spec.Cluster(workers=trainers - 1, parameter_servers=servers, min_workers=least - 1)
+def declare(trainers: int, servers: int = 0, least: int = 1) -> Cluster:
+    return Cluster(workers=trainers - 1, parameter_servers=servers, min_workers=least - 1)
 
 
 class Machines:
@@ -75,7 +77,7 @@ class Machines:
         for member in self.all:
             member.stop.set()
         for member in self.all:
-            member.cluster.close()
+            member.membership.close()
             member.thread.shutdown()
 
     def lease(self) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def test_all_see_one_quorum(machines: Machines) -> None:
     assert [q.rank for q in quorums] == [2, 0, 1]
     assert len({q.key for q in quorums}) == 1
     assert {q.declared for q in quorums} == {3}
-    assert {m.cluster.attempt for m in members} == {1}
+    assert {m.membership.attempt for m in members} == {1}
     again = each([member.quorum(1) for member in members])
     assert {q.key for q in again} == {quorums[0].key}  # nobody came or went: the same group
     assert machines.lease()["holder"] == "master-0"
@@ -170,7 +172,7 @@ def test_collectives(machines: Machines) -> None:
 def test_one_trainer_needs_nobody(machines: Machines) -> None:
     for attempt in (1, 2):
         (alone,) = together(machines, ["master-0"])
-        quorum = alone.cluster.quorum((5, 0, 0))
+        quorum = alone.membership.quorum((5, 0, 0))
         assert (names(quorum), quorum.rank, quorum.declared) == (["master-0"], 0, 1)
         tensor = torch.ones(3)
         quorum.group.sum(tensor)
@@ -179,24 +181,24 @@ def test_one_trainer_needs_nobody(machines: Machines) -> None:
         output = torch.zeros(3)
         quorum.group.all_to_all([output], [tensor]).wait()
         assert output.tolist() == [1.0] * 3
-        assert machines.lease()["attempt"] == alone.cluster.attempt == attempt
+        assert machines.lease()["attempt"] == alone.membership.attempt == attempt
 
 
 def test_a_member_that_leaves_fails_the_group_and_the_others_go_on(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     first = each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
+        member.membership.stepped(0.1)
     stays = members[:2]
     sums = [m.start(q.group.sum, torch.ones(1000)) for m, q in zip(stays, first, strict=False)]
-    members[2].cluster.close()
+    members[2].membership.close()
     for future in sums:
         with pytest.raises(GroupFailed):
             future.result(PATIENCE)
     for quorum in first[:2]:  # it stays failed, whatever is asked of it
         with pytest.raises(GroupFailed):
             quorum.group.sum(torch.ones(1))
-    each([member.start(member.cluster.failed) for member in stays])
+    each([member.start(member.membership.failed) for member in stays])
     quorums = each([member.quorum(1) for member in stays])
     assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
     assert quorums[0].key == quorums[1].key != first[0].key
@@ -217,7 +219,7 @@ def test_the_first_step_waits_for_all_that_are_declared(machines: Machines) -> N
 
 
 def test_it_does_not_wait_for_ever(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "GATHER", 1.0)
+    monkeypatch.setattr(membership_module, "GATHER", 1.0)
     members = [machines.add(name, trainers=3) for name in ("master-0", "worker-0")]
     each([member.join() for member in members])
     quorums = each([member.quorum() for member in members])
@@ -229,9 +231,9 @@ def test_a_newcomer_does_not_make_the_others_wait_for_those_that_are_missing(mac
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
+        member.membership.stepped(0.1)
     for member in members[1:]:
-        member.cluster.close()
+        member.membership.close()
     again = machines.add("worker-0", trainers=3)
     again.join().result(PATIENCE)
     newcomer = again.quorum()
@@ -246,8 +248,8 @@ def test_with_fewer_than_the_least_nothing_is_done(machines: Machines) -> None:
     each([member.join() for member in members])
     each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
-    members[1].cluster.close()
+        member.membership.stepped(0.1)
+    members[1].membership.close()
     waiting = members[0].quorum(1)
     back = machines.add("worker-0", trainers=2, least=2)
     back.join().result(PATIENCE)
@@ -258,8 +260,8 @@ def test_with_fewer_than_the_least_nothing_is_done(machines: Machines) -> None:
 def _be_the_master(folder: str) -> None:
     """In a process of its own, which can be killed: a Lighthouse that is shut down still answers its own process."""
     master = Member(open_storage(folder), "master-0", declare(trainers=2))
-    master.cluster.join(0.0)
-    master.cluster.quorum((0, 0, 0))
+    master.membership.join(0.0)
+    master.membership.quorum((0, 0, 0))
     threading.Event().wait()
 
 
@@ -274,7 +276,7 @@ def orphan(machines: Machines, tmp_path: Path) -> Member:
     worker = machines.add("worker-0", trainers=2)
     worker.join().result(PATIENCE)
     assert names(worker.quorum().result(PATIENCE)) == ["master-0", "worker-0"]
-    worker.cluster.stepped(0.1)
+    worker.membership.stepped(0.1)
     process.kill()
     process.join()
     return worker
@@ -294,14 +296,14 @@ def test_another_trainer_takes_the_lighthouse_over(machines: Machines, orphan: M
     while names(orphan.quorum(1).result(PATIENCE)) != ["master-0", "worker-0"]:
         pass
     assert waiting.result(PATIENCE).rank == 0
-    assert (back.cluster.attempt, orphan.cluster.attempt) == (2, 2)
+    assert (back.membership.attempt, orphan.membership.attempt) == (2, 2)
 
 
 def test_who_leaves_lets_go_of_the_lease(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.cluster.lease.LOST", 1000.0)
     master = machines.add("master-0", trainers=2)
     master.join().result(PATIENCE)
-    master.cluster.close()
+    master.membership.close()
     lease = Lease(machines.storage, "a-run", "worker-0")
     lease.read()
     assert lease.holder == "master-0"
@@ -328,12 +330,12 @@ def test_who_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
     (master, worker) = together(machines, ["master-0", "worker-0"])
     each([master.quorum(), worker.quorum()])
     for member in (master, worker):
-        member.cluster.stepped(0.1)
+        member.membership.stepped(0.1)
     usurper = machines.add("worker-1", trainers=2)
-    usurper.cluster._lighthouse._lease.read()
-    assert usurper.cluster._lighthouse._take(2)
+    usurper.membership._lighthouse._lease.read()
+    assert usurper.membership._lighthouse._take(2)
     quorum = master.quorum(1).result(PATIENCE)
-    while master.cluster.attempt == 1:
+    while master.membership.attempt == 1:
         quorum = master.quorum(1).result(PATIENCE)
     assert "another member took the Lighthouse over" in master.said
     assert names(quorum)[0] == "master-0"
@@ -371,18 +373,28 @@ def test_trainers_come_first_and_then_servers(machines: Machines) -> None:
     assert {q.declared for q in quorums} == {2}
 
 
-def test_members_hear_what_the_others_tell(machines: Machines) -> None:
+def test_each_member_hears_what_the_others_announce(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0"])
-    quorums = each([member.quorum(told={"I am": member.name}) for member in members])
-    assert [m.told for q in quorums for m in q.members] == [{"I am": "master-0"}, {"I am": "ps-0"}] * 2
+    trainer = Announcement(peak=2.5, scaled=True, holds=-1)
+    vote = Tally(math.inf, 7.0, 0.1, waited=3.0)
+    server = Announcement(
+        place=0, filled=True, reaches=9, vote=vote, validation=2.0, bad=("a", "b"), done=True, unwritten=True
+    )
+    quorums = each([members[0].quorum(announcement=trainer), members[1].quorum(announcement=server)])
+    heard = replace(server, vote=replace(vote, waited=0.0))  # it stays with the member that waited
+    assert [m.announced for q in quorums for m in q.members] == [trainer, heard] * 2
+
+
+def test_announcement_with_an_unknown_field_ignores_it() -> None:
+    assert Announcement.from_json({"peak": None, "from the future": 1}) == Announcement()
 
 
 def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0", "ps-1"])
     each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
-    members[2].cluster.close()
+        member.membership.stepped(0.1)
+    members[2].membership.close()
     waiting = [member.quorum(1) for member in members[:2]]
     until(
         all_said(members[:2], "waiting for 1 more of 2 parameter servers; here: master-0, ps-0; lost: ps-1"), *waiting
@@ -402,10 +414,10 @@ def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines:
     members[-1].join().result(PATIENCE)
     each([*waiting, members[-1].quorum()])
     for member in members:
-        member.cluster.stepped(0.1)
-    members.pop().cluster.close()
+        member.membership.stepped(0.1)
+    members.pop().membership.close()
     assert [names(q) for q in each([m.quorum(1) for m in members])] == [["master-0", "worker-0", "ps-0"]] * 3
-    members.pop(1).cluster.close()
+    members.pop(1).membership.close()
     waiting = [member.quorum(2) for member in members]
     until(all_said(members, "waiting for 1 more of 2 trainers; here: master-0, ps-0; lost: worker-0"), *waiting)
 
@@ -420,7 +432,7 @@ def test_of_two_servers_of_one_name_the_furthest_counts(machines: Machines, furt
 
     def serve(i: int) -> None:
         while True:
-            found[i].append(servers[i].cluster.quorum((7 if i == furthest else 6, 0, 0)))
+            found[i].append(servers[i].membership.quorum((7 if i == furthest else 6, 0, 0)))
 
     serving = [server.start(serve, i) for i, server in enumerate(servers)]
     quorum = members[0].quorum(7).result(PATIENCE)
@@ -451,15 +463,15 @@ def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None
     members = together(machines, ["master-0", "ps-0", "ps-1"])
     first = each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
-    now: Identity = (1, 0, 5)
-    leaving = members[2].start(members[2].cluster.leave, now, {"holds": "much"})
-    staying = [member.start(member.cluster.quorum, now) for member in members[:2]]
+        member.membership.stepped(0.1)
+    now = Position(1, 0, 5)
+    leaving = members[2].start(members[2].membership.leave, now, Announcement(holds=7))
+    staying = [member.start(member.membership.quorum, now) for member in members[:2]]
     seen, own = each(staying), leaving.result(PATIENCE)
     assert own is not None
     for quorum in (*seen, own):
         assert names(quorum) == ["master-0", "ps-0"]
-        assert [(m.name, m.progress, m.told) for m in quorum.leaving] == [("ps-1", now, {"holds": "much"})]
+        assert [(m.name, m.progress, m.announced) for m in quorum.leaving] == [("ps-1", now, Announcement(holds=7))]
         assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # what it holds counts
         assert not quorum.enough  # to take a step
     assert [q.rank for q in (*seen, own)] == [0, 1, -1]
@@ -470,8 +482,8 @@ def test_a_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "ps-0"])
     each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
-    leaving = members[1].start(members[1].cluster.leave, (1, 0, 0))
+        member.membership.stepped(0.1)
+    leaving = members[1].start(members[1].membership.leave, (1, 0, 0))
     seen = each([members[0].quorum(1), members[2].quorum(1)])
     own = leaving.result(PATIENCE)
     assert own is not None
@@ -488,18 +500,18 @@ def test_a_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
 def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_module, "LEAVING", 0.5)
+    monkeypatch.setattr(membership_module, "LEAVING", 0.5)
     members = together(machines, ["master-0", "ps-0"])
     each([member.quorum() for member in members])  # ps-0 then computes, and asks for no quorum
-    assert members[0].start(members[0].cluster.leave, (1, 0, 0)).result(PATIENCE) is None
+    assert members[0].start(members[0].membership.leave, (1, 0, 0)).result(PATIENCE) is None
 
 
 def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines: Machines) -> None:
     """As all do when a run is taken down. It is a server that needs the others for a checkpoint."""
     master, worker, server = together(machines, ["master-0", "worker-0", "ps-0"])
-    each([member.quorum(told=None) for member in (master, worker, server)])
-    master.cluster.close()
-    leaving = server.start(server.cluster.leave, (0, 0, 0))
+    each([member.quorum() for member in (master, worker, server)])
+    master.membership.close()
+    leaving = server.start(server.membership.leave, (0, 0, 0))
     worker.quorum()
     quorum = leaving.result(PATIENCE)
     assert quorum is not None
@@ -509,13 +521,13 @@ def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines
 def test_members_that_never_reach_each_other_do_not_try_for_ever(machines: Machines) -> None:
     master, worker = together(machines, ["master-0", "worker-0"])
     each([master.quorum(), worker.quorum()])
-    for _ in range(cluster_module.FAILURES - 1):
-        master.cluster.failed()
-    master.cluster.stepped(0.1)  # a step was taken: all is well
-    for _ in range(cluster_module.FAILURES - 1):
-        master.cluster.failed()
+    for _ in range(membership_module.FAILURES - 1):
+        master.membership.failed()
+    master.membership.stepped(0.1)  # a step was taken: all is well
+    for _ in range(membership_module.FAILURES - 1):
+        master.membership.failed()
     with pytest.raises(NoProgress, match="10 groups in a row failed without a step; the last one: master-0, worker-0"):
-        master.cluster.failed()
+        master.membership.failed()
 
 
 def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: Machines) -> None:
@@ -523,7 +535,7 @@ def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: 
     members = together(machines, ["master-0", "ps-0"])
     each([member.quorum() for member in members])
     for member in members:
-        member.cluster.stepped(0.1)
+        member.membership.stepped(0.1)
     newcomer = machines.add("ps-1", trainers=1, servers=2)
     newcomer.join().result(PATIENCE)
     waiting = newcomer.quorum()
@@ -540,7 +552,7 @@ def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: 
     for member in members:
         member.stop.set()
         member.thread.shutdown()
-        member.cluster.close()
+        member.membership.close()
     again = [machines.add(name, trainers=1, servers=2) for name in ("master-0", "ps-0")]
     each([member.join() for member in again])
     quorums = each([waiting, *(member.quorum(1) for member in again)])
@@ -555,5 +567,5 @@ def test_a_server_that_is_no_longer_declared_is_waited_out(machines: Machines) -
     members[2].stop.set()
     with pytest.raises(Stopping):
         waiting[2].result(PATIENCE)
-    members[2].cluster.close()
+    members[2].membership.close()
     assert [names(q) for q in each(waiting[:2])] == [["master-0", "ps-0"]] * 2

@@ -20,7 +20,7 @@ from trainer.model.gpt2 import build
 from trainer.model.loss import make_loss
 from trainer.runs.records import Status
 from trainer.storage import manifest
-from trainer.training.checkpoint import Checkpoints
+from trainer.training.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
@@ -125,7 +125,7 @@ def saved_loss(run: Run) -> float:
     spec = run.spec
     model = build(spec.model, from_bytes(), dropout=0.0, seed=0).eval()
     flat = Flat(model, torch.device("cpu"))
-    checkpoints = Checkpoints(run.storage, spec.run, spec.checkpoints.keep, print)
+    checkpoints = CheckpointStore(run.storage, spec.run, spec.checkpoints, print)
     assert checkpoints.restore({"parameters": flat.parameters}, layout=flat.layout) is not None
     inputs, targets = validation_rows(run)
     with torch.no_grad():

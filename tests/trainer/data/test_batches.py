@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.batches import PIECE_TOKENS, TOKEN, Batches, Tokens, Windows, pieces
+from trainer.contract.geometry import MICRO_BATCH_TOKENS
+from trainer.data.batches import TOKEN, Batches, Tokens, Windows, pieces
 
 
 @given(
@@ -24,7 +25,7 @@ def test_pieces_cover_a_batch_evenly(batch: int, length: int, trainers: int, mos
     sizes = [part.stop - part.start for part in parts]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= (most or max(1, PIECE_TOKENS // length))
+    assert max(sizes) <= (most or max(1, MICRO_BATCH_TOKENS // length))
     assert len(parts) >= min(batch, trainers)
     work = [sum(sizes[rank::trainers]) for rank in range(trainers)]
     assert max(work) <= -(-len(parts) // trainers) * max(sizes)

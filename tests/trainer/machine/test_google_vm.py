@@ -15,7 +15,7 @@ from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
 from tests.trainer.running import PATIENCE, Run
 from trainer.contract import metric_names
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
-from trainer.machine import cloud_metrics, google_vm
+from trainer.machine import cloud_metrics, google_vm, metadata
 from trainer.runs.records import Record
 from trainer.runs.status import update_status
 from trainer.runs.trials import Trial, write_trials
@@ -259,7 +259,7 @@ def test_metrics_of_a_sweep_are_those_of_the_trial_that_is_trained(
     rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
     run, now = new_run(sweep={"params": [rate]}), time.time()
     monitoring = cloud_metrics.Monitoring(
-        run.storage, run.spec, PROJECT, "us-central1-a", "dev", "master-0", lambda line: None
+        run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ()), "master-0", lambda line: None
     )
     monitoring._started = 0.0  # long ago
     for number, step in ((1, 40), (2, 7)):
@@ -286,7 +286,7 @@ def test_metrics_say_where_the_run_is(here: Vm, new_run: Callable[..., Run], mon
     run.storage.write("runs/test-run/metrics/attempt-1-master-0-1-00000.jsonl", body.encode())
     here.rest.refuse = lambda path: 403
     monitoring = cloud_metrics.Monitoring(
-        run.storage, run.spec, PROJECT, "us-central1-a", "dev", "master-0", lines.append
+        run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ()), "master-0", lines.append
     )
     run.until(lambda: lines, "a line about it")
     here.rest.refuse = lambda path: None

@@ -11,17 +11,18 @@ import pytest
 from tests.trainer.conftest import new_run
 from tests.trainer.running import Run
 from tests.trainer.runs.test_trials import RATE, declared
+from trainer.contract.paths import trial_id
 from trainer.contract.spec import JobSpec
 from trainer.machine import suggest, sweep
 from trainer.machine.supervisor import Supervisor
-from trainer.machine.sweep import Trials
+from trainer.machine.sweep import SweepMachine
 from trainer.report.page import render_page
 from trainer.runs import scores
 from trainer.runs.outcome import read
 from trainer.runs.records import MachineStatus, Record
 from trainer.runs.scores import Baseline, Prediction, Scores
 from trainer.runs.status import update_status
-from trainer.runs.trials import Trial, best_trial, current_trial, read_trials, trained_spec, trial_id
+from trainer.runs.trials import Trial, best_trial, current_trial, read_trials, trained_spec
 from trainer.storage.base import Storage, Unavailable
 
 __all__ = ["new_run"]
@@ -67,7 +68,7 @@ def rate(job: JobSpec) -> float:
 
 
 def train(run: Run, ending: Ending = rate) -> int:
-    return Trials(run.storage, run.spec, "master", lambda job: AtOnce(run.storage, job, ending)).run()
+    return SweepMachine(run.storage, run.spec, "master", lambda job: AtOnce(run.storage, job, ending)).run()
 
 
 def sweep_of(new_run: Callable[..., Run], *params: dict[str, Any], trials: int = 3, **others: Any) -> Run:
@@ -139,7 +140,7 @@ def test_a_sweep_that_failed_has_a_report_and_is_tried_again(new_run: Callable[.
 
 def test_a_worker_waits_for_what_the_master_declares(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE, trials=2)
-    worker = Trials(run.storage, run.spec, "worker", lambda job: AtOnce(run.storage, job, rate))
+    worker = SweepMachine(run.storage, run.spec, "worker", lambda job: AtOnce(run.storage, job, rate))
     assert worker._next() is None
     declared: list[str | None] = []
 
@@ -203,7 +204,7 @@ def test_a_notice_while_a_machine_is_made_is_heard(new_run: Callable[..., Run], 
             os.kill(os.getpid(), signal.SIGTERM)
         return machine
 
-    assert Trials(run.storage, run.spec, "master", make).run() == 0
+    assert SweepMachine(run.storage, run.spec, "master", make).run() == 0
     assert (len(made), asked) == (1 + number, [])
     assert run.machine("master-0").state == "stopped"
 

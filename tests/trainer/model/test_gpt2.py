@@ -20,7 +20,8 @@ from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model import fetch
 from trainer.model.export import _exportable
 from trainer.model.flat import Flat
-from trainer.model.gpt2 import ALIGNMENT, EXPORTED_ACTIVATION, TRAINED_ACTIVATION, build
+from trainer.model.gpt2 import EXPORTED_ACTIVATION, TRAINED_ACTIVATION, build
+from trainer.model.layout import ALIGNMENT
 from trainer.model.loss import compiled, make_loss
 from trainer.storage.factory import open_storage
 from trainer.storage.manifest import write_manifest
@@ -86,7 +87,7 @@ def test_the_loss_in_chunks_is_the_loss(model: GPT2LMHeadModel, chunk: int, monk
     whole.backward()  # type: ignore[no-untyped-call]
     wanted = gradients(model)
     model.zero_grad()
-    monkeypatch.setattr(geometry, "CHUNK", chunk)
+    monkeypatch.setattr(geometry, "LOGIT_CHUNK", chunk)
     parts = loss(inputs, targets, 1.0)
     parts.backward()  # type: ignore[no-untyped-call]
     assert float(parts.detach()) == pytest.approx(float(whole.detach()), rel=1e-6)

@@ -17,18 +17,21 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from trainer.cluster.announcement import Announcement
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.processes import Processes, Together
+from trainer.cluster.processes import FixedMembership, Processes
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import die_with_parent
-from trainer.contract.spec import Cluster, Hyperparameters, Model
+from trainer.contract.spec import Checkpoints, Cluster, Data, Hyperparameters, JobSpec, Model
 from trainer.data.batches import pieces
 from trainer.data.tokenizer import from_bytes
 from trainer.model.gpt2 import build
 from trainer.parallel.fsdp import Sharded
 from trainer.storage.factory import open_storage
-from trainer.training.checkpoint import Checkpoints
-from trainer.training.progress import Progress, decide
+from trainer.training.checkpoint import CheckpointStore
+from trainer.training.member_context import MemberContext
+from trainer.training.progress import decide
+from trainer.training.vote import Vote
 
 RUN = "a-run"
 HYPER = Hyperparameters(
@@ -67,27 +70,29 @@ def main(task: Task) -> int:
     torch.set_num_threads(1)
     processes = Processes(2, (0, LEFT), partial(print, flush=True))
     rank, storage, device = processes.rank, open_storage(task.folder), torch.device("cpu")
-    progress = Progress()
-    cluster = Together(
-        processes, device, "master-0", storage=storage, run=RUN, declared=Cluster(processes=2), address="127.0.0.1",
-        log=print, report=lambda **_: None, waits=print,
-        stopping=lambda: rank == 1 and engine.progress.step == task.stop_at,
-    )  # fmt: skip
     said: list[str] = []
+    host = cast(Any, SimpleNamespace(
+        name="master-0", address="127.0.0.1", log=print, report=lambda *_, **__: None, waiting=print,
+        stopping=lambda: rank == 1 and engine.progress.step == task.stop_at,
+    ))  # fmt: skip
+    spec = JobSpec.model_construct(
+        run=RUN, cluster=Cluster(processes=2), hyperparameters=HYPER, data=Data(path="none", format="text")
+    )
+    membership = FixedMembership(processes, storage, spec, host, device)
     journal = SimpleNamespace(metrics=SimpleNamespace(flush=lambda: said.append("flushed")), log=said.append)
-    engine = Sharded(
-        new_model(), HYPER, device, torch.bfloat16 if task.precision == "bf16" else None, processes.mesh,
-        Checkpoints(storage, RUN, 5, said.append, fenced=cluster.fenced), cast(Any, journal), progress, {},
-    )  # fmt: skip
+    checkpoints = CheckpointStore(storage, RUN, Checkpoints(keep=5), said.append, fenced=membership.fenced)
+    context = MemberContext(storage, spec, host, membership, checkpoints, cast(Any, journal), processes=processes)
+    precision = torch.bfloat16 if task.precision == "bf16" else None
+    engine = Sharded(context, new_model(), device, precision, Announcement())
     engine.restore()
-    cluster.join(0.0)
+    membership.join(0.0)
     found: dict[str, Any] = {"from": engine.progress.step, "losses": [], "norms": [], "said": said}
     parts = pieces(HYPER.batch_size, HYPER.sequence_length, 2, HYPER.micro_batch_size)
     code = 0
     try:
         while engine.progress.step < task.steps:
             step = engine.progress.step
-            quorum = cluster.quorum(engine.progress.identity)
+            quorum = membership.quorum(engine.progress.position)
             if rank == 1 and step == task.fail_at:
                 raise ValueError("a fault")
             if step == task.hang_at:
@@ -95,14 +100,13 @@ def main(task: Task) -> int:
                 threading.Event().wait()
             inputs, targets = rows(step)
             engine.zero()
-            vote = torch.zeros(3, dtype=torch.float64)
+            summed, tokens = 0.0, 0
             for part in parts[rank::2]:
                 loss = engine.loss(inputs[part], targets[part])
                 loss.backward()  # type: ignore[no-untyped-call]
-                vote += torch.tensor([loss.item(), targets[part].numel(), 0.0], dtype=torch.float64)
+                summed, tokens = summed + loss.item(), tokens + targets[part].numel()
             engine.backward_ends()
-            norm = engine.sum(vote)
-            decision = decide(HYPER, engine.progress, float(vote[0]), float(vote[1]), norm)
+            decision = decide(HYPER, engine.progress, engine.sum(Vote(summed, tokens)))
             engine.commit(decision, quorum.key, scaled=False)
             found["losses"].append(decision.loss)
             found["norms"].append(decision.gradient_norm)
@@ -119,10 +123,10 @@ def main(task: Task) -> int:
         if engine.exported is not None:
             torch.save(engine.exported.state_dict(), Path(task.folder, "exported.pt"))
     except Stopping:
-        code, found["whole"] = LEFT, engine.save(cluster.attempt, leads=rank == 0, wait=True)
-    found |= {"attempt": cluster.attempt, "step": engine.progress.step}
+        code, found["whole"] = LEFT, engine.save(membership.attempt, leads=rank == 0, wait=True)
+    found |= {"attempt": membership.attempt, "step": engine.progress.step}
     Path(task.folder, f"result-{rank}.json").write_text(json.dumps(found))
-    cluster.close()
+    membership.close()
     processes.wait()
     return code
 

@@ -1,4 +1,4 @@
-"""Shards, the exchange over real gloo groups (the members are threads), and the cost model."""
+"""Ownership, the exchange over real gloo groups (the members are threads), and the cost model."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchft import ProcessGroupGloo
 
-from trainer.cluster.group import Group, GroupFailed
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.membership import _local_store
 from trainer.contract import exchange_cost
-from trainer.contract.exchange_cost import Links
-from trainer.parallel.exchange import Exchange, Plan
-from trainer.parallel.ownership import NORM_BLOCKS, Shards, norm_block
+from trainer.contract.exchange_cost import Links, Plan
+from trainer.parallel.exchange import Exchange
+from trainer.parallel.ownership import NORM_BLOCKS, Ownership, norm_block
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -45,7 +45,7 @@ def test_shards_cover_the_vector_in_whole_blocks_and_are_balanced(
     units: int, servers: int, bucket: int, large: bool
 ) -> None:
     total = units * 64 * (1000 if large else 1)
-    shards, block = Shards(total, servers, bucket * (1000 if large else 1)), norm_block(total)
+    shards, block = Ownership(total, servers, bucket * (1000 if large else 1)), norm_block(total)
     edges = [edge for pieces in shards.pieces for piece in pieces for edge in piece]
     assert edges == sorted(edges)
     assert edges[::2] == [0, *edges[1:-1:2]] if edges else total == 0  # each begins where the one before it ends
@@ -63,7 +63,7 @@ def test_shards_cover_the_vector_in_whole_blocks_and_are_balanced(
 
 
 def test_gpt2_on_three_servers() -> None:
-    shards = Shards(124_475_904, 3)
+    shards = Ownership(124_475_904, 3)
     assert len(shards.buckets) == 60
     assert [round(shards.size(server) / 2**20, 1) for server in range(3)] == [39.6, 39.6, 39.6]
 
@@ -76,17 +76,17 @@ class Members:
 
     def __init__(self, trainers: int, servers: int, stack: ExitStack) -> None:
         self.trainers, self.servers, self.size = trainers, servers, trainers + servers
-        self.shards = Shards(TOTAL, servers, BUCKET)
+        self.shards = Ownership(TOTAL, servers, BUCKET)
         self._threads = stack.enter_context(ThreadPoolExecutor(self.size))
         self._store = _local_store("127.0.0.1")
         self.groups = self.all(self._join)
         for group in self.groups:
             stack.callback(group.close)
 
-    def _join(self, rank: int) -> Group:
+    def _join(self, rank: int) -> MemberGroup:
         members = ProcessGroupGloo(timeout=timedelta(seconds=PATIENCE))
         members.configure(f"127.0.0.1:{self._store.port}/test", f"member-{rank}", rank, self.size, 0)
-        return Group(members, rank, self.size, torch.device("cpu"))
+        return MemberGroup(members, rank, self.size, torch.device("cpu"))
 
     def all(self, call: Callable[[int], T]) -> list[T]:
         """Call it for each rank, all at a time."""

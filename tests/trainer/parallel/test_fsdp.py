@@ -16,11 +16,13 @@ from benchmarks.faults import all_records
 from tests.trainer.parallel.fsdp_process import HYPER, RUN, Task, new_model, rows
 from tests.trainer.running import PATIENCE, ROOT, Run
 from tests.warm import Process
+from trainer.cluster.announcement import Tally
 from trainer.compute.exit_codes import LEFT
+from trainer.contract.spec import Checkpoints
 from trainer.model.flat import Flat
 from trainer.model.loss import make_loss
 from trainer.storage.factory import open_storage
-from trainer.training.checkpoint import Checkpoints
+from trainer.training.checkpoint import CheckpointShard, CheckpointStore
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Progress, decide
 
@@ -50,7 +52,7 @@ class Plain:
             loss = self.loss(inputs, targets, 1.0)
             loss.backward()  # type: ignore[no-untyped-call]
             size = norm(squares(self.flat.gradients, 65536))
-            decision = decide(HYPER, self.progress, loss.item(), targets.numel(), size)
+            decision = decide(HYPER, self.progress, Tally(loss.item(), targets.numel(), size))
             self.flat.gradients.mul_(decision.factor)
             self.optimizer.update(decision.rate)
             self.progress.commit(decision, "plain", scaled=False)
@@ -59,15 +61,15 @@ class Plain:
         return self
 
     def restore(self, folder: Path) -> "Plain":
-        checkpoints = Checkpoints(open_storage(str(folder)), RUN, 5, print)
+        checkpoints = CheckpointStore(open_storage(str(folder)), RUN, Checkpoints(keep=5), print)
         restored = checkpoints.restore(self.vectors, layout=self.flat.layout)
         assert restored is not None
         self.progress, self.optimizer.updates = restored.progress, restored.progress.updates
         return self
 
     def save(self, folder: Path) -> None:
-        checkpoints = Checkpoints(open_storage(str(folder)), RUN, 5, print)
-        checkpoints.save(self.vectors, self.progress, 1, self.flat.layout)
+        checkpoints = CheckpointStore(open_storage(str(folder)), RUN, Checkpoints(keep=5), print)
+        checkpoints.save(CheckpointShard(self.vectors, self.flat.layout), self.progress, 1)
         checkpoints.wait()
 
 

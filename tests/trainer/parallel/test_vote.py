@@ -9,9 +9,9 @@ from torch import Tensor
 from tests.trainer.together import server, small, together
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.membership import Quorum
-from trainer.compute import context
-from trainer.parallel.diloco_server import OuterServer
-from trainer.parallel.ps_server import Server
+from trainer.parallel.diloco_server import DilocoServer
+from trainer.parallel.ps_server import PsServer
+from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ STEPS = 30
 Lost = dict[str, tuple[set[int], set[int]]]  # by server: the steps whose vote it loses before and after it was held
 
 
-class Forgetful(Server):
+class Forgetful(PsServer):
     """Loses the vote of some steps: before it is held, so that nobody hears it, or after, so that all others do."""
 
     before: set[int]
@@ -38,7 +38,7 @@ class Forgetful(Server):
             raise GroupFailed("lost after the vote")
 
 
-class ForgetfulOuter(Forgetful, OuterServer):
+class ForgetfulOuter(Forgetful, DilocoServer):
     pass
 
 
@@ -47,10 +47,10 @@ def lives(folder: Path, lost: Lost, **overrides: Any) -> tuple[list[float | None
     overrides["cluster"] = {"parameterServers": 3, **overrides.get("cluster", {})}
     run = small(folder, STEPS, **overrides)
 
-    def forgetful(parts: context.Parts) -> Server:
-        made = server(parts, ForgetfulOuter if run.spec.parallel.synchronization == "local" else Forgetful)
+    def forgetful(context: MemberContext) -> PsServer:
+        made = server(context, ForgetfulOuter if run.spec.parallel.synchronization == "local" else Forgetful)
         assert isinstance(made, Forgetful)
-        before, after = lost[parts.process.name]
+        before, after = lost[context.host.name]
         made.before, made.after = set(before), set(after)
         return made
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from trainer.contract.spec import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
 from trainer.storage.local import FileStorage
-from trainer.training.checkpoint import Checkpoints, Restored, overlaps
+from trainer.training.checkpoint import CheckpointShard, CheckpointStore, Restored, overlaps
 from trainer.training.progress import SCALE_GROWTH, Progress
 
 RUN = "a-run"
@@ -31,15 +32,15 @@ def vectors(value: float) -> dict[str, Tensor]:
 class Book:
     """Checkpoints of a bucket, and what they logged."""
 
-    def __init__(self, storage: Storage, keep: int = 2, **options: Any) -> None:
+    def __init__(self, storage: Storage, keep: int = 2, keep_every: int | None = None, **options: Any) -> None:
         self.said: list[str] = []
         self.storage = storage
-        self.checkpoints = Checkpoints(storage, RUN, keep, self.said.append, **options)
+        policy = Checkpoints(keep=keep, keep_every=keep_every)
+        self.checkpoints = CheckpointStore(storage, RUN, policy, self.said.append, **options)
 
     def save(self, step: int, attempt: int = 1, value: float | None = None, **options: Any) -> None:
-        self.checkpoints.save(
-            vectors(step if value is None else value), Progress(step=step), attempt, LAYOUT, **options
-        )
+        shard = CheckpointShard(vectors(step if value is None else value), LAYOUT)
+        self.checkpoints.save(shard, Progress(step=step), attempt, **options)
         self.checkpoints.wait()
 
     def restore(self, layout: Layout | None = LAYOUT, **options: Any) -> tuple[int, float] | None:
@@ -69,12 +70,12 @@ def book(tmp_path: Path) -> Book:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(open_storage(str(tmp_path)), RUN, 2, print)
+    checkpoints = CheckpointStore(open_storage(str(tmp_path)), RUN, Checkpoints(keep=2), print)
     saved = {"parameters": torch.randn(192), "moment1": torch.randn(192)}
     progress = Progress(
         step=7, updates=6, evaluations=5, lineage=123, scale=4.0, good_steps=3, skipped=1, validation_loss=2.5
     )
-    assert checkpoints.save(saved, progress, 1, LAYOUT)
+    assert checkpoints.save(CheckpointShard(saved, LAYOUT), progress, 1)
     checkpoints.wait()
     into = vectors(0.0)
     assert checkpoints.restore(into, layout=LAYOUT) == Restored("step-00000007-attempt-1", progress, LAYOUT)
@@ -97,7 +98,7 @@ def test_the_same_through_google_storage(gcs_bucket: str) -> None:
 
 def test_what_changes_after_save_is_not_in_it(book: Book) -> None:
     values, progress = vectors(1.0), Progress(step=1)
-    book.checkpoints.save(values, progress, 1, LAYOUT)
+    book.checkpoints.save(CheckpointShard(values, LAYOUT), progress, 1)
     for vector in values.values():
         vector.zero_()
     progress.step = 99
@@ -112,7 +113,7 @@ def test_nothing_to_restore(book: Book) -> None:
 
 
 def test_the_newest_is_restored(book: Book) -> None:
-    book.checkpoints = Checkpoints(book.storage, RUN, 10, book.said.append)
+    book.checkpoints = CheckpointStore(book.storage, RUN, Checkpoints(keep=10), book.said.append)
     for step, attempt in [(900, 1), (1000, 2), (1000, 10), (1000, 9), (999, 11)]:
         book.save(step, attempt, value=attempt)
     assert book.restore() == (1000, 10.0)  # by number and not by letter: attempt 10 is after 9
@@ -145,7 +146,9 @@ def test_no_step_waits_for_a_checkpoint_that_is_being_written(tmp_path: Path) ->
     book = Book(storage)
     taken: list[bool] = []
     storage.save_another = lambda: taken.append(
-        book.checkpoints.save(vectors(2.0), Progress(step=2), 1, LAYOUT)  # called while step 1 is under way
+        book.checkpoints.save(
+            CheckpointShard(vectors(2.0), LAYOUT), Progress(step=2), 1
+        )  # called while step 1 is under way
     )
     book.save(1)
     assert taken == [False]
@@ -341,10 +344,8 @@ class Parts:
     def save(self, part: int, step: int = 1, lineage: int = 0) -> None:
         mine = {key: take(vector, self.ranges[part]) for key, vector in self.whole.items()}
         checkpoints = self.books[part].checkpoints
-        checkpoints.save(
-            mine, Progress(step=step, lineage=lineage), 1, MODEL, part=part, parts=len(self.books),
-            ranges=self.ranges[part],
-        )  # fmt: skip
+        shard = CheckpointShard(mine, MODEL, self.ranges[part], part, len(self.books))
+        checkpoints.save(shard, Progress(step=step, lineage=lineage), 1)
         checkpoints.wait()
 
     def said(self) -> list[str]:

@@ -13,7 +13,7 @@ from trainer.data.tokenizer import from_bytes
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
 from trainer.model.layout import Ranges
-from trainer.parallel.ownership import Shards, norm_block
+from trainer.parallel.ownership import Ownership, norm_block
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import learning_rate
 
@@ -213,7 +213,7 @@ def cut(vector: torch.Tensor, ranges: Ranges) -> torch.Tensor:
 
 def shards_of(total: int, servers: int) -> list[Ranges]:
     """As the parameter servers of a larger model own it: several buckets."""
-    shards = Shards(total, servers, bucket=4096)
+    shards = Ownership(total, servers, bucket=4096)
     assert len(shards.buckets) > 3
     return [shards.owned(server) for server in range(servers)]
 
@@ -252,7 +252,7 @@ def test_the_norm_does_not_depend_on_the_number_of_servers(servers: int) -> None
     block = norm_block(total)
     assert block == 256
     vector = torch.randn(total, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, total)
-    shards = Shards(total, servers, bucket=100_000)
+    shards = Ownership(total, servers, bucket=100_000)
     found = torch.zeros(-(-total // block), dtype=torch.float64)
     for server in range(servers):
         own, first = squares(cut(vector, shards.owned(server)), block), 0

@@ -1,0 +1,47 @@
+"""The arithmetic of a run against the real thing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from trainer.contract.geometry import PEAKS, Dimensions, padded_vocabulary
+from trainer.model import device as device_module
+from trainer.model.device import peak_speed
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(1, 200),
+)
+def test_parameters_of_any_model_are_what_the_real_one_has(
+    layers: int, heads: int, head_width: int, positions: int, tokens: int
+) -> None:
+    size = Dimensions(layers, heads * head_width, positions, padded_vocabulary(tokens))
+    assert 0 <= size.vocabulary - tokens < 64
+    config = GPT2Config(
+        vocab_size=size.vocabulary, n_positions=positions, n_embd=size.width, n_layer=layers, n_head=heads
+    )
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == size.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("Tesla T4", "T4"), ("NVIDIA P4", None)],
+)
+def test_peak_speed_of_a_named_gpu_is_its_peak_over_the_flops_of_a_token(
+    monkeypatch: pytest.MonkeyPatch, name: str, peak: str | None
+) -> None:
+    monkeypatch.setattr(device_module.torch.cuda, "get_device_name", lambda _: name)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=8, n_layer=2, n_head=2))
+    found = peak_speed(torch.device("cuda"), torch.bfloat16, model, 16)
+    flops = Dimensions(2, 8, 32, 64).flops_a_token(16)
+    assert found == (PEAKS[peak].half * 1e12 / flops if peak else None)

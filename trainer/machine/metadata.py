@@ -1,0 +1,52 @@
+"""What a VM of Google Cloud knows of itself: its metadata server. In tests, GCE_METADATA_HOST leads to another one."""
+
+import os
+from dataclasses import dataclass
+
+import requests
+
+
+class Metadata:
+    """The VM's metadata server. Raises OSError when it does not answer, FileNotFoundError for what it does not have."""
+
+    def __init__(self) -> None:
+        self._base = f"http://{os.environ.get('GCE_METADATA_HOST') or 'metadata.google.internal'}/computeMetadata/v1/"
+
+    def get(self, path: str) -> str:
+        return self.ask(path)[0]
+
+    def attribute(self, name: str, default: str = "") -> str:
+        try:
+            return self.get(f"instance/attributes/{name}")
+        except FileNotFoundError:
+            return default
+
+    def ask(self, path: str, timeout: float = 10.0) -> tuple[str, str]:
+        """The value and its ETag, with which a later question can wait for a change."""
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy leads there
+            answer = session.get(self._base + path, headers={"Metadata-Flavor": "Google"}, timeout=timeout)
+        if answer.status_code == 404:
+            raise FileNotFoundError(f"the metadata server has no {path}")
+        answer.raise_for_status()  # an OSError, as all of requests' errors
+        return answer.text.strip(), answer.headers.get("ETag", "")
+
+
+@dataclass(frozen=True)
+class Vm:
+    """This VM, as its metadata tells."""
+
+    project: str
+    zone: str
+    stack: str
+    scale_down: tuple[str, ...]  # the scheduler's jobs that end the machines, in order
+
+    @classmethod
+    def read(cls, metadata: Metadata) -> "Vm":
+        jobs = metadata.attribute("gpt2-scale-down").split(",")
+        return cls(
+            project=metadata.get("project/project-id"),
+            zone=metadata.get("instance/zone").rpartition("/")[2],
+            stack=metadata.attribute("gpt2-stack"),
+            scale_down=tuple(job.strip() for job in jobs if job.strip()),
+        )

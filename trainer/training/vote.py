@@ -1,0 +1,52 @@
+"""What members sum to decide a step, and to evaluate: each adds its part, and every member gets the same sums."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from trainer.cluster.announcement import Tally
+from trainer.cluster.group import MemberGroup
+from trainer.training.optimizer import norm
+
+_HEAD = 3  # elements before the sums of squares
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One member's part of a step's vote, or the sum of all. It travels as float64 [3 + blocks].
+
+    A trainer's loss stays on its device until the vote is counted, so that nothing waits for the device before.
+    """
+
+    loss: Tensor | float = 0.0  # sum over the tokens, nats; a tensor is float64 []
+    tokens: float = 0  # that count
+    waited: float = 0.0  # seconds that this trainer waited for the network
+    squares: Tensor = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.float64)
+    )  # of each block of the gradient
+
+    def to_tensor(self, device: torch.device) -> Tensor:
+        tensor = torch.zeros(_HEAD + len(self.squares), dtype=torch.float64, device=device)
+        tensor[0], tensor[1], tensor[2] = self.loss, self.tokens, self.waited
+        tensor[_HEAD:] = self.squares
+        return tensor
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> Self:
+        loss, tokens, waited = tensor[:_HEAD].tolist()
+        return cls(loss, tokens, waited, tensor[_HEAD:])
+
+    def tally(self, gradient_norm: float | None = None) -> Tally:
+        """Return what the summed vote says. gradient_norm: given where the vote carries no sums of squares."""
+        size = norm(self.squares) if gradient_norm is None else gradient_norm
+        return Tally(float(self.loss), self.tokens, size, self.waited)
+
+
+def mean_loss(group: MemberGroup, loss: Tensor | float = 0.0, tokens: int = 0) -> float:
+    """Return the mean loss of an evaluation in nats: each member adds the loss of its tokens; servers add nothing."""
+    sums = torch.zeros(2, dtype=torch.float64, device=group.device)
+    sums[0], sums[1] = loss, tokens
+    group.sum(sums)
+    return float(sums[0] / sums[1])
