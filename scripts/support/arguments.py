@@ -1,4 +1,4 @@
-"""Types of command-line arguments."""
+"""Types of command-line arguments: each parses a text and raises ArgumentTypeError if it is not such a value."""
 
 import argparse
 
@@ -29,7 +29,7 @@ def share(text: str) -> float:
 
 def stop(text: str) -> str:
     if not text:
-        raise argparse.ArgumentTypeError("an empty text is everywhere; write what ends the text")
+        raise argparse.ArgumentTypeError("an empty text is everywhere; give the text that ends it")
     return text
 
 

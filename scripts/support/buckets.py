@@ -1,4 +1,4 @@
-"""Google Cloud's buckets, beyond what a run does with one: making a stack's data bucket, reading a text anywhere."""
+"""Make a stack's data bucket on Google Cloud, and read an object of any bucket."""
 
 import base64
 from collections.abc import Iterator
@@ -20,9 +20,10 @@ CHUNK_BYTES = 16 * 1024 * 1024
 
 
 def ensure_bucket(config: StackConfig) -> bool:
-    """Makes a stack's data bucket if it is not there, as the stack declares it; returns whether it did.
+    """Make a stack's data bucket unless it exists, and return whether it was made.
 
-    `pulumi up` then adopts it, for which everything must be the same. Raises UserError.
+    `pulumi up` adopts the bucket later, so it gets exactly the settings that the stack declares. Raise UserError if it
+    cannot be made.
     """
     url, project = config.data_bucket, config.project
     settings = bucket_settings(config.region)
@@ -45,7 +46,10 @@ def ensure_bucket(config: StackConfig) -> bool:
 
 
 def read_object(url: str) -> tuple[int, Iterator[bytes]]:
-    """The bytes of the object gs://bucket/name, and their number; checked at the end. Both raise UserError."""
+    """Return the size of the object gs://bucket/name and its content in pieces. Its checksum is verified at the end.
+
+    Raise UserError, here or while reading, if the object cannot be read or is damaged.
+    """
     bucket, _, name = url.removeprefix("gs://").partition("/")
     with _for_people(f"read {url}", _reader(bucket)):
         blob = gcs.Client(project=None).bucket(bucket).get_blob(name)
@@ -74,7 +78,7 @@ def _reader(bucket: str) -> str:
 
 @contextmanager
 def _for_people(doing: str, rights: str) -> Iterator[None]:
-    """Google's errors as one line."""
+    """Raise Google's errors as a UserError of one line."""
     try:
         yield
     except (auth.DefaultCredentialsError, auth.RefreshError, api.Unauthorized):

@@ -1,4 +1,4 @@
-"""The trainer's folder as a build context for Docker: the same bytes for the same files."""
+"""Pack the trainer's folder as a build context for Docker. The same files always give the same bytes."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What the commands of scripts/ share: which bucket, which run, a progress bar, errors in one line."""
+"""Choose the bucket and the run of a command, show a progress bar, report errors in one line."""
 
 import argparse
 import os
@@ -34,39 +34,39 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[], int | None], *errors: type[Exception]) -> NoReturn:
-    """Runs a command and exits: with its code, or with 2 and one line on stderr for what the user can mend.
+    """Run a command and exit with its code, or with 2 and one line on stderr for an error that the user can fix.
 
-    errors: further exceptions that are one line for a person.
+    `errors` are further exceptions whose message is one line for a person.
     """
-    for_people: tuple[type[Exception], ...] = (UserError, InputError, StorageError, Conflict, *errors)
+    user_errors: tuple[type[Exception], ...] = (UserError, InputError, StorageError, Conflict, *errors)
     try:
         code = main() or 0
         sys.stdout.flush()
-    except for_people as error:
+    except user_errors as error:
         print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback from the exit itself
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains again at its exit
         code = 1
     sys.exit(code)
 
 
 def add_bucket_arguments(parser: argparse.ArgumentParser) -> None:
-    """--stack and --bucket; bucket_url() takes what was parsed."""
+    """Add --stack and --bucket, which bucket_url() evaluates."""
     parser.add_argument("--stack", default="local", help="the stack whose bucket to use (default: %(default)s)")
     parser.add_argument("--bucket", metavar="URL", help="gs://bucket or a folder, instead of the stack's own bucket")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """--stack, --bucket and --run; bucket_url() and find_run() take what was parsed."""
+    """Add --stack, --bucket and --run, which bucket_url() and find_run() evaluate."""
     add_bucket_arguments(parser)
     parser.add_argument(
         "--run",
-        action=_Run,
+        action=_RunAction,
         type=run_address,
         metavar="RUN",
         help="the run's id, or its address such as gs://bucket/runs/ID (default: the run that the stack declares)",
@@ -74,18 +74,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_address(given: str) -> tuple[str | None, str]:
-    """The bucket, if it is said, and the id: of a run's id, or its address such as gs://bucket/runs/ID.
+    """Return the bucket (None if only an id is given) and the id of a run.
 
-    An error of argparse's if it is neither.
+    `given` is a run's id, or its address such as gs://bucket/runs/ID. Raise ArgumentTypeError if it is neither.
     """
-    bucket, found, run = given.rstrip("/").rpartition(f"/{paths.RUNS}/")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or one of a sweep's
+    bucket, separator, run = given.rstrip("/").rpartition(f"/{paths.RUNS}/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or a trial of a sweep
         raise argparse.ArgumentTypeError(f"{given}: write a run's id, or its address such as gs://bucket/runs/ID")
-    return bucket if found else None, run
+    return bucket if separator else None, run
 
 
-class _Run(argparse.Action):
-    """Puts the parts of an address where the rest of a script looks for them."""
+class _RunAction(argparse.Action):
+    """Set the options `run` and `bucket` from a run's address."""
 
     def __call__(
         self,
@@ -101,13 +101,13 @@ class _Run(argparse.Action):
 
 
 def bucket_url(options: argparse.Namespace) -> str:
-    """The address of the bucket that add_bucket_arguments() or add_run_arguments() asked for. Raises UserError."""
+    """Return the address of the bucket that the options name. Raise UserError if their stack has none."""
     bucket: str | None = options.bucket
     return bucket if bucket else stack_bucket(options.stack)
 
 
 def stack_bucket(stack: str, checkout: Path | None = None) -> str:
-    """The address of a stack's bucket. Raises UserError if there is no such stack or it names no project."""
+    """Return the address of a stack's bucket. Raise UserError if there is no such stack or it names no project."""
     try:
         return load.bucket_of(stack, checkout or CHECKOUT)
     except config.ConfigError as error:
@@ -115,7 +115,7 @@ def stack_bucket(stack: str, checkout: Path | None = None) -> str:
 
 
 def load_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
-    """The whole configuration of a stack. Raises UserError with its problems, one a line."""
+    """Return the whole configuration of a stack. Raise UserError with its problems, one per line."""
     try:
         return load.from_file(stack, checkout or CHECKOUT)
     except config.ConfigError as error:
@@ -123,15 +123,18 @@ def load_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
 
 
 def google_stack(stack: str, checkout: Path | None = None) -> config.StackConfig:
-    """The configuration of a stack on Google Cloud. Raises UserError for any other."""
-    found = load_stack(stack, checkout)
-    if not found.google:
+    """Return the configuration of a stack on Google Cloud. Raise UserError for any other."""
+    stack_config = load_stack(stack, checkout)
+    if not stack_config.google:
         raise UserError(f"--stack {stack} runs on this machine; this command is for a stack with platform: google")
-    return found
+    return stack_config
 
 
 def find_run(storage: Storage, wanted: str | None) -> str:
-    """The id of the wanted run; else the one that the stack declares, else the newest. Raises UserError."""
+    """Return the id of the wanted run, else of the run that the stack declares, else of the newest run.
+
+    Raise UserError if there is no such run.
+    """
     if wanted is None:
         try:
             wanted = declared_run(storage)
@@ -148,7 +151,7 @@ def find_run(storage: Storage, wanted: str | None) -> str:
 
 
 def _runs(storage: Storage) -> list[str]:
-    """All runs, the newest first."""
+    """Return the ids of all runs, the newest first."""
     updated: dict[str, float] = {}
     for entry in storage.list(paths.RUNS):
         run = paths.run_of_status(entry.path) or paths.run_of_job(entry.path)
@@ -159,7 +162,10 @@ def _runs(storage: Storage) -> list[str]:
 
 @contextmanager
 def progress_bar(title: str, total: int, console: Console | None = None) -> Iterator[Progress]:
-    """Shows how many of `total` bytes are done, on stderr: a bar on a terminal, a line now and then in a log."""
+    """Show on stderr how many of `total` bytes are done: as a bar on a terminal, as lines in a log.
+
+    Yield a function to call with the number of further bytes.
+    """
     console = console or Console(stderr=True)
     if console.is_terminal:
         columns = (
@@ -173,19 +179,19 @@ def progress_bar(title: str, total: int, console: Console | None = None) -> Iter
             task = bar.add_task(title, total=total)
             yield lambda count: bar.advance(task, count)
         return
-    done, told, lock = 0, time.monotonic(), threading.Lock()
+    done, last_line, lock = 0, time.monotonic(), threading.Lock()
 
     def advance(count: int) -> None:
-        nonlocal done, told
+        nonlocal done, last_line
         with lock:
             done += count
-            if time.monotonic() - told >= LOG_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - last_line >= LOG_SECONDS:
+                last_line = time.monotonic()
                 print(f"{title}: {megabytes(done)} of {megabytes(total)}", file=console.file, flush=True)
 
     yield advance
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes as text: `99,999 bytes`, `1.2 MB`."""
     return f"{count:,} bytes" if count < 100_000 else f"{count / 1e6:,.1f} MB"

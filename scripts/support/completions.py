@@ -1,4 +1,4 @@
-"""The completions of scripts.serve: a request in OpenAI's words, checked; its answer at once or as it is written."""
+"""Check a request of OpenAI's completions API and answer it, at once or while the text is written."""
 
 import json
 import secrets
@@ -13,16 +13,16 @@ from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scripts.support.common import UserError
-from scripts.support.writing import Sampling, Text, Writer
+from scripts.support.writing import Sampling, Writer, WrittenText
 
-TEXTS = 16  # of one request: prompts x n
+MOST_TEXTS = 16  # of one request: prompts x n
 DONE = "data: [DONE]\n\n"
-GoesOn = Callable[[], Awaitable[None]]
-SEED = Field(ge=-(1 << 63), lt=1 << 63)  # what a generator takes
+CheckConnected = Callable[[], Awaitable[None]]  # awaited before each token; raises if the text is not needed any more
+SEED = Field(ge=-(1 << 63), lt=1 << 63)  # the seeds that a generator accepts
 
 
 class Refused(Exception):
-    """A request that is not served: the status and OpenAI's words of an error."""
+    """A request that is not served, with the HTTP status and OpenAI's form of an error."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, kind: str | None = None
@@ -39,7 +39,7 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """The body of POST /v1/completions. What would change the text and is not here is refused, not passed over."""
+    """The body of POST /v1/completions. An unknown option is refused and not ignored, as it might change the text."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     model: str | None = None
@@ -47,15 +47,15 @@ class Request(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None  # not OpenAI's, but of other servers; 0 is all
+    top_k: Annotated[int, Field(ge=0)] | None = None  # not in OpenAI's API, but in other servers'; 0 means all
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, SEED] | None = None
     stop: str | list[str] | None = None
     echo: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None  # who asks: does not matter here
-    # Known to OpenAI's clients, served only in what they are without being given.
+    user: str | None = None  # ignored
+    # Options of OpenAI's API that are accepted only with their defaults.
     best_of: Literal[1] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
@@ -65,19 +65,19 @@ class Request(BaseModel):
 
 
 class Completion:
-    """One request's texts, checked: `whole()` or `events()` writes them, one after the other."""
+    """A valid request. Either `whole()` or `events()` writes its texts, one after the other."""
 
     def __init__(self, writer: Writer, body: bytes, longest: int) -> None:
-        """longest: how many tokens a text may have at most. Raises Refused."""
-        self._writer, self._request = writer, _parse(body)
+        """Check the request `body`, whose texts may have `longest` tokens. Raise Refused if it is not valid."""
+        self._writer, self._request = writer, _parse_request(body)
         request = self._request
         if request.model not in (None, writer.name):
             message = f"The model {request.model!r} is not here; {writer.name!r} is"
             raise Refused(404, message, param="model", code="model_not_found")
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-        if not prompts or len(prompts) * (request.n or 1) > TEXTS:
-            raise Refused(400, f"From 1 to {TEXTS} texts at a time, prompts times n", param="n")
+        if not prompts or len(prompts) * (request.n or 1) > MOST_TEXTS:
+            raise Refused(400, f"From 1 to {MOST_TEXTS} texts at a time, prompts times n", param="n")
         if len(stops) > 4 or not all(stops):
             raise Refused(400, "Up to 4 texts, none of them empty", param="stop")
         if (request.max_tokens or 0) > longest:
@@ -110,36 +110,33 @@ class Completion:
             raise Refused(400, message, param="prompt", code="context_length_exceeded")
         return ids
 
-    def _texts(self) -> list[tuple[int, str, Text]]:
-        """(index, prompt, text) of each choice; the same prompt's i-th has the seed + i."""
+    def _texts(self) -> list[tuple[int, str, WrittenText]]:
+        """Return (index, prompt, text) of each choice. The i-th text of the same prompt has the seed + i."""
         n = self._request.n or 1
-        return [
-            (
-                place * n + i,
-                prompt,
-                self._writer.write(ids, replace(self._sampling, seed=_seed(self._sampling.seed + i))),
-            )
-            for place, (prompt, ids) in enumerate(self._prompts)
-            for i in range(n)
-        ]
+        texts = []
+        for prompt_index, (prompt, ids) in enumerate(self._prompts):
+            for i in range(n):
+                sampling = replace(self._sampling, seed=_signed(self._sampling.seed + i))
+                texts.append((prompt_index * n + i, prompt, self._writer.write(ids, sampling)))
+        return texts
 
-    async def whole(self, goes_on: GoesOn) -> dict[str, Any]:
-        """The answer in one piece. goes_on: awaited before each token, raises if there is no use in it any more."""
+    async def whole(self, check_connected: CheckConnected) -> dict[str, Any]:
+        """Return the answer in one piece."""
         choices = []
         for index, prompt, text in self._texts():
-            written = [prompt] if self._request.echo else []
-            written += [piece async for piece in self._pieces(text, goes_on)]
-            choices.append(_choice(index, "".join(written), text.finish))
+            pieces = [prompt] if self._request.echo else []
+            pieces += [piece async for piece in self._pieces(text, check_connected)]
+            choices.append(_choice(index, "".join(pieces), text.finish))
         return {**self._head, "choices": choices, "usage": self._usage()}
 
-    async def events(self, goes_on: GoesOn) -> AsyncIterator[str]:
-        """The answer as server-sent events, a chunk for each piece of text. goes_on as in whole()."""
+    async def events(self, check_connected: CheckConnected) -> AsyncIterator[str]:
+        """Yield the answer as server-sent events, one for each piece of text."""
         usage = self._request.stream_options is not None and bool(self._request.stream_options.include_usage)
         try:
             for index, prompt, text in self._texts():
                 if self._request.echo:
                     yield _event({**self._head, "choices": [_choice(index, prompt, None)]})
-                async for piece in self._pieces(text, goes_on):
+                async for piece in self._pieces(text, check_connected):
                     if piece or text.finish:
                         yield _event({**self._head, "choices": [_choice(index, piece, text.finish)]})
         except (UserError, Refused) as error:  # the status is sent already
@@ -149,35 +146,35 @@ class Completion:
             yield _event({**self._head, "choices": [], "usage": self._usage()})
         yield DONE
 
-    async def _pieces(self, text: Text, goes_on: GoesOn) -> AsyncIterator[str]:
+    async def _pieces(self, text: WrittenText, check_connected: CheckConnected) -> AsyncIterator[str]:
         before = self.tokens
-        await goes_on()
+        await check_connected()
         while (piece := await to_thread.run_sync(partial(next, text, None))) is not None:
             self.tokens = before + text.tokens
             yield piece
-            await goes_on()
+            await check_connected()
 
     def _usage(self) -> dict[str, int]:
         prompt = sum(len(ids) for _, ids in self._prompts)
         return {"prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens}
 
 
-def _parse(body: bytes) -> Request:
+def _parse_request(body: bytes) -> Request:
     try:
-        found = json.loads(body)
+        options = json.loads(body)
     except (ValueError, RecursionError):
         raise Refused(400, "The body is not JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise Refused(400, "The body is not a JSON object")
     try:
-        return Request.model_validate(found)
+        return Request.model_validate(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         param = str(first["loc"][0]) if first["loc"] else None
-        raise Refused(400, _words(param, first["type"], first["msg"]), param=param) from None
+        raise Refused(400, _message(param, first["type"], first["msg"]), param=param) from None
 
 
-def _words(param: str | None, kind: str, message: str) -> str:
+def _message(param: str | None, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return f"{param}: this server does not know it; leave it out"
     if param in ("best_of", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "suffix"):
@@ -187,8 +184,8 @@ def _words(param: str | None, kind: str, message: str) -> str:
     return f"{param}: {message}"
 
 
-def _seed(number: int) -> int:
-    """As a generator takes it."""
+def _signed(number: int) -> int:
+    """Return a seed as a signed 64-bit number, as a generator needs it."""
     return number if number < 1 << 63 else number - (1 << 64)
 
 

@@ -1,4 +1,4 @@
-"""Download a run's model: whole and verified, or not at all."""
+"""Download a run's model. It appears complete and verified, or not at all."""
 
 import fcntl
 import os
@@ -16,15 +16,19 @@ from trainer.storage.base import Progress, Storage, explain, new_file
 
 
 def fetched(storage: Storage, run: str, to: Path | None = None) -> Path:
-    """The folder with a run's model: `to`, by default models/<run>, filled if need be. Raises UserError."""
+    """Return the folder `to` (default: models/<run>), after downloading a run's model into it if necessary.
+
+    Raise UserError as download() does.
+    """
     return download(storage, run, to or Path("models") / run)[0]
 
 
 def download(storage: Storage, run: str, to: Path) -> tuple[Path, bool]:
-    """Fetches a run's model into the folder `to`; gives the folder and whether it was there already.
+    """Download a run's model into the folder `to`. Return the folder, and whether the model was there already.
 
-    `to` appears whole and verified or not at all. Files that an interrupted call has fetched are kept beside it,
-    and used if they verify. Raises UserError.
+    The folder appears when all files are complete and verified. The files of an interrupted download are kept next to
+    it, and are used again if they verify. Raise UserError if there is no complete model, or the folder cannot be
+    written.
     """
     data, files = _remote_manifest(storage, run)
     try:
@@ -40,9 +44,10 @@ def download(storage: Storage, run: str, to: Path) -> tuple[Path, bool]:
                 _fetch(storage, paths.model_file(run, name), folder / name, entry, progress)
             with new_file(folder / paths.MANIFEST) as file:
                 file.write(data)
-            for stray in [p for p in folder.rglob("*") if p.is_file()]:  # of a model that was exported anew since
-                if stray != folder / paths.MANIFEST and stray.relative_to(folder).as_posix() not in files:
-                    stray.unlink()
+            # Remove files of an interrupted download of another export of this model.
+            for path in [p for p in folder.rglob("*") if p.is_file()]:
+                if path != folder / paths.MANIFEST and path.relative_to(folder).as_posix() not in files:
+                    path.unlink()
             folder.rename(to)
     except OSError as error:
         raise UserError(str(explain(error, f"write {to}"))) from error
@@ -68,7 +73,7 @@ def _remote_manifest(storage: Storage, run: str) -> tuple[bytes, dict[str, manif
 
 
 def _state(storage: Storage, run: str) -> str:
-    """Where a run without a model is, and what to do."""
+    """Return the state of a run without a model, and what to do."""
     try:
         status = Status.model_validate_json(storage.read(paths.status(run)))
     except FileNotFoundError:
@@ -80,7 +85,7 @@ def _state(storage: Storage, run: str) -> str:
     if status.taken_back:
         return where
     if status.state in ("FAILED", "STOPPED"):
-        return f"{where}; raise gpt2-training:launch by one and run `pulumi up` to go on"
+        return f"{where}; raise gpt2-training:launch by one and run `pulumi up` to continue it"
     return f"{where}; `python -m scripts.watch` follows it"
 
 
@@ -95,11 +100,11 @@ def _fetch(storage: Storage, path: str, target: Path, entry: manifest.File, prog
 
 
 def _is_whole(folder: Path, data: bytes, files: dict[str, manifest.File]) -> bool:
-    """Whether a folder is this very model; files of one's own beside it do no harm."""
-    mine = folder / paths.MANIFEST
+    """Return whether a folder contains exactly this model. Other files in it do not matter."""
+    local_manifest = folder / paths.MANIFEST
     return (
-        mine.is_file()
-        and mine.read_bytes() == data
+        local_manifest.is_file()
+        and local_manifest.read_bytes() == data
         and all(manifest.verify(folder / name, entry) for name, entry in files.items())
     )
 
@@ -113,7 +118,7 @@ def _refuse_other(to: Path) -> None:
 
 @contextmanager
 def _partial_folder(to: Path) -> Iterator[Path]:
-    """A folder beside `to` for what is not complete, for one process at a time."""
+    """Yield a folder next to `to` for incomplete files. Raise UserError if another process uses it."""
     folder = to.absolute().parent / f".{to.absolute().name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -121,7 +126,7 @@ def _partial_folder(to: Path) -> Iterator[Path]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--to {to}: another download into this folder is going on; wait for it") from None
+            raise UserError(f"--to {to}: another download into this folder is running; wait for it") from None
         for leftover in folder.rglob(".*.part"):
             leftover.unlink()
         yield folder

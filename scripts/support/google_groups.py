@@ -28,12 +28,12 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Group:
+class InstanceGroup:
     """A managed instance group as Google reports it. The lists hold Google's own JSON."""
 
     name: str
     role: Role
-    size: int  # that it should have
+    size: int  # the number of instances that it should have
     instances: list[Json] = field(default_factory=list)  # ManagedInstance
     errors: list[Json] = field(default_factory=list)  # InstanceManagedByIgmError
 
@@ -60,19 +60,19 @@ def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
     return Stack(config.stack, launch, fleet.zones, words, config.file.machines.flex_start)
 
 
-def explain(stack: Stack, groups: list[Group], heard: Collection[str], now: float) -> list[str]:
+def explain(stack: Stack, groups: list[InstanceGroup], heard: Collection[str], now: float) -> list[str]:
     """Return a line for each cause: what is missing, why, what to do. heard: names of machines that reported."""
     if not groups:
         return ["Google has no group of machines for this stack yet; `pulumi up` makes them"]
     return [line for group in groups for line in _group(stack, group, heard, now)]
 
 
-def _group(stack: Stack, group: Group, heard: Collection[str], now: float) -> list[str]:
+def _group(stack: Stack, group: InstanceGroup, heard: Collection[str], now: float) -> list[str]:
     if group.size == 0 and stack.flex_start:
         return [f"{group.role}: waits for capacity (machines.flexStart), which may take days; `pulumi destroy` ends it"]
     if group.size == 0:
-        again = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to go on"
-        return [f"{group.role}: its group has size 0: its deadline, the end of the run or a person set it; {again}"]
+        fix = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to go on"
+        return [f"{group.role}: its group has size 0: its deadline, the end of the run or a person set it; {fix}"]
     up = [i for i in group.instances if i.get("instanceStatus") == "RUNNING"]
     silent = [i for i in up if _machine(group, i) not in heard]
     lines = []
@@ -92,26 +92,26 @@ def instance_name(instance: Json) -> str:
     return str(instance.get("name") or instance.get("instance", "").rpartition("/")[2])
 
 
-def _machine(group: Group, instance: Json) -> str:
+def _machine(group: InstanceGroup, instance: Json) -> str:
     """Return the name that a machine has in its run."""
     return "master-0" if group.role == "master" else f"{group.role}-{instance_name(instance)[-4:]}"
 
 
-def _causes(stack: Stack, group: Group, now: float) -> list[str]:
+def _causes(stack: Stack, group: InstanceGroup, now: float) -> list[str]:
     """Return each cause once. Those that instances report come first, as they have details."""
     errors: list[Json] = []
     for instance in group.instances:
         if instance.get("instanceStatus") != "RUNNING":
             errors += instance.get("lastAttempt", {}).get("errors", {}).get("errors", [])
     errors += [e.get("error", {}) for e in group.errors if now - _seconds(e.get("timestamp", "")) <= RECENT]
-    found: dict[str, str] = {}
+    causes: dict[str, str] = {}
     for error in errors:
-        key, words = _cause(stack, group, error)
-        found.setdefault(key, words)
-    return list(found.values())
+        key, text = _cause(stack, group, error)
+        causes.setdefault(key, text)
+    return list(causes.values())
 
 
-def _cause(stack: Stack, group: Group, error: Json) -> tuple[str, str]:
+def _cause(stack: Stack, group: InstanceGroup, error: Json) -> tuple[str, str]:
     """Return a key that two errors of the same cause share, and the cause in words."""
     code, message = str(error.get("code", "")), " ".join(str(error.get("message", "")).split())
     said = f"{code} {message}"
@@ -128,7 +128,7 @@ def _cause(stack: Stack, group: Group, error: Json) -> tuple[str, str]:
     return said, f"Google says {code}: {first}" if code and message else f"Google says {first}"
 
 
-def _stockout(stack: Stack, group: Group, message: str, details: list[Json]) -> tuple[str, str]:
+def _stockout(stack: Stack, group: InstanceGroup, message: str, details: list[Json]) -> tuple[str, str]:
     known: Json = next((d["errorInfo"].get("metadatas", {}) for d in details if d.get("errorInfo")), {})
     named = re.search(r"zones/([a-z0-9-]+)", message) or re.search(r"in the ([a-z]+-[a-z]+\d-[a-z]) zone", message)
     number = len(stack.zones)
@@ -190,12 +190,12 @@ class Groups:
             self._refused = denied or self._api is None  # asking again would not help
             rights = "; roles/compute.viewer is enough" if denied else ""
             self._lines = [f"why machines are missing cannot be told: {error}{rights}"]
-        except Exception as error:  # whatever Google answered: the run is followed all the same
+        except Exception as error:  # whatever Google answered, the watch must continue
             self._lines = [f"why machines are missing cannot be told: {type(error).__name__} in Google's answer"]
         return self._lines
 
 
-def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[Group]:
+def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[InstanceGroup]:
     """Return the stack's groups, with the errors of those that lack machines. Raises ApiError."""
     folder = f"projects/{project}/regions/{region}/instanceGroupManagers"
     named = re.compile(rf"{re.escape(stack)}-(master|worker|ps)-[0-9a-f]{{8}}")
@@ -212,7 +212,7 @@ def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[G
         if up < size:
             answer = api.call("compute", "GET", f"{path}/listErrors", query={"maxResults": MOST_ERRORS})
             errors = answer.get("items", [])
-        groups.append(Group(item["name"], role, size, instances, errors))
+        groups.append(InstanceGroup(item["name"], role, size, instances, errors))
     order = ("master", "worker", "ps")
     return sorted(groups, key=lambda group: (order.index(group.role), group.name))
 

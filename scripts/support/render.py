@@ -1,4 +1,4 @@
-"""How a run looks: the live picture, lines for a log, and the summary at its end. Nothing is read here."""
+"""Draw a run: the live picture, lines for a log, and the summary at its end. Nothing is read here."""
 
 import textwrap
 
@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.support.curve import loss_curve, sparkline
-from scripts.support.run_files import Machine, Snapshot, perplexity
+from scripts.support.run_files import Snapshot, WatchedMachine, perplexity
 from trainer.contract.settings import written
 from trainer.contract.spec import Sweep
 from trainer.contract.wording import duration, printable
@@ -30,7 +30,7 @@ LOG_LINES = 6
 
 
 def ago(seconds: float) -> str:
-    """`3 s`, `5 min`, `2 h`, `4 d`."""
+    """Return an age as text: `3 s`, `5 min`, `2 h`, `4 d`."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -38,7 +38,7 @@ def ago(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that matter: `870`, `14.2k`, `1.05M`."""
+    """Return a number with three significant digits: `870`, `14.2k`, `1.05M`."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * size:
             scaled = value / size
@@ -64,7 +64,7 @@ def headline(snapshot: Snapshot) -> Text:
 
 
 def presence(snapshot: Snapshot) -> str:
-    """How many machines are there, where the missing ones have no names and cannot be listed; empty if all are."""
+    """Return how many machines are present if some are missing that cannot be listed by name, else an empty text."""
     declared = len(snapshot.spec.cluster.machines())
     if snapshot.named or snapshot.final or snapshot.there >= declared:
         return ""
@@ -89,7 +89,7 @@ def _progress(snapshot: Snapshot, width: int) -> Table:
 
 
 def losses(snapshot: Snapshot, width: int = 1000) -> str:
-    """Train loss and last validation loss in one line, empty before the first step."""
+    """Return train loss and last validation loss in one line, which is empty before the first step."""
     parts = []
     known = [r for r in snapshot.steps if r.loss is not None]
     if known:
@@ -130,7 +130,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
     table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
     absent = [] if snapshot.final else snapshot.missing
     shown = snapshot.machines
-    if len(shown) + len(absent) > most:  # then those in trouble are what must be seen
+    if len(shown) + len(absent) > most:  # show machines with problems first
         shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and m.age <= LATE)
     rows = [_machine_row(m, restarts, wide, snapshot.final) for m in shown]
     rows += [[name, Text("not there yet", "dim")] for name in absent]
@@ -142,7 +142,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
     return table
 
 
-def _machine_row(machine: Machine, restarts: bool, wide: bool, final: bool) -> list[Text | str]:
+def _machine_row(machine: WatchedMachine, restarts: bool, wide: bool, final: bool) -> list[Text | str]:
     status = machine.status
     late = machine.at_work and machine.age > LATE and not final
     row: list[Text | str] = [
@@ -158,8 +158,8 @@ def _machine_row(machine: Machine, restarts: bool, wide: bool, final: bool) -> l
     return [*row, Text(_words(machine), "dim")]
 
 
-def _words(machine: Machine) -> str:
-    """What a machine does, or why it does not."""
+def _words(machine: WatchedMachine) -> str:
+    """Return what a machine is doing, or why it failed."""
     status = machine.status
     if status.message:
         return clean(status.message)
@@ -173,8 +173,8 @@ def clean(line: str) -> str:
     return printable(line.split("\r")[-1].replace("\t", "    ")).rstrip()
 
 
-def speaker(snapshot: Snapshot) -> Machine | None:
-    """The machine whose log tells most now: one that failed, else the master, else whoever was heard last."""
+def speaker(snapshot: Snapshot) -> WatchedMachine | None:
+    """Return the machine whose log is shown: one that failed, else the master, else the first with a log."""
     talking = [m for m in snapshot.machines if m.status.log]
     failed = [m for m in talking if m.status.state == "failed"]
     if failed:
@@ -192,16 +192,19 @@ def log_tail(snapshot: Snapshot, most: int) -> list[Text]:
 
 
 def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Group:
-    """All of it, at most `height` lines high: the log gives way first, then the machines, then the curve.
+    """Return the whole picture, at most `height` lines high.
 
-    note: lines for a person, which are folded to the width.
+    If the height is not enough, the log is cut first, then the machines, then the curve. `note` is a text for a person,
+    which is folded to the width.
     """
+    # Headline, reason and note.
     parts: list[Text | Table] = [headline(snapshot)]
     reason = snapshot.status.reason if snapshot.status else "waiting for the first machine"
     if reason:
         parts.append(_line(reason, STATE_STYLES[snapshot.state].removeprefix("bold ")))
     folded = [part for line in note.splitlines() for part in _folded(line, width)]
     parts += [_line(part, "yellow") for part in folded[: max(height // 3, 1)]]
+    # Progress; for a sweep, its trials and the present trial.
     parts.append(_progress(snapshot, width))
     used = len(parts)
     machines_of = snapshot
@@ -216,6 +219,7 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
             _progress(snapshot, width),
         ]
         used += 2
+    # The curve.
     machines = len(machines_of.machines) + (0 if machines_of.final else len(machines_of.missing))
     points = [(float(r.step), r.loss) for r in snapshot.steps if r.loss is not None]
     if points:
@@ -226,11 +230,14 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
     if speed := _speed(snapshot):
         parts.append(_line(speed))
         used += 1
-    room = height - used - 3  # a blank line, the table's header, and the line of the cursor
+    # Machines and log, in the remaining lines.
+    room = height - used - 3  # minus a blank line, the table's header, and the line of the cursor
     most = max(min(machines, room), 1)
     parts += [Text(), _machines(machines_of, width, most)]
     tail = log_tail(machines_of, min(LOG_LINES, room - most - 2))
-    return Group(*parts, *([Text(), *tail] if tail else []))
+    if tail:
+        parts += [Text(), *tail]
+    return Group(*parts)
 
 
 def _folded(line: str, width: int) -> list[str]:
@@ -242,7 +249,7 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """The run in one line of a log."""
+    """Return the run's progress as one line of a log."""
     if snapshot.spec.sweep is not None:
         now = f"  trial {_number(snapshot.trial)}: {progress_line(snapshot.trial)}" if snapshot.trial else ""
         return f"{snapshot.state} {len(snapshot.trials)} of {_count(snapshot.total, 'trial')} done{now}"
@@ -262,14 +269,14 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def trial_line(trial: Trial, sweep: Sweep) -> str:
-    """A trial that is over, in one line of a log."""
+    """Return a finished trial as one line of a log."""
     value = "no value" if trial.value is None else f"{sweep.hyperparameter_metric_tag} {trial.value:.4f}"
     varied = ", ".join(f"{name} {written(found)}" for name, found in trial.parameters.items())
     return f"trial {trial.number} {trial.state}: {value} with {varied}" + (f"; {trial.reason}" if trial.reason else "")
 
 
 def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
-    """The trials of a sweep that are over, the best one bold; of many, the newest and the best."""
+    """Return a table of a sweep's finished trials: the newest `most` of them, and the best one, which is bold."""
     of = snapshot.spec.sweep
     assert of is not None
     first = best_trial(of, snapshot.trials)
@@ -292,26 +299,26 @@ def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
 
 
 def _number(trial: Snapshot) -> str:
-    """A trial's own: it may be an earlier one that is tried again."""
+    """Return the number of a trial. It may be an earlier trial that is repeated."""
     return trial.run.rpartition("/")[2]
 
 
-def _varied(of: Snapshot, trial: Snapshot) -> str:
-    """What this trial tries."""
-    assert of.spec.sweep is not None
-    has = trial.spec.hyperparameters.to_json()
-    names = [parameter.parameter_name for parameter in of.spec.sweep.params]
-    return ", ".join(f"{name} {written(has.get(name, 'null'))}" for name in names)
+def _varied(sweep: Snapshot, trial: Snapshot) -> str:
+    """Return the hyperparameters that a sweep varies, with the trial's values."""
+    assert sweep.spec.sweep is not None
+    values = trial.spec.hyperparameters.to_json()
+    names = [parameter.parameter_name for parameter in sweep.spec.sweep.params]
+    return ", ".join(f"{name} {written(values.get(name, 'null'))}" for name in names)
 
 
-def machine_line(machine: Machine) -> str:
-    """What changed at a machine, in one line of a log."""
+def machine_line(machine: WatchedMachine) -> str:
+    """Return a machine's state as one line of a log."""
     words = _words(machine)
     return f"{machine.status.name} {machine.status.state}" + (f": {words}" if words else "")
 
 
 def summary(snapshot: Snapshot) -> list[Text]:
-    """How a run that succeeded ended."""
+    """Return the lines that end the watch of a successful run."""
     took = f" in {duration(snapshot.elapsed)}" if snapshot.elapsed is not None else ""
     noun = "trial" if snapshot.spec.sweep else "step"
     done = (f"SUCCEEDED: {_count(snapshot.step, noun)}{took}", STATE_STYLES["SUCCEEDED"])
@@ -320,7 +327,7 @@ def summary(snapshot: Snapshot) -> list[Text]:
 
 
 def final_curve(snapshot: Snapshot, width: int, unigram: float | None) -> list[Text]:
-    """Loss over steps with axes; empty if there are no losses."""
+    """Return the plot of losses over steps, or nothing if there are no losses."""
     train = [(float(r.step), r.loss) for r in snapshot.steps if r.loss is not None]
     validation = [(float(r.step), r.validation_loss) for r in snapshot.evaluations if r.validation_loss is not None]
     if not train and not validation:

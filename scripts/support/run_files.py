@@ -19,17 +19,17 @@ from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Sta
 from trainer.runs.trials import Trial, current_trial, read_trials
 from trainer.storage.base import Entry, Storage
 
-Model = TypeVar("Model", bound=Strict)
+FileModel = TypeVar("FileModel", bound=Strict)
 RECENT_STEPS = 50  # speed and time left are taken over so many
 
 
 class UnreadableRun(Exception):
-    """One line for a person: which file of the run this version cannot read."""
+    """This version cannot read a file of the run. The message is one line for a person."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long no sign of life is no reason to worry, in seconds."""
+    """How many seconds without a sign of life are normal."""
 
     heartbeat: float  # since a machine was last heard; on gs:// it also covers clocks that differ
     boot: float  # from the declaration of a run to the first heartbeat
@@ -45,8 +45,8 @@ PATIENCE = {
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A machine's own words, and how long ago it was heard."""
+class WatchedMachine:
+    """A machine's own report, and how old it is."""
 
     status: MachineStatus
     age: float  # seconds since the last heartbeat
@@ -64,7 +64,7 @@ class Snapshot:
     now: float  # seconds since the epoch
     spec: JobSpec
     status: Status | None  # None until a machine wrote it for the declared launch
-    machines: list[Machine]
+    machines: list[WatchedMachine]
     steps: list[Record]  # by step; those that a resume undid are left out
     evaluations: list[Record]  # likewise
     unreadable: int  # lines of metrics that this version does not understand
@@ -87,7 +87,7 @@ class Snapshot:
 
     @property
     def step(self) -> int:
-        """Steps done; of a sweep, trials. Metrics are often ahead of the status, unless a newer attempt went back."""
+        """Steps done, or trials of a sweep. Metrics are often ahead of the status, unless a newer attempt went back."""
         if self.spec.sweep is not None:
             return len(self.trials)
         step, attempt = (self.status.step, self.status.attempt) if self.status else (0, 0)
@@ -97,19 +97,19 @@ class Snapshot:
 
     @property
     def total(self) -> int:
-        """Steps that there will be; of a sweep, trials."""
+        """All steps of the run, or all trials of a sweep."""
         return self.spec.sweep.max_trials if self.spec.sweep else self.spec.hyperparameters.steps
 
     @property
     def elapsed(self) -> float | None:
-        """Seconds since the first step began, None before."""
+        """Seconds since the first step began, or None before it."""
         if self.status is None or self.status.started is None:
             return None
         return max((self.status.finished or self.now) - self.status.started, 0.0)
 
     @property
     def remaining(self) -> float | None:
-        """Seconds that the steps left will take at the pace of the recent ones, None if that cannot be said."""
+        """Seconds that the remaining steps take at the pace of the recent ones, or None if that is not known."""
         if self.state != "RUNNING" or not self.steps:
             return None
         attempt = self.steps[-1].attempt
@@ -122,7 +122,7 @@ class Snapshot:
 
     @property
     def speed(self) -> float | None:
-        """Tokens per second over the recent steps, None if not known."""
+        """Tokens per second over the recent steps, or None if that is not known."""
         known = [r.tokens_per_second for r in self.steps[-RECENT_STEPS:] if r.tokens_per_second]
         return len(known) / sum(1 / s for s in known) if known else None
 
@@ -138,7 +138,7 @@ def perplexity(loss: float) -> float:
 
 @dataclass
 class RunFiles:
-    """The files of one run. `read` gives a new Snapshot and remembers what did not change."""
+    """The files of one run. `read` returns a new Snapshot and reads only files that have changed."""
 
     storage: Storage
     run: str
@@ -154,7 +154,7 @@ class RunFiles:
 
     @property
     def named(self) -> bool:
-        """Whether the spec knows the machines' names. On Google Cloud, a group of machines makes them up."""
+        """Whether the spec knows the machines' names. On Google Cloud, the group of machines chooses them."""
         return not self.storage.url.startswith("gs://")
 
     @property
@@ -162,7 +162,10 @@ class RunFiles:
         return PATIENCE["file" if self.named else "gs"]
 
     def read(self) -> Snapshot:
-        """The run as it is now. FileNotFoundError if nothing declares it, UnreadableRun for another version's files."""
+        """Return the run as it is now.
+
+        Raise FileNotFoundError if the run is not declared, UnreadableRun if another version wrote its files.
+        """
         now = self.clock()
         entries = {entry.path: entry for entry in self.storage.list(paths.run(self.run))}
         job, state = paths.job(self.run), paths.status(self.run)
@@ -199,7 +202,7 @@ class RunFiles:
         return replace(snapshot, quiet=self._quiet(snapshot))
 
     def _now(self, number: int) -> Snapshot | None:
-        """The trial of that number, if it has been declared."""
+        """Return the trial with that number, or None if it is not declared yet."""
         run = paths.trial_id(self.run, number)
         if self._trial is None or self._trial.run != run:
             self._trial = RunFiles(self.storage, run, self.clock)
@@ -209,7 +212,7 @@ class RunFiles:
             return None
 
     def _quiet(self, snapshot: Snapshot) -> float | None:
-        """How long a running run has taken no step, if that is longer than its steps explain."""
+        """Return for how many seconds a run has taken no step, or None if that is not unusually long."""
         if snapshot.state != "RUNNING" or not snapshot.steps:
             return None
         last = snapshot.steps[-1]
@@ -218,11 +221,11 @@ class RunFiles:
         quiet = snapshot.now - self._moved[1]
         return quiet if quiet > max(self.patience.step, 10 * (last.step_seconds or 0)) else None
 
-    def _parsed(self, model: type[Model], entry: Entry) -> Model:
-        """The file as a model; read only if it changed."""
+    def _parsed(self, model: type[FileModel], entry: Entry) -> FileModel:
+        """Return a file as a model. Read it only if it changed."""
         known = self._parsed_files.get(entry.path)
         if known and known[0] == entry.generation:
-            return cast(Model, known[1])
+            return cast(FileModel, known[1])
         data, generation = self.storage.read_generation(entry.path)
         try:
             found = model.model_validate_json(data)
@@ -235,7 +238,9 @@ class RunFiles:
         self._parsed_files[entry.path] = generation, found
         return found
 
-    def _machines(self, entries: dict[str, Entry], spec: JobSpec, status: Status | None, now: float) -> list[Machine]:
+    def _machines(
+        self, entries: dict[str, Entry], spec: JobSpec, status: Status | None, now: float
+    ) -> list[WatchedMachine]:
         machines = []
         for path, entry in entries.items():
             if not paths.is_machine(path, self.run):
@@ -246,7 +251,7 @@ class RunFiles:
                 # The first one is judged by its own clock, later ones by when they came: clocks may differ.
                 seen = min(found.heartbeat, now) if beat is None else now
                 self._heard[found.name] = found.heartbeat, seen
-            machines.append(Machine(found, now - seen))
+            machines.append(WatchedMachine(found, now - seen))
         order = {name: i for i, (name, _) in enumerate(spec.cluster.machines())}
         # Others than the declared ones are shown while they are there, and those that were there at the end of a run.
         since = now - status.updated if status and status.state in FINAL_STATES else 0.0
@@ -260,7 +265,7 @@ class RunFiles:
 
 
 def declared_run(storage: Storage) -> str | None:
-    """The run that the stack declares now, None if there is none. UnreadableRun if current.json is no JSON."""
+    """Return the run that the stack declares, or None. Raise UnreadableRun if current.json does not name a run."""
     try:
         found = json.loads(storage.read(paths.CURRENT))
         return str(found["run"])

@@ -1,8 +1,9 @@
-"""What to take of Google's billing catalog: which of its many SKUs are the parts of a machine, and what they cost.
+"""Find the SKUs of machine parts in Google's billing catalog, and their prices.
 
-A SKU is known by its description alone ("Spot Preemptible A2 Instance Core running in Americas"), so the patterns match
-it whole. Reserved capacity, commitments, flex-start (DWS), calendar mode, sole tenancy and custom machines have similar
-ones, partly with usageType OnDemand, too. Sources: SkyPilot's and dstack's catalogs, Infracost, read in 2026-11.
+Only its description identifies a SKU ("Spot Preemptible A2 Instance Core running in Americas"), so the patterns match
+all of it. Reserved capacity, commitments, flex-start (DWS), calendar mode, sole tenancy and custom machines have
+similar descriptions, some of them with usageType OnDemand. Sources: SkyPilot's and dstack's catalogs, Infracost, read
+in 2026-11.
 """
 
 import re
@@ -14,8 +15,8 @@ from infra.fleet.catalog import MACHINE_TYPES, MachineType
 from infra.fleet.prices import HOURS_A_MONTH
 
 COMPUTE, STORAGE = "services/6F81-5844-456A", "services/95FF-2EF5-5EA1"
-# Whatever else a description says, these are other ways to pay.
-OTHERS = re.compile(
+# Descriptions with one of these words are other ways to pay.
+OTHER_TARIFFS = re.compile(
     r"Reserved|Reservation|Commitment|DWS|Flex|Calendar|Sole Tenan|Premium|Custom|suspended|Dual-region|Multi-region",
     re.I,
 )
@@ -31,43 +32,48 @@ GPUS = {
     "nvidia-h100-mega-80gb": "Nvidia H100 80GB (?:Mega|Plus)",  # on demand it is called Plus in some regions
 }
 FAMILIES = {"n1": "N1 Predefined", "g2": "G2", "a2": "A2", "a3": "A3"}
-LOCAL_SSD_GB = {"a2-ultragpu": 375, "a3-highgpu": 750, "a3-megagpu": 750}  # of each GPU, in every such machine
-Key = tuple[str, ...]  # where a price stands in prices.yaml: ("regions", "us-central1", "n1_vcpu", "spot")
+LOCAL_SSD_GB = {"a2-ultragpu": 375, "a3-highgpu": 750, "a3-megagpu": 750}  # per GPU
+PriceKey = tuple[str, ...]  # the path of a price in prices.yaml: ("regions", "us-central1", "n1_vcpu", "spot")
 
 
 @dataclass
 class Skus:
     """The SKUs of a few regions, found by description."""
 
-    doubts: dict[str, None] = field(default_factory=dict)  # lines for a person: several prices for one thing
+    doubts: dict[str, None] = field(default_factory=dict)  # lines for a person about parts with several prices
     _by_region: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)  # description, unit, USD
 
     def add(self, skus: Iterable[Mapping[str, Any]], regions: Iterable[str]) -> None:
+        """Add SKUs in the catalog's JSON, but only those of the given regions and of usual tariffs."""
         wanted = set(regions)
         for sku in skus:
             description = sku.get("description", "")
-            here = wanted.intersection(sku.get("serviceRegions", []))
-            if not here or OTHERS.search(description):
+            sku_regions = wanted.intersection(sku.get("serviceRegions", []))
+            if not sku_regions or OTHER_TARIFFS.search(description):
                 continue
             if sku.get("category", {}).get("usageType") not in ("OnDemand", "Preemptible"):
                 continue
-            if (found := rate(sku)) is not None:
-                for region in here:
-                    self._by_region.setdefault(region, []).append((description, *found))
+            unit_and_price = rate(sku)
+            if unit_and_price is not None:
+                for region in sku_regions:
+                    self._by_region.setdefault(region, []).append((description, *unit_and_price))
 
     def price(self, region: str, pattern: str, unit: str) -> float | None:
-        """USD of one unit; None if no SKU fits, or several that differ."""
-        whole = re.compile(rf"{pattern}(?: (?:running )?in .+)?")
-        here = self._by_region.get(region, [])
-        found = {usd for description, of, usd in here if of == unit and whole.fullmatch(description)}
-        if len(found) > 1:
-            costs = " and ".join(f"{usd:g}" for usd in sorted(found))
+        """Return the USD of one unit of the SKU whose description matches, or None if no or several prices match."""
+        description_pattern = re.compile(rf"{pattern}(?: (?:running )?in .+)?")
+        prices = {
+            usd
+            for description, sku_unit, usd in self._by_region.get(region, [])
+            if sku_unit == unit and description_pattern.fullmatch(description)
+        }
+        if len(prices) > 1:
+            costs = " and ".join(f"{usd:g}" for usd in sorted(prices))
             self.doubts[f"{region}: the SKUs called {pattern!r} cost {costs}, so that none is taken"] = None
-        return found.pop() if len(found) == 1 else None
+        return prices.pop() if len(prices) == 1 else None
 
-    def prices(self, region: str) -> Iterator[tuple[Key, float | None]]:
-        """Everything of a region that the catalog prices, keyed as in prices.yaml."""
-        at: Key = ("regions", region)
+    def prices(self, region: str) -> Iterator[tuple[PriceKey, float | None]]:
+        """Yield all prices of a region, with their path in prices.yaml. A price is None if it is not known."""
+        at: PriceKey = ("regions", region)
         for kind in ("on_demand", "spot"):
             spot = kind == "spot"
             yield (*at, "n1_vcpu", kind), self._part(region, "n1", "Core", spot)
@@ -91,10 +97,10 @@ class Skus:
         if gigabytes:
             parts.append((gigabytes * machine.accelerators / HOURS_A_MONTH, self._local_ssd(region, spot)))
         total = 0.0
-        for number, one in parts:
-            if one is None:
+        for number, price in parts:
+            if price is None:
                 return None
-            total += number * one
+            total += number * price
         return total
 
     def _part(self, region: str, family: str, part: str, spot: bool) -> float | None:
@@ -111,9 +117,9 @@ class Skus:
 
 
 def rate(sku: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The unit of a SKU and what one costs, in USD: the first tier that is not free. None if there is no price."""
+    """Return the unit of a SKU and its price in USD in the first tier that is not free, or None without a price."""
     try:
-        expression = sku["pricingInfo"][-1]["pricingExpression"]  # the newest is the last
+        expression = sku["pricingInfo"][-1]["pricingExpression"]  # the last is the newest
         tiers = [tier["unitPrice"] for tier in expression["tieredRates"]]
     except (KeyError, IndexError):
         return None

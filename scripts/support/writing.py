@@ -1,7 +1,7 @@
-"""A trained model that writes: what scripts.generate and scripts.serve share.
+"""Let a trained model write texts, for scripts.generate and scripts.serve.
 
-Texts are drawn token by token, each with a generator of its own: the seed, the prompt and the options decide a text,
-not what else is being written.
+Each text has its own random generator, so that its seed, prompt and options decide it, whatever other texts are
+written at the same time.
 """
 
 import argparse
@@ -25,28 +25,24 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
-COLDEST = 1e-5  # a lower temperature is taken for 0: dividing by it is no longer exact
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # the decoded text of an incomplete character
+COLDEST = 1e-5  # a lower temperature counts as 0, because dividing by it is not exact
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Options that say how tokens are drawn."""
 
-    tokens: how many at most. temperature: 0 always takes the likeliest. top_k: among so many, 0 is all. top_p: among
-    the likeliest that together have this probability. stop: the text ends before the first of these.
-    """
-
-    tokens: int = 100
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 1.0
+    tokens: int = 100  # at most
+    temperature: float = 0.8  # 0 always takes the likeliest token
+    top_k: int = 50  # draw among so many of the likeliest tokens; 0 means all
+    top_p: float = 1.0  # draw among the likeliest tokens that together have this probability
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model and which run; open_writer() takes what was parsed."""
+    """Add --model and the arguments that name a run, which open_writer() evaluates."""
     parser.add_argument(
         "--model", type=Path, metavar="FOLDER", help="a GPT-2 in Hugging Face format instead of a run's model"
     )
@@ -54,7 +50,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_writer(options: argparse.Namespace) -> "Writer":
-    """The model that add_model_arguments() asked for, fetched if it is in the cloud. Raises UserError."""
+    """Return a writer with the model that the options name. Download it if it is in the cloud.
+
+    Raise UserError if there is no such model.
+    """
     if options.model is not None:
         folder: Path = options.model.resolve()
         name = folder.parent.name if folder.name == "model" else folder.name  # a run's is in <run>/model
@@ -65,7 +64,10 @@ def open_writer(options: argparse.Namespace) -> "Writer":
 
 
 def model_folder(storage: Storage, run: str) -> Path:
-    """The run's model on this machine, fetched into models/ if it is in the cloud. UserError if there is none yet."""
+    """Return the folder of a run's model. Download it into models/ if it is in the cloud.
+
+    Raise UserError if there is no model yet.
+    """
     local = storage.local_path(paths.model(run))
     if local is not None and (local / paths.MANIFEST).is_file():
         return local
@@ -73,7 +75,7 @@ def model_folder(storage: Storage, run: str) -> Path:
 
 
 def trained_length(storage: Storage, run: str) -> int | None:
-    """How many positions the run trained, in tokens; None if the model knew more from the start."""
+    """Return how many positions the run trained, or None if its checkpoint may know more from the start."""
     try:
         spec = trained_spec(storage, JobSpec.model_validate_json(storage.read(paths.job(run))))
     except (FileNotFoundError, ValueError):
@@ -82,16 +84,16 @@ def trained_length(storage: Storage, run: str) -> int | None:
 
 
 def load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer from a folder: safetensors only, no code from the folder, no network.
+    """Load model and tokenizer from a folder: only safetensors, no code from the folder, no network.
 
-    Raises UserError if the folder is not such a model.
+    Raise UserError if the folder is not such a model.
     """
     if not (folder / "config.json").is_file():
         missing = "there is no such folder" if not folder.is_dir() else "no config.json is in it"
         raise UserError(f"{folder}: {missing}; a folder in Hugging Face format is needed, as download_model writes it")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    import transformers  # takes seconds, so after all that can be said without it
+    import transformers  # takes seconds, so after all checks that do not need it
 
     transformers.logging.disable_progress_bar()
     try:
@@ -99,9 +101,8 @@ def load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-    except (
-        Exception
-    ) as error:  # whatever a damaged or foreign folder makes transformers, tokenizers or safetensors raise
+    # A damaged folder makes transformers, tokenizers or safetensors raise errors of any type.
+    except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the model in {folder} cannot be loaded: {words[:200]}") from None
     if model.config.model_type != "gpt2":
@@ -110,12 +111,12 @@ def load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 
 class Writer:
-    """A model ready to write, on the GPU if there is one. Several threads may write texts at the same time."""
+    """A model that can write, on the GPU if there is one. Several threads may write texts at the same time."""
 
     def __init__(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, name: str, trained: int | None = None
     ) -> None:
-        """trained: how many positions were trained, in tokens, if not all of them."""
+        """Take a loaded model. `trained` is the number of positions that were trained, or None for all of them."""
         import torch
 
         self.name = name
@@ -123,10 +124,10 @@ class Writer:
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer, self.end = tokenizer, int(tokenizer.eos_token_id)
         self.vocabulary = min(len(tokenizer), int(model.config.vocab_size))  # the rest is padding
-        self.lock = threading.Lock()  # for a token at a time, so that texts share the machine evenly
+        self.lock = threading.Lock()  # held for one token at a time, so that texts share the machine evenly
 
     def encode(self, prompt: str) -> list[int]:
-        """The prompt's tokens; of an empty one the end of the text before. Raises UserError."""
+        """Return the prompt's tokens, or end-of-text for an empty prompt. Raise UserError if it is not UTF-8."""
         try:
             prompt.encode()
         except UnicodeEncodeError:
@@ -134,20 +135,17 @@ class Writer:
         with self.lock:
             return self.tokenizer(prompt, add_special_tokens=False)["input_ids"] or [self.end]
 
-    def write(self, prompt: list[int], sampling: Sampling) -> "Text":
-        """The text after `prompt` (token ids, at least one), of which the last window - 1 are seen."""
-        return Text(self, prompt, sampling)
+    def write(self, prompt: list[int], sampling: Sampling) -> "WrittenText":
+        """Return the text after `prompt` (token ids, at least one), of which the model sees the last window - 1."""
+        return WrittenText(self, prompt, sampling)
 
 
-class Text:
-    """A text while it is written. Iterate: after each token comes what can be shown of it, which may be nothing.
-
-    tokens: how many were drawn so far. finish: at the end, "length" if it has all its tokens, else "stop".
-    """
+class WrittenText:
+    """A text while it is written. Iterating yields after each token the new text, which may be empty."""
 
     def __init__(self, writer: Writer, prompt: list[int], sampling: Sampling) -> None:
-        self.tokens = 0
-        self.finish: Literal["stop", "length"] | None = None
+        self.tokens = 0  # drawn so far
+        self.finish: Literal["stop", "length"] | None = None  # at the end: "length" if it has all its tokens
         self._writer, self._prompt, self._sampling = writer, prompt, sampling
         self._pieces = self._write()
 
@@ -159,8 +157,9 @@ class Text:
             return next(self._pieces)
 
     def _write(self) -> Iterator[str]:
-        ids: list[int] = []  # whose last character is not whole yet: one may be spread over several tokens
-        text = ""  # which may be the beginning of a stop
+        """Yield the pieces of the text. Hold back incomplete characters and a possible beginning of a stop."""
+        ids: list[int] = []  # tokens whose last character is incomplete
+        text = ""  # held back, because it may be the beginning of a stop
         finish: Literal["stop", "length"] = "length"
         for token in islice(self._draw(), self._sampling.tokens):
             if token == self._writer.end:
@@ -195,44 +194,47 @@ class Text:
             limits.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             limits.append(TopPLogitsWarper(sampling.top_p))
-        chance = torch.Generator().manual_seed(sampling.seed)
+        generator = torch.Generator().manual_seed(sampling.seed)
         ids = list(self._prompt)
         new, cache, seen = ids[-max(window - 1, 1) :], None, 0
         while True:
             if seen + len(new) > window:
-                # The window is full: go on from its newer half, since tokens cannot change their position in a cache.
+                # The window is full. Continue from its newer half, without the cache, in which positions are fixed.
                 new, cache, seen = ids[-max(window // 2, 1) :], None, 0
             logits, cache = self._step(new, cache)
             seen += len(new)
             if not torch.isfinite(logits).all():
                 raise UserError(f"the model {self._writer.name} gives numbers that are not finite; it is of no use")
             if sampling.temperature < COLDEST:
-                drawn = int(logits.argmax())
+                token = int(logits.argmax())
             else:
-                drawn = int(torch.multinomial(torch.softmax(limits(None, logits), -1), 1, generator=chance))
-            ids.append(drawn)
-            new = [drawn]
-            yield drawn
+                token = int(torch.multinomial(torch.softmax(limits(None, logits), -1), 1, generator=generator))
+            ids.append(token)
+            new = [token]
+            yield token
 
     def _step(self, new: list[int], cache: object) -> "tuple[torch.Tensor, object]":
-        """Logits of the next token (1 x vocabulary, fp32 on the CPU, where chance is the same everywhere)."""
+        """Return the next token's logits and the cache.
+
+        The logits have shape (1, vocabulary) and are fp32 on the CPU, whose generator is the same everywhere.
+        """
         import torch
 
         model = self._writer.model
         with torch.inference_mode():
             inputs = torch.tensor([new], device=model.device)
-            found = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return found.logits[:, -1, : self._writer.vocabulary].float().cpu(), found.past_key_values
+            output = model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1, : self._writer.vocabulary].float().cpu(), output.past_key_values
 
     def _decode(self, ids: list[int]) -> str:
         decode = self._writer.tokenizer.decode
         return str(decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _stop(self, text: str) -> int | None:
-        """Where the first stop begins."""
+        """Return the position of the first stop, or None."""
         return min((place for stop in self._sampling.stop if (place := text.find(stop)) >= 0), default=None)
 
     def _beginning_of_stop(self, text: str) -> int:
-        """How many characters at the end of `text` may be the beginning of a stop."""
+        """Return how many characters at the end of `text` may be the beginning of a stop."""
         ends = (n for stop in self._sampling.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return max(ends, default=0)
