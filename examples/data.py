@@ -1,7 +1,7 @@
-"""Makes the pairs that the examples train on: translation, sentiment, questions. Nobody's text, the same every time.
+"""Make the pairs that the examples train on: translation, sentiment, questions.
 
-`make data STACK=sentiment` calls it for a stack whose file is not there yet; `python -m examples.data sentiment` does
-the same.
+The texts are generated, so nobody has a copyright in them, and they are the same every time. For a stack whose
+file does not exist yet, `make data STACK=sentiment` calls this command, which is `python -m examples.data sentiment`.
 """
 
 import argparse
@@ -44,30 +44,30 @@ FIRST_DAY, LAST_DAY = datetime.date(1200, 1, 1).toordinal(), datetime.date(2099,
 
 
 def number(value: int) -> str:
-    """0 to 99 in words."""
+    """Return a number from 0 to 99 in words."""
     tens, ones = divmod(value, 10)
     return NUMBERS[value] if value < 20 else TENS[tens] + (f"-{NUMBERS[ones]}" if ones else "")
 
 
 def ordinal(value: int) -> str:
-    """1 to 99 in words, as in "the twenty-third"."""
+    """Return an ordinal number from 1 to 99 in words, as in "the twenty-third"."""
     if value > 20 and value % 10:
         return f"{TENS[value // 10]}-{ordinal(value % 10)}"
     return IRREGULAR.get(value) or (number(value)[:-1] + "ieth" if value >= 20 else number(value) + "th")
 
 
 def year(value: int) -> str:
-    """As it is read: eighteen hundred, eighteen oh five, eighteen ninety-four."""
+    """Return a year as it is read aloud: eighteen hundred, eighteen oh five, eighteen ninety-four."""
     century, rest = divmod(value, 100)
     return f"{number(century)} {'hundred' if not rest else number(rest) if rest > 9 else f'oh {number(rest)}'}"
 
 
-def translation(chance: Random) -> Iterator[Pair]:
-    """Each day once, so that those of the test part are not in the training part in other words."""
-    for number_of_day in chance.sample(range(FIRST_DAY, LAST_DAY + 1), LAST_DAY + 1 - FIRST_DAY):
+def translation(random: Random) -> Iterator[Pair]:
+    """Yield dates in words. Each day occurs once, so no day of the test part is in the training part in other words."""
+    for number_of_day in random.sample(range(FIRST_DAY, LAST_DAY + 1), LAST_DAY + 1 - FIRST_DAY):
         day = datetime.date.fromordinal(number_of_day)
         month = MONTHS[day.month - 1]
-        words = chance.choice([f"the {ordinal(day.day)} of {month}", f"{month} the {ordinal(day.day)}"])
+        words = random.choice([f"the {ordinal(day.day)} of {month}", f"{month} the {ordinal(day.day)}"])
         yield Pair(f"{words}, {year(day.year)} = ", day.isoformat())
 
 
@@ -101,8 +101,8 @@ BAD = [
     "bland",
     "disappointing",
 ]
-HELD_OUT = {"superb", "friendly", "perfect", "stale", "rude", "boring"}  # never negated but in the test part
-PARTED = Data(path="", format="pairs")  # whose fractions the stack file has
+HELD_OUT = {"superb", "friendly", "perfect", "stale", "rude", "boring"}  # negated only in the test part
+SPLIT_FRACTIONS = Data(path="", format="pairs")  # the defaults, which the example's stack file uses
 ASPECTS = [
     "food",
     "service",
@@ -121,7 +121,7 @@ DEGREES = ["", "", "very ", "really ", "quite "]
 PLAIN = ["The {a} was {d}{w}.", "I found the {a} {d}{w}.", "What {d}{w} {a}!", "They serve {d}{w} {a}, I think."]
 NEGATED = ["The {a} was not {w}.", "I would not call the {a} {w}.", "Nobody can say the {a} was {w}."]
 NEGATED += ["The {a} was never {w}.", "The {a} was anything but {w}."]
-NEGATION = 0.2  # with a half, no word alone would tell anything, and learning would take many times longer
+NEGATION = 0.2  # with a half, no single word would indicate the answer, and learning would take many times longer
 START, MIDDLE, END = (
     ["b", "br", "d", "f", "g", "gl", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z"],
     ["a", "e", "i", "o", "u", "ai", "ou"],
@@ -129,41 +129,41 @@ START, MIDDLE, END = (
 )
 
 
-def invented(chance: Random) -> str:
-    """A name such as Glomaind."""
-    pick = chance.choice
+def invented(random: Random) -> str:
+    """Return an invented name such as Glomaind."""
+    pick = random.choice
     return (pick(START) + pick(MIDDLE) + pick(START) + pick(MIDDLE) + pick(END)).capitalize()
 
 
-def sentiment(chance: Random) -> Iterator[Pair]:
-    """Each name and each statement once, so that both are new in the test part.
+def sentiment(random: Random) -> Iterator[Pair]:
+    """Yield statements about places. Each name and each statement occurs once, so both are new in the test part.
 
-    Words that are HELD_OUT are negated in the test part alone: what "not" does to them, other words have to tell.
+    The words in HELD_OUT are negated only in the test part, so the model must learn the effect of "not" from others.
     """
     seen: set[str] = set()
     while True:
-        good, negated = chance.random() < 0.5, chance.random() < NEGATION
-        word = chance.choice(GOOD if good != negated else BAD)
-        how = chance.choice(NEGATED if negated else PLAIN)
-        said = how.format(a=chance.choice(ASPECTS), d=chance.choice(DEGREES), w=word)
-        pair = _review(chance, said, good=good)
-        while negated and word in HELD_OUT and part_of(pair.prompt, PARTED) != "test":
-            pair = _review(chance, said, good=good)
+        good, negated = random.random() < 0.5, random.random() < NEGATION
+        word = random.choice(GOOD if good != negated else BAD)
+        template = random.choice(NEGATED if negated else PLAIN)
+        statement = template.format(a=random.choice(ASPECTS), d=random.choice(DEGREES), w=word)
+        pair = _review(random, statement, good=good)
+        while negated and word in HELD_OUT and part_of(pair.prompt, SPLIT_FRACTIONS) != "test":
+            pair = _review(random, statement, good=good)
         name = pair.prompt.partition(":")[0]
-        if name in seen or said in seen:
+        if name in seen or statement in seen:
             continue
-        seen |= {name, said}
+        seen |= {name, statement}
         yield pair
 
 
-def _review(chance: Random, said: str, *, good: bool) -> Pair:
-    return Pair(f"{invented(chance)}: {said}\nSentiment: ", "positive" if good else "negative")
+def _review(random: Random, statement: str, *, good: bool) -> Pair:
+    return Pair(f"{invented(random)}: {statement}\nSentiment: ", "positive" if good else "negative")
 
 
 # -- questions: facts of a few people, and a question about one of them ------------------------------------------------
 
 PEOPLE = "Ada Ben Cora Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Nils Olga Paul Rita Sam Tom Una Vera Will Yara Zoe"
-FACTS: dict[str, tuple[str, str, str]] = {  # what is told, what is asked, the answers
+FACTS: dict[str, tuple[str, str, str]] = {  # the statement, the question, the answers
     "home": ("{p} lives in {v}.", "Where does {p} live?", "Arvik Belmar Corda Dunfell Elsted Fornay Gralow Hestia"),
     "job": ("{p} works as a {v}.", "What is the work of {p}?", "baker pilot nurse farmer tailor singer doctor miner"),
     "pet": ("{p} keeps a {v}.", "Which animal has {p}?", "cat dog parrot rabbit turtle horse goat lizard"),
@@ -173,23 +173,24 @@ FACTS: dict[str, tuple[str, str, str]] = {  # what is told, what is asked, the a
         "red blue green yellow black white violet grey",
     ),
 }
-TOLD = 4  # facts in a context
+CONTEXT_FACTS = 4  # of two people
 
 
-def questions(chance: Random) -> Iterator[Pair]:
+def questions(random: Random) -> Iterator[Pair]:
+    """Yield facts about two people with a question about one of the facts."""
     while True:
-        people = chance.sample(PEOPLE.split(), 2)
-        subjects = [(person, kind) for person in people for kind in chance.sample(sorted(FACTS), TOLD // 2)]
-        chance.shuffle(subjects)
-        answers = {subject: chance.choice(FACTS[subject[1]][2].split()) for subject in subjects}
-        told = " ".join(FACTS[kind][0].format(p=person, v=answers[person, kind]) for person, kind in subjects)
-        person, kind = chance.choice(subjects)
-        yield Pair(f"{told}\n{FACTS[kind][1].format(p=person)} ", answers[person, kind])
+        people = random.sample(PEOPLE.split(), 2)
+        subjects = [(person, kind) for person in people for kind in random.sample(sorted(FACTS), CONTEXT_FACTS // 2)]
+        random.shuffle(subjects)
+        answers = {subject: random.choice(FACTS[subject[1]][2].split()) for subject in subjects}
+        context = " ".join(FACTS[kind][0].format(p=person, v=answers[person, kind]) for person, kind in subjects)
+        person, kind = random.choice(subjects)
+        yield Pair(f"{context}\n{FACTS[kind][1].format(p=person)} ", answers[person, kind])
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
-EXAMPLES: dict[str, tuple[Callable[[Random], Iterator[Pair]], int]] = {  # and how many pairs
+EXAMPLES: dict[str, tuple[Callable[[Random], Iterator[Pair]], int]] = {  # the generator and the number of pairs
     "translation": (translation, 12_000),
     "sentiment": (sentiment, 4_000),
     "questions": (questions, 20_000),
@@ -197,28 +198,31 @@ EXAMPLES: dict[str, tuple[Callable[[Random], Iterator[Pair]], int]] = {  # and h
 
 
 def pairs(name: str, count: int | None = None) -> list[Pair]:
-    """The pairs of an example, no prompt twice."""
-    make, usual = EXAMPLES[name]
-    found: dict[str, Pair] = {}
+    """Return the pairs of an example, without repeated prompts. `count` is their number if not the usual one."""
+    make, usual_count = EXAMPLES[name]
+    by_prompt: dict[str, Pair] = {}
     for pair in make(Random(f"{SEED} {name}")):  # noqa: S311
-        found.setdefault(pair.prompt, pair)
-        if len(found) == (count or usual):
+        by_prompt.setdefault(pair.prompt, pair)
+        if len(by_prompt) == (count or usual_count):
             break
-    return list(found.values())
+    return list(by_prompt.values())
 
 
-def lines(found: list[Pair]) -> bytes:
-    """JSON lines as trainer/data/pairs.py reads them."""
-    return "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in found).encode()
+def lines(all_pairs: list[Pair]) -> bytes:
+    """Return pairs as the JSON lines that trainer/data/pairs.py reads."""
+    return "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in all_pairs).encode()
 
 
 def default_path(name: str) -> Path:
-    """Where the stack files look for it, from the checkout's top level."""
+    """Return the path that the stack files name, relative to the checkout."""
     return Path("data") / f"{name}.jsonl"
 
 
 def ensure(name: str, target: Path) -> None:
-    """Writes an example's pairs to `target` if nothing is there, and says what it did. Raises UserError."""
+    """Write an example's pairs to `target` unless that exists, and print what was done.
+
+    Raise UserError if the file cannot be written.
+    """
     if target.exists():
         print(f"{target} is there ({megabytes(target.stat().st_size)}): kept")
         return

@@ -1,8 +1,8 @@
 """Build the trainer's image with Cloud Build, for people without Docker, and print its digest for the stack file.
 
-Uploads trainer/ to the stack's data bucket, builds there and pushes into the stack's repository; makes both if they are
-not there, so that it can come before the first `pulumi up`. The tag is the code's hash: what is in the
-registry already is not built again. Ctrl-C leaves the build going.
+It uploads trainer/ to the stack's data bucket, builds there and pushes into the stack's repository. It makes bucket and
+repository if necessary, so it can run before the first `pulumi up`. The tag is the code's hash: an image that is in the
+registry already is not built again. Ctrl-C does not stop the build.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from trainer.storage.factory import open_storage
 BUILDER = "gcr.io/cloud-builders/docker"
 TIMEOUT = "3600s"
 POLL = 5.0  # seconds
-LONGEST = 24  # polls until a repository is there
-SAY_EVERY = 30.0
+MOST_POLLS = 24  # until a repository exists
+SAY_EVERY = 30.0  # seconds
 RIGHTS = (
     "builds run as the project's default service account (gcloud builds get-default-service-account), which needs"
     " roles/storage.objectViewer on {bucket}, roles/artifactregistry.writer on {repository} and roles/logging.logWriter"
@@ -32,7 +32,10 @@ Say = Callable[[str], None]
 
 
 def ensure_repository(api: GoogleApi, config: StackConfig, sleep: Callable[[float], None]) -> None:
-    """Makes the stack's repository if it is not there, as the stack declares it; `pulumi up` adopts it."""
+    """Make the stack's repository unless it exists, as the stack declares it. `pulumi up` adopts it later.
+
+    Raise UserError if it cannot be made.
+    """
     if _has_repository(api, config):
         return
     settings = repository_settings(config.stack)
@@ -50,7 +53,7 @@ def ensure_repository(api: GoogleApi, config: StackConfig, sleep: Callable[[floa
             f"the repository {name} cannot be made: {error}; run `gcloud services enable"
             f" artifactregistry.googleapis.com --project {config.project}`, and have roles/artifactregistry.admin"
         ) from None
-    for _ in range(LONGEST):
+    for _ in range(MOST_POLLS):
         if _has_repository(api, config):
             return
         sleep(POLL)
@@ -61,25 +64,25 @@ def _has_repository(api: GoogleApi, config: StackConfig) -> bool:
     try:
         api.call("artifactregistry", "GET", repository(config))
     except ApiError as error:
-        if error.status in (403, 404):  # 403: the API is not enabled yet, or we may not look; making it tells which
+        if error.status in (403, 404):  # 403: the API is off, or we may not look; making the repository tells which
             return False
         raise
     return True
 
 
 def built(api: GoogleApi, config: StackConfig, tag: str) -> str | None:
-    """The digest, sha256:…, of the image of this tag; None if it is not in the registry."""
+    """Return the digest, sha256:…, of the image with this tag, or None if it is not in the registry."""
     try:
-        found = api.call("artifactregistry", "GET", f"{repository(config)}/packages/trainer/tags/{tag}")
+        image = api.call("artifactregistry", "GET", f"{repository(config)}/packages/trainer/tags/{tag}")
     except ApiError as error:
         if error.status != 404:
             raise
         return None
-    return str(found["version"]).rpartition("/")[2]
+    return str(image["version"]).rpartition("/")[2]
 
 
 def start(api: GoogleApi, config: StackConfig, tag: str, path: str, generation: int) -> str:
-    """Starts the build of the context that lies at `path` in the data bucket; returns the build's full name."""
+    """Start the build of the context at `path` in the data bucket. Return the build's full name."""
     image = f"{image_name(config)}:{tag}"
     bucket = config.data_bucket.removeprefix("gs://")
     body = {
@@ -103,27 +106,30 @@ def wait(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> str:
-    """Follows a build to its end; returns the digest. Raises UserError if it fails."""
-    began = told = clock()
-    state, trouble = "", 0
+    """Follow a build to its end and return the image's digest. Raise UserError if the build fails."""
+    began = last_line = clock()
+    state, failed_polls = "", 0
     while True:
+        # Ask for the state. Google may fail for a while.
         try:
-            found = api.call("cloudbuild", "GET", build)
-            trouble = 0
+            answer = api.call("cloudbuild", "GET", build)
+            failed_polls = 0
         except ApiError as error:
-            trouble += 1
-            if trouble > 10 or error.status in (401, 403, 404):
+            failed_polls += 1
+            if failed_polls > 10 or error.status in (401, 403, 404):
                 raise
-            found = {"status": state}
-        now = found.get("status", "STATUS_UNKNOWN")
-        if now != state or clock() - told >= SAY_EVERY:
-            log = f"; its log: {found['logUrl']}" if not state and "logUrl" in found else ""
-            say(f"build {build.rpartition('/')[2]} {now} after {clock() - began:.0f} s{log}")
-            state, told = now, clock()
-        if now == "SUCCESS":
-            return str(found["results"]["images"][0]["digest"])
-        if now in ("FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"):
-            raise UserError(_failure(config, found))
+            answer = {"status": state}
+        # Report each change, and otherwise every SAY_EVERY seconds.
+        new_state = answer.get("status", "STATUS_UNKNOWN")
+        if new_state != state or clock() - last_line >= SAY_EVERY:
+            log = f"; its log: {answer['logUrl']}" if not state and "logUrl" in answer else ""
+            say(f"build {build.rpartition('/')[2]} {new_state} after {clock() - began:.0f} s{log}")
+            state, last_line = new_state, clock()
+        # End with the build.
+        if new_state == "SUCCESS":
+            return str(answer["results"]["images"][0]["digest"])
+        if new_state in ("FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"):
+            raise UserError(_failure(config, answer))
         sleep(POLL)
 
 
@@ -143,8 +149,11 @@ def build_image(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
-    """The digest of the image of the code as it is, built if need be. Raises UserError, ApiError, StorageError."""
-    from scripts.support.buckets import ensure_bucket  # loads Google's library, which --help need not wait for
+    """Return the digest of the present code's image. Build the image unless it is in the registry.
+
+    Raise UserError, ApiError or StorageError if that is not possible.
+    """
+    from scripts.support.buckets import ensure_bucket  # Google's library takes a moment, and --help does not need it
 
     api = GoogleApi()
     ensure_repository(api, config, sleep)

@@ -1,6 +1,6 @@
-"""Writes data/default.txt, the text that the local stack trains on: the Python standard library's own sources.
+"""Write data/default.txt, the text that the local stack trains on: the sources of the Python standard library.
 
-The file is written once and then kept, as the library differs a little between Python versions.
+An existing file is kept, because the library differs a little between Python versions.
 """
 
 import argparse
@@ -16,19 +16,22 @@ from trainer.contract.spec import END_OF_TEXT
 
 DEFAULT = Path("data/default.txt")
 LARGEST = 6_000_000  # bytes: enough for a small model, tokenized in seconds
-SMALLEST = 1_000_000
+SMALLEST = 1_000_000  # bytes
 SEPARATOR = f"{END_OF_TEXT}\n"
-# Tests, tables of characters, generated files and bundled third-party packages: poor reading, or another licence.
+# Tests, tables of characters, generated files and bundled third-party packages: poor texts, or under another licence.
 LEFT_OUT = {"test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo", "encodings", "site-packages"}
 LEFT_OUT |= {"dist-packages", "_bundled", "pydoc_data", "__pycache__", "__phello__", "lib-dynload", "config"}
 
 
 def collect(library: Path, largest: int = LARGEST) -> str:
-    """The sources below `library`, shuffled the same way every time, a separator line between two; see LARGEST."""
+    """Return the sources below `library`, at most `largest` bytes, separated by a line with end-of-text.
+
+    Their order looks random, but is the same every time.
+    """
     paths = [path.relative_to(library) for path in library.rglob("*.py")]
     paths = [path for path in paths if not LEFT_OUT & set(path.parts) and not path.name.startswith("_sysconfigdata")]
-    # Ordered by a hash of the name: the end of the text, which is held out, is then a fair sample of all of it. In
-    # the order of names it would be xml and zip alone, and the validation loss would speak of those.
+    # Order by a hash of the name, so that the end of the text, which is held out, is a fair sample. In the order of
+    # names it would contain only xml and zip, and the validation loss would describe only those.
     paths.sort(key=lambda path: hashlib.sha256(path.as_posix().encode()).digest())
     documents: list[str] = []
     size = 0
@@ -37,7 +40,7 @@ def collect(library: Path, largest: int = LARGEST) -> str:
             with tokenize.open(library / path) as file:  # honours the encoding that the source declares
                 document = file.read().strip("\n") + "\n"
         except (SyntaxError, UnicodeDecodeError, OSError):
-            continue  # unreadable or not text: there are plenty of others
+            continue  # unreadable or not text: there are enough others
         grown = size + len(document.encode()) + len(SEPARATOR)
         if len(document) > 1 and grown <= largest and SEPARATOR.strip() not in document:
             documents.append(document)
@@ -45,8 +48,8 @@ def collect(library: Path, largest: int = LARGEST) -> str:
     return SEPARATOR.join(documents)
 
 
-def write(target: Path, library: Path) -> int:
-    """Writes the corpus whole or not at all; returns its bytes. Raises ValueError if there are too few sources."""
+def write_corpus(target: Path, library: Path) -> int:
+    """Write the whole corpus or nothing, and return its bytes. Raise ValueError if there are too few sources."""
     text = collect(library).encode()
     if len(text) < SMALLEST:
         raise ValueError(
@@ -64,12 +67,12 @@ def write(target: Path, library: Path) -> int:
 
 
 def ensure(target: Path) -> None:
-    """Writes the corpus to `target` if nothing is there, and says what it did. Raises UserError."""
+    """Write the corpus to `target` unless that exists, and print what was done. Raise UserError if it cannot."""
     if target.exists():
         print(f"{target} is there ({megabytes(target.stat().st_size)}): kept")
         return
     try:
-        size = write(target, Path(sysconfig.get_path("stdlib")))
+        size = write_corpus(target, Path(sysconfig.get_path("stdlib")))
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}; check the folder, or name another") from None
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""How good a run's model is at its task, beside what takes no training; --compare puts another run's beside it.
+"""Show how good a run's model is at its task, compared with a baseline that needs no training and with other runs.
 
-A run with evaluation.task does this at its end, and then it is only shown. For another task, or with --again, the model
-is evaluated here. The results lie in the run's folder: evaluation.json, and predictions.jsonl with all answers. Those
-of another task than the run's own are only shown.
+A run with evaluation.task evaluates its model at its end, and this command shows the results. For another task, or with
+--again, it evaluates the model itself. The results are in the run's folder: evaluation.json, and predictions.jsonl with
+all answers. Results for another task than the run's own are only shown.
 """
 
 import argparse
@@ -31,36 +31,52 @@ SHOWN = 120  # characters of a prompt's end
 
 
 def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, console: Console) -> Scores:
-    """What is there, else what is found now; written too if it is of the run's own task. Raises UserError."""
+    """Return the scores of a run's model: those in the bucket, or else new ones.
+
+    New scores for the run's own task are written into its folder.
+
+    Args:
+        storage: the bucket.
+        run: the run's id.
+        task: what the model is evaluated at; None for the run's own task.
+        again: whether existing scores are ignored.
+        console: where progress is shown.
+
+    Raises:
+        UserError: if the task is not known or does not suit the data, or if the data is gone.
+    """
+    # Choose the task.
     spec = _spec(storage, run)
-    there = scores.read(storage, run)
-    own = spec.evaluation.task or (there.task if there else None)
+    existing = scores.read(storage, run)
+    own = spec.evaluation.task or (existing.task if existing else None)
     wanted = task or own
     if wanted is None and spec.data.format != "pairs":
-        wanted = "text"  # there is no other
+        wanted = "text"  # the only task for a text
     if wanted is None:
         raise UserError(f"{run} declares no evaluation.task; say which: --task translation, sentiment or questions")
     if problem := format_problem(wanted, spec.data.format or "text"):
         raise UserError(f"{run}: {problem.replace('evaluation.task', '--task').replace(', or remove it', '')}")
-    if there is not None and there.task == wanted and not again:
-        return there
+    # Use the existing scores, or evaluate the model.
+    if existing is not None and existing.task == wanted and not again:
+        return existing
     prepared = find_prepared(storage, spec.data, spec.fingerprint)
     if prepared is None:
         raise UserError(
             f"the data of {run} is gone from {storage.url}/{paths.DATA}; `make data` with its stack makes it again"
         )
-    found, predictions = _evaluate(storage, spec, wanted, prepared, console)
+    new_scores, predictions = _evaluate(storage, spec, wanted, prepared, console)
+    # Write the scores.
     if own not in (None, wanted):
         console.print(f"{run} is for {own}, and keeps the results of that: these are only shown")
-        return found
-    scores.write(storage, found, predictions)
+        return new_scores
+    scores.write(storage, new_scores, predictions)
     if storage.list(paths.report(run)):
-        write_page(storage, run)  # which shows the scores
-    return found
+        write_page(storage, run)  # the page shows the scores
+    return new_scores
 
 
 def _spec(storage: Storage, run: str) -> JobSpec:
-    """The run, as its model was trained."""
+    """Return the run with which the model was trained; for a sweep, this is its best trial."""
     try:
         return trained_spec(storage, JobSpec.model_validate_json(storage.read(paths.job(run))))
     except FileNotFoundError:
@@ -73,7 +89,7 @@ def _evaluate(
     storage: Storage, spec: JobSpec, task: Task, prepared: Prepared, console: Console
 ) -> tuple[Scores, list[Prediction]]:
     model, _ = load(model_folder(storage, spec.run))
-    import torch  # takes seconds, so after all that can be said without it
+    import torch  # takes seconds, so after all checks that do not need it
     from transformers import GPT2LMHeadModel
 
     from trainer.evaluation.evaluate import evaluate
@@ -92,9 +108,9 @@ def _evaluate(
 
 
 def examples(spec: JobSpec) -> tuple[object, ...]:
-    """What a run is evaluated on: the scores of two runs of which this differs cannot be compared.
+    """Return a key of the examples that a run is evaluated on. Scores of runs with different keys are not comparable.
 
-    Answers are text, whatever the tokens. Perplexity is of a token, and lower the more of the text stands before it.
+    Answers are text, so their tokens do not matter. Perplexity is per token, and is lower with a longer context.
     """
     data = spec.data
     if data.format == "pairs":
@@ -117,10 +133,10 @@ def show(console: Console, all_scores: Sequence[Scores], *, comparable: bool) ->
 
 
 def metrics_table(all_scores: Sequence[Scores], *, comparable: bool) -> Table:
-    """A row a metric; the better one of several runs is bold, if they can be compared."""
+    """Return a table with a row per metric. The best of several runs is bold if they are comparable."""
     first = all_scores[0]
-    of = "windows of the held-out text" if first.task == "text" else f"pairs of the {first.split} part"
-    table = Table(title=f"{first.task}: {first.examples:,} {of}", title_justify="left")
+    examples_kind = "windows of the held-out text" if first.task == "text" else f"pairs of the {first.split} part"
+    table = Table(title=f"{first.task}: {first.examples:,} {examples_kind}", title_justify="left")
     table.add_column("")
     for each in all_scores:
         table.add_column(each.run, justify="right")
@@ -135,14 +151,15 @@ def metrics_table(all_scores: Sequence[Scores], *, comparable: bool) -> Table:
     return table
 
 
-def confusion_table(found: Confusion) -> Table:
+def confusion_table(confusion: Confusion) -> Table:
     table = Table(title="how often (row) was taken for (column)", title_justify="left")
     table.add_column("")
-    for name in found.predicted:
+    for name in confusion.predicted:
         table.add_column(escape(name), justify="right")
-    for label, counts in zip(found.labels, found.counts, strict=True):
+    for label, counts in zip(confusion.labels, confusion.counts, strict=True):
         cells = [
-            f"[bold]{n:,}[/]" if label == name else f"{n:,}" for n, name in zip(counts, found.predicted, strict=True)
+            f"[bold]{n:,}[/]" if label == name else f"{n:,}"
+            for n, name in zip(counts, confusion.predicted, strict=True)
         ]
         table.add_row(escape(label), *cells)
     return table
@@ -156,8 +173,8 @@ def samples_table(all_scores: Sequence[Scores]) -> Table:
     for sample in first.samples:
         answers = []
         for each in all_scores:
-            same = next((s.predicted for s in each.samples if s.prompt == sample.prompt), "–")
-            answers.append(f"[{'green' if same.strip() == sample.expected.strip() else 'red'}]{escape(same)}[/]")
+            answer = next((s.predicted for s in each.samples if s.prompt == sample.prompt), "–")
+            answers.append(f"[{'green' if answer.strip() == sample.expected.strip() else 'red'}]{escape(answer)}[/]")
         end = sample.prompt[-SHOWN:]
         table.add_row(escape(end if end == sample.prompt else f"…{end}"), escape(sample.expected), *answers)
     return table
@@ -184,27 +201,27 @@ def main(arguments: list[str] | None = None) -> None:
     add_bucket_arguments(parser)
     parser.add_argument("--task", choices=get_args(Task), help="default: the evaluation.task that the run declares")
     parser.add_argument(
-        "--compare", type=run_address, metavar="RUN2", help="another run, side by side; likewise an id or an address"
+        "--compare", type=run_address, metavar="RUN2", help="another run's id or address, to show side by side"
     )
-    parser.add_argument("--again", action="store_true", help="evaluate anew what was evaluated before")
+    parser.add_argument("--again", action="store_true", help="evaluate again, even if there are results already")
     parser.add_argument("--json", action="store_true", help="print evaluation.json; with --compare, a list of two")
     options = parser.parse_args(arguments)
     stderr = Console(stderr=True)
     runs = [_find(options, options.run)] + ([_find(options, options.compare)] if options.compare else [])
-    found: list[Scores] = []
+    all_scores: list[Scores] = []
     for storage, run in runs:
-        task = options.task or (found[0].task if found else None)  # what is compared is one task
-        found.append(scores_of(storage, run, task, again=options.again, console=stderr))
+        task = options.task or (all_scores[0].task if all_scores else None)  # compare runs at the same task
+        all_scores.append(scores_of(storage, run, task, again=options.again, console=stderr))
     if options.json:
-        plain = [each.to_json() for each in found]
+        plain = [each.to_json() for each in all_scores]
         print(json.dumps(plain if options.compare else plain[0], ensure_ascii=False, indent=1))
         return
     comparable = len({examples(_spec(storage, run)) for storage, run in runs}) == 1
-    if not comparable and found[0].task == "text":
+    if not comparable and all_scores[0].task == "text":
         stderr.print("the runs have different text, tokens or sequenceLength: their scores cannot be compared")
     elif not comparable:
         stderr.print("the runs have different data, or parts of it: their scores are not of the same examples")
-    show(Console(), found, comparable=comparable)
+    show(Console(), all_scores, comparable=comparable)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write text with a trained model: the run's own, or any GPT-2 in Hugging Face format from a folder.
 
-Without a prompt, at a terminal, it asks for one after the other. Ctrl-C ends a text, Ctrl-D the session.
+Without a prompt, on a terminal, it asks for prompts one after another. Ctrl-C ends a text, Ctrl-D the session.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scripts.support.arguments import positive, share, stop, temperature, whole_number
 from scripts.support.common import UserError, run_main
-from scripts.support.writing import Sampling, Text, Writer, add_model_arguments, open_writer
+from scripts.support.writing import Sampling, Writer, WrittenText, add_model_arguments, open_writer
 
 END = "/quit"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A text to write: the prompt, its tokens, and how."""
+class TextJob:
+    """A text to write: the prompt, its tokens, and the sampling options."""
 
     prompt: str
     ids: list[int]
@@ -31,13 +31,14 @@ class Job:
 
 
 def read_prompts(name: str) -> list[str]:
-    """The prompts of a file, - is stdin: of .jsonl the "prompt" of each line, else the lines; blank ones do not count.
+    """Return the prompts of a file, or of stdin if `name` is "-". Blank lines are ignored.
 
-    Raises UserError.
+    In a .jsonl file, a prompt is the "prompt" of each line; in another file, each line is one. Raise UserError if the
+    file cannot be read or has no prompt.
     """
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")  # splitlines() takes more for ends of lines
+        lines = data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")  # splitlines() also splits at \x0b, \u2028
     except UnicodeDecodeError as error:
         raise UserError(f"--file {name}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
@@ -51,18 +52,18 @@ def read_prompts(name: str) -> list[str]:
 
 def _prompt(line: str, where: str) -> str:
     try:
-        found = json.loads(line)
+        fields = json.loads(line)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
         raise UserError(f'{where}: write {{"prompt": "…"}}')
-    return str(found["prompt"])
+    return str(fields["prompt"])
 
 
 def write_all(writer: Writer, prompts: list[str], samples: int, sampling: Sampling, *, as_json: bool) -> None:
-    """Every prompt's samples on stdout. Sample i has the seed + i, so that it can be written again alone."""
+    """Write all samples of all prompts to stdout. Sample i has the seed + i, so that it can be repeated alone."""
     jobs = [
-        Job(prompt, ids, replace(sampling, seed=sampling.seed + sample))
+        TextJob(prompt, ids, replace(sampling, seed=sampling.seed + sample))
         for prompt in prompts
         for ids in [writer.encode(prompt)]
         for sample in range(samples)
@@ -72,8 +73,8 @@ def write_all(writer: Writer, prompts: list[str], samples: int, sampling: Sampli
         print(f"{which} has {longest} tokens, the model sees the last {writer.window - 1} of them", file=sys.stderr)
     stderr = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not stderr.is_terminal or sys.stdout.isatty() or len(jobs) == 1  # on a terminal, texts show how it goes
-    with Progress(*columns, console=stderr, transient=True, disable=hidden) as bar:
+    no_bar = not stderr.is_terminal or sys.stdout.isatty() or len(jobs) == 1  # on a terminal, the texts show progress
+    with Progress(*columns, console=stderr, transient=True, disable=no_bar) as bar:
         for number, job in enumerate(bar.track(jobs, description="writing"), start=1):
             text = writer.write(job.ids, job.sampling)
             if as_json:
@@ -86,7 +87,7 @@ def write_all(writer: Writer, prompts: list[str], samples: int, sampling: Sampli
             _show(job.prompt, text)
 
 
-def _show(prompt: str, text: Text) -> None:
+def _show(prompt: str, text: WrittenText) -> None:
     print(f"\033[1m{prompt}\033[0m" if sys.stdout.isatty() and prompt else prompt, end="", flush=True)
     for piece in text:
         print(piece, end="", flush=True)
@@ -94,8 +95,8 @@ def _show(prompt: str, text: Text) -> None:
 
 
 def session(writer: Writer, samples: int, sampling: Sampling, ask: Callable[[str], str] = input) -> None:
-    """Asks for prompts until Ctrl-D or /quit. Each text has the next seed, so that a session can be had again."""
-    with contextlib.suppress(ImportError):  # not on every system: then without arrow keys and history
+    """Ask for prompts until Ctrl-D or /quit. Each text has the next seed, so that a session can be repeated."""
+    with contextlib.suppress(ImportError):  # some systems lack it, and so arrow keys and history
         import readline  # noqa: F401
     print(f"{writer.name}: write a beginning. Ctrl-C ends a text, Ctrl-D or {END} the session.")
     seed = sampling.seed
@@ -105,7 +106,7 @@ def session(writer: Writer, samples: int, sampling: Sampling, ask: Callable[[str
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:  # away with what was typed
+        except KeyboardInterrupt:  # discard the typed prompt
             print()
             continue
         if prompt.strip() == END:

@@ -1,4 +1,4 @@
-"""Turn a training job of AI Platform or Vertex AI into a stack file, and tell what became of each of its keys.
+"""Turn a training job of AI Platform or Vertex AI into a stack file, and report the use of each of its keys.
 
 Reads AI Platform's config.yaml (trainingInput) and Vertex AI's CustomJob, jobSpec or tuning job, as YAML or JSON.
 """
@@ -18,15 +18,15 @@ from infra.importing.draft import Draft, ImportProblem, Note
 from infra.stack import config, plain_yaml
 from scripts.support.common import CHECKOUT, UserError, run_main
 
-ADAMW_MOST = 0.002  # a learning rate above it is rarely meant for AdamW: GPT-2's are from 0.0001 to 0.0006
-REGION = "us-central1"  # where none is named
+HIGHEST_USUAL_RATE = 0.002  # of AdamW: GPT-2's rates are from 0.0001 to 0.0006
+REGION = "us-central1"  # for a job without a region
 STYLES = {"mapped": "green", "replaced": "yellow", "left out": "cyan", "to fill in": "bold red"}
 DATA = {"path": "data/my-data.txt", "tokenizer": "gpt2"}
 
 
 def convert(path: Path, stack: str) -> tuple[str, Draft]:
-    """A stack file's text, and notes of what became of everything. Raises UserError."""
-    draft = read(path)
+    """Return a stack file's text and its draft, which has a note about each key. Raise UserError as read_job() does."""
+    draft = read_job(path)
     if not draft.region:
         draft.region = REGION
         draft.note("to fill in", "region", "not given", f"gcp:region: {REGION} is a guess")
@@ -34,7 +34,7 @@ def convert(path: Path, stack: str) -> tuple[str, Draft]:
     if draft.model == {"size": "gpt2"} and not any(note.words.startswith("model.size") for note in draft.notes):
         draft.note("to fill in", "model", "not in such files", "model.size: gpt2 is a guess")
     rate = draft.hyperparameters.get("learningRate", 0)
-    if rate > ADAMW_MOST and "optimizer" not in draft.hyperparameters:
+    if rate > HIGHEST_USUAL_RATE and "optimizer" not in draft.hyperparameters:
         words = f"trainingInput.hyperparameters.optimizer: it is adamw unless you say sgd, and {rate:g} is much for it"
         draft.note("to fill in", "optimizer", "not given", words)
     text = render(draft, path.name)
@@ -42,8 +42,8 @@ def convert(path: Path, stack: str) -> tuple[str, Draft]:
     return text, draft
 
 
-def read(path: Path) -> Draft:
-    """Raises UserError."""
+def read_job(path: Path) -> Draft:
+    """Return the draft of a stack file for the job in a file. Raise UserError if that is not a training job."""
     try:
         content = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -64,11 +64,11 @@ def read(path: Path) -> Draft:
 
 
 def values(draft: Draft) -> dict[str, Any]:
-    """The stack file's own keys, in the order of the committed ones."""
+    """Return the stack file's keys and values, in the same order as in the committed stack files."""
     training = dict(draft.training)
     if draft.hyperparameters:
         training["hyperparameters"] = draft.hyperparameters
-    found = {
+    sections = {
         "platform": "google",
         "trainingInput": training,
         "sweep": draft.sweep,
@@ -77,11 +77,11 @@ def values(draft: Draft) -> dict[str, Any]:
         "machines": draft.machines,
         "limits": draft.limits,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in sections.items() if value}
 
 
 def render(draft: Draft, source: str) -> str:
-    """The stack file, with a word where a person must look."""
+    """Return the stack file's text, with comments for a person."""
     lines = [f"# From {source} by `python -m scripts.import_config`.", "config:", f"  gcp:region: {draft.region}"]
     for name, value in values(draft).items():
         if name == "data":
@@ -94,16 +94,16 @@ def render(draft: Draft, source: str) -> str:
 
 
 def _block(name: str, value: Any) -> list[str]:
-    """A key as YAML: what holds plain values alone is on one line."""
+    """Return the lines of a key as YAML. An object of plain values is on one line."""
     if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
         return [f"  {name}:", *(f"  {line}" for key, inner in value.items() for line in _block(key, inner))]
     return [f"  {name}: {yaml.safe_dump([value], sort_keys=False, default_flow_style=True, width=4096).strip()[1:-1]}"]
 
 
 def _problems(draft: Draft, text: str, stack: str) -> list[Note]:
-    """What `pulumi preview` would say against the file, as notes."""
-    every = plain_yaml.parse(text)["config"]
-    own = {name.partition(":")[2]: value for name, value in every.items() if name.startswith("gpt2-training:")}
+    """Return the errors that `pulumi preview` would report, as notes."""
+    keys = plain_yaml.parse(text)["config"]
+    own = {name.partition(":")[2]: value for name, value in keys.items() if name.startswith("gpt2-training:")}
     try:
         load.load(own, stack, CHECKOUT, {"region": draft.region})
     except config.ConfigError as error:
@@ -113,7 +113,7 @@ def _problems(draft: Draft, text: str, stack: str) -> list[Note]:
 
 
 def show(draft: Draft, console: Console) -> None:
-    """What became of each key; on a terminal a table, else lines."""
+    """Print the use of each key: as a table on a terminal, as lines into a log."""
     order = list(STYLES)
     notes = sorted(draft.notes, key=lambda note: order.index(note.state))
     if not console.is_terminal:
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", type=Path, metavar="FILE", help="the job, for example config.yaml")
     parser.add_argument("--stack", default="imported", help="the new stack's name (default: %(default)s)")
     parser.add_argument("--to", type=Path, metavar="FILE", help="where to write (default: Pulumi.STACK.yaml)")
-    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     options = parser.parse_args(arguments)
     target: Path = options.to or CHECKOUT / f"Pulumi.{options.stack}.yaml"
     text, draft = convert(options.config, options.stack)

@@ -1,7 +1,7 @@
-"""Make a stack's text and tokens ahead of `pulumi up`, so that its first step does not wait for them.
+"""Make a stack's text and tokens before `pulumi up`, so that its first step does not wait for them.
 
-Without it the master does the same when the run starts. `make train` calls it. For a stack on Google Cloud it does
-what the machines cannot, having no internet: it writes the default text and fetches GPT-2's vocabulary.
+Without this command, the master does the same when the run starts. `make train` calls it. For a stack on Google Cloud
+it writes the default text and fetches GPT-2's vocabulary, because the machines have no internet.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from trainer.storage.factory import open_storage
 
 
 def _steps(advance: Progress) -> Callable[[int, int], None]:
-    """Turns "so much is done" into "so much more is done"."""
+    """Return a progress function that takes totals, for one that takes differences."""
     before = 0
 
     def update(done: int, _total: int) -> None:
@@ -37,7 +37,7 @@ def _steps(advance: Progress) -> Callable[[int, int], None]:
 
 
 def declared(stack: config.StackConfig) -> JobSpec:
-    """The run that a stack declares. Raises UserError with all that is in its way here, one line each."""
+    """Return the run that a stack declares. Raise UserError with all problems, one per line."""
     try:
         return job_spec(stack)
     except config.ConfigError as error:
@@ -45,7 +45,7 @@ def declared(stack: config.StackConfig) -> JobSpec:
 
 
 def prepare_here(stack: config.StackConfig) -> None:
-    """Text and tokens, into the bucket of a stack on this machine."""
+    """Put text and tokens into the bucket of a stack on this machine."""
     job = declared(stack)
     storage = open_storage(stack.bucket)
     prepared = find_prepared(storage, job.data, job.fingerprint)
@@ -65,7 +65,7 @@ def prepare_here(stack: config.StackConfig) -> None:
 
 
 def pairs_in_words(prepared: Prepared, sequence_length: int) -> str:
-    """How many pairs there are, and what was done to them."""
+    """Return as text how many pairs there are, and what was cut off or left out."""
     manifest, counts = prepared.manifest, {part: len(prepared.examples(part)) for part in PARTS}
     held_out = manifest.validation
     truncated = sum(prepared.truncated(part, sequence_length) for part in PARTS)
@@ -80,7 +80,10 @@ def pairs_in_words(prepared: Prepared, sequence_length: int) -> str:
 
 
 def prepare_for_google(stack: config.StackConfig) -> None:
-    """GPT-2's vocabulary, if the run needs it and the stack file names no other; `pulumi up` puts it in the bucket."""
+    """Fetch GPT-2's vocabulary if the run needs it and the stack file names no folder with it.
+
+    `pulumi up` puts it into the bucket.
+    """
     from infra.inputs.google import VOCABULARY
 
     data = stack.file.data
@@ -91,7 +94,7 @@ def prepare_for_google(stack: config.StackConfig) -> None:
 
 
 def fetch_vocabulary(folder: Path) -> None:
-    """GPT-2's two vocabulary files from the hub, checked. Raises InputError if they are not to be had."""
+    """Fetch GPT-2's two vocabulary files from the hub and check them. Raise InputError if they are not available."""
     if all((folder / name).is_file() for name in GPT2_FILES[0]):
         gpt2(str(folder))
         print(f"{folder} has GPT-2's vocabulary: kept")
@@ -100,7 +103,7 @@ def fetch_vocabulary(folder: Path) -> None:
 
     if not _in_cache():
         ask_hub()
-    gpt2(None)  # brings them into the hub's cache
+    gpt2(None)  # fetches them into the hub's cache
     for name in GPT2_FILES[0]:
         try:
             content = Path(hf_hub_download(GPT2_HUB, name, local_files_only=True)).read_bytes()
@@ -112,22 +115,25 @@ def fetch_vocabulary(folder: Path) -> None:
 
 
 def _in_cache() -> bool:
-    """Whether the hub's cache on this machine has GPT-2's vocabulary."""
+    """Return whether the hub's cache on this machine has GPT-2's vocabulary."""
     from huggingface_hub import hf_hub_download
 
     try:
         return all(hf_hub_download(GPT2_HUB, name, local_files_only=True) for name in GPT2_FILES[0])
-    except Exception:  # many kinds
+    except Exception:  # of many types
         return False
 
 
 def ask_hub() -> None:
-    """Asks the hub once for anything: its library tries for half a minute. Raises InputError if nothing answers."""
+    """Ask the hub once for anything, because its library retries for half a minute.
+
+    Raise InputError if it does not answer.
+    """
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # of the library that the hub's library uses, which is now one and now another
+    except Exception as error:  # the type depends on the version of the hub's library
         why = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(
             f"data.tokenizer gpt2: the hub cannot give its vocabulary ({why}): check the network, or set"
@@ -140,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stack", default="local", help="the stack whose data to prepare (default: %(default)s)")
     stack = load_stack(parser.parse_args(arguments).stack)
     if not stack.text.exists() and not lock_path(stack.text).exists():
-        # With a lock the text is that in the bucket: one written here could be another Python's, and must not compete.
+        # With a lock file, the text is in the bucket. A text of this machine's Python might differ from it.
         if stack.text == stack.root / default_corpus.DEFAULT:
             default_corpus.ensure(stack.text)
         for name in examples.EXAMPLES:

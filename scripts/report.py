@@ -1,6 +1,7 @@
-"""Write how a run went as one HTML page: curves, timeline, cost, samples, settings, and the bucket's other runs.
+"""Write a run's report as one HTML page: curves, timeline, cost, samples, settings, and the bucket's other runs.
 
-A run writes it at its end, as runs/<run>/report.html in its bucket; this writes it anew, also while the run goes on.
+A run writes this page at its end, as runs/<run>/report.html in its bucket. This command writes it again, even while the
+run is running.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from trainer.storage.factory import open_storage
 
 
 def page(storage: Storage, run: str, compare: list[str]) -> str:
-    """The page as HTML. Raises UserError for a run that is not there or cannot be read."""
+    """Return the page as HTML. Raise UserError if a run does not exist or cannot be read."""
     others = [find_run(storage, other) for other in compare]
     try:
         return render_page(storage, run, others)
@@ -34,7 +35,7 @@ def page(storage: Storage, run: str, compare: list[str]) -> str:
 
 
 def target(storage: Storage, run: str, wanted: Path | None) -> Path:
-    """Where the page goes: beside the run's files if they lie on this machine, else here."""
+    """Return the page's path: with the run's files if they are on this machine, else in the working directory."""
     return wanted or storage.local_path(paths.report(run)) or Path(f"report-{run}.html")
 
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--to", type=Path, metavar="FILE", help="default: report.html of the run, or report-RUN.html if it is on gs://"
     )
     parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="RUN", help="draw the validation loss of these runs over it"
+        "--compare", nargs="+", default=[], metavar="RUN", help="also draw the validation loss of these runs"
     )
     options = parser.parse_args(arguments)
     storage = open_storage(bucket_url(options))

@@ -1,6 +1,6 @@
-"""Serve a trained model to programs that speak OpenAI's completions, and a page to try it in a browser.
+"""Serve a trained model by OpenAI's completions API, and a page to try it in a browser.
 
-On this machine alone unless --host says otherwise. Ctrl-C ends it.
+Only this machine can reach the server, unless --host says otherwise. Ctrl-C ends it.
 """
 
 import argparse
@@ -34,15 +34,18 @@ from scripts.support.writing import Writer, add_model_arguments, open_writer
 
 PAGE = Path(__file__).with_name("serve.html")
 BODY_BYTES, BODY_SECONDS = 1 << 20, 30.0
-CONNECTIONS = 200  # more at once get a bare 503
-MACHINE = (socket.gethostname().lower(), "localhost")
+CONNECTIONS = 200  # more at the same time get a bare 503
+OWN_NAMES = (socket.gethostname().lower(), "localhost")
 
 
-class Guard:
-    """Lets in who asks for this machine by its address or name: no page of another site that points its name here."""
+class HostCheck:
+    """Middleware that accepts only requests whose Host is this machine's address or name.
+
+    Otherwise a page of another site could point its own name at this machine and use the model.
+    """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
-        self._app, self._names = app, {*MACHINE, *(name.lower() for name in names)}
+        self._app, self._names = app, {*OWN_NAMES, *(name.lower() for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_ours(Request(scope).headers.get("host", "")):
@@ -60,13 +63,16 @@ class Guard:
         return True
 
 
-class Server:
-    """The routes. At most `concurrent` requests are written at once, each text up to `longest` tokens."""
+class CompletionServer:
+    """The routes of the server.
+
+    It answers at most `concurrent` requests at the same time, each text with up to `longest` tokens.
+    """
 
     def __init__(self, writer: Writer, *, longest: int, concurrent: int) -> None:
         self._writer, self._longest, self._concurrent = writer, longest, concurrent
         self._began, self._writing = int(time.time()), 0
-        self.ending: Callable[[], bool] = lambda: False  # whether texts shall not be finished any more
+        self.ending: Callable[[], bool] = lambda: False  # whether the server stops, so that texts need not be finished
         self._page = PAGE.read_text(encoding="utf-8")
         script = re.search(r"<script>(.*?)</script>", self._page, re.DOTALL)
         assert script, "the page has its script"
@@ -77,7 +83,7 @@ class Server:
         )
 
     def app(self, names: Sequence[str] = ()) -> Starlette:
-        """names: under which the machine may be asked for beside its own name and its addresses."""
+        """Return the application. `names` are accepted as Host in addition to the machine's own name and addresses."""
         app = Starlette(
             routes=[
                 Route("/", self.page),
@@ -88,7 +94,7 @@ class Server:
             ],
             exception_handlers={Refused: _refused, HTTPException: _no_route, UserError: _failed, Exception: _failed},
         )
-        app.add_middleware(Guard, names=names)
+        app.add_middleware(HostCheck, names=names)
         return app
 
     async def page(self, request: Request) -> Response:
@@ -117,28 +123,28 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            # Also what keeps other sites' pages out: a browser asks here before it sends this type for them.
+            # This also refuses pages of other sites: a browser asks this server before it sends this type for them.
             raise Refused(415, "Send Content-Type: application/json")
         if self._writing >= self._concurrent:
             raise self._busy()
         body = await _body(request)
         completion = await to_thread.run_sync(Completion, self._writer, body, self._longest)
-        if self._writing >= self._concurrent:  # while the body came
+        if self._writing >= self._concurrent:  # other requests may have begun while the body arrived
             raise self._busy()
         counted = self._counted(completion)
 
-        async def goes_on() -> None:
+        async def check_connected() -> None:
             if self.ending():
                 raise Refused(503, "The server is being stopped")
-            if not completion.stream and await request.is_disconnected():  # of a stream, sending it tells
+            if not completion.stream and await request.is_disconnected():  # sending a stream fails by itself
                 raise ClientDisconnect
 
         if completion.stream:
-            return _Events(counted, completion.events(goes_on))
+            return _Events(counted, completion.events(check_connected))
 
         with counted:
             try:
-                return JSONResponse(await completion.whole(goes_on))
+                return JSONResponse(await completion.whole(check_connected))
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
 
@@ -158,7 +164,7 @@ class Server:
 
 
 class _Events(StreamingResponse):
-    """Server-sent events, which end when the client goes away; counted while they are sent."""
+    """Server-sent events, which end when the client disconnects. The request counts as long as they are sent."""
 
     def __init__(self, counted: contextlib.AbstractContextManager[None], events: AsyncIterator[str]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -178,7 +184,7 @@ class _Events(StreamingResponse):
 
 
 async def _body(request: Request) -> bytes:
-    """Raises Refused if it is too long or does not come."""
+    """Return the body of a request. Raise Refused if it is too long or does not arrive in time."""
     data = b""
     try:
         with anyio.fail_after(BODY_SECONDS):
@@ -214,7 +220,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises UserError."""
+    """Return a listening socket. Port 0 means any free port. Raise UserError if the address cannot be used."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
@@ -229,17 +235,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--host", default="127.0.0.1", help="the address to listen on (default %(default)s: this machine alone)"
     )
     parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (default %(default)s)")
+    parser.add_argument("--max-tokens", type=positive, default=1024, help="most tokens of a text (default %(default)s)")
     parser.add_argument(
-        "--max-tokens", type=positive, default=1024, help="a text's length at most (default %(default)s)"
-    )
-    parser.add_argument(
-        "--concurrent", type=positive, default=4, help="requests at once; more get 429 (default %(default)s)"
+        "--concurrent",
+        type=positive,
+        default=4,
+        help="most requests at the same time; others get 429 (default %(default)s)",
     )
     add_model_arguments(parser)
     options = parser.parse_args(arguments)
     with contextlib.closing(listen(options.host, options.port)) as listener:
         writer = open_writer(options)
-        server = Server(writer, longest=options.max_tokens, concurrent=options.concurrent)
+        server = CompletionServer(writer, longest=options.max_tokens, concurrent=options.concurrent)
         address, number = listener.getsockname()[:2]
         if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             print(

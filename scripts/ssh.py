@@ -12,11 +12,11 @@ import sys
 
 from infra.fleet.fleet import role_counts
 from scripts.support.common import UserError, google_stack, run_main
-from scripts.support.google_groups import Group, Json, instance_name, read_groups
+from scripts.support.google_groups import InstanceGroup, Json, instance_name, read_groups
 from trainer.gcloud.api import ApiError, GoogleApi
 
 
-def choose(groups: list[Group], role: str, index: int, stack: str) -> tuple[str, str]:
+def choose(groups: list[InstanceGroup], role: str, index: int, stack: str) -> tuple[str, str]:
     """Return the instance and zone of the index-th running machine of a role, by name. Raises UserError."""
     mine = [group for group in groups if group.role == role]
     if not mine:

@@ -1,7 +1,7 @@
-"""Put a text file into a bucket under data/, where a run finds it. Checked, and safe to stop and to run again.
+"""Check a text file and put it into a bucket under data/, where a run finds it. Safe to stop and to run again.
 
-For a stack on Google Cloud it also writes FILE.lock.json, to be committed: all that `pulumi up` reads of the text.
-A text that lies in a bucket already (gs://bucket/object) is read once, and data/NAME.lock.json is written.
+For a stack on Google Cloud it also writes FILE.lock.json. Commit that file: `pulumi up` reads it instead of the text.
+A text that is in a bucket already (gs://bucket/object) is read once, and data/NAME.lock.json is written.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from trainer.storage.factory import open_storage
 
 @dataclass(frozen=True)
 class Uploaded:
-    target: str  # its path in the bucket
+    target: str  # the path in the bucket
     sha256: str
     size: int  # bytes
-    there: bool  # whether it was there before
+    there: bool  # it was there before
 
 
 def upload(storage: Storage, path: Path) -> Uploaded:
-    """Checks and uploads a file. Raises UserError, InputError."""
+    """Check and upload a file. Raise InputError if it is not text, UserError if it cannot be read or changes."""
     try:
         size = size_of(path, str(path))
         before = path.stat()
         with progress_bar("checking", size) as progress:
             check_text(path, str(path), progress)
         digest = sha256(path)
-        target = paths.text(digest[:16], path.name)  # as identity.fingerprint()
+        target = paths.text(digest[:16], path.name)  # the same fingerprint as identity.fingerprint()
         if storage.matches(path, target):
             return Uploaded(target, digest, size, there=True)
         with progress_bar("uploading", size) as progress:
@@ -53,7 +53,7 @@ def upload(storage: Storage, path: Path) -> Uploaded:
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; check its owner and mode") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        storage.delete(target)  # else it would lie under a fingerprint that is not its own
+        storage.delete(target)  # its path names the fingerprint of another content
         raise UserError(f"{path}: it changed while it was uploaded; wait until nothing writes it and run again")
     return Uploaded(target, digest, size, there=False)
 
@@ -64,14 +64,14 @@ def sha256(path: Path) -> str:
 
 
 class TextCheck:
-    """Takes a text in pieces: checks that it is UTF-8 and sums it up, and keeps nothing."""
+    """A checker of a text that comes in pieces. It checks for UTF-8 and computes the SHA-256, and keeps no piece."""
 
     def __init__(self, name: str) -> None:
         self.size = 0  # bytes
         self._name, self._rest, self._sum = name, b"", hashlib.sha256()
 
     def write(self, piece: bytes) -> None:
-        """Raises InputError where the text is none."""
+        """Take the next piece. Raise InputError if it is not text."""
         data = self._rest + piece
         end = len(data) - unfinished(data)
         decode(data[:end], self.size - len(self._rest), self._name)
@@ -80,7 +80,7 @@ class TextCheck:
         self.size += len(piece)
 
     def finish(self) -> str:
-        """The sha256 of the whole. Raises InputError if it ends within a character, UserError if it is empty."""
+        """Return the SHA-256 of all pieces. Raise InputError if they end within a character, UserError if empty."""
         if not self.size:
             raise UserError(f"{self._name}: the object is empty: give one with text")
         decode(self._rest, self.size - len(self._rest), self._name)
@@ -88,18 +88,21 @@ class TextCheck:
 
 
 def unfinished(data: bytes) -> int:
-    """How many bytes at the end begin a UTF-8 character that is not whole yet."""
+    """Return how many bytes at the end belong to an incomplete UTF-8 character."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
-        if byte & 0xC0 != 0x80:  # a character's first byte, which says how many it has
+        if byte & 0xC0 != 0x80:  # a character's first byte, which gives its length
             length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
             return back if length > back else 0
     return 0
 
 
 def lock_remote(url: str, folder: Path) -> Path:
-    """Reads gs://bucket/object once and writes its lock into `folder`; returns the path that the text would have."""
-    from scripts.support.buckets import read_object  # a local stack needs none of Google's packages
+    """Read gs://bucket/object once and write its lock into `folder`. Return the path that the text itself would have.
+
+    Raise UserError or InputError if the object cannot be read or is not text.
+    """
+    from scripts.support.buckets import read_object  # a local stack does not need Google's packages
 
     name = url.rpartition("/")[2]
     if not name or url.count("/") < 3:
@@ -124,24 +127,24 @@ def main(arguments: list[str] | None = None) -> int:
         text = lock_remote(options.file, CHECKOUT / "data")
         print(f"read and noted: {options.file} is UTF-8 text")
         print("the machines read it there: their service accounts need roles/storage.objectViewer on its bucket")
-        _tell(text, locked=True)
+        _print_next_steps(text, locked=True)
         return 0
     path = Path(options.file)
     if path.suffix.lower() == ".jsonl":
         _check_pairs(path)
     if options.bucket is None and stack_bucket(options.stack).startswith("gs://"):
         _upload_to_stack(options.stack, path)
-        _tell(path, locked=True)
+        _print_next_steps(path, locked=True)
         return 0
     storage = open_storage(bucket_url(options))
     uploaded = upload(storage, path)
-    _say(storage, uploaded)
-    _tell(path, locked=False)
+    _print_uploaded(storage, uploaded)
+    _print_next_steps(path, locked=False)
     return 0
 
 
 def _check_pairs(path: Path) -> None:
-    """Says which lines would be refused. Not an error: the stack file may let some be left out, or take it for text."""
+    """Print which lines a run would refuse. This is no error: the stack file may skip some, or use the file as text."""
     size = size_of(path, str(path))
     pairs = PairFile(path, str(path), skip=size)
     count = sum(1 for _ in pairs)
@@ -154,27 +157,27 @@ def _check_pairs(path: Path) -> None:
 
 
 def _upload_to_stack(stack: str, path: Path) -> None:
-    """Uploads into the data bucket of a stack on Google Cloud, and writes the lock."""
+    """Upload a text into the data bucket of a stack on Google Cloud, and write its lock."""
     from scripts.support.buckets import ensure_bucket
 
-    size_of(path, str(path))  # before a bucket is made for nothing
+    size_of(path, str(path))  # checks the file before a bucket is made
     config = google_stack(stack)
     if ensure_bucket(config):
         print(f"made {config.data_bucket} in {config.region}; `pulumi up --stack {stack}` takes it over")
     storage = open_storage(config.data_bucket)
     uploaded = upload(storage, path)
-    _say(storage, uploaded)
+    _print_uploaded(storage, uploaded)
     url = f"{storage.url}/{uploaded.target}"
     write_lock(path, DataLock(url=url, sha256=uploaded.sha256, size=uploaded.size))
 
 
-def _say(storage: Storage, uploaded: Uploaded) -> None:
+def _print_uploaded(storage: Storage, uploaded: Uploaded) -> None:
     done = "already there" if uploaded.there else "uploaded"
     print(f"{done}: {storage.url}/{uploaded.target} ({megabytes(uploaded.size)})")
 
 
-def _tell(text: Path, *, locked: bool) -> None:
-    """What to do now."""
+def _print_next_steps(text: Path, *, locked: bool) -> None:
+    """Print what to do next."""
     if locked:
         print(f"wrote {_shown(lock_path(text))}: commit it, `pulumi up` reads it in place of the text")
     print("to train on it, write into the stack file, under config:")

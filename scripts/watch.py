@@ -1,7 +1,7 @@
 """Follow a training run: state, progress, losses, speed, machines and last log lines, live.
 
-Exit code: 0 the run succeeded, 1 it failed, 3 it was stopped, 4 no machine is alive, 130 Ctrl-C (the run goes on),
-2 for a mistake in the command. With --once, 0 also means that the run goes on.
+Exit code: 0 the run succeeded, 1 it failed, 3 it was stopped, 4 no machine is alive, 130 Ctrl-C (the run continues),
+2 a mistake in the command. With --once, 0 also means that the run is running.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from trainer.storage.factory import open_storage
 SUCCEEDED, FAILED, STOPPED, NOT_ALIVE, INTERRUPTED = 0, 1, 3, 4, 130
 WAIT_FOR_RUN = 20.0  # seconds until there must be a run to follow
 TROUBLE = 120.0  # seconds for which a bucket may be out of reach
-PATIENCE = 5.0  # seconds until a bucket that does not answer is told
+PATIENCE = 5.0  # seconds until a bucket that does not answer is reported
 LINE_EVERY = 10.0  # seconds between lines, where there is no terminal
 LAST_WORDS = 20  # lines of log after a failure
 Clock = Callable[[], float]
@@ -38,14 +38,17 @@ Ask = Callable[[Snapshot], list[str]]  # why machines are missing, a line each
 
 
 class PlainLines:
-    """The run as lines for a log: every change of state, evaluation and event of a machine, and a line now and then."""
+    """A view of the run as lines for a log.
+
+    It prints every change of state, evaluation and event of a machine, and otherwise a line every LINE_EVERY seconds.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._state = ""
         self._evaluated: int | None = None
         self._machines: dict[str, tuple[str, int, bool]] = {}  # state, restarts, late
-        self._said = -math.inf
+        self._last_line = -math.inf
         self._notes: list[str] = []
         self._presence = ""
         self._trials: list[Trial] | None = None
@@ -72,14 +75,14 @@ class PlainLines:
             self._machines[machine.status.name] = now
         if snapshot.spec.sweep is not None:
             known = snapshot.trials if self._trials is None else self._trials
-            new = [trial for trial in snapshot.trials if trial not in known]  # or tried again
+            new = [trial for trial in snapshot.trials if trial not in known]  # new, or repeated with another result
             lines += [render.trial_line(trial, snapshot.spec.sweep) for trial in new]
             self._trials = snapshot.trials
         if snapshot.evaluations and (last := snapshot.evaluations[-1]).step != self._evaluated:
-            self._evaluated, self._said = last.step, snapshot.now
+            self._evaluated, self._last_line = last.step, snapshot.now
             lines.append(render.progress_line(snapshot))
-        elif snapshot.now - self._said >= LINE_EVERY and not snapshot.final:
-            self._said = snapshot.now
+        elif snapshot.now - self._last_line >= LINE_EVERY and not snapshot.final:
+            self._last_line = snapshot.now
             lines.append(render.progress_line(snapshot))
         for line in lines:
             at = time.strftime("%H:%M:%S", time.localtime(snapshot.now))
@@ -87,7 +90,7 @@ class PlainLines:
 
 
 class LivePicture:
-    """The run as one picture that is drawn again in place."""
+    """A view of the run as one picture that is redrawn in place."""
 
     def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live = console, live
@@ -98,7 +101,10 @@ class LivePicture:
 
 
 def follow(files: RunFiles, view: PlainLines | LivePicture, *, ask: Ask | None, clock: Clock, sleep: Sleep) -> Snapshot:
-    """Show the run until it ends or no machine is alive. Raises what reading raises once that lasts too long."""
+    """Show the run until it ends or no machine is alive.
+
+    Raise StorageError or OSError if the bucket cannot be read for longer than TROUBLE seconds.
+    """
     pause = 3.0 if files.storage.url.startswith("gs://") else 1.0
     began = clock()
     read: Snapshot | None = None
@@ -117,7 +123,7 @@ def follow(files: RunFiles, view: PlainLines | LivePicture, *, ask: Ask | None, 
 
 
 def _notes(snapshot: Snapshot, trouble: str, ask: Ask | None) -> list[str]:
-    """What a person should know beside the figures, a line each."""
+    """Return lines that a person should know in addition to the figures."""
     notes = [trouble] if trouble else []
     if snapshot.unreadable and not trouble:
         notes = [f"{snapshot.unreadable} lines of metrics are not understood: written by another version?"]
@@ -140,7 +146,7 @@ def _silence(snapshot: Snapshot) -> str:
 
 
 def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: bool, ask: Ask | None = None) -> int:
-    """Print how the run stands and return the exit code."""
+    """Print the state of the run and return the exit code."""
 
     def say(line: str | Text) -> None:
         console.print(line, soft_wrap=not console.is_terminal, highlight=False, markup=False)
@@ -202,7 +208,7 @@ def _lines(log: list[str], say: Callable[[str | Text], None]) -> None:
 
 
 def _place(storage: Storage, path: str) -> str:
-    """Where a person finds something of the bucket: a path, from here if it is below, or a gs:// address."""
+    """Return the place of a file of the bucket for a person: a path, relative if possible, or a gs:// address."""
     local = storage.local_path(path)
     if local is None:
         return f"{storage.url}/{path}"
@@ -211,7 +217,7 @@ def _place(storage: Storage, path: str) -> str:
 
 
 def unigram_entropy(snapshot: Snapshot, storage: Storage) -> float | None:
-    """Nats a held-out token, of a model that knows only how frequent each is; None where the data does not say."""
+    """Return the loss of a model that knows only how frequent each token is, in nats per token, or None if unknown."""
     folder = paths.tokens(snapshot.spec.fingerprint, snapshot.spec.data.tokens_key())
     try:
         return float(json.loads(storage.read(f"{folder}/{paths.MANIFEST}"))["validation"]["unigramEntropy"])
@@ -222,11 +228,14 @@ def unigram_entropy(snapshot: Snapshot, storage: Storage) -> float | None:
 def wait_for_run(
     storage: Storage, wanted: str | None, console: Console, *, wait: float, clock: Clock, sleep: Sleep
 ) -> str:
-    """The run to follow, as find_run says; one that is not there yet is waited for. Raises UserError in the end."""
-    began, said = clock(), ""
+    """Return the run that find_run() finds, and wait up to `wait` seconds for it.
+
+    Raise UserError if it does not appear.
+    """
+    began, last_message = clock(), ""
     while True:
         try:
-            with _not_in_silence(storage, console):
+            with _slow_bucket_note(storage, console):
                 run = find_run(storage, wanted)
                 if any(entry.path == paths.job(run) for entry in storage.list(paths.run(run))):
                     return run
@@ -235,17 +244,17 @@ def wait_for_run(
             missing = str(error)
         if clock() - began >= wait:
             raise UserError(missing)
-        if missing != said:
+        if missing != last_message:
             console.print(
                 f"{missing}; waiting up to {wait:.0f} s for it", soft_wrap=True, highlight=False, markup=False
             )
-            said = missing
+            last_message = missing
         sleep(1.0)
 
 
 @contextmanager
-def _not_in_silence(storage: Storage, console: Console) -> Iterator[None]:
-    """Says so if a bucket lets us wait: Google's library tries for two minutes before it gives up."""
+def _slow_bucket_note(storage: Storage, console: Console) -> Iterator[None]:
+    """Print a note if a bucket does not answer, because Google's library tries for two minutes before it gives up."""
     words = f"{storage.url} does not answer; trying for up to two minutes: check the network meanwhile"
     timer = threading.Timer(PATIENCE, lambda: console.print(words, soft_wrap=True, highlight=False, markup=False))
     timer.daemon = True
@@ -267,7 +276,7 @@ def watch(
     clock: Clock = time.time,
     sleep: Sleep = time.sleep,
 ) -> int:
-    """Follow a run to its end, or show it once; returns the exit code. See the module for its meaning."""
+    """Follow a run to its end, or show it once, and return the exit code that the module's docstring explains."""
     run = ""
     try:
         run = wait_for_run(storage, wanted, console, wait=0 if once else WAIT_FOR_RUN, clock=clock, sleep=sleep)
@@ -290,8 +299,8 @@ def watch(
             snapshot = follow(files, PlainLines(console), ask=ask, clock=clock, sleep=sleep)
         return conclude(snapshot, storage, console, curve=curve, ask=ask)
     except KeyboardInterrupt:
-        goes_on = f"{run} goes on without this watch; `pulumi destroy` would end it" if run else "nothing was started"
-        console.print(goes_on, soft_wrap=True, highlight=False)
+        note = f"{run} goes on without this watch; `pulumi destroy` would end it" if run else "nothing was started"
+        console.print(note, soft_wrap=True, highlight=False)
         return INTERRUPTED
     except (UnreadableRun, StorageError) as error:
         raise UserError(str(error)) from None
@@ -311,14 +320,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _google(stack: str, storage: Storage) -> Ask | None:
-    """Asks Google about the machines of a stack that runs there."""
+    """Return a function that asks Google about a stack's machines, or None for a stack on this machine."""
     if not storage.url.startswith("gs://"):
         return None
     from scripts.support.google_groups import Groups  # a local stack needs none of Google's packages
 
     try:
         groups = Groups(load_stack(stack), time.time)
-    except UserError as error:  # the run is there and can be followed, whatever the file says by now
+    except UserError as error:  # the run can be followed even if its stack file has errors by now
         unknown = f"why machines are missing cannot be told: {error}".splitlines()[:1]
         return lambda _: unknown
     return lambda snapshot: groups.lines(snapshot.spec.launch, {m.status.name for m in snapshot.machines})

@@ -19,8 +19,8 @@ def library(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_real_library_gives_the_same_megabytes_twice(tmp_path: Path) -> None:
-    size = default_corpus.write(tmp_path / "a.txt", LIBRARY)
-    default_corpus.write(tmp_path / "b.txt", LIBRARY)
+    size = default_corpus.write_corpus(tmp_path / "a.txt", LIBRARY)
+    default_corpus.write_corpus(tmp_path / "b.txt", LIBRARY)
     text = (tmp_path / "a.txt").read_bytes()
     assert text == (tmp_path / "b.txt").read_bytes()
     assert default_corpus.SMALLEST <= size == len(text) <= default_corpus.LARGEST

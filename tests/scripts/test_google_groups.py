@@ -8,7 +8,7 @@ import pytest
 from infra import load
 from infra.fleet.fleet import resolve_fleet
 from infra.stack import config
-from scripts.support.google_groups import ASK_EVERY, Group, Groups, Stack, explain, stack_of
+from scripts.support.google_groups import ASK_EVERY, Groups, InstanceGroup, Stack, explain, stack_of
 from tests.scripts.google import Call, FakeGoogle, project
 
 NOW = 1_800_000_000.0
@@ -62,11 +62,11 @@ def noted(error: dict[str, Any], timestamp: str = THEN) -> dict[str, Any]:
     return {"error": {name: error[name] for name in ("code", "message")}, "timestamp": timestamp}
 
 
-def worker(size: int, *instances: dict[str, Any], errors: list[dict[str, Any]] | None = None) -> Group:
-    return Group("dev-worker-01234567", "worker", size, list(instances), errors or [])
+def worker(size: int, *instances: dict[str, Any], errors: list[dict[str, Any]] | None = None) -> InstanceGroup:
+    return InstanceGroup("dev-worker-01234567", "worker", size, list(instances), errors or [])
 
 
-def said(group: Group, *heard: str, stack: Stack = STACK) -> list[str]:
+def said(group: InstanceGroup, *heard: str, stack: Stack = STACK) -> list[str]:
     return explain(stack, [group], heard, NOW)
 
 
@@ -151,7 +151,7 @@ def test_machines_that_are_heard_are_well_and_silent_ones_boot() -> None:
     (line,) = said(group, "worker-bbbb")
     assert line.startswith("worker: 2 of 3 machines booting")
     assert "python -m scripts.ssh worker --stack dev" in line
-    master = Group("dev-master-01234567", "master", 1, [instance("dev-master-01234567-zzzz")])
+    master = InstanceGroup("dev-master-01234567", "master", 1, [instance("dev-master-01234567-zzzz")])
     assert said(master, "master-0") == []
 
 

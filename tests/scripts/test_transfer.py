@@ -269,7 +269,7 @@ def test_two_downloads_at_once_do_not_mix(tmp_path: Path) -> None:
     put_model(bucket)
     with (
         downloading._partial_folder(tmp_path / "to"),
-        pytest.raises(UserError, match=r"another download into this folder is going on"),
+        pytest.raises(UserError, match=r"another download into this folder is running"),
     ):
         downloading.download(bucket, "gpt2-1", tmp_path / "to")
 
