@@ -22,7 +22,7 @@ class Metadata:
             return default
 
     def ask(self, path: str, timeout: float = 10.0) -> tuple[str, str]:
-        """The value and its ETag, with which a later question can wait for a change."""
+        """Return the value and its ETag, with which a later request can wait for a change."""
         with requests.Session() as session:
             session.trust_env = False  # no proxy leads there
             answer = session.get(self._base + path, headers={"Metadata-Flavor": "Google"}, timeout=timeout)
@@ -34,7 +34,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Vm:
-    """This VM, as its metadata tells."""
+    """This VM, by its metadata."""
 
     project: str
     zone: str
