@@ -7,7 +7,7 @@ PROMPT ?= def
 ACTIVATE := . tools/activate
 
 .DEFAULT_GOAL := help
-.PHONY: help stack-file setup data train up preview review watch serve destroy test test-fast image-test check format
+.PHONY: help stack-file setup data train up preview review watch serve destroy test test-fast image-test check schema format
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -60,8 +60,11 @@ test-fast: setup ## the tests that take a second each
 image-test: setup ## the trainer's image, built and run for real; needs Docker, docker-registry, 5 minutes and 8 GB the first time
 	@$(ACTIVATE) && python -m pytest tests/image
 
-check: setup ## format, lint, types and which package imports which, as CI checks them
-	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy && lint-imports
+check: setup ## format, lint, types, imports and what is generated, as CI checks them
+	@$(ACTIVATE) && ruff format --check . && ruff check . && mypy && lint-imports && python -m scripts.schema --check
+
+schema: setup ## the stack file's JSON Schema and docs/reference.md, after a change of its keys
+	@$(ACTIVATE) && python -m scripts.schema
 
 format: setup ## put the code into format and mend what ruff can
 	@$(ACTIVATE) && ruff format . && ruff check --fix .

@@ -1,11 +1,12 @@
-"""The Pulumi program, wiring only: stack file -> configuration -> training run -> outputs."""
+"""The Pulumi program, wiring only: stack file -> configuration -> machines -> training run -> outputs."""
 
 import gc
 
 import pulumi
 
 from infra.estimate.estimate import outputs
-from infra.job import job_spec
+from infra.fleet.fleet import resolve_fleet
+from infra.job import declare
 from infra.run import TrainingRun, from_pulumi
 from infra.stack.config import ConfigError
 from infra.stack.secrets import without_secrets
@@ -16,9 +17,10 @@ from trainer.storage.base import StorageError
 gc.disable()
 try:
     stack = from_pulumi()
-    job = job_spec(stack)
-    estimated = outputs(stack)
-    training = TrainingRun(stack, job)
+    fleet = resolve_fleet(stack)
+    inputs, job = declare(stack, fleet)
+    estimated = outputs(stack, fleet)
+    training = TrainingRun(stack, fleet, inputs, job)
 except (ConfigError, InputError, StorageError) as error:
     raise pulumi.RunError(without_secrets(str(error))) from None
 pulumi.export("run", training.run)

@@ -30,6 +30,7 @@ from google.cloud import storage as gcs
 
 from tests.gcs import fake_gcs_server
 from tools.go_tools import cache_root
+from trainer.contract import paths
 from trainer.contract.spec import END_OF_TEXT, Checkpoints, Hyperparameters, Model
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
@@ -157,7 +158,7 @@ def measure(case: Case, run: Run, storage: Storage, scratch: Path) -> str:
         turns.append(turn(run, checkpoints, written if number % 2 else 0))
         if number % 4 == 3:
             print(f"{case.name}: {number + 1} of {case.turns} turns", file=sys.stderr, flush=True)
-    size = sum(entry.size for entry in storage.list("runs/benchmark"))
+    size = sum(entry.size for entry in storage.list(paths.run("benchmark")))
     restore = statistics.median(restore_seconds(run, checkpoints) for _ in range(3))
 
     def fraction(value: Callable[[Turn], float]) -> float:
@@ -193,7 +194,7 @@ def main() -> int:
             run = Run(case)
             for storage in storages if case.bucket else storages[:1]:
                 print(measure(case, run, storage, Path(made)), flush=True)
-                for entry in storage.list("runs"):
+                for entry in storage.list(paths.RUNS):
                     storage.delete(entry.path)
     return 0
 

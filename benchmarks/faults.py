@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks.disturbed import KINDS, PATIENCE, Fault, Machines, Setup, Storages, storages
 from tests.trainer.running import Run
+from trainer.contract import paths
 from trainer.runs.records import Record
 from trainer.storage import manifest
 
@@ -86,8 +87,8 @@ def measure(run: Run, faults: list[Fault]) -> None:
 
 
 def all_records(run: Run) -> Iterator[Record]:
-    for entry in run.storage.list(f"runs/{run.spec.run}/metrics"):
-        if entry.path.endswith(".jsonl"):
+    for entry in run.storage.list(paths.metrics(run.spec.run)):
+        if paths.is_metrics(entry.path, run.spec.run):
             yield from (Record.model_validate_json(line) for line in run.storage.read(entry.path).splitlines())
 
 
@@ -106,12 +107,11 @@ def complaints(machines: Machines, calm: Run) -> list[str]:
             wrong.append(f"{kind} differs by up to {worst:.1e}, allowed is {allowed:.0e}")
     if ours.keys() ^ theirs.keys():
         wrong.append(f"records are missing, or too many: {sorted(ours.keys() ^ theirs.keys())[:5]}")
-    folder = f"runs/{run.spec.run}"
-    checkpoints = {entry.path.rsplit("/", 1)[0] for entry in run.storage.list(f"{folder}/checkpoints")}
-    whole = [c for c in checkpoints if any(e.path == f"{c}/{manifest.NAME}" for e in run.storage.list(c))]
+    saved = [entry.path for entry in run.storage.list(paths.checkpoints(run.spec.run))]
+    whole = [path.rpartition("/")[0] for path in saved if paths.parse_whole_checkpoint(path)]
     if not whole:
         wrong.append("there is no checkpoint")
-    wrong += [line for place in (f"{folder}/model", *whole) for line in damaged(run, place)]
+    wrong += [line for place in (paths.model(run.spec.run), *whole) for line in damaged(run, place)]
     left = {path.name for path in Path("/proc").glob("[0-9]*") if run.storage.url in command_of(path)}
     left |= {str(pid) for pid in machines.seen if command_of(Path("/proc", str(pid)))}  # forked: under another command
     if left:
@@ -127,7 +127,7 @@ def losses(run: Run) -> dict[tuple[int, str], float]:
 
 def damaged(run: Run, folder: str) -> list[str]:
     try:
-        files = manifest.parse(run.storage.read(f"{folder}/{manifest.NAME}"))["files"]
+        files = manifest.parse(run.storage.read(f"{folder}/{paths.MANIFEST}"))["files"]
         for name, entry in files.items():
             body = run.storage.read(f"{folder}/{name}")
             if len(body) != entry["size"] or hashlib.sha256(body).hexdigest() != entry["sha256"]:

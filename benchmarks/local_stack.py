@@ -20,7 +20,8 @@ from rich.table import Table
 from infra import load
 from infra.job import job_spec
 from infra.local import processes
-from trainer.runs.metrics import read_records
+from trainer.contract import paths
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.status import read_status
 from trainer.storage.factory import open_storage
 
@@ -64,12 +65,12 @@ def first_step(folder: Path, begun: float) -> float:
     """Seconds from `begun` (time.time) to the end of the run's first step. Waits for it."""
     stack = load.from_file("local", folder)
     storage, run = open_storage(stack.bucket), job_spec(stack).run
-    while not (records := read_records(storage, run)):
+    while not (steps := read_metrics(storage, run).steps):
         status = read_status(storage, run)
         if status is not None and status.state == "FAILED":
             raise SystemExit(f"the run has FAILED: {status.reason}")
         time.sleep(0.1)
-    return records[0].time - begun
+    return steps[0].time - begun
 
 
 def main() -> int:
@@ -94,7 +95,7 @@ def main() -> int:
             pulumi(folder, folder.parent / f"{folder.name}-state", "stack", "init")
         try:
             for turn in range(options.rounds):
-                shutil.rmtree(project / "artifacts" / "local" / "runs", ignore_errors=True)
+                shutil.rmtree(project / "artifacts" / "local" / paths.RUNS, ignore_errors=True)
                 for name, command in COMMANDS.items():
                     begun = time.time()
                     ours[name].append(pulumi(project, Path(scratch) / "project-state", *command))

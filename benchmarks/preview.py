@@ -69,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, fake_gcs_server(Path(temporary) / "gcs.log") as address:
         folder, name, storage = Path(temporary), f"gpt2-{uuid.uuid4().hex[:8]}", f"http://{address}"
         (folder / "cloud").mkdir()
-        install(folder / "home")
+        install(folder / "home", Path(sys.executable))
         base = without_google()
         daemon = stand_in.start_daemon(folder / "cloud", {**base, "STORAGE_EMULATOR_HOST": storage})
         url = ""

@@ -39,8 +39,9 @@ from tests.trainer.running import Run
 from trainer.compute.assembly import TrainingMember, assemble
 from trainer.compute.context import make_context
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.data.batches import TOKEN
-from trainer.data.prepared import Manifest, Shard, Split, find
+from trainer.data.prepared import Manifest, Shard, Split, find_prepared
 from trainer.data.tokenizer import from_bytes
 from trainer.model.device import pick
 
@@ -74,19 +75,19 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
         checkpoints={"every": NEVER},
         **declared,
     )  # fmt: skip
-    if find(run.storage, run.spec.data, run.spec.fingerprint) is None:
+    if find_prepared(run.storage, run.spec.data, run.spec.fingerprint) is None:
         _draw_tokens(run, options.vocabulary)
     return run
 
 
 def _draw_tokens(run: Run, vocabulary: int) -> None:
     """Draw random tokens as a text's: speed depends on the size of the vocabulary, not on what is said."""
-    folder = f"data/{run.spec.fingerprint}/{run.spec.data.tokens_key()}"
+    folder = paths.tokens(run.spec.fingerprint, run.spec.data.tokens_key())
     tokenizer = from_bytes()
     entries = tokenizer.get_vocab()
     tokenizer.model = BPE(vocab=entries | {f"unused {i}": i for i in range(len(entries), vocabulary)}, merges=[])
     content = tokenizer.to_str().encode()
-    run.storage.write(f"{folder}/tokenizer.json", content)
+    run.storage.write(f"{folder}/{paths.TOKENIZER}", content)
     splits, random = {}, np.random.default_rng(0)
     for name, count in TOKENS.items():
         tokens = random.integers(0, vocabulary, count).astype(TOKEN).tobytes()
@@ -100,7 +101,7 @@ def _draw_tokens(run: Run, vocabulary: int) -> None:
         vocabulary_size=vocabulary,
         **splits,
     )
-    run.storage.write(f"{folder}/manifest.json", manifest.model_dump_json(by_alias=True).encode())
+    run.storage.write(f"{folder}/{paths.MANIFEST}", manifest.model_dump_json(by_alias=True).encode())
 
 
 class _Quiet(Process):
@@ -112,7 +113,7 @@ def our_trainer(run: Run) -> TrainingMember:
     """The master of a run of one machine, in this process and ready to take steps."""
     process = _Quiet("master-0", "127.0.0.1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the benchmark
-    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
     trainer = assemble(make_context(process, run.storage, run.spec), prepared)
     trainer.prepare()

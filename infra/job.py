@@ -1,75 +1,109 @@
-"""StackConfig -> JobSpec: the run that a stack declares, with what its machines have and where its data is.
+"""Declare the run of a stack: StackConfig -> JobSpec. Like infra/stack it only reads, and needs no Pulumi CLI."""
 
-Like infra/stack/config.py it only reads, and needs no Pulumi CLI.
-"""
+from typing import Any
 
 from infra.checks.host import disk_problem, host_problems
-from infra.fleet.fleet import accelerator, counts, is_spot, machine_type
-from infra.fleet.host import host_cores
-from infra.fleet.prices import role_costs
-from infra.inputs import checkpoint
-from infra.inputs import google as google_inputs
-from infra.inputs import local as local_inputs
-from infra.inputs.text import text_problems
+from infra.fleet.fleet import Fleet, resolve_fleet
+from infra.fleet.host import gpus
+from infra.inputs.resolve import Inputs, resolve
 from infra.stack.config import PROJECT, ConfigError, StackConfig
 from trainer.contract import identity, spec
 
 
-def job_spec(config: StackConfig, cores: int | None = None) -> spec.JobSpec:
-    """The run that a stack declares. Raises ConfigError if the platform or the text cannot carry it out."""
-    if config.google:
-        problems = google_inputs.input_problems(config)
-    else:
-        problems = [*text_problems(config), *checkpoint.problems(config), *host_problems(config)]
-    if problems:
-        raise ConfigError([f"{PROJECT}:{problem}" for problem in problems])
+def job_spec(config: StackConfig, fleet: Fleet | None = None) -> spec.JobSpec:
+    """Return the run that a stack declares; arguments and errors are those of declare()."""
+    return declare(config, fleet or resolve_fleet(config))[1]
+
+
+def declare(config: StackConfig, fleet: Fleet) -> tuple[Inputs, spec.JobSpec]:
+    """Return what the run of a stack starts from, and the run itself.
+
+    Args:
+        config: a stack that load() has checked.
+        fleet: its machines.
+
+    Raises:
+        ConfigError: the inputs or this machine cannot carry the run out; one line for each problem.
+        InputError: the text's lock file cannot be used.
+    """
+    inputs = resolve(config, on_host=() if config.google else host_problems(config))
     file, training = config.file, config.file.training_input
-    placed = google_inputs.place(config) if config.google else local_inputs.place(config, cores or host_cores())
-    data = file.data.model_copy(update=placed.data)
-    model = file.model.model_copy(update={"initialize": placed.initialize})
-    begun = file.model.model_copy(update={"initialize": placed.content})
+    data = file.data.model_copy(update=inputs.data)
+
+    # The run's name covers the checkpoint's content; its machines read it from an address or a folder.
+    start = inputs.checkpoint
+    by_content = file.model.model_copy(update={"initialize": start.content() if start else None})
     code = file.image.rpartition("@")[2] if file.image else identity.code_hash(config.root / "trainer")
-    run = identity.run_id(begun, data, placed.fingerprint, training.hyperparameters, file.parallel, code, file.sweep)
+    parameters = training.hyperparameters
+    run = identity.run_id(by_content, data, inputs.fingerprint, parameters, file.parallel, code, file.sweep)
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
-    # Left out where they are none: a preview lists all of a changed object that was given.
-    few = {"min_workers": training.min_workers, "parameter_servers": config.servers}
-    cluster = placed.cluster | {name: count for name, count in few.items() if count}
-    return spec.JobSpec(
+
+    cluster = _local_cluster(config, fleet) if fleet.local else _google_cluster(fleet)
+    # Leave counts of zero out: a preview lists every key of a changed object that the program passed.
+    wanted = {"min_workers": training.min_workers, "parameter_servers": config.servers}
+    cluster |= {name: count for name, count in wanted.items() if count}
+    return inputs, spec.JobSpec(
         run=run,
         launch=file.launch,
-        model=model,
+        model=file.model.model_copy(update={"initialize": start.where if start else None}),
         data=data,
-        fingerprint=placed.fingerprint,
+        fingerprint=inputs.fingerprint,
         code=code,
-        hyperparameters=training.hyperparameters,
+        hyperparameters=parameters,
         evaluation=file.evaluation,
         checkpoints=file.checkpoints,
         parallel=file.parallel,
         cluster=spec.Cluster(workers=config.workers, **cluster),
         sweep=file.sweep,
-        **({"hardware": _hardware(config)} if config.google else {}),
+        **({"hardware": _hardware(fleet)} if not fleet.local else {}),
     )
 
 
-def _hardware(config: StackConfig) -> dict[spec.Role, spec.Hardware]:
-    found: dict[spec.Role, spec.Hardware] = {}
-    costs = role_costs(config)
-    for role, count in counts(config).items():
-        model, number = accelerator(config, role)
-        cost = costs[role]
-        found[role] = spec.Hardware(
-            machine_type=machine_type(config, role).name,
-            accelerator=model or None,
-            accelerators=number,
-            spot=is_spot(config, role),
-            usd_per_hour=round(cost.usd / count, 4) if cost.exact else None,
+def _google_cluster(fleet: Fleet) -> dict[str, Any]:
+    """Return the fields of spec.Cluster that machine types of Google Cloud decide."""
+    trainers, processes = [machines.machine for machines in fleet.trainer_roles], fleet.processes_per_trainer
+    # Hyperthreads do not speed matrix products up: one thread for each core. All trainers of a run use as many.
+    cluster: dict[str, Any] = {"threads": max(1, min(machine.vcpus for machine in trainers) // 2 // processes)}
+    if processes > 1:
+        cluster["processes"] = processes
+    if fleet.servers is not None:  # only the cost model of parameter servers asks how fast the network is
+        known = [machine.gbps for machine in trainers if machine.gbps is not None]
+        if len(known) == len(trainers):
+            cluster["trainer_gbps"] = min(known)
+        if (gbps := fleet.servers.machine.gbps) is not None:
+            cluster["server_gbps"] = gbps
+    return cluster
+
+
+def _local_cluster(config: StackConfig, fleet: Fleet) -> dict[str, Any]:
+    """Return the fields of spec.Cluster that this machine decides."""
+    processes = gpus() if config.file.parallel.parallelism == "fsdp" else 1
+    # With more threads than cores, trainers are 20 times slower, and here they share the cores. Parameter servers get
+    # none of them: they compute, with one thread, while trainers wait.
+    cores = fleet.master.machine.vcpus
+    cluster: dict[str, Any] = {"threads": max(1, cores // ((1 + config.workers) * processes))}
+    if processes > 1:
+        cluster["processes"] = processes
+    return cluster
+
+
+def _hardware(fleet: Fleet) -> dict[spec.Role, spec.Hardware]:
+    """Return each role's machines on Google Cloud, with the price of one."""
+    return {
+        machines.role: spec.Hardware(
+            machine_type=machines.machine.name,
+            accelerator=machines.accelerator or None,
+            accelerators=machines.accelerators,
+            spot=machines.spot,
+            usd_per_hour=round(machines.hourly.usd / machines.count, 4) if machines.hourly.exact else None,
         )
-    return found
+        for machines in fleet.roles
+    }
 
 
 def division(config: StackConfig) -> str | None:
-    """How the batch falls on the trainers, if it does not divide evenly: no error, but good to know."""
+    """Return how trainers share a batch that does not divide evenly, which is no error; None if it does."""
     batch, trainers = config.file.training_input.hyperparameters.batch_size, 1 + config.workers
     least, rest = divmod(batch, trainers)
     if not rest:

@@ -1,15 +1,14 @@
 """Where a run stands as far as Pulumi decides it: declared, ended by destroy, replaced; the same on every platform."""
 
 import json
-import re
 import time
+from dataclasses import dataclass
 
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.runs.records import DESTROYED, FINAL_STATES, REPLACED, Status
 from trainer.runs.status import revise
 from trainer.storage.base import Storage
-
-CURRENT = "current.json"
 
 
 def begin(storage: Storage, run: str, launch: int) -> None:
@@ -37,10 +36,10 @@ def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Statu
     """The status of a run that is not declared any more."""
     if old is None or old.state in FINAL_STATES or old.launch > launch:
         return None
-    step = newest_checkpoint(storage, run)
-    onward = f"goes on from step {step}" if step else "starts at step 0, as there is no checkpoint yet"
+    saved = newest_checkpoint(storage, run)
+    onward = f"goes on from step {saved.step}" if saved else "starts at step 0, as there is no checkpoint yet"
     try:
-        other = json.loads(storage.read(CURRENT))["run"]
+        other = json.loads(storage.read(paths.CURRENT))["run"]
     except FileNotFoundError:
         other = run
     reason = f"{DESTROYED}`pulumi up` {onward}"
@@ -50,11 +49,18 @@ def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Statu
     return old.model_copy(update={"state": "STOPPED", "reason": reason, "updated": now, "finished": now})
 
 
-def newest_checkpoint(storage: Storage, run: str) -> int:
-    """The step of the newest whole checkpoint, 0 if there is none."""
-    paths = (entry.path for entry in storage.list(f"runs/{run}/checkpoints"))
-    found = (re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", path) for path in paths)
-    return max((int(match[1]) for match in found if match), default=0)
+@dataclass(frozen=True, order=True)
+class Saved:
+    """A whole checkpoint: its step, and when it became whole, in seconds since the epoch."""
+
+    step: int
+    time: float
+
+
+def newest_checkpoint(storage: Storage, run: str) -> Saved | None:
+    """Return the newest whole checkpoint of a run, None if it has none."""
+    manifests = ((entry, paths.parse_whole_checkpoint(entry.path)) for entry in storage.list(paths.checkpoints(run)))
+    return max((Saved(parsed[0], entry.updated) for entry, parsed in manifests if parsed), default=None)
 
 
 def is_finished(status: Status | None, job: JobSpec) -> bool:
@@ -69,7 +75,10 @@ def standing(status: Status | None, url: str, job: JobSpec) -> tuple[bool, str] 
     if status is None or status.taken_back:
         return None
     if status.state == "SUCCEEDED":
-        return False, f"run {job.run} has SUCCEEDED: nothing is left to do, its model is in {url}/runs/{job.run}/model"
+        return (
+            False,
+            f"run {job.run} has SUCCEEDED: nothing is left to do, its model is in {url}/{paths.model(job.run)}",
+        )
     if is_finished(status, job):
         return True, (
             f"run {job.run} has {status.state} at step {status.step} ({status.reason}); set gpt2-training:launch to"

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from infra.checks.combinations import combination_problems
 from infra.checks.google import project_problems, stack_problems
+from infra.fleet.fleet import resolve_fleet
 from infra.sizing.memory import memory_problems
 from infra.stack.config import PROJECT, ROOT, ConfigError, StackConfig, bucket_url, google_bucket, plain_text
 from infra.stack.explain import explain
@@ -56,7 +57,7 @@ def load(
     if config.google:
         problems += stack_problems(config)
         if not problems:  # sizes of machines that there are
-            problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config)]
+            problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config, resolve_fleet(config))]
     if problems:
         raise ConfigError(problems)
     return config

@@ -5,11 +5,14 @@ from typing import Any
 import pulumi
 from pulumi.runtime.config import CONFIG
 
+from infra.fleet.fleet import Fleet
+from infra.inputs.resolve import Inputs
 from infra.job import division
 from infra.load import load
 from infra.stack.config import ROOT, StackConfig
 from infra.stack.reading import gcp_values, own_values, parsed
 from infra.stack.secrets import secret_keys
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
@@ -30,7 +33,14 @@ class TrainingRun(pulumi.ComponentResource):
     bucket: pulumi.Output[str]
     trained_model: pulumi.Output[str]
 
-    def __init__(self, config: StackConfig, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
+    def __init__(
+        self,
+        config: StackConfig,
+        fleet: Fleet,
+        inputs: Inputs,
+        job: JobSpec,
+        opts: pulumi.ResourceOptions | None = None,
+    ):
         words = config.words()
         if secrets := secret_keys():  # for a later review: by then the stack file may not have them, the state does
             words["secretKeys"] = secrets
@@ -43,12 +53,16 @@ class TrainingRun(pulumi.ComponentResource):
                 " after the other; remove it",
                 self,
             )
+        # A stack on this machine is spared the import of Google's packages, which takes a second.
         if config.google:
-            from infra.google.resources import stand_up  # a second of imports that a stack on this machine is spared
+            from infra.google import resources as on_google
+
+            bucket = on_google.stand_up(config, fleet, inputs, job, self)
         else:
-            from infra.local.resources import stand_up
-        bucket = stand_up(config, job, self)
+            from infra.local import resources as on_this_machine
+
+            bucket = on_this_machine.stand_up(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket
-        self.trained_model = bucket.apply(lambda url: f"{url}/runs/{job.run}/model")
+        self.trained_model = bucket.apply(lambda url: f"{url}/{paths.model(job.run)}")
         self.register_outputs({"run": self.run, "bucket": self.bucket, "model": self.trained_model})

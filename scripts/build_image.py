@@ -14,6 +14,7 @@ from infra.google.retained import as_json, image_name, repository, repository_se
 from infra.stack.config import StackConfig
 from scripts.support.build_context import pack
 from scripts.support.common import CHECKOUT, UserError, google_stack, megabytes, run_main
+from trainer.contract import paths
 from trainer.contract.identity import code_hash
 from trainer.gcloud.api import ApiError, GoogleApi
 from trainer.storage.factory import open_storage
@@ -149,7 +150,7 @@ def build_image(
         say(f"already built: {image_name(config)}:{tag}")
         return digest
     ensure_bucket(config)
-    context, path = pack(folder), f"build/{tag}.tar.gz"
+    context, path = pack(folder), paths.image_source(tag)
     generation = open_storage(config.data_bucket).write(path, context)
     say(f"uploaded: {config.data_bucket}/{path} ({megabytes(len(context))})")
     try:

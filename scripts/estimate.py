@@ -19,7 +19,9 @@ from infra.estimate import alternatives, measured
 from infra.estimate.alternatives import Alternative, Choice
 from infra.estimate.estimate import estimate
 from infra.estimate.parts import Estimate, Part, rounded, spread
-from infra.fleet import fleet, prices
+from infra.fleet import prices
+from infra.fleet.catalog import machine_label
+from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.load import load
 from infra.sizing.ranges import Range
 from infra.stack.config import ConfigError, StackConfig
@@ -59,7 +61,7 @@ def refresh(config: StackConfig) -> list[str]:
 
     def ask() -> None:
         try:
-            answer.append(measured.collect(open_storage(config.bucket), config, known))
+            answer.append(measured.collect(open_storage(config.bucket), config.root, known))
         except StorageError as error:
             answer.append(str(error))
 
@@ -171,13 +173,13 @@ def compared(choice: Choice) -> list[tuple[Alternative, Alternative | None]]:
     spot = {one.shape: one for one in choice.every if one.config.file.machines.spot}
     for one in choice.every:
         if not one.config.file.machines.spot:
-            gpus = fleet.accelerator(one.config, "master")
-            kind = gpus if gpus[1] else (fleet.machine_type(one.config, "master").name,)
+            master = one.fleet.master
+            kind = (master.accelerator, master.accelerators) if master.accelerators else (master.machine.name,)
             kinds.setdefault((*kind, one.config.workers > 0), one)
     return [(one, spot.get(one.shape)) for one in kinds.values()]
 
 
-def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, console: Console) -> None:
+def show_alternatives(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, console: Console) -> None:
     rows = compared(choice)
     table = Table(
         title=f"other machines in {config.region}, on demand and with Spot workers; do they fit the limits",
@@ -212,7 +214,7 @@ def show_alternatives(config: StackConfig, found: Estimate, choice: Choice, cons
                 for region, one in alternatives.regions(config)
             ],
         )
-    if near := elsewhere(config):
+    if near := elsewhere(fleet):
         _rows(
             console,
             "the nearest machines of other clouds at list price, to compare: nothing runs there",
@@ -239,20 +241,20 @@ def _best(one: Alternative | None) -> str:
     )
 
 
-def elsewhere(config: StackConfig) -> list[tuple[str, int, str, prices.Equivalent | None]]:
-    """Of each of the stack's kinds of machines, how many there are and the nearest of each other cloud."""
+def elsewhere(fleet: Fleet) -> list[tuple[str, int, str, prices.Equivalent | None]]:
+    """Return each kind of rented machines in words, how many there are, and the nearest machine of each other cloud."""
     counted: dict[tuple[str, str, int], int] = {}
-    for role, count in fleet.counts(config).items() if config.google else ():
-        kind = (fleet.machine_type(config, role).name, *fleet.accelerator(config, role))
-        counted[kind] = counted.get(kind, 0) + count
+    for machines in () if fleet.local else fleet.roles:
+        kind = (machines.machine.name, machines.accelerator, machines.accelerators)
+        counted[kind] = counted.get(kind, 0) + machines.count
     return [
-        (measured.machine_of(*kind), count, cloud, one)
+        (machine_label(*kind), count, cloud, one)
         for kind, count in counted.items()
         for cloud, one in prices.elsewhere(*kind).items()
     ]
 
 
-def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
+def as_json(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
     """Keys and order stay the same; amounts have two digits that matter."""
 
     def alternative(one: Alternative | None) -> dict[str, Any] | None:
@@ -309,7 +311,7 @@ def as_json(config: StackConfig, found: Estimate, choice: Choice, notes: list[st
         },
         "elsewhere": [
             {"for": name, "count": count, "cloud": cloud, **(asdict(one) if one else {"machine": None})}
-            for name, count, cloud, one in elsewhere(config)
+            for name, count, cloud, one in elsewhere(fleet)
         ],
         "notes": [*found.notes, *notes],
     }
@@ -328,13 +330,14 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     with Console(stderr=True).status("looking at finished runs"):
         notes = refresh(config)
-    found, choice = estimate(config), alternatives.compare(config)
+    fleet = resolve_fleet(config)
+    found, choice = estimate(config, fleet), alternatives.compare(config, fleet)
     if options.json:
-        print(json.dumps(as_json(config, found, choice, notes), indent=2))
+        print(json.dumps(as_json(config, fleet, found, choice, notes), indent=2))
     else:
         show(config, found, notes, options.origins, console)
         if choice.every:
-            show_alternatives(config, found, choice, console)
+            show_alternatives(config, fleet, found, choice, console)
     return 0
 
 

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from scripts.support.common import UserError, add_bucket_arguments, bucket_url, find_run, run_address, run_main
 from scripts.support.writing import load, model_folder
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Task, format_problem
-from trainer.data.prepared import Prepared, find
+from trainer.data.prepared import Prepared, find_prepared
 from trainer.report.page import write_page
 from trainer.runs import scores
 from trainer.runs.scores import LOWER, NAMES, Confusion, Prediction, Scores, words
@@ -43,15 +44,17 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
         raise UserError(f"{run}: {problem.replace('evaluation.task', '--task').replace(', or remove it', '')}")
     if there is not None and there.task == wanted and not again:
         return there
-    prepared = find(storage, spec.data, spec.fingerprint)
+    prepared = find_prepared(storage, spec.data, spec.fingerprint)
     if prepared is None:
-        raise UserError(f"the data of {run} is gone from {storage.url}/data; `make data` with its stack makes it again")
+        raise UserError(
+            f"the data of {run} is gone from {storage.url}/{paths.DATA}; `make data` with its stack makes it again"
+        )
     found, predictions = _evaluate(storage, spec, wanted, prepared, console)
     if own not in (None, wanted):
         console.print(f"{run} is for {own}, and keeps the results of that: these are only shown")
         return found
     scores.write(storage, found, predictions)
-    if storage.list(f"runs/{run}/report.html"):
+    if storage.list(paths.report(run)):
         write_page(storage, run)  # which shows the scores
     return found
 
@@ -59,7 +62,7 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
 def _spec(storage: Storage, run: str) -> JobSpec:
     """The run, as its model was trained."""
     try:
-        return trained_spec(storage, JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json")))
+        return trained_spec(storage, JobSpec.model_validate_json(storage.read(paths.job(run))))
     except FileNotFoundError:
         raise UserError(f"{storage.url} has no job.json of {run}; `pulumi up` writes it") from None
     except ValueError:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infra.fleet import fleet
+from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, Limits, check_quotas
 from infra.job import job_spec
@@ -52,7 +52,8 @@ DOCKER_SECONDS = 30
 
 def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> list[Check]:
     """All checks of a stack, in the order in which a person mends them."""
-    checks = here(config)
+    fleet = resolve_fleet(config)
+    checks = here(config, fleet)
     try:
         api = connect()
         project, number = _project(api, config.project)
@@ -72,16 +73,16 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         )
     )
     checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
-    checks += machine_types(api, config, fleet.zones(config))
+    checks += machine_types(api, config, fleet, fleet.zones)
     checks.append(_image(api, config))
-    return checks + check_quotas(config, Limits(api, config.project, config.region))
+    return checks + check_quotas(config, fleet, Limits(api, config.project, config.region))
 
 
-def here(config: StackConfig) -> list[Check]:
+def here(config: StackConfig, fleet: Fleet) -> list[Check]:
     """What `pulumi up` needs of this machine: all that the run starts from, and Docker to build the image."""
     problems: list[str] = []
     try:
-        job = job_spec(config)
+        job = job_spec(config, fleet)
     except ConfigError as error:
         problems = error.problems
     except InputError as error:

@@ -18,7 +18,7 @@ from trainer.contract.errors import InputError
 from trainer.contract.spec import JobSpec
 from trainer.data.pairs import PARTS
 from trainer.data.prepare import check_enough, prepare
-from trainer.data.prepared import Prepared, find
+from trainer.data.prepared import Prepared, find_prepared
 from trainer.data.tokenizer import GPT2_FILES, GPT2_HUB, gpt2
 from trainer.storage.base import Progress, explain, new_file
 from trainer.storage.factory import open_storage
@@ -48,7 +48,7 @@ def prepare_here(stack: config.StackConfig) -> None:
     """Text and tokens, into the bucket of a stack on this machine."""
     job = declared(stack)
     storage = open_storage(stack.bucket)
-    prepared = find(storage, job.data, job.fingerprint)
+    prepared = find_prepared(storage, job.data, job.fingerprint)
     if prepared is None:
         storage.upload(stack.text, job.data.path)
         with progress_bar(f"tokenizing {stack.text.name}", stack.text.stat().st_size) as advance:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run, run_main
+from trainer.contract import paths
 from trainer.report.page import render_page
 from trainer.storage.base import Storage, new_file
 from trainer.storage.factory import open_storage
@@ -34,7 +35,7 @@ def page(storage: Storage, run: str, compare: list[str]) -> str:
 
 def target(storage: Storage, run: str, wanted: Path | None) -> Path:
     """Where the page goes: beside the run's files if they lie on this machine, else here."""
-    return wanted or storage.local_path(f"runs/{run}/report.html") or Path(f"report-{run}.html")
+    return wanted or storage.local_path(paths.report(run)) or Path(f"report-{run}.html")
 
 
 def main(arguments: list[str] | None = None) -> None:

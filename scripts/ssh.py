@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 
-from infra.fleet.fleet import counts
+from infra.fleet.fleet import role_counts
 from scripts.support.common import UserError, google_stack, run_main
 from scripts.support.google_groups import Group, Json, instance_name, read_groups
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.index < 0:
         parser.error("--index: use 0 or more")
     config = google_stack(options.stack)
-    if options.role not in counts(config):
-        roles = ", ".join(counts(config))
+    roles = role_counts(config)
+    if options.role not in roles:
         raise UserError(
-            f"{options.role}: stack {config.stack} has no such machines by its stack file (it has: {roles})"
+            f"{options.role}: stack {config.stack} has no such machines by its stack file (it has: {', '.join(roles)})"
         )
     gcloud = shutil.which("gcloud")
     if gcloud is None and not options.print:

@@ -21,6 +21,7 @@ from scripts.support.common import (
     run_main,
     stack_bucket,
 )
+from trainer.contract import paths
 from trainer.data.pairs import PairFile
 from trainer.data.text import check_text, decode, size_of
 from trainer.storage.base import Storage
@@ -43,7 +44,7 @@ def upload(storage: Storage, path: Path) -> Uploaded:
         with progress_bar("checking", size) as progress:
             check_text(path, str(path), progress)
         digest = sha256(path)
-        target = f"data/{digest[:16]}/{path.name}"  # as identity.fingerprint()
+        target = paths.text(digest[:16], path.name)  # as identity.fingerprint()
         if storage.matches(path, target):
             return Uploaded(target, digest, size, there=True)
         with progress_bar("uploading", size) as progress:

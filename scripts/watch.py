@@ -20,6 +20,7 @@ from rich.text import Text
 from scripts.support import render
 from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
 from scripts.support.run_files import RunFiles, Snapshot, UnreadableRun
+from trainer.contract import paths
 from trainer.runs.trials import Trial
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
@@ -157,7 +158,7 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
             say(line)
         if snapshot.trials:
             console.print(render.trials(snapshot, min(console.width, 110)))
-        model = _place(storage, f"runs/{snapshot.run}/model")
+        model = _place(storage, paths.model(snapshot.run))
         console.print(f"model: {model}", soft_wrap=True, highlight=False, markup=False)  # in one piece, to be copied
     elif status and snapshot.state == "FAILED":
         say(Text(f"{snapshot.run} FAILED {at}: {status.reason or 'no reason was given'}", "red"))
@@ -210,9 +211,9 @@ def _place(storage: Storage, path: str) -> str:
 
 def unigram_entropy(snapshot: Snapshot, storage: Storage) -> float | None:
     """Nats a held-out token, of a model that knows only how frequent each is; None where the data does not say."""
-    folder = f"data/{snapshot.spec.fingerprint}/{snapshot.spec.data.tokens_key()}"
+    folder = paths.tokens(snapshot.spec.fingerprint, snapshot.spec.data.tokens_key())
     try:
-        return float(json.loads(storage.read(f"{folder}/manifest.json"))["validation"]["unigramEntropy"])
+        return float(json.loads(storage.read(f"{folder}/{paths.MANIFEST}"))["validation"]["unigramEntropy"])
     except (FileNotFoundError, StorageError, OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -226,7 +227,7 @@ def wait_for_run(
         try:
             with _not_in_silence(storage, console):
                 run = find_run(storage, wanted)
-                if any(entry.path == f"runs/{run}/job.json" for entry in storage.list(f"runs/{run}")):
+                if any(entry.path == paths.job(run) for entry in storage.list(paths.run(run))):
                     return run
             missing = f"there is no job.json of {run} in {storage.url}; `pulumi up` (or `make train`) writes it"
         except UserError as error:

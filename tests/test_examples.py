@@ -18,7 +18,7 @@ from tests.trainer.conftest import new_run
 from tests.trainer.running import ROOT, Run
 from trainer.contract.spec import Data, JobSpec
 from trainer.data.pairs import Pair, part_of
-from trainer.data.prepared import find
+from trainer.data.prepared import find_prepared
 from trainer.evaluation.measures import baseline
 from trainer.runs import scores
 
@@ -211,7 +211,7 @@ def test_questions_learn(new_run: Callable[..., Run]) -> None:
     """A home where a home is asked for, though not yet whose: the loss falls long before answers are right."""
     content = data.lines(data.pairs("questions", 4000))
     run = trained(new_run, "questions", content, {"layers": 2, "width": 64}, **SMALL, steps=200)
-    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
     assert run.validation()[-1] < 0.6 * prepared.manifest.validation.unigram_entropy
     kinds = {answer: kind for kind, (_, _, listed) in data.FACTS.items() for answer in listed.split()}

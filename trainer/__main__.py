@@ -11,6 +11,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from trainer.compute.exit_codes import INPUT
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.machine.supervisor import Supervisor, here
 from trainer.machine.sweep import SweepMachine
@@ -41,12 +42,12 @@ def main() -> int:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        line = f"{arguments.bucket}/runs/{arguments.run}/job.json: {key}: {first['msg']}"
+        line = f"{arguments.bucket}/{paths.job(arguments.run)}: {key}: {first['msg']}"
         print(line, file=sys.stderr)
         last = here(name=arguments.name, role=arguments.role, state="failed", message=line, log=[line])
         with suppress(StorageError, OSError):
             body = json.dumps(last.to_json()).encode()
-            storage.write(f"runs/{arguments.run}/machines/{arguments.name}.json", body)
+            storage.write(paths.machine(arguments.run, arguments.name), body)
     return INPUT
 
 
@@ -62,7 +63,7 @@ def _machine(storage: Storage, spec: JobSpec, arguments: argparse.Namespace) -> 
 def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
     from trainer.machine import google_vm  # needs packages that nothing local needs
 
-    where = f"runs/{arguments.run}/job.json"
+    where = paths.job(arguments.run)
     spec = google_vm.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))
     machine = _machine(storage, spec, arguments)
     return google_vm.supervise(machine, storage, spec, arguments.name, arguments.role)

@@ -1,1 +1,1 @@
-"""What a stack file may not ask for: combinations of keys, Google's rules, the limits of this machine."""
+"""Checks of a stack before anything starts: its keys, this computer, Google Cloud."""

@@ -1,4 +1,4 @@
-"""Find keys of a stack file that are legal alone and cannot go together."""
+"""Find keys of a stack file that are legal alone and cannot be combined."""
 
 from pydantic.alias_generators import to_camel
 
@@ -7,7 +7,7 @@ from trainer.contract import search_space, spec
 
 
 def combination_problems(file: StackFile) -> list[str]:
-    """Values that are fine alone and not together, on any platform; one line each, starting with the key."""
+    """Return values that cannot be combined on any platform, a line each that starts with the key."""
     problems = []
     training, parameters = file.training_input, file.training_input.hyperparameters
     workers, servers = training.counts()
@@ -53,7 +53,7 @@ def combination_problems(file: StackFile) -> list[str]:
         ]
     task = file.evaluation.task
     if task is not None and (problem := spec.format_problem(task, data_format(file.data))):
-        if file.data.format is None and task != "text":  # as its name says
+        if file.data.format is None and task != "text":  # the format was taken from the file's name
             problem += ", or set data.format: pairs"
         problems.append(problem)
     often, keep = file.checkpoints.every, file.checkpoints.keep_every
@@ -73,7 +73,7 @@ def combination_problems(file: StackFile) -> list[str]:
 
 
 def _model_problems(file: StackFile, servers: int) -> list[str]:
-    """What starts from a checkpoint, and what does not."""
+    """Return keys that go only with a checkpoint as the start, or only without one."""
     problems = []
     if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
         problems.append("data.tokenizer: checkpoint needs model.initialize, or use train, gpt2 or byte")
@@ -103,7 +103,7 @@ def _model_problems(file: StackFile, servers: int) -> list[str]:
 
 
 def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]:
-    """How the trainers are to share the work, and with whom."""
+    """Return what is wrong with the way in which trainers share the work."""
     parallel, problems = file.parallel, []
     if parallel.parallelism == "fsdp" and (workers or servers):
         problems.append(
@@ -135,7 +135,7 @@ def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]
             " to the next; use 2 or more, for example 16"
         )
     for key, value in (("evaluation.every", file.evaluation.every), ("checkpoints.every", file.checkpoints.every)):
-        if problem := _multiple(key, value, "parallel.every", parallel.every):  # only then is there one model
+        if problem := _multiple(key, value, "parallel.every", parallel.every):  # between meetings models differ
             problems.append(problem)
     if (optimizer := file.training_input.hyperparameters.optimizer) != "adamw":
         problems.append(
@@ -146,7 +146,7 @@ def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]
 
 
 def _multiple(key: str, value: int, of: str, unit: int) -> str | None:
-    """What to say if a number of steps is no multiple of another."""
+    """Return a problem if a number of steps is not a multiple of another."""
     if value % unit == 0:
         return None
     return f"{key}: found {value}, must be a multiple of {of}, {unit}; use {max(round(value / unit), 1) * unit}"

@@ -1,6 +1,6 @@
-"""What Google Cloud would refuse, found out before anything is made: one line a problem, with the fix.
+"""Find what Google Cloud would refuse before anything is made: a line for each problem, with its fix.
 
-Pure: nothing here asks Google. Quotas and capacity are scripts/preflight's.
+Nothing here asks Google. `scripts.preflight` asks about quotas and capacity.
 """
 
 import difflib
@@ -9,38 +9,49 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, ZONES, MachineType, known_zones
-from infra.fleet.fleet import TYPE_KEYS, accelerator, attached, counts, zones
-from infra.fleet.prices import hourly_cost
+from infra.fleet.fleet import TYPE_KEYS, Fleet, attached_accelerator, resolve_fleet, role_counts
 from infra.stack.config import StackConfig
-from infra.stack.keys import Accelerator, Machines
+from infra.stack.keys import Accelerator
+from trainer.contract.spec import Role
 
 PROVIDER_KEYS = {"project", "region"}
 FAMILIES = {name.partition("-")[0] for name in MACHINE_TYPES}
-STACK_NAME = re.compile(r"[a-z]([a-z0-9-]{0,14}[a-z0-9])?")  # gpt2-<stack>-master is an account's id: 30 at most
+STACK_NAME = re.compile(r"[a-z]([a-z0-9-]{0,14}[a-z0-9])?")  # gpt2-<stack>-master must be an account's id: 30 at most
 PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
-# Machines log in where their account's token counts, and have no way to other registries.
+# Artifact Registry accepts the token of a machine's account. Machines cannot reach other registries.
 DIGEST = re.compile(r"[a-z0-9-]+-docker\.pkg\.dev/[a-z0-9._/-]+@sha256:[0-9a-f]{64}")
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 BILLING_ACCOUNT = re.compile(r"[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}")
-FLEX_HOURS = 168  # 7 days are Google's most
-# Google gives parts of an H100 machine as Spot or flex-start only, and a master is neither unless it waits.
+FLEX_HOURS = 168  # Google's limit is 7 days
+# Google offers a part of an H100 machine as Spot or flex-start only. A master is never Spot, so it must be flex-start.
 WAITING_ONLY = ("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g")
 
 
 def stack_problems(config: StackConfig) -> list[str]:
-    """Everything about the stack that Google would refuse, each line starting with the full key."""
+    """Return everything about the stack that Google would refuse, each line starting with the full key."""
     names = _name_problems(config)
     region = _region_problems(config)
-    own = _machine_problems(config)
-    if not own and not region:  # the rest would follow from these
-        own = _zone_problems(config) + _limit_problems(config)
-    own += _capacity_problems(config.file.machines, config) + _other_problems(config)
-    if not own and config.file.parallel.parallelism == "fsdp" and (found := accelerator(config, "master")[1]) < 2:
+    named = _named_types(config)
+    attached = attached_accelerator(config.file)
+    own = _machine_problems(config, named, attached)
+    fleet = None if own else resolve_fleet(config)
+    if fleet is not None and not region:  # wrong zones and limits would only follow from a wrong region
+        own = _zone_problems(config, fleet) + _limit_problems(config, fleet)
+    own += _capacity_problems(config, named) + _other_problems(config)
+    fsdp = config.file.parallel.parallelism == "fsdp"
+    if fleet is not None and not own and fsdp and fleet.master.accelerators < 2:
         own.append(
-            f"parallel.parallelism: fsdp shares a model among the GPUs of one machine, and the master has {found}; use"
-            " machines.accelerator.count 2 or more, or a masterType with several built in, for example a2-highgpu-2g"
+            "parallel.parallelism: fsdp shares a model among the GPUs of one machine, and the master has"
+            f" {fleet.master.accelerators}; use machines.accelerator.count 2 or more, or a masterType with several"
+            " built in, for example a2-highgpu-2g"
         )
     return names + region + [f"gpt2-training:{problem}" for problem in own]
+
+
+def _named_types(config: StackConfig) -> dict[Role, str | None]:
+    """Return the machine type that the stack file names for each role with machines. It may be unknown."""
+    types = config.file.training_input.machine_types()
+    return {role: types[role] for role in role_counts(config)}
 
 
 def _name_problems(config: StackConfig) -> list[str]:
@@ -51,7 +62,7 @@ def _name_problems(config: StackConfig) -> list[str]:
             " starts with a letter and does not end with a hyphen; choose another"
         )
     for key in config.provider.keys() - PROVIDER_KEYS:
-        if not _misspelt(key):
+        if not _meant_key(key):
             problems.append(
                 f"gcp:{key}: has no effect here, only project and region do; remove it (to act as an account:"
                 " `gcloud auth application-default login --impersonate-service-account`)"
@@ -60,12 +71,12 @@ def _name_problems(config: StackConfig) -> list[str]:
 
 
 def project_problems(provider: Mapping[str, Any], stack: str) -> list[str]:
-    """What is wrong with the project and, as it may be the project, with misspelt keys of gcp."""
-    misspelt = {key: meant for key in sorted(provider.keys() - PROVIDER_KEYS) if (meant := _misspelt(key))}
-    problems = [f"gcp:{key}: unknown key; did you mean gcp:{meant}?" for key, meant in misspelt.items()]
+    """Return what is wrong with the project, and misspelled keys of gcp, one of which may be the project."""
+    misspelled = {key: meant for key in sorted(provider.keys() - PROVIDER_KEYS) if (meant := _meant_key(key))}
+    problems = [f"gcp:{key}: unknown key; did you mean gcp:{meant}?" for key, meant in misspelled.items()]
     project = provider.get("project")
     if project in (None, ""):
-        if "project" not in misspelt.values():
+        if "project" not in misspelled.values():
             problems.append(f"gcp:project: missing; run `pulumi config set gcp:project YOUR-PROJECT --stack {stack}`")
     elif not PROJECT_ID.fullmatch(str(project)):
         problems.append(
@@ -75,8 +86,8 @@ def project_problems(provider: Mapping[str, Any], stack: str) -> list[str]:
     return problems
 
 
-def _misspelt(key: str) -> str:
-    """The key of gcp that was meant; empty if none is near."""
+def _meant_key(key: str) -> str:
+    """Return the key of gcp that a misspelled one resembles; empty if it resembles none."""
     return next(iter(difflib.get_close_matches(key, PROVIDER_KEYS, n=1, cutoff=0.75)), "")
 
 
@@ -91,48 +102,47 @@ def _region_problems(config: StackConfig) -> list[str]:
     return []
 
 
-def _machine_problems(config: StackConfig) -> list[str]:
+def _machine_problems(config: StackConfig, named: Mapping[Role, str | None], attached: Accelerator | None) -> list[str]:
     problems: list[str] = []
-    named = config.file.training_input.machine_types()
-    wanted = attached(config)
-    for role in counts(config):
-        key, name = f"trainingInput.{TYPE_KEYS[role]}", named[role]
+    for role, name in named.items():
+        key = f"trainingInput.{TYPE_KEYS[role]}"
         if not name:
             problems.append(f"{key}: missing; give a machine type, for example n1-highmem-16")
         elif name not in MACHINE_TYPES:
             problems.append(f"{key}: unknown machine type {name!r}; {_close_machine(name)}")
-        elif wanted is not None and role != "ps":
-            problems += _accelerator_problems(key, MACHINE_TYPES[name], wanted)
-    if wanted is not None and wanted.type in ACCELERATORS:
-        problems += _image_problems(config, wanted)
+        elif attached is not None and role != "ps":
+            problems += _accelerator_problems(key, MACHINE_TYPES[name], attached)
+    if attached is not None and attached.type in ACCELERATORS:
+        problems += _image_problems(config, attached)
     return list(dict.fromkeys(problems))
 
 
-def _accelerator_problems(key: str, machine: MachineType, wanted: Accelerator) -> list[str]:
+def _accelerator_problems(key: str, machine: MachineType, attached: Accelerator) -> list[str]:
+    """Return what is wrong with attaching GPUs to a machine. key: names the machine's type."""
     where = "machines.accelerator"
-    if wanted.type not in ACCELERATORS:
-        names = [a.name for a in ACCELERATORS.values() if a.attachable]
-        return [f"{where}.type: unknown accelerator {wanted.type!r}; {_close(wanted.type, names)}"]
+    if attached.type not in ACCELERATORS:
+        names = [model.name for model in ACCELERATORS.values() if model.attachable]
+        return [f"{where}.type: unknown accelerator {attached.type!r}; {_close(attached.type, names)}"]
     if machine.accelerators:
         return [f"{where}: {machine.name} has {machine.accelerators} x {machine.accelerator} built in; remove it"]
-    model = ACCELERATORS[wanted.type]
+    model = ACCELERATORS[attached.type]
     if not model.attachable:
         fitting = ", ".join(m.name for m in MACHINE_TYPES.values() if m.accelerator == model.name)
         return [f"{where}.type: {model.name} is built into machines; remove it and use {key}: one of {fitting}"]
     fits = [n for n, (cpus, gb) in model.most.items() if machine.vcpus <= cpus and machine.memory_gb <= gb]
-    if wanted.count in fits:
+    if attached.count in fits:
         return []
     fix = f"use count {' or '.join(map(str, fits))}" if fits else "use a smaller machine type"
     return [
         (
-            f"{where}.count: {wanted.count} x {model.name} cannot be attached to {machine.name}"
+            f"{where}.count: {attached.count} x {model.name} cannot be attached to {machine.name}"
             f" ({machine.vcpus} vCPUs, {machine.memory_gb:g} GB; {key}); {fix}"
         )
     ]
 
 
-def _image_problems(config: StackConfig, wanted: Accelerator) -> list[str]:
-    model = ACCELERATORS[wanted.type]
+def _image_problems(config: StackConfig, attached: Accelerator) -> list[str]:
+    model = ACCELERATORS[attached.type]
     if config.file.image is not None or model.compute_capability >= LEAST_COMPUTE_CAPABILITY:
         return []
     return [
@@ -144,7 +154,7 @@ def _image_problems(config: StackConfig, wanted: Accelerator) -> list[str]:
     ]
 
 
-def _zone_problems(config: StackConfig) -> list[str]:
+def _zone_problems(config: StackConfig, fleet: Fleet) -> list[str]:
     given = config.file.machines.zones
     problems = [
         f"machines.zones: {zone} is there {given.count(zone)} times; name each zone once"
@@ -158,11 +168,11 @@ def _zone_problems(config: StackConfig) -> list[str]:
     ]
     if problems:
         return problems
-    for role in counts(config):
-        model = accelerator(config, role)[0]
-        here = known_zones(config.region, model)
-        what = model or str(config.file.training_input.machine_types()[role])
-        if here is None and not given:
+    for machines in fleet.roles:
+        model = machines.accelerator
+        possible = known_zones(config.region, model)
+        what = model or machines.machine.name
+        if possible is None and not given:
             return [
                 (
                     f"machines.zones: missing; region {config.region} is not in our table, so name zones that have"
@@ -171,16 +181,17 @@ def _zone_problems(config: StackConfig) -> list[str]:
                 )
             ]
         for zone in given:
-            if here is not None and zone not in here:
-                there = f"use {', '.join(here)}" if here else "use another region or accelerator"
-                problems.append(f"machines.zones: {zone} has no {what}; {there}")
-    if not given and not zones(config):
+            if possible is not None and zone not in possible:
+                fix = f"use {', '.join(possible)}" if possible else "use another region or accelerator"
+                problems.append(f"machines.zones: {zone} has no {what}; {fix}")
+    if not fleet.zones:
         problems.append(f"machines.zones: no zone of {config.region} has all the accelerators asked for; use others")
     return problems
 
 
-def _capacity_problems(machines: Machines, config: StackConfig) -> list[str]:
-    problems = []
+def _capacity_problems(config: StackConfig, named: Mapping[Role, str | None]) -> list[str]:
+    """Return what is wrong with Spot, a reservation or flex-start. Unknown machine types are no problem of these."""
+    machines, problems = config.file.machines, []
     ways = [
         name
         for name, used in (
@@ -193,10 +204,9 @@ def _capacity_problems(machines: Machines, config: StackConfig) -> list[str]:
     if len(ways) > 1:
         problems.append(f"{ways[0]}: cannot go with {ways[1]}; each is another way to get capacity: choose one")
     if machines.flex_start:
-        for role in ("master", "worker"):
-            name = config.file.training_input.machine_types()[role]
+        for role, name in named.items():
             machine = MACHINE_TYPES.get(str(name))
-            if machine is not None and not machine.accelerators and role in counts(config):
+            if machine is not None and not machine.accelerators and role != "ps":
                 problems.append(
                     f"machines.flexStart: {machine.name} (trainingInput.{TYPE_KEYS[role]}) cannot wait for capacity,"
                     " only machines with built-in GPUs can (a2, a3, g2); use one of those, or remove flexStart"
@@ -207,11 +217,10 @@ def _capacity_problems(machines: Machines, config: StackConfig) -> list[str]:
                 f" machines.flexStart gives; use at most {FLEX_HOURS}"
             )
     else:
-        for role in counts(config):
-            name = config.file.training_input.machine_types()[role]
+        for role, name in named.items():
             if name in WAITING_ONLY and machines.reservation is None:
                 problems.append(
-                    f"trainingInput.{TYPE_KEYS[role]}: {name} is not to be had on demand; set machines.flexStart: true,"
+                    f"trainingInput.{TYPE_KEYS[role]}: {name} is not available on demand; set machines.flexStart: true,"
                     " or use a3-highgpu-8g"
                 )
     if machines.spot and not config.workers:
@@ -221,7 +230,7 @@ def _capacity_problems(machines: Machines, config: StackConfig) -> list[str]:
     return problems
 
 
-def _limit_problems(config: StackConfig) -> list[str]:
+def _limit_problems(config: StackConfig, fleet: Fleet) -> list[str]:
     limits, problems = config.file.limits, []
     if limits.billing_account is not None:
         if not BILLING_ACCOUNT.fullmatch(limits.billing_account):
@@ -233,16 +242,16 @@ def _limit_problems(config: StackConfig) -> list[str]:
             problems.append("limits.billingAccount: a budget needs limits.maxCostUsd; give it, or remove this")
     if limits.max_cost_usd is None:
         return problems
-    cost = hourly_cost(config)
-    if cost is None:
+    cost = fleet.hourly
+    if not cost.exact:
         problems.append(
             "limits.maxCostUsd: the price of these machines in this region is not known, so it cannot be kept;"
             " use limits.maxHours"
         )
-    elif limits.max_cost_usd < cost:
+    elif limits.max_cost_usd < cost.usd:
         problems.append(
-            f"limits.maxCostUsd: found {limits.max_cost_usd:g}, less than the first hour, {cost:.2f} USD; raise it or"
-            " use fewer or smaller machines"
+            f"limits.maxCostUsd: found {limits.max_cost_usd:g}, less than the first hour, {cost.usd:.2f} USD; raise it"
+            " or use fewer or smaller machines"
         )
     return problems
 
@@ -262,13 +271,13 @@ def _other_problems(config: StackConfig) -> list[str]:
 
 
 def _close_machine(name: str) -> str:
-    """Only within its family: the nearest name of another may be a machine of quite another price."""
+    """Suggest a machine type of the same family. The nearest name of another family may have quite another price."""
     family = name.lower().partition("-")[0]
     if family not in FAMILIES:
         return "known are N1 and, with GPUs built in, G2, A2 and A3; for example n1-standard-4 or g2-standard-8"
-    mine = [known for known in MACHINE_TYPES if known.startswith(f"{family}-")]
-    close = difflib.get_close_matches(name.lower(), mine, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"for example {mine[0]} or {mine[-1]}"
+    siblings = [known for known in MACHINE_TYPES if known.startswith(f"{family}-")]
+    close = difflib.get_close_matches(name.lower(), siblings, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"for example {siblings[0]} or {siblings[-1]}"
 
 
 def _close(name: str, known: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What must be so on this machine before anything starts: the text, the host, the disk. One line a problem."""
+"""Check, before a local stack starts, that this computer can run it: platform, GPUs, memory, disk."""
 
 import platform
 import shutil
@@ -13,14 +13,15 @@ from infra.sizing.memory import SERVER_BYTES, SERVERS_BYTES_PER_PARAMETER, TRAIN
 from infra.sizing.workload import dimensions_of
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
+from trainer.contract import paths
 
-BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 parameters and AdamW's two moments
+BYTES_PER_PARAMETER = 12  # in a checkpoint: fp32 parameters and AdamW's two moments
 TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
-MARGIN = 200_000_000  # bytes to be left free for logs, metrics and everybody else
+MARGIN = 200_000_000  # bytes that stay free for logs, metrics and other programs
 
 
 def host_problems(config: StackConfig) -> list[str]:
-    """What this machine cannot do."""
+    """Return what this computer cannot do for a local stack, a line each, without the project's name."""
     problems = []
     system, processor, version = platform.system(), platform.machine(), sys.version_info[:2]
     if not (system == "Linux" and processor in ("x86_64", "AMD64") and (3, 11) <= version <= (3, 13)):
@@ -32,26 +33,26 @@ def host_problems(config: StackConfig) -> list[str]:
             if count
         ]
     file = config.file
-    if file.parallel.parallelism == "fsdp" and (found := gpus()) < 2:
+    if file.parallel.parallelism == "fsdp" and (own_gpus := gpus()) < 2:
         problems.append(
-            f"parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has {found}; use"
+            f"parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has {own_gpus}; use"
             " replicas"
         )
     precision = file.training_input.hyperparameters.precision
     if precision == "fp16" and not gpus():
         problems.append("trainingInput.hyperparameters.precision: fp16 needs a GPU, and here is none; use auto or fp32")
-    trainers, who = 1 + config.workers, f"{1 + config.workers} trainers"
+    trainers, members = 1 + config.workers, f"{1 + config.workers} trainers"
     need = trainers * (TRAINER_BYTES + TRAINER_BYTES_PER_PARAMETER * _parameters(config))
     if config.servers:
-        who += f" and {config.servers} parameter servers"
+        members += f" and {config.servers} parameter servers"
         need += config.servers * SERVER_BYTES + SERVERS_BYTES_PER_PARAMETER[
             file.parallel.synchronization
         ] * _parameters(config)
     memory = psutil.virtual_memory().total
     if need > memory:
         problems.append(
-            f"trainingInput.workerCount: {who} of this model need about {need / 1e9:.0f} GB of memory, and this machine"
-            f" has {memory / 1e9:.0f}; use fewer machines or a smaller model"
+            f"trainingInput.workerCount: {members} of this model need about {need / 1e9:.0f} GB of memory, and this"
+            f" machine has {memory / 1e9:.0f}; use fewer machines or a smaller model"
         )
     value = file.data.vocabulary_path
     if value and value.startswith(FOLDER) and not (config.root / Path(value).expanduser()).exists():
@@ -67,14 +68,13 @@ def _parameters(config: StackConfig) -> int:
 
 
 def disk_problem(config: StackConfig, run: str) -> str | None:
-    """Whether a new run's files will fit on the disk."""
+    """Return a problem if a new run's files will not fit on the disk."""
     folder = config.root.resolve() / "artifacts" / config.stack
-    if (folder / "runs" / run).exists():  # it was let in before, and may be finished
+    if (folder / paths.run(run)).exists():  # it was checked before, and may be finished
         return None
     file = config.file
-    copies = (
-        5 if data_format(file.data) == "pairs" else 3
-    )  # the copy, and tokens of two bytes; texts and index of pairs
+    # The text's copy and its tokens of two bytes; for pairs also their texts and index.
+    copies = 5 if data_format(file.data) == "pairs" else 3
     need = MARGIN + copies * config.text.stat().st_size
     kept = file.checkpoints.keep
     if file.checkpoints.keep_every is not None:

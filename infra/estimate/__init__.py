@@ -1,1 +1,1 @@
-"""How long a run will take and what it will cost, each figure with its origin."""
+"""Estimates of how long a run takes and what it costs, before anyone pays."""

@@ -1,20 +1,21 @@
-"""The same job on other machines: how long, for how much, and which that fit are the cheapest and the fastest."""
+"""Estimate the same job on other machines, and find the cheapest and the fastest that fit its limits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from infra.checks import google
+from infra.checks.google import stack_problems
 from infra.estimate.estimate import estimate, fits
 from infra.estimate.measured import Measured
 from infra.estimate.parts import Estimate
 from infra.fleet import prices
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, MachineType
-from infra.sizing import memory
+from infra.fleet.fleet import Fleet, resolve_fleet
+from infra.sizing import memory, workload
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
 from trainer.contract.spec import Parallel
 
-# N1 to compare with: a machine's memory and cores are for the CPU to train with, or beside a GPU for it to be fed.
+# N1 machines to compare with: those whose CPU trains, and those whose CPU only feeds the attached GPUs.
 ALONE = ("n1-standard-8", "n1-highcpu-16", "n1-standard-16", "n1-standard-32", "n1-standard-96")
 BESIDE_GPUS = ("n1-standard-8", "n1-highmem-8", "n1-highmem-16")
 SERVER = "n1-highmem-8"
@@ -22,65 +23,79 @@ SERVER = "n1-highmem-8"
 
 @dataclass(frozen=True)
 class Alternative:
-    """A way to run the job; `shape` says in words which machines."""
+    """A way to run the job.
+
+    shape: its machines in words. fits: whether it fits the stack's limits; None if that depends on an unknown price.
+    """
 
     config: StackConfig
+    fleet: Fleet
     shape: str
     estimate: Estimate
-    fits: bool | None  # within the stack's limits; None: that depends on a price that nobody knows
+    fits: bool | None
 
     @property
     def cost(self) -> float:
-        """USD in the middle of its range, or of the lower bounds."""
-        found = self.estimate.cost
-        return found.middle if found else 0.0
+        """USD in the middle of the range, or of the lower bounds if a price is unknown."""
+        cost = self.estimate.cost
+        return cost.middle if cost else 0.0
 
     @property
     def hours(self) -> float:
-        found = self.estimate.hours
-        return found.middle if found else 0.0
+        hours = self.estimate.hours
+        return hours.middle if hours else 0.0
 
 
 @dataclass(frozen=True)
 class Choice:
-    every: list[Alternative]  # that can carry the job out, by cost; unpriced ones last
-    cheapest: Alternative | None  # of those that are priced and within the limits
+    """All alternatives that can run the job, by cost, those with unknown prices last.
+
+    cheapest, fastest: of those that have known prices and fit the limits.
+    """
+
+    every: list[Alternative]
+    cheapest: Alternative | None
     fastest: Alternative | None
 
 
-def compare(config: StackConfig, runs: list[Measured] | None = None) -> Choice:
-    """All alternatives in the stack's own region. Pure but for what estimate() reads."""
-    found = []
-    for candidate in dict.fromkeys(_candidates(config)):
-        made = _made(config, candidate)
+def compare(config: StackConfig, fleet: Fleet, runs: list[Measured] | None = None) -> Choice:
+    """Estimate all alternatives in the stack's own region. fleet: the stack's own. runs: as estimate() takes them."""
+    every = []
+    for candidate in dict.fromkeys(_candidates(config, fleet)):
+        made = _with_machines(config, candidate)
         if made is None:
             continue
-        one = estimate(made, runs)
-        if one.hours is not None:
-            found.append(Alternative(made, candidate.words + _rows(config, made), one, fits(one, made)))
-    found.sort(key=lambda one: (bool(one.estimate.unknown), one.cost, one.hours))
-    fitting = [one for one in found if one.fits and not one.estimate.unknown]
+        changed, other_fleet = made
+        estimated = estimate(changed, other_fleet, runs)
+        if estimated.hours is not None:
+            shape = candidate.words + _changed_rows(config, changed)
+            within = fits(estimated, changed.file.limits)
+            every.append(Alternative(changed, other_fleet, shape, estimated, within))
+    every.sort(key=lambda one: (bool(one.estimate.unknown), one.cost, one.hours))
+    fitting = [one for one in every if one.fits and not one.estimate.unknown]
     return Choice(
-        found,
+        every,
         min(fitting, key=lambda one: one.cost, default=None),
         min(fitting, key=lambda one: one.hours, default=None),
     )
 
 
 def regions(config: StackConfig, runs: list[Measured] | None = None) -> list[tuple[str, Estimate]]:
-    """The stack's own machines in each region of the price list. Zones and capacity there are not looked at."""
-    found = []
+    """Estimate the stack's own machines in each region of the price list, without regard to zones and capacity."""
+    estimates = []
     for region in prices.regions():
-        there = replace(config, provider={**config.provider, "region": region})
-        found.append((region, estimate(there, runs)))
-    return found
+        moved = replace(config, provider={**config.provider, "region": region})
+        estimates.append((region, estimate(moved, resolve_fleet(moved), runs)))
+    return estimates
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """Machines to compare with. accelerator, accelerators: the GPUs attached to each trainer machine."""
+
     machine: str
     accelerator: str
-    accelerators: int  # attached
+    accelerators: int
     workers: int
     servers: int
     spot: bool
@@ -93,11 +108,11 @@ class _Candidate:
         return f"{1 + self.workers} x {self.machine}{gpus}{servers}{' fsdp' if self.fsdp else ''}"
 
 
-def _candidates(config: StackConfig) -> Iterator[_Candidate]:
+def _candidates(config: StackConfig, fleet: Fleet) -> Iterator[_Candidate]:
     own, servers = config.workers, config.servers
     batch = config.file.training_input.hyperparameters.batch_size
     counts = sorted({0, 3, own, 2 * own} if own else {0, 1, 3})
-    for name, gpu, number in _machines(config):
+    for name, gpu, number in _machines(config, fleet):
         built_in = MACHINE_TYPES[name].accelerators
         if max(number, built_in) > 1:
             yield _Candidate(name, gpu, number, 0, 0, False, True)
@@ -109,78 +124,82 @@ def _candidates(config: StackConfig) -> Iterator[_Candidate]:
                         yield _Candidate(name, gpu, number, workers, kept, spot, False)
 
 
-def _machines(config: StackConfig) -> Iterator[tuple[str, str, int]]:
-    """Machine type, GPU attached and how many: ours to compare, and the stack's own."""
-    named = config.file.training_input.machine_types()["master"] if config.google else None
-    for name in dict.fromkeys([*ALONE, *([named] if named else [])]):
-        if name in MACHINE_TYPES and not MACHINE_TYPES[name].accelerators:
+def _machines(config: StackConfig, fleet: Fleet) -> Iterator[tuple[str, str, int]]:
+    """Yield machine types with the GPUs attached to them and their number: ours, and the master's on Google Cloud."""
+    own = [] if fleet.local else [fleet.master.machine.name]
+    for name in dict.fromkeys([*ALONE, *own]):
+        if not MACHINE_TYPES[name].accelerators:
             yield name, "", 0
     for model in ACCELERATORS.values():
         if model.compute_capability < LEAST_COMPUTE_CAPABILITY and config.file.image is None:
             continue  # the image's torch has no kernels for it
         for number, (vcpus, gigabytes) in model.most.items():
-            for name in dict.fromkeys([*BESIDE_GPUS, *([named] if named else [])]):
-                machine = MACHINE_TYPES.get(name)
-                if machine and _takes(machine, vcpus, gigabytes):
+            for name in dict.fromkeys([*BESIDE_GPUS, *own]):
+                if _takes_gpus(MACHINE_TYPES[name], vcpus, gigabytes):
                     yield name, model.name, number
     for machine in MACHINE_TYPES.values():
         if machine.accelerators:
             yield machine.name, "", 0
 
 
-def _takes(machine: MachineType, vcpus: int, gigabytes: int) -> bool:
+def _takes_gpus(machine: MachineType, vcpus: int, gigabytes: int) -> bool:
+    """Return whether GPUs can be attached that allow so many vCPUs and so much memory."""
     return not machine.accelerators and machine.vcpus <= vcpus and machine.memory_gb <= gigabytes
 
 
-def _made(config: StackConfig, one: _Candidate) -> StackConfig | None:
-    """The stack with these machines; None if Google or their memory would refuse it."""
+def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackConfig, Fleet] | None:
+    """Return the stack with other machines, and these; None if Google would refuse them or the model does not fit."""
     file = config.file
+    server_type = file.training_input.parameter_server_type or SERVER
     training = file.training_input.model_copy(
         update={
             "scale_tier": "CUSTOM",
-            "master_type": one.machine,
-            "worker_type": one.machine if one.workers else None,
-            "worker_count": one.workers,
+            "master_type": candidate.machine,
+            "worker_type": candidate.machine if candidate.workers else None,
+            "worker_count": candidate.workers,
             "min_workers": 0,
-            "parameter_server_type": (file.training_input.parameter_server_type or SERVER) if one.servers else None,
-            "parameter_server_count": one.servers,
+            "parameter_server_type": server_type if candidate.servers else None,
+            "parameter_server_count": candidate.servers,
         }
     )
-    attached = Accelerator(type=one.accelerator, count=one.accelerators) if one.accelerator else None
+    attached = None
+    if candidate.accelerator:
+        attached = Accelerator(type=candidate.accelerator, count=candidate.accelerators)
     machines = file.machines.model_copy(
-        update={"accelerator": attached, "spot": one.spot, "zones": [], "reservation": None, "flex_start": False}
+        update={"accelerator": attached, "spot": candidate.spot, "zones": [], "reservation": None, "flex_start": False}
     )
-    talk = file.parallel if one.servers else Parallel(parallelism="fsdp" if one.fsdp else "replicas")
-    # A price that is not known makes a row a lower bound; as a limit it would hide it.
+    parallel = file.parallel if candidate.servers else Parallel(parallelism="fsdp" if candidate.fsdp else "replicas")
+    # With a limit, an unknown price would be refused. Without it, the price only makes the row a lower bound.
     limits = file.limits.model_copy(update={"max_cost_usd": None, "billing_account": None})
     update = {
         "platform": "google",
         "training_input": training,
         "machines": machines,
-        "parallel": talk,
+        "parallel": parallel,
         "limits": limits,
     }
     provider = {"project": "any-project", "region": config.region}
-    made = replace(config, file=file.model_copy(update=update), provider=provider)
-    if any(_matters(problem) for problem in google.stack_problems(made)):
+    changed = replace(config, file=file.model_copy(update=update), provider=provider)
+    if any(_is_of_machines(problem) for problem in stack_problems(changed)):
         return None
-    rows = memory.fitting_rows(made)
-    if rows is None and memory.needs(made):
+    fleet, size = resolve_fleet(changed), workload.dimensions(changed)
+    rows = None if size is None else memory.fitting_rows(changed, fleet, size)
+    if rows is None:
         return None
-    if rows is not None and memory.memory_problems(made):
+    if memory.memory_problems(changed, fleet):
         hyper = training.hyperparameters.model_copy(update={"micro_batch_size": rows})
         update = {"training_input": training.model_copy(update={"hyperparameters": hyper})}
-        made = replace(made, file=made.file.model_copy(update=update))
-    return replace(made, file=made.file.model_copy(update={"limits": file.limits}))
+        changed = replace(changed, file=changed.file.model_copy(update=update))
+    return replace(changed, file=changed.file.model_copy(update={"limits": file.limits})), fleet
 
 
-def _rows(config: StackConfig, made: StackConfig) -> str:
-    """What the job must change to fit there."""
-    rows = made.file.training_input.hyperparameters.micro_batch_size
+def _changed_rows(config: StackConfig, changed: StackConfig) -> str:
+    """Return in words the micro-batch that the job needs on other machines; empty if it is the stack's own."""
+    rows = changed.file.training_input.hyperparameters.micro_batch_size
     same = rows == config.file.training_input.hyperparameters.micro_batch_size
     return "" if same else f", microBatchSize {rows}"
 
 
-def _matters(problem: str) -> bool:
-    """Names and zones of another region say nothing of machines."""
+def _is_of_machines(problem: str) -> bool:
+    """Return whether a problem is one of the machines, and not of the stack's name or of another region's zones."""
     return not problem.startswith(("stack ", "gpt2-training:machines.zones"))

@@ -1,7 +1,7 @@
-"""What finished runs reached, by their own metrics: an estimate prefers it to what data sheets promise.
+"""Summarize how fast finished runs were, by their own metrics. An estimate prefers that to data sheets.
 
-`scripts.estimate` reads the runs of a stack's bucket and keeps the sum in artifacts/measured.json, so that a preview
-needs no network and says the same twice. A run that is there keeps its machine: a checkout may move.
+`scripts.estimate` reads the runs of a stack's bucket and keeps the summaries in artifacts/measured.json, so that a
+preview needs no network and says the same twice. A summary names its machine, as a checkout may move to another one.
 """
 
 import json
@@ -10,34 +10,40 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infra.fleet.host import host_cores, this_machine
+from infra.fleet.catalog import machine_label
+from infra.fleet.host import host_label
 from infra.sizing import workload
-from infra.stack.config import StackConfig
-from trainer.contract import geometry, spec
-from trainer.runs.metrics import read_records
+from trainer.contract import geometry, paths, spec
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Status
 from trainer.runs.status import read_status
 from trainer.storage.base import Storage
 
 FILE = "artifacts/measured.json"
-LEAST_STEPS = 50  # fewer say little
-WARM_UP = 5  # steps that are not counted
-STALLS = 0.01  # of the steps, the slowest: a member was lost, or a machine slept
+Kind = dict[str, str | int | float | bool]
+LEAST_STEPS = 50  # a run with fewer tells too little
+WARM_UP = 5  # first steps, which are not counted
+STALLS = 0.01  # the part of the steps, the slowest, that is not counted: a member was lost, or a machine slept
 
 
 class Measured(spec.Strict):
-    """One run. Its trainers all had the same machine."""
+    """The speed of one finished run, whose trainers all had the same machine.
+
+    machine: the machine in words (RoleMachines.label). finished: seconds since the epoch. steps: how many were counted.
+    step_seconds: their mean. communication_seconds: the part of it in which trainers waited for the network.
+    tokens: what the busiest trainer computed of a step. kind: see kind_of().
+    """
 
     run: str
     launch: int
-    machine: str  # machine_of()
-    finished: float  # seconds since the epoch
-    steps: int  # that were counted
-    step_seconds: float  # mean
-    communication_seconds: float  # of them
-    tokens: int  # of a step, of the busiest trainer
+    machine: str
+    finished: float
+    steps: int
+    step_seconds: float
+    communication_seconds: float
+    tokens: int
     flops_a_token: float
-    kind: dict[str, str | int | float | bool]  # kind_of()
+    kind: Kind
 
     @property
     def flops(self) -> float:
@@ -46,20 +52,10 @@ class Measured(spec.Strict):
         return self.tokens * self.flops_a_token / computing
 
 
-def machine_of(machine_type: str, accelerator: str, accelerators: int) -> str:
-    """A machine of Google Cloud in words."""
-    return f"{machine_type} + {accelerators} x {accelerator}" if accelerators else machine_type
-
-
-def here() -> str:
-    """This machine in words."""
-    return f"{this_machine()}, {host_cores()} cores"
-
-
 def kind_of(
     size: geometry.Dimensions, hyper: spec.Hyperparameters, cluster: spec.Cluster, parallel: spec.Parallel
-) -> dict[str, str | int | float | bool]:
-    """What a step's time depends on beside the machine and the batch: the same kind takes the same time."""
+) -> Kind:
+    """Return the kind of a run: on the same machines, two runs of one kind take the same time for the same batch."""
     return {
         "layers": size.layers,
         "width": size.width,
@@ -76,72 +72,85 @@ def kind_of(
 
 @dataclass(frozen=True)
 class Likeness:
-    """The newest run on such machines. same: of the same kind, too; else its FLOP/s say something about others."""
+    """The newest comparable run on the same machines.
+
+    same: whether it is of the same kind. If not, its FLOP/s can be scaled to another model or number of trainers.
+    """
 
     measured: Measured
     same: bool
 
 
-def like(found: list[Measured], machine: str, kind: dict[str, str | int | float | bool]) -> Likeness | None:
-    """The newest run of that kind on such machines; else the newest on such machines that computes alike."""
-    on_it = sorted((one for one in found if one.machine == machine), key=lambda one: -one.finished)
-    for one in on_it:
-        if one.kind == kind:
-            return Likeness(one, True)
-    alike = ("precision", "compile", "parallelism")
-    for one in on_it:
-        if all(one.kind.get(key) == kind[key] for key in alike):
-            return Likeness(one, False)
+def comparable(runs: list[Measured], machine: str, kind: Kind) -> Likeness | None:
+    """Return the newest run of a kind on a machine; without one, the newest there that computes in the same way."""
+    newest_first = sorted((run for run in runs if run.machine == machine), key=lambda run: -run.finished)
+    for run in newest_first:
+        if run.kind == kind:
+            return Likeness(run, True)
+    for run in newest_first:
+        if all(run.kind.get(key) == kind[key] for key in ("precision", "compile", "parallelism")):
+            return Likeness(run, False)
     return None
 
 
 def read(root: Path) -> list[Measured]:
-    """What is kept in a checkout; nothing if there is nothing, or if another version wrote it."""
+    """Return the runs that a checkout keeps; none if there is no file, or if another version wrote it."""
     try:
-        return [Measured.model_validate(one) for one in json.loads((root / FILE).read_text(encoding="utf-8"))]
+        return [Measured.model_validate(run) for run in json.loads((root / FILE).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError, ValidationError):
         return []
 
 
-def write(root: Path, found: list[Measured]) -> None:
+def write(root: Path, runs: list[Measured]) -> None:
+    """Keep the summaries of runs in a checkout, instead of those that it has."""
     path = root / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = [one.to_json() for one in sorted(found, key=lambda one: (one.finished, one.run))]
+    content = [run.to_json() for run in sorted(runs, key=lambda run: (run.finished, run.run))]
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
 
 
-def collect(storage: Storage, config: StackConfig, known: list[Measured]) -> tuple[list[Measured], int]:
-    """The runs of a bucket that are over and not known, and how many of them say nothing. Raises StorageError."""
-    seen, found, silent = {(one.run, one.launch) for one in known}, [], 0
-    names = {entry.path.split("/")[1] for entry in storage.list("runs") if entry.path.endswith("/status.json")}
-    for run in sorted(names):
+def collect(storage: Storage, root: Path, known: list[Measured]) -> tuple[list[Measured], int]:
+    """Summarize the runs of a bucket that have finished and are not known.
+
+    Returns the summaries, and how many runs tell nothing. Raises StorageError.
+    """
+    seen: set[tuple[str, int]] = {(run.run, run.launch) for run in known}
+    fresh, silent = [], 0
+    names = {name for entry in storage.list(paths.RUNS) if (name := paths.run_of_status(entry.path))}
+    for name in sorted(name for name in names if paths.sweep_of(name) is None):
         try:
-            job = spec.JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json"))
-            status = read_status(storage, run)
-        except (FileNotFoundError, ValidationError):  # of another version
+            job = spec.JobSpec.model_validate_json(storage.read(paths.job(name)))
+            status = read_status(storage, name)
+        except (FileNotFoundError, ValidationError):  # written by another version
             silent += 1
             continue
-        if status is None or status.state != "SUCCEEDED" or (run, job.launch) in seen:
+        if status is None or status.state != "SUCCEEDED" or (name, job.launch) in seen:
             continue
-        one = measure(storage, job, status, config)
-        found += [one] if one else []
-        silent += one is None
-    return found, silent
+        run = measure(storage, job, status, root)
+        if run is None:
+            silent += 1
+        else:
+            fresh.append(run)
+    return fresh, silent
 
 
-def measure(storage: Storage, job: spec.JobSpec, status: Status, config: StackConfig) -> Measured | None:
-    """One run; None if it says nothing: too short, trainers with several kinds of machines, a model in a checkpoint."""
-    size = workload.dimensions_of(job.model, job.data, config.root)
+def measure(storage: Storage, job: spec.JobSpec, status: Status, root: Path) -> Measured | None:
+    """Summarize one run.
+
+    None if it tells nothing: too few steps, trainers on different machines, or a model that a checkpoint alone knows.
+    root: where a checkpoint's relative path starts.
+    """
+    size = workload.dimensions_of(job.model, job.data, root)
     machines = {
-        machine_of(hardware.machine_type, hardware.accelerator or "", hardware.accelerators)
+        machine_label(hardware.machine_type, hardware.accelerator or "", hardware.accelerators)
         for role, hardware in job.hardware.items()
         if role != "ps"
     }
-    if not config.google and storage.url.startswith("file://"):
-        machines = {here()}
-    steps = [r for r in read_records(storage, job.run) if r.step_seconds and r.step > WARM_UP]
+    if storage.url.startswith("file://"):  # a local stack's processes, which ran on this computer
+        machines = {host_label()}
+    steps = [record for record in read_metrics(storage, job.run).steps if record.step_seconds and record.step > WARM_UP]
     if size is None or len(machines) != 1 or len(steps) < LEAST_STEPS:
         return None
     steps.sort(key=lambda record: record.step_seconds or 0)
@@ -153,8 +162,8 @@ def measure(storage: Storage, job: spec.JobSpec, status: Status, config: StackCo
         machine=machines.pop(),
         finished=round(status.finished or status.updated),
         steps=len(steps),
-        step_seconds=sum(r.step_seconds or 0 for r in steps) / len(steps),
-        communication_seconds=sum(r.communication_seconds or 0 for r in steps) / len(steps),
+        step_seconds=sum(record.step_seconds or 0 for record in steps) / len(steps),
+        communication_seconds=sum(record.communication_seconds or 0 for record in steps) / len(steps),
         tokens=geometry.share(hyper, processes).tokens,
         flops_a_token=size.flops_a_token(hyper.sequence_length),
         kind=kind_of(size, hyper, job.cluster, job.parallel),

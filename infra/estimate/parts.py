@@ -1,10 +1,10 @@
-"""The parts of an estimate: a figure, its range, and where it comes from."""
+"""Hold an estimate: the parts of its time and cost, its figures, and where each comes from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.estimate.step import Step
+from infra.estimate.step import StepTime
 from infra.fleet.prices import Cost
 from infra.sizing import memory
 from infra.sizing.ranges import Range, total
@@ -14,17 +14,20 @@ HOUR = 3600
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the time or of the money."""
+    """A part of the time, in hours, or of the cost, in USD.
+
+    unknown: what has no known price. If anything has none, the amount is a lower bound.
+    """
 
     name: str
-    amount: Range  # hours or USD
+    amount: Range
     origin: str
-    unknown: tuple[str, ...] = ()  # what is not priced: then it is a lower bound
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that the rest follows from."""
+    """A number from which the rest of an estimate follows."""
 
     name: str
     value: str
@@ -33,17 +36,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class Estimate:
-    """hours and cost are None where the model's dimensions are not known: `notes` says why."""
+    """How long a run takes and what it costs.
+
+    hours and cost are None if the model's dimensions are not known; `notes` says why.
+    hourly: an hour of all machines. run: the finished run whose measured speed the estimate uses; empty if none.
+    """
 
     time: tuple[Part, ...]
     costs: tuple[Part, ...]
     figures: tuple[Figure, ...]
-    memory: tuple[memory.Need, ...]
-    hourly: Cost  # of all machines
-    step: Step | None
+    memory: tuple[memory.MemoryNeed, ...]
+    hourly: Cost
+    step: StepTime | None
     tokens_per_second: Range
     notes: tuple[str, ...]
-    run: str = ""  # that it follows, by its measured speed
+    run: str = ""
 
     @property
     def hours(self) -> Range | None:
@@ -51,7 +58,7 @@ class Estimate:
 
     @property
     def cost(self) -> Range | None:
-        """USD; a lower bound if `unknown` is not empty."""
+        """USD. A lower bound if `unknown` is not empty."""
         return total(part.amount for part in self.costs) if self.time else None
 
     @property
@@ -60,17 +67,20 @@ class Estimate:
 
 
 def unpriced(parts: Sequence[Part]) -> tuple[str, ...]:
+    """Return what has no known price in any of the parts, each once."""
     return tuple(dict.fromkeys(what for part in parts for what in part.unknown))
 
 
 def rounded(number: float) -> float:
-    """Two digits that matter: more would be a promise."""
+    """Round to two significant digits. More would promise too much."""
     return float(f"{number:.2g}")
 
 
 def spread(amount: Range | None, at_least: bool = False) -> dict[str, Any]:
-    """A range as a stack's output: {"low", "high"}, with "atLeast" where not everything is priced."""
+    """Return a range as a stack's output: {"low", "high"}, and "atLeast" if not everything is priced."""
     if amount is None:
         return {"unknown": "the model's dimensions stand in a checkpoint that is not here"}
-    found: dict[str, Any] = {"low": rounded(amount.low), "high": rounded(amount.high)}
-    return found | ({"atLeast": True} if at_least else {})
+    output: dict[str, Any] = {"low": rounded(amount.low), "high": rounded(amount.high)}
+    if at_least:
+        output["atLeast"] = True
+    return output

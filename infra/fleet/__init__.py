@@ -1,1 +1,1 @@
-"""The machines of a run: which exist, which the run uses, what they cost and when they end."""
+"""The machines of a run: which types exist, which ones the run uses, what they cost and when they end."""

@@ -1,35 +1,29 @@
-"""When a launch ends, whatever the trainer thinks. Pure: dates and how Google wants them."""
+"""Compute when a launch ends, whatever the trainer does. Only dates, in the formats that Google expects."""
 
 import datetime
 import math
 
-from infra.fleet.prices import hourly_cost
-from infra.stack.config import StackConfig
+from infra.fleet.fleet import Fleet
+from infra.stack.keys import Limits
 
 HOUR = 3600  # seconds
 
 
-def record(run: str, launch: int) -> str:
-    """Where a launch notes when it started, so that the next `up` knows whether its time is over."""
-    return f"runs/{run}/launches/{launch}.json"
-
-
-def hours_left(config: StackConfig) -> float:
-    """Hours from the launch to its end: maxHours, or less if maxCostUsd is used up before."""
-    limits = config.file.limits
-    cost = hourly_cost(config)
-    if limits.max_cost_usd is None or cost is None:
+def launch_hours(limits: Limits, fleet: Fleet) -> float:
+    """Return the hours from a launch to its end: maxHours, or fewer if maxCostUsd is used up before."""
+    cost = fleet.hourly
+    if limits.max_cost_usd is None or not cost.exact:
         return limits.max_hours
-    return min(limits.max_hours, limits.max_cost_usd / cost)
+    return min(limits.max_hours, limits.max_cost_usd / cost.usd)
 
 
 def termination_time(started: float, hours: float) -> str:
-    """Of a VM, as Google wants it: RFC 3339."""
+    """Return when Google ends a VM, in RFC 3339. started: seconds since the epoch."""
     return _utc(started + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def cron(started: float, hours: float) -> str:
-    """The minute at which the groups are resized to zero, rounded up, for Cloud Scheduler."""
+    """Return the minute, rounded up, at which Cloud Scheduler resizes the groups to zero."""
     then = _utc(math.ceil((started + hours * HOUR) / 60) * 60)
     return f"{then.minute} {then.hour} {then.day} {then.month} *"
 

@@ -1,52 +1,154 @@
-"""The machines that a stack file asks for: types, counts, GPUs, zones."""
+"""Resolve the machines of a run, once, from its stack file: types, counts, GPUs, zones, Spot, prices."""
 
-from infra.fleet.catalog import MACHINE_TYPES, MachineType, known_zones
+from dataclasses import dataclass
+from functools import cached_property
+
+from infra.fleet.catalog import MACHINE_TYPES, MachineType, known_zones, machine_label
+from infra.fleet.host import host_cores, host_label
+from infra.fleet.prices import Cost, machine_cost
 from infra.stack.config import StackConfig
-from infra.stack.keys import TIER_ACCELERATOR, Accelerator
+from infra.stack.keys import TIER_ACCELERATOR, Accelerator, StackFile
 from trainer.contract.spec import Role
 
 TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
 
 
-def counts(config: StackConfig) -> dict[Role, int]:
-    """Machines of each role, those with none left out."""
-    all_of_them: dict[Role, int] = {"master": 1, "worker": config.workers, "ps": config.servers}
-    return {role: count for role, count in all_of_them.items() if count}
+@dataclass(frozen=True)
+class RoleMachines:
+    """The machines of one role, which are all alike.
+
+    The machines of a local stack are processes. Their type is this computer: its cores as vCPUs, memory 0 (unknown), no
+    GPUs, as its estimates are for the CPU. Its region is empty, and nothing of it is rented.
+    """
+
+    role: Role
+    count: int
+    machine: MachineType
+    accelerator: str = ""  # the model of its GPUs, built in or attached; empty without GPUs
+    accelerators: int = 0  # GPUs of one machine
+    spot: bool = False
+    flex_start: bool = False  # waits for capacity
+    region: str = ""
+    disk_gb: int = 0  # of one machine's boot disk
+
+    @property
+    def attached(self) -> bool:
+        """Whether GPUs are attached to the machine, and not built into its type."""
+        return self.accelerators > 0 and not self.machine.accelerators
+
+    @property
+    def label(self) -> str:
+        """The machine type and its GPUs in words, by which measured runs are compared."""
+        return machine_label(self.machine.name, self.accelerator, self.accelerators)
+
+    @cached_property
+    def hourly(self) -> Cost:
+        """An hour of all these machines, disks included. Cached, not a field: parsing the price book takes 0.1 s."""
+        if not self.region:
+            return Cost(0)
+        return machine_cost(
+            self.region, self.machine.name, self.spot, self.accelerator, self.accelerators, disk_gb=self.disk_gb
+        ).times(self.count)
 
 
-def machine_type(config: StackConfig, role: Role) -> MachineType:
-    """The machine type of a role, after stack_problems() found nothing."""
-    name = config.file.training_input.machine_types()[role]
-    return MACHINE_TYPES[str(name)]
+@dataclass(frozen=True)
+class Fleet:
+    """All machines of a run.
+
+    roles: those that have machines, master first.
+    zones: where the run may be; each launch takes the next. Empty for a local stack.
+    processes_per_trainer: how many processes of a trainer machine compute: one for each GPU with fsdp, else one.
+    """
+
+    local: bool
+    roles: tuple[RoleMachines, ...]
+    zones: tuple[str, ...] = ()
+    processes_per_trainer: int = 1
+
+    @property
+    def master(self) -> RoleMachines:
+        return self.roles[0]
+
+    @property
+    def trainer_roles(self) -> tuple[RoleMachines, ...]:
+        """The master and the workers."""
+        return tuple(machines for machines in self.roles if machines.role != "ps")
+
+    @property
+    def servers(self) -> RoleMachines | None:
+        """The parameter servers, if there are any."""
+        return next((machines for machines in self.roles if machines.role == "ps"), None)
+
+    @property
+    def size(self) -> int:
+        """The number of machines."""
+        return sum(machines.count for machines in self.roles)
+
+    @property
+    def trainers(self) -> int:
+        """The number of processes that compute gradients."""
+        return sum(machines.count for machines in self.trainer_roles) * self.processes_per_trainer
+
+    @property
+    def hourly(self) -> Cost:
+        """An hour of all machines, disks included. Nothing is rented for a local stack."""
+        return sum((machines.hourly for machines in self.roles), Cost(0))
+
+    def launch_zone(self, launch: int) -> str:
+        """Return the zone of a launch (from 1)."""
+        return self.zones[(launch - 1) % len(self.zones)]
 
 
-def accelerator(config: StackConfig, role: Role) -> tuple[str, int]:
-    """Model and number of the GPUs of a machine of that role, built in or attached; ("", 0) for none."""
-    machine = MACHINE_TYPES.get(str(config.file.training_input.machine_types()[role]))
-    if machine is not None and machine.accelerators:
-        return machine.accelerator, machine.accelerators
-    wanted = attached(config)
-    if wanted is None or role == "ps":
-        return "", 0
-    return wanted.type, wanted.count
+def resolve_fleet(config: StackConfig) -> Fleet:
+    """Resolve the machines of a stack. On Google Cloud its machine types and GPUs must have been checked."""
+    if not config.google:
+        computer = MachineType(host_label(), host_cores(), memory_gb=0)
+        processes = tuple(RoleMachines(role, count, computer) for role, count in role_counts(config).items())
+        return Fleet(local=True, roles=processes)
+    roles = tuple(_rented(config, role, count) for role, count in role_counts(config).items())
+    zones = config.file.machines.zones or _common_zones(config.region, roles)
+    fsdp = config.file.parallel.parallelism == "fsdp"
+    return Fleet(
+        local=False,
+        roles=roles,
+        zones=tuple(zones),
+        processes_per_trainer=max(1, roles[0].accelerators) if fsdp else 1,
+    )
 
 
-def zones(config: StackConfig) -> list[str]:
-    """Where the run may live; each launch takes the next. Empty if no zone has all its machines."""
-    if config.file.machines.zones:
-        return config.file.machines.zones
-    possible: list[str] | None = None
-    for role in counts(config):
-        here = known_zones(config.region, accelerator(config, role)[0])
-        if here is not None:
-            possible = here if possible is None else [zone for zone in possible if zone in here]
-    return possible or []
+def role_counts(config: StackConfig) -> dict[Role, int]:
+    """Return the number of machines of each role that has any, master first."""
+    counts: dict[Role, int] = {"master": 1, "worker": config.workers, "ps": config.servers}
+    return {role: count for role, count in counts.items() if count}
 
 
-def attached(config: StackConfig) -> Accelerator | None:
-    tier = TIER_ACCELERATOR.get(config.file.training_input.scale_tier)
-    return config.file.machines.accelerator or (Accelerator(type=tier) if tier else None)
+def attached_accelerator(file: StackFile) -> Accelerator | None:
+    """Return the GPUs that a stack file attaches to its master and workers, by name or by its scale tier."""
+    tier = TIER_ACCELERATOR.get(file.training_input.scale_tier)
+    return file.machines.accelerator or (Accelerator(type=tier) if tier else None)
 
 
-def is_spot(config: StackConfig, role: Role) -> bool:
-    return config.file.machines.spot and role == "worker"
+def _rented(config: StackConfig, role: Role, count: int) -> RoleMachines:
+    settings = config.file.machines
+    machine = MACHINE_TYPES[str(config.file.training_input.machine_types()[role])]
+    attached = attached_accelerator(config.file) if role != "ps" else None
+    accelerator, accelerators = machine.accelerator, machine.accelerators
+    if not accelerators and attached is not None:
+        accelerator, accelerators = attached.type, attached.count
+    return RoleMachines(
+        role=role,
+        count=count,
+        machine=machine,
+        accelerator=accelerator,
+        accelerators=accelerators,
+        spot=settings.spot and role == "worker",
+        flex_start=settings.flex_start and accelerators > 0,
+        region=config.region,
+        disk_gb=settings.boot_disk_gb,
+    )
+
+
+def _common_zones(region: str, roles: tuple[RoleMachines, ...]) -> list[str]:
+    """Return the zones of a region that have the GPUs of all roles; none where the catalog lacks the region."""
+    known = [zones for machines in roles if (zones := known_zones(region, machines.accelerator)) is not None]
+    return [zone for zone in known[0] if all(zone in zones for zones in known)] if known else []

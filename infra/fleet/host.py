@@ -1,4 +1,4 @@
-"""What this machine has: cores, GPUs, memory."""
+"""Describe this computer: cores, GPUs, processor."""
 
 import os
 import subprocess
@@ -8,13 +8,17 @@ from pathlib import Path
 
 
 def host_cores() -> int:
-    """Of this machine, that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def host_label() -> str:
+    """Return this computer in words: its processor and the cores that this process may use."""
+    return f"{_processor()}, {host_cores()} cores"
+
+
 @cache
-def this_machine() -> str:
-    """The processor here, in words."""
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -24,7 +28,7 @@ def this_machine() -> str:
 
 
 def gpus() -> int:
-    """How many NVIDIA GPUs this machine has, as its driver says: torch would take seconds to be asked."""
+    """Return the number of NVIDIA GPUs that the driver reports. Asking torch instead would take seconds."""
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pulumi
 
-from infra.fleet import fleet
+from infra.fleet.fleet import Fleet
 from infra.google.quotas import Check, Limits, check_quotas
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
@@ -16,13 +16,15 @@ from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
 NO_QUOTA_PROJECT = "requires a quota project"
 
 
-def tell(config: StackConfig, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi) -> None:
-    """A warning for each thing that Google will not give, and one line of what could not be checked. Never raises."""
-    zone = launch_zone(config)
+def tell(
+    config: StackConfig, fleet: Fleet, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi
+) -> None:
+    """Warn of each thing that Google will not give, and log one line of what could not be checked. Never raises."""
+    zone = fleet.launch_zone(config.file.launch)
     try:
         api = connect()
-        checks = machine_types(api, config, [zone])
-        checks += check_quotas(config, Limits(api, config.project, config.region))
+        checks = machine_types(api, config, fleet, [zone])
+        checks += check_quotas(config, fleet, Limits(api, config.project, config.region))
     except ApiError as error:
         not_checked(str(error), parent)
         return
@@ -44,21 +46,14 @@ def not_checked(why: str, parent: pulumi.Resource) -> None:
     pulumi.log.info(f"not checked: quotas and machine types ({why.splitlines()[0]})", parent)
 
 
-def launch_zone(config: StackConfig) -> str:
-    """Where this launch lives: each takes the next."""
-    zones = fleet.zones(config)
-    return zones[(config.file.launch - 1) % len(zones)]
-
-
-def machine_types(api: GoogleApi, config: StackConfig, zones: Sequence[str]) -> list[Check]:
-    """Whether each of these zones has the machines; the zone of this launch must."""
-    mine = launch_zone(config)
+def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequence[str]) -> list[Check]:
+    """Check whether each of these zones has the machines; the zone of this launch must have them."""
+    mine = fleet.launch_zone(config.file.launch)
     wanted: dict[str, None] = {}
-    for role in fleet.counts(config):
-        machine, (model, _) = fleet.machine_type(config, role), fleet.accelerator(config, role)
-        wanted[f"machineTypes/{machine.name}"] = None
-        if model:
-            wanted[f"acceleratorTypes/{model}"] = None
+    for machines in fleet.roles:
+        wanted[f"machineTypes/{machines.machine.name}"] = None
+        if machines.accelerator:
+            wanted[f"acceleratorTypes/{machines.accelerator}"] = None
     checks = []
     for zone in sorted(zones, key=lambda zone: zone != mine):
         try:

@@ -9,14 +9,15 @@ import pulumi_gcp as gcp
 from pulumi_gcp import artifactregistry, projects, storage
 from pydantic import ValidationError
 
-from infra.fleet.deadline import HOUR, hours_left, record
-from infra.inputs.checkpoint import FEW
+from infra.fleet.deadline import HOUR, launch_hours
+from infra.fleet.fleet import Fleet
 from infra.lifecycle import is_finished, standing
 from infra.stack.config import StackConfig
+from trainer.contract import paths
+from trainer.contract.errors import few, first_line
 from trainer.contract.spec import JobSpec
 from trainer.gcloud.api import API_OFF
 from trainer.runs.records import Status
-from trainer.storage.manifest import NAME
 
 
 @dataclass
@@ -29,15 +30,15 @@ class Found:
     asked: bool = True  # Google could be asked: without a login a preview goes on without knowing
 
 
-def look(config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource) -> Found:
+def look(config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource) -> Found:
     """Without credentials a preview goes on and says that it does not know; `up` does not. Raises RunError."""
     found = Found()
     try:
-        _Look(config, job, provider, parent).into(found)
+        _Look(config, fleet, job, provider, parent).into(found)
     except pulumi.RunError:
         raise
     except Exception as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(f"gcp:project {config.project} cannot be looked at ({line})") from None
         pulumi.log.warn(f"what is there already is not known, so all is shown as new ({line})", parent)
@@ -46,8 +47,10 @@ def look(config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulu
 
 
 class _Look:
-    def __init__(self, config: StackConfig, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource):
-        self._config, self._job, self._parent = config, job, parent
+    def __init__(
+        self, config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource
+    ):
+        self._config, self._fleet, self._job, self._parent = config, fleet, job, parent
         self._options = pulumi.InvokeOptions(provider=provider, parent=parent)
 
     def into(self, found: Found) -> None:
@@ -90,13 +93,14 @@ class _Look:
         if status is None or status.taken_back or found.finished:
             started = ""  # of a launch that was destroyed and starts anew
         else:
-            started = self._read(bucket, record(job.run, job.launch))
-        if started and time.time() > json.loads(started)["started"] + hours_left(config) * HOUR:
+            started = self._read(bucket, paths.launch(job.run, job.launch))
+        hours = launch_hours(config.file.limits, self._fleet)
+        if started and time.time() > json.loads(started)["started"] + hours * HOUR:
             found.expired = True
             said = (
                 True,
                 (
-                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours_left(config):.1f} h); set"
+                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours:.1f} h); set"
                     f" gpt2-training:launch to {job.launch + 1} to go on from its newest checkpoint"
                 ),
             )
@@ -106,21 +110,21 @@ class _Look:
 
     def _start(self, bucket: str) -> None:
         """Raises RunError if the run starts from another one of this bucket that has no model."""
-        named, runs, ending = self._job.model.initialize or "", f"gs://{bucket}/runs/", f"/model/{NAME}"
-        if not named.startswith(runs) or self._read(bucket, f"{named.removeprefix(f'gs://{bucket}/')}/{NAME}"):
+        folder = (self._job.model.initialize or "").removeprefix(f"gs://{bucket}/")
+        manifest = f"{folder}/{paths.MANIFEST}"
+        if not folder.startswith(f"{paths.RUNS}/") or self._read(bucket, manifest):
             return
         objects = storage.get_bucket_objects(
-            bucket=bucket, prefix="runs/", match_glob=f"**{ending}", opts=self._options
+            bucket=bucket, prefix=f"{paths.RUNS}/", match_glob=paths.model_manifest("**"), opts=self._options
         ).bucket_objects
-        paths = [found["name"] for found in objects if found["name"].endswith(ending)]
-        finished = ", ".join(path.removeprefix("runs/").removesuffix(ending) for path in paths[-FEW:]) or "none"
+        finished = [name for found in objects if (name := paths.run_of_model(found["name"]))]
         raise pulumi.RunError(
-            f"gpt2-training:model.initialize: {named.removeprefix(runs).removesuffix('/model')} has no model in"
-            f" gs://{bucket}; finished are: {finished}"
+            f"gpt2-training:model.initialize: {paths.run_of_model(manifest) or folder} has no model in"
+            f" gs://{bucket}; finished are: {few(finished)}"
         )
 
     def _status(self, bucket: str) -> Status | None:
-        path = f"runs/{self._job.run}/status.json"
+        path = paths.status(self._job.run)
         content = self._read(bucket, path)
         try:
             return Status.model_validate_json(content) if content else None

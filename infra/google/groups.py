@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.fleet.deadline import HOUR
-from infra.fleet.fleet import accelerator, counts, is_spot, machine_type, zones
+from infra.fleet.fleet import Fleet, RoleMachines
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec, Role
 
@@ -35,16 +35,14 @@ class Group:
         )
 
 
-def groups(config: StackConfig, job: JobSpec) -> list[Group]:
-    """The groups of a run, master first."""
-    return [_group(config, job, role, count) for role, count in counts(config).items()]
+def groups(config: StackConfig, fleet: Fleet, job: JobSpec) -> list[Group]:
+    """Describe the groups of a run, master first."""
+    return [_group(config, fleet, job, machines) for machines in fleet.roles]
 
 
-def _group(config: StackConfig, job: JobSpec, role: Role, count: int) -> Group:
-    places = zones(config)
-    zone = places[(job.launch - 1) % len(places)]
-    flex = config.file.machines.flex_start and bool(accelerator(config, role)[1])
-    template = template_arguments(config, job, role)
+def _group(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Group:
+    role, count, flex, zone = machines.role, machines.count, machines.flex_start, fleet.launch_zone(job.launch)
+    template = template_arguments(config, fleet, job, machines)
     # All that makes it another group; the number of its machines does not, nor what is known only when it is made.
     identity = [job.run, job.launch, zone, config.file.limits.max_hours, template]
     if flex:
@@ -54,9 +52,9 @@ def _group(config: StackConfig, job: JobSpec, role: Role, count: int) -> Group:
     return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, deadline, template)
 
 
-def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[str, Any]:
-    """What a machine of a role is, as far as the stack file says."""
-    machine, (model, number) = machine_type(config, role), accelerator(config, role)
+def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> dict[str, Any]:
+    """Return what the stack file says of a role's machines, as arguments of their template."""
+    role, number = machines.role, machines.accelerators
     settings = config.file.machines
     metadata = {
         "startup-script": BOOT.read_text(encoding="utf-8"),
@@ -72,10 +70,10 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[st
     if number:
         metadata["install-nvidia-driver"] = "True"
     if role == "master":
-        metadata["gpt2-scale-down"] = ",".join(_jobs(config))
+        metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
     arguments: dict[str, Any] = {
         "region": config.region,
-        "machine_type": machine.name,
+        "machine_type": machines.machine.name,
         "description": f"{role} of run {job.run}",
         "disks": [
             {
@@ -86,7 +84,7 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[st
                 "disk_type": "pd-balanced",
             }
         ],
-        "scheduling": scheduling(config, role),
+        "scheduling": scheduling(config, machines),
         # NVIDIA's driver modules are not signed, so no secure boot where there is a GPU.
         "shielded_instance_config": {
             "enable_secure_boot": not number,
@@ -96,36 +94,35 @@ def template_arguments(config: StackConfig, job: JobSpec, role: Role) -> dict[st
         "metadata": metadata,
         "labels": {"role": role, "run": job.run, "launch": str(job.launch)},
     }
-    if number and not machine.accelerators:
-        arguments["guest_accelerators"] = [{"type": model, "count": number}]
+    if machines.attached:
+        arguments["guest_accelerators"] = [{"type": machines.accelerator, "count": number}]
     if settings.reservation is not None and role != "ps":
         key = "compute.googleapis.com/reservation-name"
         specific = {"key": key, "values": [settings.reservation]}
         arguments["reservation_affinity"] = {"type": "SPECIFIC_RESERVATION", "specific_reservation": specific}
-    elif config.file.machines.flex_start and number:
+    elif machines.flex_start:
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     return arguments
 
 
-def scheduling(config: StackConfig, role: Role) -> dict[str, Any]:
-    """How Google may treat a machine; exactly what it accepts (termination_time is added where it is known)."""
-    gpus = accelerator(config, role)[1]
+def scheduling(config: StackConfig, machines: RoleMachines) -> dict[str, Any]:
+    """Return how Google may treat a machine, only with keys that it accepts; termination_time is added later."""
     common = {
         "automatic_restart": False,  # the group makes it anew
         "instance_termination_action": "DELETE",
-        "on_host_maintenance": "TERMINATE" if gpus or is_spot(config, role) else "MIGRATE",
+        "on_host_maintenance": "TERMINATE" if machines.accelerators or machines.spot else "MIGRATE",
     }
-    if is_spot(config, role):
+    if machines.spot:
         notice = {"seconds": NOTICE}
         return {**common, "provisioning_model": "SPOT", "preemptible": True, "preemption_notice_duration": notice}
-    if config.file.machines.flex_start and gpus:
+    if machines.flex_start:
         limit = {"seconds": int(config.file.limits.max_hours * HOUR)}
         return {**common, "provisioning_model": "FLEX_START", "preemptible": False, "max_run_duration": limit}
     return {**common, "provisioning_model": "STANDARD", "preemptible": False}
 
 
-def _jobs(config: StackConfig) -> list[str]:
-    """Full names of the scheduler's jobs in the order in which the master runs them: its own last."""
-    roles = [role for role in ("worker", "ps", "master") if role in counts(config)]
+def _jobs(config: StackConfig, fleet: Fleet) -> list[str]:
+    """Return the full names of the scheduler's jobs in the order in which the master runs them: its own last."""
+    roles = [machines.role for machines in (*fleet.roles[1:], fleet.master)]
     start = f"projects/{config.project}/locations/{config.region}/jobs"
     return [f"{start}/gpt2-{config.stack}-{role}-deadline" for role in roles]

@@ -16,10 +16,12 @@ from pulumi_gcp import billing, cloudscheduler
 
 from infra import lifecycle
 from infra.dynamic import Properties, Provider, changed, plain
-from infra.fleet.deadline import cron, hours_left, record
+from infra.fleet.deadline import cron, launch_hours
+from infra.fleet.fleet import Fleet
 from infra.google.groups import Group
 from infra.google.identity import Identity
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.storage.base import NoBucket
 from trainer.storage.factory import open_storage
@@ -34,7 +36,7 @@ class LaunchProvider(Provider):
         props = plain(props)
         storage, started = open_storage(props["bucket"]), int(time.time())
         lifecycle.begin(storage, props["run"], props["launch"])
-        storage.write(record(props["run"], props["launch"]), json.dumps({"started": started}).encode())
+        storage.write(paths.launch(props["run"], props["launch"]), json.dumps({"started": started}).encode())
         return CreateResult(f"{props['run']}/{props['launch']}", {**props, "started": started})
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
@@ -61,6 +63,7 @@ class Guard(pulumi.ComponentResource):
     def __init__(
         self,
         config: StackConfig,
+        fleet: Fleet,
         launch: Launch,
         groups: list[Group],
         identity: Identity,
@@ -68,7 +71,7 @@ class Guard(pulumi.ComponentResource):
     ):
         super().__init__("gpt2-training:google:Guard", "guard", {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        hours = hours_left(config)
+        hours = launch_hours(config.file.limits, fleet)
         for group in groups:
             cloudscheduler.Job(
                 f"{group.role}-deadline",

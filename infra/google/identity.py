@@ -8,7 +8,7 @@ scheduler's jobs, and these resize the groups to zero in the reaper's name.
 import pulumi
 from pulumi_gcp import projects, serviceaccount
 
-from infra.fleet.fleet import counts
+from infra.fleet.fleet import Fleet
 from infra.stack.config import StackConfig
 from trainer.contract.spec import Role
 
@@ -21,12 +21,12 @@ class Identity(pulumi.ComponentResource):
     machines: dict[Role, serviceaccount.Account]
     reaper: serviceaccount.Account
 
-    def __init__(self, config: StackConfig, there: set[str], opts: pulumi.ResourceOptions):
+    def __init__(self, config: StackConfig, fleet: Fleet, there: set[str], opts: pulumi.ResourceOptions):
         """there: ids of the custom roles that an earlier stack of this name left."""
         super().__init__("gpt2-training:google:Identity", "identity", {}, opts)
         self._config, self._there, self._child = config, there, pulumi.ResourceOptions(parent=self)
         self.machines = {}
-        for role in counts(config):
+        for role in (machines.role for machines in fleet.roles):
             account = self.machines[role] = self._account(role, f"{role} of the stack {config.stack}")
             for granted in MACHINE_ROLES:
                 self._grant(f"{role}-{granted.rpartition('.')[2]}", granted, account)

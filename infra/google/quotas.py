@@ -8,9 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from infra.fleet import fleet
 from infra.fleet.catalog import ACCELERATORS
-from infra.fleet.fleet import is_spot
+from infra.fleet.fleet import Fleet
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import ApiError, GoogleApi
 
@@ -46,25 +45,25 @@ class Limit:
     used: float | None = None
 
 
-def needs(config: StackConfig) -> tuple[list[Need], list[str]]:
-    """What the stack needs, and the machine families whose CPU quota is not known."""
+def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
+    """Return what the machines need, and the machine families whose CPU quota is not known."""
     amounts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     unknown: list[str] = []
-    for role, count in fleet.counts(config).items():
-        machine, (model, gpus) = fleet.machine_type(config, role), fleet.accelerator(config, role)
+    for machines in fleet.roles:
+        machine, count, gpus = machines.machine, machines.count, machines.accelerators
         # Flex-start machines take the quota of Spot machines.
-        mine = amounts[is_spot(config, role) or (config.file.machines.flex_start and gpus > 0)]
+        mine = amounts[machines.spot or machines.flex_start]
         if gpus:
-            mine[f"NVIDIA_{ACCELERATORS[model].quota}_GPUS"] += count * gpus
+            mine[f"NVIDIA_{ACCELERATORS[machines.accelerator].quota}_GPUS"] += count * gpus
             mine["GPUS_ALL_REGIONS"] += count * gpus
         if machine.family in CPUS:
             mine[CPUS[machine.family]] += count * machine.vcpus
         elif machine.family not in unknown:
             unknown.append(machine.family)
         mine["CPUS_ALL_REGIONS"] += count * machine.vcpus
-        amounts[False][DISKS] += count * config.file.machines.boot_disk_gb
+        amounts[False][DISKS] += count * machines.disk_gb
         amounts[False]["INSTANCES"] += count
-    if config.file.network.nat:
+    if nat:
         amounts[False]["IN_USE_ADDRESSES"] += 1
     metrics = dict.fromkeys([*amounts[False], *amounts[True]])
     return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics], unknown
@@ -131,9 +130,9 @@ def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | No
     return None
 
 
-def check_quotas(config: StackConfig, limits: Limits) -> list[Check]:
-    """A line for each quota that the stack needs."""
-    wanted, families = needs(config)
+def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Check]:
+    """Check each quota that the stack needs."""
+    wanted, families = needs(fleet, config.file.network.nat)
     checks: list[Check] = []
     for need in wanted:
         checks += _everywhere(need, limits) if need.everywhere else _regional(need, limits, config.region)

@@ -6,6 +6,7 @@ import pulumi
 import pulumi_gcp as gcp
 
 from infra.fleet.deadline import termination_time
+from infra.fleet.fleet import Fleet
 from infra.google import availability
 from infra.google.existing import look
 from infra.google.groups import groups
@@ -18,13 +19,16 @@ from infra.google.network import Network
 from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Storage
-from infra.lifecycle import CURRENT
+from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
-def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
-    """Declares everything that a run needs on Google Cloud; returns the bucket's address."""
+def stand_up(
+    config: StackConfig, fleet: Fleet, inputs: Inputs, job: JobSpec, parent: pulumi.Resource
+) -> pulumi.Output[str]:
+    """Declare everything that a run needs on Google Cloud. Returns the bucket's address."""
     by_account = config.file.limits.billing_account is not None
     provider = gcp.Provider(
         "google",
@@ -40,15 +44,15 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
     def after(*waits_for: pulumi.Resource) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=parent, provider=provider, depends_on=list(waits_for))
 
-    found = look(config, job, provider, parent)
+    found = look(config, fleet, job, provider, parent)
     if not found.asked:  # nor would it answer now
         availability.not_checked("Google could not be asked", parent)
     elif not (found.finished or found.expired):  # machines will be wanted
-        availability.tell(config, parent)
+        availability.tell(config, fleet, parent)
     services = Services(config, after())
-    identity = Identity(config, found.roles, after(services))
+    identity = Identity(config, fleet, found.roles, after(services))
     network = Network(config, identity, after(services))
-    buckets = Storage(config, job, identity, found.buckets, after(services))
+    buckets = Storage(config, inputs, job, identity, found.buckets, after(services))
     image = Image(config, job, identity, found.repository, after(services))
     metrics = Metrics(config, after(services))
 
@@ -56,14 +60,14 @@ def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulu
     # build that fails leave the machines of the run before without their guard.
     everything: list[pulumi.Resource] = [identity, network, image]
     declared = buckets.put(
-        "job", buckets.artifacts, f"runs/{job.run}/job.json", _asset(job.to_json()), "application/json", everything
+        "job", buckets.artifacts, paths.job(job.run), _asset(job.to_json()), "application/json", everything
     )
     current = {"run": job.run, "launch": job.launch}
     # The master of a run that is replaced looks here before it runs the jobs, which are the next run's by then.
-    pointer = buckets.put("current", buckets.artifacts, CURRENT, _asset(current), "application/json", [declared])
+    pointer = buckets.put("current", buckets.artifacts, paths.CURRENT, _asset(current), "application/json", [declared])
     launch = Launch(config.bucket, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets]))
-    planned = groups(config, job)
-    guard = Guard(config, launch, planned, identity, after(services, pointer))
+    planned = groups(config, fleet, job)
+    guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))
     hours = config.file.limits.max_hours
     ends = launch.started.apply(lambda started: termination_time(started, hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must find a guard.

@@ -8,9 +8,10 @@ from pulumi_gcp import storage
 
 from infra.google.identity import Identity
 from infra.google.retained import bucket_settings
-from infra.inputs.data_lock import read_lock
-from infra.inputs.google import VOCABULARY_FILES, text_object, vocabulary_folder
+from infra.inputs.google import VOCABULARY_FILES
+from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
@@ -19,9 +20,15 @@ class Storage(pulumi.ComponentResource):
     data: storage.Bucket
 
     def __init__(
-        self, config: StackConfig, job: JobSpec, identity: Identity, there: set[str], opts: pulumi.ResourceOptions
+        self,
+        config: StackConfig,
+        inputs: Inputs,
+        job: JobSpec,
+        identity: Identity,
+        there: set[str],
+        opts: pulumi.ResourceOptions,
     ):
-        """there: names of the buckets that an earlier stack of this name left."""
+        """Declare the buckets; `there` has the names of those that an earlier stack of this name left."""
         super().__init__("gpt2-training:google:Storage", "storage", {}, opts)
         self._config, self._child = config, pulumi.ResourceOptions(parent=self)
         self.artifacts = self._bucket("artifacts", config.bucket, there)
@@ -37,7 +44,7 @@ class Storage(pulumi.ComponentResource):
                     opts=self._child,
                 )
         self._say_elsewhere(job, identity)
-        self._inputs(job)
+        self._put_inputs(inputs)
         self.register_outputs({})
 
     def _bucket(self, name: str, url: str, there: set[str]) -> storage.Bucket:
@@ -64,15 +71,15 @@ class Storage(pulumi.ComponentResource):
                 self,
             )
 
-    def _inputs(self, job: JobSpec) -> None:
-        """The text, unless upload_data has put it there, and GPT-2's vocabulary: machines have no internet."""
-        if read_lock(self._config.text) is None:
-            source = pulumi.FileAsset(str(self._config.text))
-            self.put("text", self.data, text_object(self._config, job.fingerprint), source, "text/plain")
-        if (folder := vocabulary_folder(self._config)) is not None:
+    def _put_inputs(self, inputs: Inputs) -> None:
+        """Declare the text, unless it is in a bucket already, and GPT-2's vocabulary."""
+        if inputs.text is not None:
+            path = inputs.data["path"].removeprefix(f"{self._config.data_bucket}/")
+            self.put("text", self.data, path, pulumi.FileAsset(str(inputs.text)), "text/plain")
+        if inputs.vocabulary is not None:
             for name in VOCABULARY_FILES:
-                source = pulumi.FileAsset(str(folder / name))
-                self.put(f"vocabulary-{name}", self.data, f"vocabulary/gpt2/{name}", source, "text/plain")
+                source = pulumi.FileAsset(str(inputs.vocabulary / name))
+                self.put(f"vocabulary-{name}", self.data, f"{paths.VOCABULARY}/{name}", source, "text/plain")
 
     def put(
         self,

@@ -1,1 +1,1 @@
-"""What a run starts from: its text, its vocabulary and its checkpoint, found where they are."""
+"""Find what a run starts from: its text, its vocabulary and its checkpoint."""

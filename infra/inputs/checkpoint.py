@@ -1,6 +1,6 @@
-"""What a run starts from: model.initialize as a folder, an address, a hub id, or a finished run by its id.
+"""Locate the checkpoint of model.initialize: a folder, an address, a hub id, or a finished run by its id.
 
-Pure but for reading files of this machine, so that a preview needs no credentials.
+Nothing here needs the network or a login: a preview reads files of this machine alone.
 """
 
 import json
@@ -11,38 +11,40 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from infra.stack.config import StackConfig
-from trainer.contract import errors, identity
+from trainer.contract import errors, identity, paths
 from trainer.runs.status import read_status
-from trainer.storage import manifest
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
 
-# As spec.run_id() makes them, with a sweep's trials. A hub id has no such ending.
+# Names of runs as identity.run_id() makes them, and trials of a sweep. No hub id has such an ending.
 RUN = re.compile(r"[a-z0-9-]+-[0-9a-f]{8}(/trials/\d+)?")
-ADDRESS = re.compile(r"(?P<bucket>(gs|file)://.+)/runs/(?P<run>[^/]+(/trials/\d+)?)(/model)?/*")
-FEW = 5  # runs named in an error
-FOLDER = ("/", "./", "../", "~")  # what a hub id does not begin with
+ADDRESS = re.compile(rf"(?P<bucket>(gs|file)://.+)/{paths.RUNS}/(?P<run>[^/]+(/trials/\d+)?)(/model)?/*")
+FOLDER = ("/", "./", "../", "~")  # a hub id begins with none of these
 TOKENS = {"byte": 257, "gpt2": 50257}
-PADDING = 64  # a checkpoint's table of tokens may have fewer rows than so many that stand for none
+PADDING = 64  # a checkpoint's token table may have up to 63 rows more than there are tokens
 
 
 @dataclass(frozen=True)
-class Start:
-    where: str  # as the machines reach it
-    name: str  # ends with what a run that starts from it is called after
-    folder: Path | None = None  # where it lies on this machine
+class Checkpoint:
+    """A checkpoint that a run starts from."""
 
-    @property
+    where: str  # the address or folder from which the machines read it
+    name: str  # its last part goes into the name of a run that starts from it
+    folder: Path | None = None  # its folder on this machine, if it is here
+
     def content(self) -> str:
-        """The same, named by its content where that is at hand: what the run's name depends on."""
+        """Return its name, with a hash of its files if they are on this machine. The run's own hash covers this."""
         if self.folder is None:
             return self.name
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return f"{identity.hash_files(self.folder, files)}/{self.name}"
 
 
-def locate(config: StackConfig) -> Start | None:
-    """None without model.initialize. Raises InputError if it is not there; hub and buckets are not asked."""
+def locate(config: StackConfig) -> Checkpoint | None:
+    """Return the checkpoint of model.initialize, None if the stack file has none; hub and buckets are not asked.
+
+    Raises InputError if the checkpoint is not there or out of the machines' reach.
+    """
     named = config.file.model.initialize
     if named is None:
         return None
@@ -59,33 +61,22 @@ def locate(config: StackConfig) -> Start | None:
     if address is not None:
         return _of_run(address["run"], [_path(address["bucket"])])
     if folder.is_dir():
-        return Start(str(folder.resolve()), folder.name, folder)
+        return Checkpoint(str(folder.resolve()), folder.name, folder)
     if here or named.startswith(FOLDER):
         raise errors.InputError(f"model.initialize: there is no folder {named}; check the path")
     buckets = _buckets(config)
-    if any((bucket / "runs" / named).is_dir() for bucket in buckets) or RUN.fullmatch(named):
+    if any((bucket / paths.run(named)).is_dir() for bucket in buckets) or RUN.fullmatch(named):
         return _in_bucket(config.bucket, named) if config.google else _of_run(named, buckets)
     if config.google and not named.startswith("gs://") and not config.file.network.nat:
         raise errors.InputError(
             f"model.initialize: {named} is on the hub, and the machines have no internet; set network.nat: true,"
             " or give a gs:// address"
         )
-    return Start(named, named)
+    return Checkpoint(named, named)
 
 
-def problems(config: StackConfig) -> list[str]:
-    """What is wrong with it, one line each, as far as this machine can know."""
-    try:
-        start = locate(config)
-    except errors.InputError as error:
-        return [str(error)]
-    if start is None or start.folder is None:
-        return []
-    return _unfit(config, start.folder)
-
-
-def _unfit(config: StackConfig, folder: Path) -> list[str]:
-    """What a checkpoint's files say against this run."""
+def misfits(config: StackConfig, folder: Path) -> list[str]:
+    """Return why the checkpoint in a folder of this machine cannot start this run, one line for each reason."""
     named, data = config.file.model.initialize, config.file.data
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -120,34 +111,36 @@ def _unfit(config: StackConfig, folder: Path) -> list[str]:
 
 
 def _other_tokens(folder: Path, kind: Literal["byte", "gpt2"]) -> bool:
-    from trainer.data import tokenizer  # takes a moment
+    from trainer.data import tokenizer  # its import takes a moment, and few stacks need it
 
     try:
-        return tokenizer.is_other((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
+        return tokenizer.has_other_tokens((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)
     except (OSError, UnicodeDecodeError):
         return False
 
 
-def _in_bucket(bucket: str, run: str) -> Start:
-    return Start(f"{bucket}/runs/{run}/model", f"{bucket}/runs/{run}/{_family(run)}")
+def _in_bucket(bucket: str, run: str) -> Checkpoint:
+    return Checkpoint(f"{bucket}/{paths.model(run)}", f"{bucket}/{paths.run(run)}/{_family(run)}")
 
 
 def _family(run: str) -> str:
-    """A run's name without its hash, for the name of one that starts from it."""
+    """Return a run's name without its hash; a run that starts from it is named by this."""
     return run.partition("/")[0].rpartition("-")[0].removeprefix("from-") or run
 
 
-def _of_run(run: str, buckets: list[Path]) -> Start:
+def _of_run(run: str, buckets: list[Path]) -> Checkpoint:
+    """Return the model of a finished run in one of these folders. Raises InputError if none has it."""
     for bucket in buckets:
-        model = bucket / "runs" / run / "model"
-        if (model / manifest.NAME).is_file():
-            return Start(str(model.resolve()), _family(run), model)
-    there = next((bucket for bucket in buckets if (bucket / "runs" / run).is_dir()), None)
+        model = bucket / paths.model(run)
+        if (model / paths.MANIFEST).is_file():
+            return Checkpoint(str(model.resolve()), _family(run), model)
+    there = next((bucket for bucket in buckets if (bucket / paths.run(run)).is_dir()), None)
     found = f"there is no run {run} on this machine" if there is None else f"{run} has no model yet{_state(there, run)}"
     raise errors.InputError(f"model.initialize: {found}; finished are: {_finished(buckets)}")
 
 
 def _state(bucket: Path, run: str) -> str:
+    """Return where a run stands, in brackets; empty if its status cannot be read."""
     try:
         status = read_status(open_storage(str(bucket)), run)
     except (StorageError, ValueError):
@@ -156,21 +149,20 @@ def _state(bucket: Path, run: str) -> str:
 
 
 def _finished(buckets: list[Path]) -> str:
-    """The newest runs with a model."""
-    ending = f"model/{manifest.NAME}"
-    found = {
-        path: path.relative_to(bucket / "runs").as_posix().removesuffix(f"/{ending}")
+    """Return the names of the newest runs that have a model, as words of an error."""
+    written = {
+        path: run
         for bucket in buckets
-        for pattern in (f"*/{ending}", f"*/trials/*/{ending}")
-        for path in (bucket / "runs").glob(pattern)
+        for pattern in ("*", paths.trial_id("*", "*"))
+        for path in bucket.glob(paths.model_manifest(pattern))
+        if (run := paths.run_of_model(path.relative_to(bucket).as_posix()))
     }
-    newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-    few = ", ".join(found[path] for path in newest[:FEW]) or "none"
-    return few + (f" and {len(newest) - FEW} older ones" if len(newest) > FEW else "")
+    newest = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    return errors.few([written[path] for path in newest], "older ones")
 
 
 def _buckets(config: StackConfig) -> list[Path]:
-    """Of this machine's stacks; first the stack's own."""
+    """Return the bucket folders of this machine's stacks, the stack's own first."""
     own = config.root / "artifacts" / config.stack
     return [own, *sorted(folder for folder in (config.root / "artifacts").glob("*") if folder != own)]
 

@@ -1,104 +1,61 @@
-"""What a run on Google Cloud starts from: the text, the vocabulary, a checkpoint. Machines have no internet by default.
+"""Check the inputs of a run on Google Cloud, whose machines have no internet unless the stack gives them a way out.
 
-Pure but for reading files of this machine, so that a preview needs no credentials.
+Nothing here needs the network or a login: a preview reads files of this machine alone.
 """
 
 from pathlib import Path
-from typing import Any
 
-from infra.fleet.fleet import accelerator, machine_type
-from infra.inputs import checkpoint
-from infra.inputs.data_lock import lock_path, read_lock
-from infra.inputs.placed import Placed
-from infra.inputs.text import text_problems
+from infra.inputs import text
+from infra.inputs.data_lock import DataLock, lock_path
 from infra.stack.config import StackConfig
-from infra.stack.keys import data_format
-from trainer.contract import identity, spec
 
-LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies what is declared as an object
-VOCABULARY = Path("data/gpt2-vocabulary")  # where scripts.prepare_data puts GPT-2's
+LARGEST_OBJECT = 64 * 2**20  # bytes: a preview hashes and copies every file that is declared as an object
+VOCABULARY = Path("data/gpt2-vocabulary")  # the folder into which scripts.prepare_data writes GPT-2's vocabulary
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 
 
-def input_problems(config: StackConfig) -> list[str]:
-    """What is missing or cannot be reached by the machines, one line each, without the project's name."""
-    problems = []
-    named, nat = config.file.data.path, config.file.network.nat
+def text_problems(config: StackConfig, lock: DataLock | None) -> list[str]:
+    """Return what is wrong with the text or its lock file, one line each, without the project's name."""
+    named, problems = config.file.data.path, []
     if "://" in named:
         problems.append(
             f"data.path: {named} is an address; run `python -m scripts.upload_data {named}`, which notes its size and"
             " hash in a lock file, and give the path that it prints"
         )
-    elif (lock := read_lock(config.text, named, config.stack)) is not None:
-        # Its size alone: to hash a large text at each preview would take longer than the rest.
+    elif lock is not None:
+        # Compare sizes alone: to hash a large text at each preview would take longer than everything else.
         if config.text.is_file() and config.text.stat().st_size != lock.size:
             problems.append(
                 f"data.path: {named} has {config.text.stat().st_size:,} bytes and {lock_path(config.text).name} says"
                 f" {lock.size:,}; run `python -m scripts.upload_data {named} --stack {config.stack}` again"
             )
     else:
-        problems += text_problems(config)
+        problems += text.text_problems(config)
         if not problems and config.text.stat().st_size > LARGEST_OBJECT:
             problems.append(
                 f"data.path: {named} has {config.text.stat().st_size / 2**20:,.0f} MiB, above"
                 f" {LARGEST_OBJECT // 2**20} MiB it is not part of the stack; run `python -m scripts.upload_data"
                 f" {named} --stack {config.stack}` and commit {lock_path(config.text).name}"
             )
-    data = config.file.data
-    if data.tokenizer == "gpt2" and vocabulary_folder(config) is None and not nat:
-        if data.vocabulary_path is None:
-            problems.append(
-                f"data.tokenizer: gpt2 needs its vocabulary, which machines without internet cannot fetch; run"
-                f" `python -m scripts.prepare_data --stack {config.stack}`, or set network.nat: true"
-            )
-        else:
-            problems.append(
-                f"data.vocabularyPath: there is no folder {data.vocabulary_path} with {' and '.join(VOCABULARY_FILES)}"
-            )
-    problems += checkpoint.problems(config)
     return problems
 
 
+def vocabulary_problem(config: StackConfig, folder: Path | None) -> str | None:
+    """Return what is wrong with GPT-2's vocabulary, if the run needs it; `folder` is vocabulary_folder()'s answer."""
+    data = config.file.data
+    if data.tokenizer != "gpt2" or folder is not None or config.file.network.nat:
+        return None
+    if data.vocabulary_path is not None:
+        return f"data.vocabularyPath: there is no folder {data.vocabulary_path} with {' and '.join(VOCABULARY_FILES)}"
+    return (
+        f"data.tokenizer: gpt2 needs its vocabulary, which machines without internet cannot fetch; run"
+        f" `python -m scripts.prepare_data --stack {config.stack}`, or set network.nat: true"
+    )
+
+
 def vocabulary_folder(config: StackConfig) -> Path | None:
-    """The folder on this machine with GPT-2's vocabulary, if the run needs it and it is there."""
+    """Return the folder of this machine that has GPT-2's vocabulary, if the run needs it and it is there."""
     if config.file.data.tokenizer != "gpt2":
         return None
     folder = config.root / Path(config.file.data.vocabulary_path or VOCABULARY).expanduser()
     return folder if all((folder / name).is_file() for name in VOCABULARY_FILES) else None
-
-
-def place(config: StackConfig) -> Placed:
-    """Where the machines find what a run starts from, after input_problems() found nothing."""
-    lock = read_lock(config.text)
-    fingerprint = lock.fingerprint if lock else identity.fingerprint(config.text)
-    path = lock.url if lock else f"{config.data_bucket}/{text_object(config, fingerprint)}"
-    data: dict[str, Any] = {"path": path, "format": data_format(config.file.data)}
-    if vocabulary_folder(config) is not None:
-        data["vocabulary_path"] = f"{config.data_bucket}/vocabulary/gpt2"
-    where = content = None
-    if (found := checkpoint.locate(config)) is not None:
-        where, content = found.where, found.content
-        if config.file.data.tokenizer == "checkpoint":
-            data["vocabulary_path"] = where
-    trainers = [machine_type(config, role) for role in _trainers(config)]
-    processes = accelerator(config, "master")[1] if config.file.parallel.parallelism == "fsdp" else 1
-    # Hyperthreads do not help matrix products: one thread for each core. All trainers of a run compute alike.
-    cluster: dict[str, Any] = {"threads": max(1, min(machine.vcpus for machine in trainers) // 2 // processes)}
-    if processes > 1:
-        cluster["processes"] = processes
-    if config.servers:  # the cost model alone asks how fast the network is
-        known = [machine.gbps for machine in trainers if machine.gbps is not None]
-        if len(known) == len(trainers):
-            cluster["trainer_gbps"] = min(known)
-        if (gbps := machine_type(config, "ps").gbps) is not None:
-            cluster["server_gbps"] = gbps
-    return Placed(fingerprint, data, where, content, cluster)
-
-
-def text_object(config: StackConfig, fingerprint: str) -> str:
-    """The text's path in the data bucket."""
-    return f"data/{fingerprint}/{config.text.name}"
-
-
-def _trainers(config: StackConfig) -> list[spec.Role]:
-    return ["master", "worker"] if config.workers else ["master"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from infra.stack.config import StackConfig
 from infra.stack.keys import DEFAULT_TEXT, data_format
 from trainer.contract.errors import InputError
-from trainer.data.pairs import PARTS, PairFile, Part, begins_with_a_pair, count_problem, part_of
+from trainer.data.pairs import PARTS, PairFile, SplitName, begins_with_a_pair, count_problem, part_of
 from trainer.data.text import check_text
 
 PAIRS_READ = 64_000_000  # bytes of a file of pairs: some seconds. What comes after them, who makes the tokens checks
@@ -43,7 +43,7 @@ def text_problems(config: StackConfig) -> list[str]:
 def _pairs_problems(config: StackConfig) -> list[str]:
     """What is wrong with a file of pairs. Raises InputError for bad lines."""
     data, parameters, name = config.file.data, config.file.training_input.hyperparameters, config.file.data.path
-    counts: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    counts: dict[SplitName, int] = dict.fromkeys(PARTS, 0)
     file = PairFile(config.text, f"data.path: {name}", data.skip_bad_lines)
     for line in file:
         counts[part_of(line.pair.prompt, data)] += 1

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import psutil
 
+from trainer.contract import paths
+
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL: as a Spot VM has, enough for a checkpoint and the last words
 PATIENCE = 15.0  # seconds to wait for a lock
 STUBBORN = 30.0  # seconds after SIGKILL before giving up: the process hangs in the kernel
@@ -51,11 +53,11 @@ class Machine:
 
     @property
     def lock(self) -> Path:
-        return self.folder / "runs" / self.run / "machines" / f"{self.name}.lock"
+        return self.folder / paths.machine_lock(self.run, self.name)
 
     @property
     def log(self) -> Path:
-        return self.lock.with_suffix(".log")
+        return self.folder / paths.machine_log(self.run, self.name)
 
 
 def start(machine: Machine, launch: int, command: Sequence[str], cwd: Path) -> int:

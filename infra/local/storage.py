@@ -13,8 +13,8 @@ from pulumi.dynamic import CheckFailure, CheckResult, CreateResult, DiffResult, 
 
 from infra import lifecycle
 from infra.dynamic import Properties, Provider, changed, plain
-from infra.lifecycle import CURRENT
 from infra.local import processes
+from trainer.contract import paths
 from trainer.contract.identity import fingerprint
 from trainer.contract.spec import JobSpec
 from trainer.storage.base import StorageError
@@ -23,7 +23,7 @@ from trainer.storage.factory import open_storage
 
 def folder(url: str) -> Path:
     """The folder of a file:// bucket."""
-    path = open_storage(url).local_path(CURRENT)
+    path = open_storage(url).local_path(paths.CURRENT)
     if path is None:
         raise StorageError(f"{url} is not on this machine; platform local wants file://")
     return path.parent
@@ -105,7 +105,7 @@ class JobProvider(Provider):
         storage = open_storage(props["bucket"])
         storage.write(props["path"], _json(job.to_json()))
         lifecycle.begin(storage, job.run, job.launch)
-        storage.write(CURRENT, _json({"run": job.run, "launch": job.launch}))
+        storage.write(paths.CURRENT, _json({"run": job.run, "launch": job.launch}))
         return CreateResult(job.run, props)
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
@@ -130,7 +130,7 @@ class Job(Resource, module="local", name="Job"):
     def __init__(self, name: str, bucket: str, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
         # Without defaults, which job.json has: a preview lists all of a changed object, and this is enough to read.
         given = job.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-        props = {"bucket": bucket, "path": f"runs/{job.run}/job.json", "spec": given}
+        props = {"bucket": bucket, "path": paths.job(job.run), "spec": given}
         super().__init__(JobProvider(), name, props, opts)
 
 

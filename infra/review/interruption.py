@@ -1,11 +1,11 @@
 """The run that a change meets: its machines, and where it stands now, as its bucket tells."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from infra.lifecycle import newest_checkpoint
 from infra.review.steps import Preview, State, Step
 from infra.review.values import shown
 from trainer.runs.records import FINAL_STATES
@@ -59,16 +59,13 @@ def stand(bucket: str, run: str) -> Standing | str | None:
         status = read_status(storage, run)
         if status is None:
             return None
-        newest = None
-        for entry in storage.list(f"runs/{run}/checkpoints"):
-            if match := re.search(r"/step-(\d+)-attempt-\d+/manifest\.json$", entry.path):
-                newest = max(newest or (0, 0.0), (int(match[1]), entry.updated))
+        newest = newest_checkpoint(storage, run)
     except NoBucket:
         return None
     except (StorageError, ValueError) as error:
         return str(error).partition("\n")[0]
-    age = (newest[0], max(0.0, time.time() - newest[1])) if newest else None
-    return Standing(status.state, status.step, age)
+    checkpoint = (newest.step, max(0.0, time.time() - newest.time)) if newest else None
+    return Standing(status.state, status.step, checkpoint)
 
 
 def machines(preview: Preview) -> list[Machines]:

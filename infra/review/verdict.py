@@ -8,6 +8,7 @@ from typing import Any
 
 from infra import load
 from infra.estimate.estimate import estimate
+from infra.fleet.fleet import resolve_fleet
 from infra.fleet.prices import Cost
 from infra.review.access import Access, access
 from infra.review.interruption import Interruption, Look, Machines, declared, interruption, machines
@@ -203,7 +204,8 @@ def _price(
     if words is None:
         return None
     try:
-        found = estimate(load.load(words, stack, provider=provider))
+        loaded = load.load(words, stack, provider=provider)
+        found = estimate(loaded, resolve_fleet(loaded))
     except config.ConfigError as error:
         return Price(Cost(0, ("all of it",)), None, None, True, (masked(f"no estimate: {error.problems[0]}"),))
     return Price(found.hourly, found.hours, found.cost, bool(found.unknown), tuple(map(masked, found.notes)))

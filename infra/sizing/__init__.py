@@ -1,1 +1,1 @@
-"""How large a run is: parameters, FLOPs, memory, and the speed of the machines."""
+"""The size of a run: parameters, FLOPs and memory, and the speed of its machines."""

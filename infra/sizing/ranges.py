@@ -1,4 +1,4 @@
-"""A figure with its lower and upper bound."""
+"""Calculate with figures that have a lower and an upper bound."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Range:
-    """From low to high, both inclusive."""
+    """All figures from low to high, both included."""
 
     low: float
     high: float
@@ -18,7 +18,7 @@ class Range:
         return Range(self.low * number, self.high * number)
 
     def to_do(self, work: float) -> "Range":
-        """Seconds that `work` takes at this speed: the highest speed is the lowest time."""
+        """Return the seconds that `work` takes at this speed. The highest speed gives the lowest time."""
         return Range(work / self.high, work / self.low)
 
     @property
@@ -27,7 +27,7 @@ class Range:
 
     @property
     def middle(self) -> float:
-        """The geometric mean: as far from both ends, as a factor."""
+        """The geometric mean: the high end is as many times this as this is of the low end."""
         return float((self.low * self.high) ** 0.5)
 
 

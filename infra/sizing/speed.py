@@ -1,7 +1,7 @@
-"""How fast machines train: peaks by data sheet, and the part of them that training reaches, each with its origin.
+"""Tell how fast machines train: peaks by data sheet, and the part of them that training reaches, with its origin.
 
-Every speed is a range. Its ends are what was published for GPT-2 of 124 million parameters, or ours where nobody
-published anything; a measured run (infra/estimate/measured.py) replaces them.
+Every speed is a range. Its ends are published figures of GPT-2 with 124 million parameters, or our own guess where
+nobody published any; the text then says "ours". A measured run (infra/estimate/measured.py) replaces the range.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,17 @@ from trainer.contract.spec import Hyperparameters
 
 @dataclass(frozen=True)
 class Gpu:
-    """eager, compiled: the part of the peak that training reaches, without and with torch.compile."""
+    """The speed of a GPU model.
+
+    peak: dense TFLOP/s in bf16 or fp16, and in fp32, which is TF32 where the GPU has it.
+    memory: GB/s. peers: GB/s from each GPU to the others of its machine.
+    eager, compiled: the part of the peak that training reaches, without and with torch.compile.
+    origin: of those parts, in words.
+    """
 
     peak: PeakSpeed
-    memory: float  # GB/s
-    peers: float  # GB/s from each GPU to the others of its machine
+    memory: float
+    peers: float
     eager: Range
     compiled: Range
     origin: str
@@ -30,7 +36,7 @@ _A100 = (
 )
 _H100 = "llm.c on 8 H100 reaches 40 %, nanoGPT compiled about 33 %; eager is as far below as on an A100 (ours)"
 _SINGLE = Range(0.35, 0.7)  # of a peak without tensor cores: ours, as large fp32 products come near it
-# NVIDIA's data sheets. The trainer knows no peak of P100 and P4, and shows no MFU on them.
+# Bandwidths are those of NVIDIA's data sheets. The trainer knows no peak of P100 and P4, and shows no MFU on them.
 GPUS: dict[str, Gpu] = {
     "nvidia-tesla-t4": Gpu(
         PEAKS["T4"],
@@ -58,39 +64,44 @@ GPUS: dict[str, Gpu] = {
     "nvidia-h100-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
     "nvidia-h100-mega-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
 }
-# Seconds that the CPU needs to launch a layer's kernels, both ways: what a small model on a GPU waits for. Ours.
+# Seconds that the CPU needs to launch a layer's kernels, both ways. A small model on a GPU waits for it. Ours.
 LAUNCHES, LAUNCHES_COMPILED = Range(0.0015, 0.004), Range(0.0004, 0.0015)
-# GFLOP/s in fp32 of one physical core; a vCPU is half of one.
+# GFLOP/s in fp32 of one physical core. A vCPU is half a core.
 CORE = Range(15, 60)
 CORE_ORIGIN = "N1 is Haswell to Skylake, 74 to 128 GFLOP/s a core at 2.0 to 2.3 GHz; 20 to 50 % of it is ours"
 HERE = Range(12, 70)
 HERE_ORIGIN = "our models of 1 and 4 million parameters on one machine reached 45 to 94 GFLOP/s a core, busy ones 18"
-# GB/s at which a CPU's optimizer walks through its vectors: one thread at least, all channels at most. Ours.
+# GB/s at which the optimizer reads its vectors on a CPU: with one thread at worst, over all channels at best. Ours.
 CPU_MEMORY = Range(5, 30)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one trainer reaches."""
+    """The speed of one trainer.
 
-    flops: Range  # FLOP/s
-    layer: Range  # seconds at least for a layer of a micro-batch
-    memory: Range  # bytes/s of the optimizer
+    flops: FLOP/s. layer: the least seconds for a layer of a micro-batch. memory: bytes/s of the optimizer.
+    """
+
+    flops: Range
+    layer: Range
+    memory: Range
     origin: str
 
 
 def half_precision(accelerator: str, precision: str) -> bool:
-    """Whether a trainer with such a GPU ("" for none) computes in bf16 or fp16: trainer/model/device.py."""
+    """Return whether a trainer on such a GPU ("" for none) uses bf16 or fp16, as trainer/model/device.py decides."""
     if precision == "auto":
         return bool(accelerator) and ACCELERATORS[accelerator].compute_capability >= 7.0
     return precision != "fp32"
 
 
 def cpu_speed(cores: float, core: Range = CORE, origin: str = CORE_ORIGIN) -> Speed:
+    """Return the speed of a trainer on some cores. core: GFLOP/s of one core."""
     return Speed(core.times(cores * 1e9), NOTHING, CPU_MEMORY.times(1e9), origin)
 
 
 def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
+    """Return the speed of a trainer on one GPU."""
     gpu = GPUS[accelerator]
     half = half_precision(accelerator, hyper.precision)
     part = gpu.compiled if hyper.compile else gpu.eager
@@ -103,7 +114,7 @@ def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
 
 
 def gbps(machine: MachineType) -> float:
-    """Gbit/s that a machine sends at most. Google's page "GPU network bandwidth"; N1 as in the catalog."""
+    """Return the most Gbit/s that a machine sends, by Google's page "GPU network bandwidth"; N1 as in the catalog."""
     if machine.gbps is not None:
         return machine.gbps
     if machine.family == "g2":

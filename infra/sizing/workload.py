@@ -1,7 +1,4 @@
-"""What a run has to compute, hold and send, whatever the machines: numbers of its model and of its batch.
-
-Pure. As trainer/model/gpt2.py and trainer/data/batches.py have it, which nobody needs to import torch for here.
-"""
+"""Count what a run computes, holds and sends on any machines: numbers of its model and its batch."""
 
 import contextlib
 import json
@@ -14,16 +11,19 @@ from trainer.contract.geometry import Dimensions, padded_vocabulary
 
 
 def dimensions(config: StackConfig) -> Dimensions | None:
-    """The network of a stack; None if they stand in a checkpoint that is not a folder here or a published GPT-2."""
+    """Return the size of a stack's model.
+
+    None if a checkpoint alone knows it, which is neither a folder of this machine nor a published GPT-2.
+    """
     model = config.file.model
-    with contextlib.suppress(errors.InputError):  # job_spec() says it
+    with contextlib.suppress(errors.InputError):  # job_spec() raises it
         if (start := locate(config)) is not None and start.folder is not None:
             model = model.model_copy(update={"initialize": str(start.folder)})
     return dimensions_of(model, config.file.data, config.root)
 
 
 def dimensions_of(model: spec.Model, data: spec.Data, root: Path) -> Dimensions | None:
-    """root: where a relative path of a checkpoint starts."""
+    """Return the size of a model, or None as dimensions() does. root: where a checkpoint's relative path starts."""
     start = model.initialize
     if start is None:
         layers, _, width = model.dimensions()
@@ -33,28 +33,23 @@ def dimensions_of(model: spec.Model, data: spec.Data, root: Path) -> Dimensions 
     if published and start.count("/") <= 1 and not start.startswith((".", "~", "/")):
         return Dimensions(published[0], published[2], 1024, TOKENS["gpt2"])
     try:
-        found = json.loads((root / Path(start).expanduser() / "config.json").read_text(encoding="utf-8"))
-        return Dimensions(*(int(found[key]) for key in ("n_layer", "n_embd", "n_positions", "vocab_size")))
+        sizes = json.loads((root / Path(start).expanduser() / "config.json").read_text(encoding="utf-8"))
+        return Dimensions(*(int(sizes[key]) for key in ("n_layer", "n_embd", "n_positions", "vocab_size")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def evaluations(config: StackConfig) -> int:
-    """How often a whole run evaluates: every so many steps, and after the last."""
+    """Return how often a whole run evaluates: every evaluation.every steps, and after the last step."""
     return -(-config.file.training_input.hyperparameters.steps // config.file.evaluation.every)
 
 
 def trained(config: StackConfig, size: Dimensions) -> int:
-    """Parameters that need gradients: with LoRA those of the two matrices beside each of a layer's four."""
+    """Return the number of parameters that are trained. LoRA trains two matrices for each of a layer's four."""
     lora = config.file.model.lora
     return size.parameters if lora is None else size.layers * lora.rank * 16 * size.width
 
 
 def checkpoint_bytes(config: StackConfig, size: Dimensions) -> int:
-    """fp32 parameters that are trained, and with AdamW two moments as large."""
+    """Return the bytes of a checkpoint: the trained parameters in fp32, and two moments as large with AdamW."""
     return trained(config, size) * (12 if config.file.training_input.hyperparameters.optimizer == "adamw" else 4)
-
-
-def trainers(config: StackConfig, accelerators: int) -> int:
-    """Processes that compute. A machine of several GPUs is one, with one of them, unless fsdp shares a model."""
-    return max(1, accelerators) if config.file.parallel.parallelism == "fsdp" else 1 + config.workers

@@ -1,4 +1,4 @@
-"""A pydantic error as one line for a person: which key, what was found, what may stand there."""
+"""Explain a pydantic error in one line for a person: the key, what was found, which values are allowed."""
 
 import difflib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 
-# Keys of AI Platform's trainingInput that say where its code, its region and its images are: Pulumi does that here.
+# Keys of AI Platform's trainingInput for its code, its region and its images, which the stack decides here.
 AI_PLATFORM_ONLY = {
     *("packageUris", "pythonModule", "args", "region", "jobDir"),
     *("runtimeVersion", "pythonVersion", "masterConfig", "workerConfig", "parameterServerConfig"),
@@ -18,32 +18,38 @@ AI_PLATFORM_ONLY = {
 
 
 def explain(error: ValidationError, model: type[BaseModel], namespace: str, examples: Mapping[str, str]) -> list[str]:
-    """One line for each error, each starting with the full key as a stack file has it: `namespace:key.key`.
+    """Return one line for each error, starting with the full key as a stack file has it: `namespace:key.key`.
 
-    `examples` says, for keys whose type alone does not help, what could stand there.
+    Args:
+        error: pydantic's error.
+        model: the model that it is about, by whose schema keys and bounds are told.
+        namespace: the name before the colon of each key.
+        examples: by key without namespace, an example to show if the key's type alone does not help.
     """
     schema = model.model_json_schema(by_alias=True)
     return [_line(dict(e), schema, namespace, examples) for e in error.errors(include_url=False)]
 
 
 def key(namespace: str, path: Sequence[int | str]) -> str:
+    """Return a key as a stack file has it."""
     return f"{namespace}:" + ".".join(map(str, path))
 
 
 def unknown(name: str, allowed: Sequence[str]) -> str:
-    """What to say of a name that is not among those allowed."""
+    """Return a hint for a name that is not allowed: the closest one, or all of them."""
     close = difflib.get_close_matches(to_camel(name), allowed, n=1)
     close = close or [a for a in allowed if a.lower() == name.replace("_", "").lower()]
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(allowed))}"
 
 
 def shown(value: Any) -> str:
-    """A found value, short."""
+    """Return a found value in at most 60 characters."""
     text = "nothing" if value is None else repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _line(error: dict[str, Any], schema: dict[str, Any], namespace: str, examples: Mapping[str, str]) -> str:
+    """Return one of pydantic's errors as a line."""
     path, kind, value = error["loc"], error["type"], error["input"]
     start = key(namespace, path)
     if kind == "extra_forbidden":
@@ -76,7 +82,7 @@ def _is_number(text: str) -> bool:
 
 
 def _follow(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a node stands for: behind its reference, and without the null of an optional field."""
+    """Return the schema behind a node's reference, without the null of an optional field."""
     if "anyOf" in node:
         rest = [option for option in node["anyOf"] if option.get("type") != "null"]
         node = {**node, **rest[0]}
@@ -86,6 +92,7 @@ def _follow(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(schema: dict[str, Any], path: Sequence[int | str]) -> dict[str, Any]:
+    """Return the schema of the value at a path; empty if there is none."""
     node = schema
     for part in path:
         inner = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
@@ -93,8 +100,8 @@ def _resolve(schema: dict[str, Any], path: Sequence[int | str]) -> dict[str, Any
     return node
 
 
-def _allowed(node: dict[str, Any]) -> str:
-    """In words, what a schema allows."""
+def allowed(node: dict[str, Any]) -> str:
+    """Return in words which values a schema allows."""
     if "enum" in node:
         return f"one of {', '.join(node['enum'])}"
     kind = node.get("type")
@@ -102,12 +109,17 @@ def _allowed(node: dict[str, Any]) -> str:
         return "keys and values"
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text"}
     words["array"] = "a list"
-    text = words.get(str(kind), "something else")
     bounds = []
     for name, phrase in (("exclusiveMinimum", "above"), ("minimum", "at least")):
         bounds += [f"{phrase} {node[name]:g}"] if name in node else []
     for name, phrase in (("exclusiveMaximum", "below"), ("maximum", "at most")):
         bounds += [f"{phrase} {node[name]:.12g}"] if name in node else []
-    text += ", " * bool(bounds) + " and ".join(bounds)
+    return ", ".join([words.get(str(kind), "something else"), *([" and ".join(bounds)] if bounds else [])])
+
+
+def _allowed(node: dict[str, Any]) -> str:
+    """Return which values a schema allows, with the default if there is one."""
     default = node.get("default")
-    return text if default in (None, []) else f"{text} (default {json.dumps(default)})"
+    if default in (None, []) or "enum" in node or node.get("type") == "object":
+        return allowed(node)
+    return f"{allowed(node)} (default {json.dumps(default)})"

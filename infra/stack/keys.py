@@ -1,6 +1,7 @@
-"""The keys of a stack file and what may stand there. What goes together, and what a platform can do, is checked after.
+"""Define the keys of a stack file and the values that they take.
 
-Keys are camelCase in the file and snake_case in Python.
+Keys are camelCase in the file and snake_case in Python. infra/checks decides afterwards which keys go together and what
+a platform can do. Descriptions go into docs/stack.schema.json and docs/reference.md: run `make schema` after a change.
 """
 
 import re
@@ -12,116 +13,219 @@ from pydantic import BeforeValidator, Field
 from trainer.contract import spec
 
 DEFAULT_TEXT = Path("data/default.txt")
-# AI Platform's presets: workers and parameter servers, beside one master.
+# AI Platform's presets: the numbers of workers and of parameter servers, besides one master.
 TIERS: dict[str, tuple[int, int]] = {
     "BASIC": (0, 0),
     "BASIC_GPU": (0, 0),
     "STANDARD_1": (4, 3),
     "PREMIUM_1": (19, 11),
 }
-# Their machines: master, worker, parameter server. BASIC_GPU had a K80, which is gone: it gets a T4.
+# The machine types of these presets: master, worker, parameter server.
 TIER_MACHINES: dict[str, tuple[str, str, str]] = {
     "BASIC": ("n1-standard-4", "", ""),
     "BASIC_GPU": ("n1-standard-8", "", ""),
     "STANDARD_1": ("n1-highcpu-8", "n1-highcpu-8", "n1-standard-4"),
     "PREMIUM_1": ("n1-highcpu-16", "n1-highcpu-16", "n1-highmem-8"),
 }
-TIER_ACCELERATOR = {"BASIC_GPU": "nvidia-tesla-t4"}
-# The oldest that Google still supports with a driver for CUDA 13, which torch's wheels bring (facts of 2026-04).
+TIER_ACCELERATOR = {"BASIC_GPU": "nvidia-tesla-t4"}  # the preset's K80 is gone
+# The oldest family that Google still supports with a driver for CUDA 13, which torch's wheels need (as of 2026-04).
 IMAGE_FAMILY = "common-cu129-ubuntu-2204-nvidia-580"
 
 
 def _digits(value: Any) -> Any:
-    """AI Platform's files quote their 64-bit numbers: workerCount: "10"."""
-    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,6}", value) else value
+    """Return a quoted number as an integer: AI Platform's files quote their 64-bit numbers, workerCount: "10"."""
+    return int(value) if isinstance(value, str) and re.fullmatch(DIGITS, value) else value
 
 
+DIGITS = "[0-9]{1,6}"
 Count = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_digits)]
 
 
 class TrainingInput(spec.Strict):
-    """AI Platform's words. Machine types mean nothing to `platform: local`, where a machine is a process."""
+    """Machines and hyperparameters, in the words of AI Platform's trainingInput."""
 
-    scale_tier: Literal["CUSTOM", "BASIC", "BASIC_GPU", "STANDARD_1", "PREMIUM_1"] = "CUSTOM"
-    master_type: str | None = None
-    worker_type: str | None = None
-    worker_count: Count = 0
-    min_workers: Count = 0  # with fewer, no step is taken: those that are there wait
-    parameter_server_type: str | None = None
-    parameter_server_count: Count = 0
-    hyperparameters: spec.Hyperparameters = spec.Hyperparameters()
+    scale_tier: Literal["CUSTOM", "BASIC", "BASIC_GPU", "STANDARD_1", "PREMIUM_1"] = Field(
+        "CUSTOM",
+        description="CUSTOM takes the types and counts below. The others are AI Platform's presets: BASIC is a master,"
+        " BASIC_GPU a master with a T4, STANDARD_1 has 4 workers and 3 parameter servers, PREMIUM_1 19 and 11.",
+    )
+    master_type: str | None = Field(
+        None,
+        description="Google Cloud only: the machine type of the master, such as n1-standard-16: N1, or with GPUs built"
+        " in G2, A2 and A3. On this machine a machine is a process.",
+    )
+    worker_type: str | None = Field(None, description="Google Cloud only: the machine type of each worker.")
+    worker_count: Count = Field(
+        0,
+        description="The number of workers. The master trains too, so there are 1 + workerCount trainers; their number"
+        " does not change the result.",
+    )
+    min_workers: Count = Field(
+        0, description="With fewer workers than this, no step is taken: those that are there wait."
+    )
+    parameter_server_type: str | None = Field(
+        None, description="Google Cloud only: the machine type of each parameter server."
+    )
+    parameter_server_count: Count = Field(
+        0,
+        description="The number of parameter servers, each of which holds a part of the parameters and of the"
+        " optimizer's state. With 0 the trainers exchange gradients among themselves; the result is the same.",
+    )
+    hyperparameters: spec.Hyperparameters = Field(
+        spec.Hyperparameters(), description="What is optimized and how. A change of one of these is a new run."
+    )
 
     def counts(self) -> tuple[int, int]:
-        """Workers and parameter servers, of the preset or as counted."""
+        """Return the numbers of workers and of parameter servers, of the preset or as counted."""
         return TIERS.get(self.scale_tier, (self.worker_count, self.parameter_server_count))
 
     def machine_types(self) -> dict[spec.Role, str | None]:
-        """The machine type of each role, of the preset or as named."""
+        """Return the machine type of each role, of the preset or as named."""
         named = (self.master_type, self.worker_type, self.parameter_server_type)
         master, worker, server = TIER_MACHINES.get(self.scale_tier, named)
         return {"master": master, "worker": worker, "ps": server}
 
 
 class Accelerator(spec.Strict):
-    """GPUs of each master and worker. N1 machines alone take them; A2, A3 and G2 have theirs built in."""
+    """GPUs of each master and worker."""
 
-    type: str
-    count: int = Field(1, ge=1, le=8)
+    type: str = Field(description="The GPU model, such as nvidia-tesla-t4.")
+    count: int = Field(1, ge=1, le=8, description="The number of GPUs of each machine.")
 
 
 class Machines(spec.Strict):
-    """What Google Cloud's machines have in common."""
+    """What the machines on Google Cloud have in common."""
 
-    accelerator: Accelerator | None = None
-    spot: bool = False  # workers only: master and parameter servers would take the others' work with them
-    boot_disk_gb: int = Field(200, ge=50, le=65536)
-    image_family: str = IMAGE_FAMILY
-    zones: list[str] = Field([])  # a run lives in one; each launch takes the next
-    reservation: str | None = None  # capacity that was reserved before, by name
-    flex_start: bool = False  # wait for capacity, at most 7 days of it
+    accelerator: Accelerator | None = Field(
+        None,
+        description="The GPUs to attach to the master and to each worker. Only N1 machines take them; A2, A3 and G2"
+        " have theirs built in.",
+    )
+    spot: bool = Field(
+        False,
+        description="Run the workers as Spot VMs, which cost about a third and may be taken away at any time. The"
+        " master and the parameter servers stay on demand, as all others depend on them.",
+    )
+    boot_disk_gb: int = Field(
+        200, ge=50, le=65536, description="The size of each machine's boot disk, in GB; the image alone takes 50."
+    )
+    image_family: str = Field(
+        IMAGE_FAMILY,
+        description="The family of Deep Learning VM images that machines boot from. Its driver must be for CUDA 13.",
+    )
+    zones: list[str] = Field(
+        [],
+        description="Zones of gcp:region to run in. A run lives in one zone, and each launch takes the next. By default"
+        " all zones that are known to have the machines.",
+    )
+    reservation: str | None = Field(
+        None, description="The name of a reservation whose machines master and workers use."
+    )
+    flex_start: bool = Field(
+        False,
+        description="Wait for capacity, which is then there for at most 7 days. Only for machines with GPUs built in.",
+    )
 
 
 class Limits(spec.Strict):
-    """When Google ends the machines, whatever the trainer thinks."""
+    """When Google ends the machines, whatever the trainer does."""
 
-    max_hours: float = Field(24, ge=0.25, le=2880)  # 120 days are Google's own limit
-    max_cost_usd: float | None = Field(None, gt=0)
-    billing_account: str | None = None  # with it, e-mail at 50, 90 and 100 % of maxCostUsd; needs billing rights
+    max_hours: float = Field(
+        24,
+        ge=0.25,
+        le=2880,
+        description="Hours from the start of a launch to the end of its machines. Google's own limit is 120 days.",
+    )
+    max_cost_usd: float | None = Field(
+        None,
+        gt=0,
+        description="USD by the price list after which the machines end, if that is before maxHours. It is an estimate,"
+        " not a cap on the bill.",
+    )
+    billing_account: str | None = Field(
+        None,
+        description="The billing account for a budget of maxCostUsd, which sends e-mail at 50, 90 and 100 %. The"
+        " deployer needs rights on it.",
+    )
 
 
 class Network(spec.Strict):
-    nat: bool = False  # the way out to the internet; without it machines reach Google's services alone
+    """The machines' way to the internet."""
+
+    nat: bool = Field(
+        False,
+        description="Give machines a way out to the internet, for example to the hub. Without it they reach Google's"
+        " services alone.",
+    )
 
 
 class Pipeline(spec.Strict):
     """The GitHub repository whose workflows preview and deploy the stack."""
 
-    repository: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}$")  # owner/name
+    repository: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}$",
+        description="The repository, as owner/name.",
+    )
 
 
 class StackFile(spec.Strict):
     """All keys of this project that a stack file may have."""
 
-    platform: Literal["local", "google"] = "local"
-    training_input: TrainingInput
-    model: spec.Model
-    data: spec.Data
-    evaluation: spec.Evaluation = spec.Evaluation()
-    checkpoints: spec.Checkpoints = spec.Checkpoints()
-    parallel: spec.Parallel = spec.Parallel()
-    sweep: spec.Sweep | None = None
-    launch: int = Field(1, ge=1, le=1_000_000)
-    machines: Machines = Machines()
-    limits: Limits = Limits()
-    network: Network = Network()
-    pipeline: Pipeline | None = None
-    image: str | None = None  # NAME@sha256:…, instead of the one that the stack builds from trainer/
-    notify: str | None = None  # e-mail address for alerts
-    keep_artifacts: bool = True  # on destroy: models, checkpoints, data and images stay
+    platform: Literal["local", "google"] = Field(
+        "local",
+        description="Where the machines are: processes of this machine, or VMs on Google Cloud. To change it, make"
+        " another stack.",
+    )
+    training_input: TrainingInput = Field(
+        description="Machines and hyperparameters, in the words of AI Platform's trainingInput."
+    )
+    model: spec.Model = Field(
+        description="The network: a size by name, or layers, heads and width, or a checkpoint to start from. A change"
+        " is a new run."
+    )
+    data: spec.Data = Field(description="The text and how it becomes tokens. A change is a new run.")
+    evaluation: spec.Evaluation = Field(spec.Evaluation(), description="How often and on what the model is measured.")
+    checkpoints: spec.Checkpoints = Field(
+        spec.Checkpoints(),
+        description="How often a run is saved. It continues from a checkpoint after a crash, or after pulumi destroy"
+        " and pulumi up.",
+    )
+    parallel: spec.Parallel = Field(spec.Parallel(), description="How the trainers share a step's work.")
+    sweep: spec.Sweep | None = Field(
+        None, description="Train many trials with other hyperparameters, one after the other, and keep the best model."
+    )
+    launch: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="Raise it by one to start a run again that FAILED or was STOPPED: it continues from its newest"
+        " checkpoint. On Google Cloud it also takes the next zone.",
+    )
+    machines: Machines = Field(
+        Machines(), description="Google Cloud only: what the machines have in common. A change replaces them."
+    )
+    limits: Limits = Field(
+        Limits(), description="Google Cloud only: when Google ends the machines, whatever the trainer does."
+    )
+    network: Network = Field(Network(), description="Google Cloud only: the machines' way to the internet.")
+    pipeline: Pipeline | None = Field(
+        None, description="Google Cloud only: the GitHub repository whose workflows preview and deploy the stack."
+    )
+    image: str | None = Field(
+        None,
+        description="Google Cloud only: an image NAME@sha256:… to run instead of the one that the stack builds from"
+        " trainer/. python -m scripts.build_image prints it. A change is a new run.",
+    )
+    notify: str | None = Field(None, description="Google Cloud only: the e-mail address that gets the alerts.")
+    keep_artifacts: bool = Field(
+        True,
+        description="Google Cloud only: keep buckets, images and the registry when the stack is destroyed. With false,"
+        " models, checkpoints and data go too.",
+    )
 
 
 def data_format(data: spec.Data) -> Literal["text", "pairs"]:
-    """What the file is: as the stack file says, else by its name."""
+    """Return what the data file is: as the stack file says, else by its name."""
     return data.format or ("pairs" if data.path.lower().endswith(".jsonl") else "text")
 
 

@@ -19,7 +19,8 @@ from rich.progress import Progress as Bar
 from infra import load
 from infra.stack import config
 from scripts.support.run_files import UnreadableRun, declared_run
-from trainer.contract.errors import InputError
+from trainer.contract import paths
+from trainer.contract.errors import InputError, few
 from trainer.storage.base import Conflict, Progress, Storage, StorageError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,7 @@ def run_address(given: str) -> tuple[str | None, str]:
 
     An error of argparse's if it is neither.
     """
-    bucket, found, run = given.rstrip("/").rpartition("/runs/")
+    bucket, found, run = given.rstrip("/").rpartition(f"/{paths.RUNS}/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/trials/[0-9]+)?", run):  # or one of a sweep's
         raise argparse.ArgumentTypeError(f"{given}: write a run's id, or its address such as gs://bucket/runs/ID")
     return bucket if found else None, run
@@ -136,8 +137,8 @@ def find_run(storage: Storage, wanted: str | None) -> str:
         except UnreadableRun as error:
             raise UserError(str(error)) from None
     if wanted is not None:
-        if not storage.list(f"runs/{wanted}"):
-            raise UserError(f"there is no run {wanted} in {storage.url}; runs there: {_some(_runs(storage))}")
+        if not storage.list(paths.run(wanted)):
+            raise UserError(f"there is no run {wanted} in {storage.url}; runs there: {few(_runs(storage))}")
         return wanted
     runs = _runs(storage)
     if not runs:
@@ -148,15 +149,11 @@ def find_run(storage: Storage, wanted: str | None) -> str:
 def _runs(storage: Storage) -> list[str]:
     """All runs, the newest first."""
     updated: dict[str, float] = {}
-    for entry in storage.list("runs"):
-        parts = entry.path.split("/")
-        if len(parts) == 3 and parts[2] in ("status.json", "job.json"):
-            updated[parts[1]] = max(entry.updated, updated.get(parts[1], 0))
+    for entry in storage.list(paths.RUNS):
+        run = paths.run_of_status(entry.path) or paths.run_of_job(entry.path)
+        if run is not None and paths.sweep_of(run) is None:
+            updated[run] = max(entry.updated, updated.get(run, 0))
     return sorted(updated, key=lambda run: -updated[run])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from scripts.support.common import UserError, progress_bar
+from trainer.contract import paths
 from trainer.runs.records import Status
 from trainer.storage import manifest
 from trainer.storage.base import Progress, Storage, explain, new_file
@@ -36,11 +37,11 @@ def download(storage: Storage, run: str, to: Path) -> tuple[Path, bool]:
                 if manifest.verify(folder / name, entry):
                     progress(entry["size"])
                     continue
-                _fetch(storage, f"runs/{run}/model/{name}", folder / name, entry, progress)
-            with new_file(folder / manifest.NAME) as file:
+                _fetch(storage, paths.model_file(run, name), folder / name, entry, progress)
+            with new_file(folder / paths.MANIFEST) as file:
                 file.write(data)
             for stray in [p for p in folder.rglob("*") if p.is_file()]:  # of a model that was exported anew since
-                if stray != folder / manifest.NAME and stray.relative_to(folder).as_posix() not in files:
+                if stray != folder / paths.MANIFEST and stray.relative_to(folder).as_posix() not in files:
                     stray.unlink()
             folder.rename(to)
     except OSError as error:
@@ -50,16 +51,16 @@ def download(storage: Storage, run: str, to: Path) -> tuple[Path, bool]:
 
 def _remote_manifest(storage: Storage, run: str) -> tuple[bytes, dict[str, manifest.File]]:
     try:
-        data = storage.read(f"runs/{run}/model/{manifest.NAME}")
+        data = storage.read(paths.model_manifest(run))
     except FileNotFoundError:
         raise UserError(f"{run} has no model yet: {_state(storage, run)}") from None
     try:
         files: dict[str, manifest.File] = manifest.parse(data)["files"]
     except ValueError as error:
         raise UserError(f"the model of {run} cannot be used: {error}; export it again") from None
-    there = {entry.path: entry.size for entry in storage.list(f"runs/{run}/model")}
+    there = {entry.path: entry.size for entry in storage.list(paths.model(run))}
     for name, entry in files.items():
-        size = there.get(f"runs/{run}/model/{name}")
+        size = there.get(paths.model_file(run, name))
         if size != entry["size"]:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {entry['size']:,}"
             raise UserError(f"the model of {run} is incomplete: {name} {found} in {storage.url}; export it again")
@@ -69,7 +70,7 @@ def _remote_manifest(storage: Storage, run: str) -> tuple[bytes, dict[str, manif
 def _state(storage: Storage, run: str) -> str:
     """Where a run without a model is, and what to do."""
     try:
-        status = Status.model_validate_json(storage.read(f"runs/{run}/status.json"))
+        status = Status.model_validate_json(storage.read(paths.status(run)))
     except FileNotFoundError:
         return "it has not started; `python -m scripts.watch` follows it"
     except ValidationError:
@@ -95,7 +96,7 @@ def _fetch(storage: Storage, path: str, target: Path, entry: manifest.File, prog
 
 def _is_whole(folder: Path, data: bytes, files: dict[str, manifest.File]) -> bool:
     """Whether a folder is this very model; files of one's own beside it do no harm."""
-    mine = folder / manifest.NAME
+    mine = folder / paths.MANIFEST
     return (
         mine.is_file()
         and mine.read_bytes() == data

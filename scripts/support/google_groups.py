@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from infra.fleet import fleet
+from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.stack.config import StackConfig
 from trainer.contract.spec import Role
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -44,19 +44,20 @@ class Stack:
 
     name: str
     launch: int
-    zones: list[str]  # that its launches take in turn
+    zones: tuple[str, ...]  # that its launches take in turn
     machines: dict[Role, str]  # such as "n1-highmem-16 with nvidia-tesla-t4"
     flex_start: bool = False
 
 
-def stack_of(config: StackConfig, launch: int) -> Stack:
-    machines: dict[Role, str] = {}
-    for role in fleet.counts(config):
-        model, count = fleet.accelerator(config, role)
-        machine = fleet.machine_type(config, role)
-        attached = model and not machine.accelerators
-        machines[role] = machine.name + (f" with {f'{count} ' if count > 1 else ''}{model}" if attached else "")
-    return Stack(config.stack, launch, fleet.zones(config), machines, config.file.machines.flex_start)
+def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
+    """Return what the words need to know of a stack and its machines."""
+    words: dict[Role, str] = {}
+    for machines in fleet.roles:
+        words[machines.role] = machines.machine.name
+        if machines.attached:
+            number = f"{machines.accelerators} " if machines.accelerators > 1 else ""
+            words[machines.role] += f" with {number}{machines.accelerator}"
+    return Stack(config.stack, launch, fleet.zones, words, config.file.machines.flex_start)
 
 
 def explain(stack: Stack, groups: list[Group], heard: Collection[str], now: float) -> list[str]:
@@ -169,6 +170,7 @@ class Groups:
         self, config: StackConfig, clock: Callable[[], float], connect: Callable[[], GoogleApi] = GoogleApi
     ) -> None:
         self._config, self._clock, self._connect = config, clock, connect
+        self._fleet = resolve_fleet(config)
         self._api: GoogleApi | None = None
         self._asked = float("-inf")
         self._refused = False
@@ -182,7 +184,7 @@ class Groups:
         try:
             self._api = self._api or self._connect()
             groups = read_groups(self._api, self._config.project, self._config.region, self._config.stack)
-            self._lines = explain(stack_of(self._config, launch), groups, heard, self._clock())
+            self._lines = explain(stack_of(self._config, self._fleet, launch), groups, heard, self._clock())
         except ApiError as error:
             denied = error.status in (401, 403)
             self._refused = denied or self._api is None  # asking again would not help

@@ -12,9 +12,11 @@ from typing import TypeVar, cast
 
 from pydantic import ValidationError
 
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Strict
+from trainer.runs.metrics_reader import MetricsReader
 from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
-from trainer.runs.trials import Trial, current_trial, read_trials, trial_id
+from trainer.runs.trials import Trial, current_trial, read_trials
 from trainer.storage.base import Entry, Storage
 
 Model = TypeVar("Model", bound=Strict)
@@ -135,12 +137,6 @@ def perplexity(loss: float) -> float:
 
 
 @dataclass
-class _File:
-    generation: int
-    parsed: bytes = b""
-
-
-@dataclass
 class RunFiles:
     """The files of one run. `read` gives a new Snapshot and remembers what did not change."""
 
@@ -149,17 +145,12 @@ class RunFiles:
     clock: Callable[[], float] = time.time
     _parsed_files: dict[str, tuple[int, Strict]] = field(default_factory=dict)
     _heard: dict[str, tuple[float, float]] = field(default_factory=dict)  # heartbeat, when we first saw it
-    _metrics: dict[str, _File] = field(default_factory=dict)
-    _steps: dict[int, Record] = field(default_factory=dict)
-    _evaluations: dict[int, Record] = field(default_factory=dict)
-    _starts: dict[int, int] = field(default_factory=dict)  # attempt: the first step that it took
-    _unreadable: int = 0
+    _metrics: MetricsReader = field(init=False)
     _moved: tuple[int, float] = (0, 0.0)  # the newest step, when we first saw it
     _trial: "RunFiles | None" = None  # of a sweep: the trial that is trained now
 
-    @property
-    def folder(self) -> str:
-        return f"runs/{self.run}"
+    def __post_init__(self) -> None:
+        self._metrics = MetricsReader(self.storage, self.run)
 
     @property
     def named(self) -> bool:
@@ -173,8 +164,8 @@ class RunFiles:
     def read(self) -> Snapshot:
         """The run as it is now. FileNotFoundError if nothing declares it, UnreadableRun for another version's files."""
         now = self.clock()
-        entries = {entry.path: entry for entry in self.storage.list(self.folder)}
-        job, state = f"{self.folder}/job.json", f"{self.folder}/status.json"
+        entries = {entry.path: entry for entry in self.storage.list(paths.run(self.run))}
+        job, state = paths.job(self.run), paths.status(self.run)
         if job not in entries:
             raise FileNotFoundError(job)
         spec = self._parsed(JobSpec, entries[job])
@@ -182,7 +173,7 @@ class RunFiles:
         if status and status.state in FINAL_STATES and status.state != "SUCCEEDED" and status.launch < spec.launch:
             status = None  # how the launch before this one ended
         machines = self._machines(entries, spec, status, now)
-        self._read_metrics(entries)
+        self._metrics.read(entries.values())
         there = sum(m.at_work and m.age <= self.patience.heartbeat for m in machines)
         names = {m.status.name for m in machines}
         snapshot = Snapshot(
@@ -191,9 +182,9 @@ class RunFiles:
             spec=spec,
             status=status,
             machines=machines,
-            steps=self._kept(self._steps),
-            evaluations=self._kept(self._evaluations),
-            unreadable=self._unreadable,
+            steps=self._metrics.steps,
+            evaluations=self._metrics.evaluations,
+            unreadable=self._metrics.unreadable,
             heard=there > 0,
             alive=there > 0 or now - entries[job].updated < self.patience.boot,
             missing=[name for name, _ in spec.cluster.machines() if self.named and name not in names],
@@ -209,7 +200,7 @@ class RunFiles:
 
     def _now(self, number: int) -> Snapshot | None:
         """The trial of that number, if it has been declared."""
-        run = trial_id(self.run, number)
+        run = paths.trial_id(self.run, number)
         if self._trial is None or self._trial.run != run:
             self._trial = RunFiles(self.storage, run, self.clock)
         try:
@@ -247,7 +238,7 @@ class RunFiles:
     def _machines(self, entries: dict[str, Entry], spec: JobSpec, status: Status | None, now: float) -> list[Machine]:
         machines = []
         for path, entry in entries.items():
-            if not path.startswith(f"{self.folder}/machines/") or not path.endswith(".json"):
+            if not paths.is_machine(path, self.run):
                 continue
             found = self._parsed(MachineStatus, entry)
             beat, seen = self._heard.get(found.name, (None, now))
@@ -261,64 +252,18 @@ class RunFiles:
         since = now - status.updated if status and status.state in FINAL_STATES else 0.0
         here = [m for m in machines if m.status.name in order or m.age - max(since, 0.0) <= self.patience.heartbeat]
         if not self.named:  # a launch before this one had machines of other names
-            declared = entries[f"{self.folder}/job.json"].updated
+            declared = entries[paths.job(self.run)].updated
             here = [m for m in here if m.at_work or m.status.heartbeat >= declared]
         roles = {"master": 0, "worker": 1, "ps": 2}
         return sorted(here, key=lambda m: (roles[m.status.role], order.get(m.status.name, len(order)), m.status.name))
-
-    def _read_metrics(self, entries: dict[str, Entry]) -> None:
-        for path, entry in entries.items():
-            if not path.startswith(f"{self.folder}/metrics/") or not path.endswith(".jsonl"):
-                continue
-            known = self._metrics.get(path)
-            if known and known.generation == entry.generation:
-                continue
-            data, generation = self.storage.read_generation(path)
-            before = known.parsed if known and data.startswith(known.parsed) else b""
-            whole = data[: data.rfind(b"\n") + 1]  # a line without its end is still being written
-            for line in whole[len(before) :].splitlines():
-                self._take(line)
-            self._metrics[path] = _File(generation, whole)
-
-    def _take(self, line: bytes) -> None:
-        if not line.strip():
-            return
-        try:
-            record = Record.model_validate_json(line)
-        except ValidationError:
-            self._unreadable += 1
-            return
-        if record.notice_seconds is not None:  # no step was taken for it
-            return
-        evaluation = record.validation_loss is not None
-        if not evaluation or record.loss is not None:
-            self._put(self._steps, record)
-            self._starts[record.attempt] = min(record.step, self._starts.get(record.attempt, record.step))
-        if evaluation:
-            self._put(self._evaluations, record)
-
-    @staticmethod
-    def _put(records: dict[int, Record], record: Record) -> None:
-        before = records.get(record.step)
-        if before is None or (before.attempt, before.time) <= (record.attempt, record.time):
-            records[record.step] = record
-
-    def _kept(self, records: dict[int, Record]) -> list[Record]:
-        """By step, without what a later attempt went back behind and has not repeated yet."""
-        undone: dict[int, float] = {}
-        first = math.inf
-        for attempt in sorted(self._starts, reverse=True):
-            undone[attempt] = first
-            first = min(first, self._starts[attempt])
-        return [r for _, r in sorted(records.items()) if r.step < undone.get(r.attempt, math.inf)]
 
 
 def declared_run(storage: Storage) -> str | None:
     """The run that the stack declares now, None if there is none. UnreadableRun if current.json is no JSON."""
     try:
-        found = json.loads(storage.read("current.json"))
+        found = json.loads(storage.read(paths.CURRENT))
         return str(found["run"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        raise UnreadableRun("current.json: no run is named in it; `pulumi up` writes it again") from None
+        raise UnreadableRun(f"{paths.CURRENT}: no run is named in it; `pulumi up` writes it again") from None

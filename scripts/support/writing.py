@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run
 from scripts.support.downloading import fetched
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.runs.trials import trained_spec
-from trainer.storage import manifest
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
@@ -66,8 +66,8 @@ def open_writer(options: argparse.Namespace) -> "Writer":
 
 def model_folder(storage: Storage, run: str) -> Path:
     """The run's model on this machine, fetched into models/ if it is in the cloud. UserError if there is none yet."""
-    local = storage.local_path(f"runs/{run}/model")
-    if local is not None and (local / manifest.NAME).is_file():
+    local = storage.local_path(paths.model(run))
+    if local is not None and (local / paths.MANIFEST).is_file():
         return local
     return fetched(storage, run)
 
@@ -75,7 +75,7 @@ def model_folder(storage: Storage, run: str) -> Path:
 def trained_length(storage: Storage, run: str) -> int | None:
     """How many positions the run trained, in tokens; None if the model knew more from the start."""
     try:
-        spec = trained_spec(storage, JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json")))
+        spec = trained_spec(storage, JobSpec.model_validate_json(storage.read(paths.job(run))))
     except (FileNotFoundError, ValueError):
         return None
     return None if spec.model.initialize else spec.hyperparameters.sequence_length

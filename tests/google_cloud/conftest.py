@@ -143,7 +143,7 @@ class StandIn:
 
     def script(self, *arguments: str, ok: bool | None = True) -> str:
         """`python -m ...` in the project's copy; stdout and stderr."""
-        done = self._run(sys.executable, "-m", *arguments, check=False)
+        done = self._run(str(self.root / ".venv" / "bin" / "python"), "-m", *arguments, check=False)
         if ok is not None and ok != (done.returncode == 0):
             pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{self.log()}")
         return done.stdout
@@ -183,6 +183,7 @@ def cloud(
     tmp_path: Path,
     gcs_address: str,
     virtual_environment: Path,
+    cli_environment: dict[str, str],
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[StandIn]:
@@ -209,7 +210,7 @@ def cloud(
             **base,
             **environment(url, storage, tmp_path / "cloud"),
             "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
-            "VIRTUAL_ENV": str(virtual_environment),
+            **cli_environment,
             "PULUMI_HOME": str(tmp_path / "home"),
             "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
             "PULUMI_CONFIG_PASSPHRASE": "test",

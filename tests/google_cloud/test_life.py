@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.fleet.deadline import record
-from trainer.runs.metrics import read_records
+from trainer.contract import paths
+from trainer.runs.metrics_reader import read_metrics
 
 from .conftest import wait_for
 from .life import BUCKET, FIREWALL, GROUP, PATIENCE, Life, no_violations
@@ -131,7 +131,7 @@ def test_a_deadline_ends_a_run_that_hangs(life: Callable[..., Life]) -> None:
     no_violations(run.cloud)
 
     # As the days pass: an `up` says that the time is over and boots nothing, whatever the state still believes.
-    path, long_ago = record(run.job().run, 1), json.dumps({"started": time.time() - 6 * 3600}).encode()
+    path, long_ago = paths.launch(run.job().run, 1), json.dumps({"started": time.time() - 6 * 3600}).encode()
     run.storage.write(path, long_ago)
     assert "the time of launch 1 is over (limits: 5.0 h); set gpt2-training:launch to 2" in run.cloud.up()
     assert (run.sizes(), run.vms()) == ({"master": 0}, [])
@@ -164,8 +164,8 @@ def test_a_failed_run_goes_on_with_the_next_launch(life: Callable[..., Life]) ->
     cloud.up()
     run.until(lambda: (now := run.status()) and now.state == "RUNNING" and now.launch == 2, "launch 2")
     run.training(now.step + 5)
-    attempt = max(one.attempt for one in read_records(run.storage, run.job().run))
-    steps = [one.step for one in read_records(run.storage, run.job().run) if one.attempt == attempt]
+    metrics = read_metrics(run.storage, run.job().run)
+    steps = [one.step for one in metrics.steps if one.attempt == metrics.attempts[-1].number]
     assert min(steps) > 20  # from the checkpoint, not from the start
     cloud.destroy()
 

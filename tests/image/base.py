@@ -55,7 +55,7 @@ def _base(engine: Engine, tag: str, *, furnished: bool) -> str:
             _copy(tar, Path(os.environ.get("SSL_CERT_FILE", BUNDLE)), BUNDLE)
             if furnished:
                 _write(tar, site / "packages.pth", f"{PACKAGES}\n")
-                for path in INSTALLED.glob("*.dist-info/METADATA"):
+                for path in sorted(INSTALLED.glob("*.dist-info/METADATA")):
                     _copy(tar, path, PACKAGES / path.parent.name / path.name)
         Path(folder, "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
         engine.build(Path(folder), tag)
@@ -71,7 +71,7 @@ def _add_python(tar: tarfile.TarFile) -> Path:
     # PyTorch's own files name the libraries that wheels expect of a system.
     torch_files = Path(torch.__file__).parent.glob("lib/*.so")
     found = _libraries([*files.values(), *library.glob("lib-dynload/*.so"), *torch_files])
-    files |= {path: path for path in found if not path.is_relative_to(INSTALLED.resolve())}
+    files |= {path: path for path in sorted(found) if not path.is_relative_to(INSTALLED.resolve())}
     # pip is this environment's, as Debian's Python has none of its own.
     command = [python, "-I", "-c", "import site; print(site.getsitepackages()[0])"]
     site = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())

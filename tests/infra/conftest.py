@@ -103,7 +103,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, virtual_environment: Path) -> Iterator[Project]:
+def project(tmp_path: Path, virtual_environment: Path, cli_environment: dict[str, str]) -> Iterator[Project]:
     answer = CHECKOUT / ".venv" / "pulumi-path"
     if not answer.exists():
         pytest.fail("there is no Pulumi CLI for this checkout: run `make setup`")
@@ -121,7 +121,7 @@ def project(tmp_path: Path, virtual_environment: Path) -> Iterator[Project]:
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PULUMI_")},
         "PATH": answer.read_text().strip() + os.pathsep + os.environ["PATH"],
-        "VIRTUAL_ENV": str(virtual_environment),
+        **cli_environment,
         "PULUMI_HOME": str(tmp_path / "home"),
         "PULUMI_BACKEND_URL": (tmp_path / "state").as_uri(),
         "PULUMI_CONFIG_PASSPHRASE": "",

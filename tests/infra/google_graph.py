@@ -12,7 +12,8 @@ from google.protobuf.json_format import MessageToDict
 from pulumi.runtime.mocks import MockMonitor
 
 from infra import load
-from infra.job import job_spec
+from infra.fleet.fleet import resolve_fleet
+from infra.job import declare as declare_run
 from infra.run import TrainingRun
 from infra.stack import config
 from trainer.contract.spec import JobSpec
@@ -114,11 +115,12 @@ class _Monitor(MockMonitor):
 
 def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph, JobSpec]:
     """Runs the program. Raises ConfigError as the program does."""
-    job = job_spec(stack)
+    fleet = resolve_fleet(stack)
+    inputs, job = declare_run(stack, fleet)
     graph = Graph()
     pulumi.runtime.set_mocks(
         _Mocks(), project="gpt2-training", stack=stack.stack, preview=preview, monitor=_Monitor(graph)
     )
 
-    pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model)()
+    pulumi.runtime.test(lambda: TrainingRun(stack, fleet, inputs, job).trained_model)()
     return graph, job

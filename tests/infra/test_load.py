@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from infra import load
+from infra.fleet import fleet
 from infra.job import division, job_spec
 from infra.run import from_pulumi
 from infra.stack import plain_yaml, reading
@@ -82,55 +83,56 @@ def problems(everything: dict[str, Any], root: Path) -> list[str]:
 HYPER = "trainingInput.hyperparameters"
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        ("trainingInput", ..., "missing; give trainingInput: {workerCount: 1"),
-        ("trainingInput", None, "found nothing, must be keys and values; for example trainingInput"),
-        ("model", ..., "missing; give model: {size: gpt2}"),
-        ("model", "gpt2", "found 'gpt2', must be keys and values; for example model: {size: gpt2}"),
-        ("data", ..., "missing; give data: {path: data/default.txt"),
-        ("modle", {}, "unknown key; did you mean model?"),
-        ("model.hed", 4, "unknown key; did you mean heads?"),
-        (f"{HYPER}.learning_rate", 0.1, "unknown key; did you mean learningRate?"),
-        (f"{HYPER}.foo", 1, "unknown key; there are: batchSize, beta1,"),
-        ("trainingInput.region", "us-central1", "this key of AI Platform has no meaning here; remove it"),
-        ("platform", "gogle", "found 'gogle', must be one of local, google; did you mean google?"),
-        ("machines", {"spot": True}, "platform google only; set platform: google, or remove it"),
-        (f"{HYPER}.learningRate", "fast", "found 'fast', must be a number, above 0 and at most 10"),
-        (f"{HYPER}.learningRate", "0.01", "write 0.01 without quotes (pulumi config set: add --type float)"),
-        (f"{HYPER}.learningRate", -1, "found -1, must be a number, above 0 and at most 10"),
-        (f"{HYPER}.learningRate", float("nan"), "found NaN, must be a number"),
-        (f"{HYPER}.steps", 1.5, "found 1.5, must be a whole number, at least 1"),
-        (f"{HYPER}.steps", True, "found true, must be a whole number"),
-        (f"{HYPER}.optimizer", "adam", "found 'adam', must be one of adamw, sgd"),
-        (f"{HYPER}.compile", "true", "write true without quotes"),
-        ("trainingInput.workerCount", -1, "found -1, must be a whole number, at least 0"),
-        ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
-        ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
-        ("trainingInput.minWorkers", 2, "found 2, more than the 1 workers there will be; use at most 1"),
-        ("parallel.parallelism", "fsdp", "there are 1 workers and 1 parameter servers; use 0 of both, or parallelism"),
-        ("parallel.plan", "ring", "found 'ring', must be one of auto, star, hierarchical"),
-        ("parallel.every", 2, "found 2, but trainers meet at every step; add synchronization: local, or remove it"),
-        ("checkpoints.keepEvery", 300, "found 300, must be a multiple of checkpoints.every, 250; use 250"),
-        ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
-        ("trainingInput.workerCount", 16, None),
-        (f"{HYPER}.batchSize", 1, "found 1, less than the 2 trainers (master and 1 workers); use at least 2"),
-        (f"{HYPER}.sequenceLength", 129, "found 129, longer than model.positions, 128"),
-        ("model.heads", 5, "width 128 is not divisible by heads 5"),
-        ("model.size", "gpt2", "give exactly one of: size, or layers + heads + width, or initialize"),
-        ("data.tokenizer", "checkpoint", "checkpoint needs model.initialize"),
-        ("launch", 0, "found 0, must be a whole number, at least 1"),
-        ("launch", 10**20, "must be a whole number, at least 1 and at most 1000000"),
-        ("machines.zones", "us-central1-a", "found 'us-central1-a', must be a list; for example zones: [us-central1-a"),
-        ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
-        ("data.path", "data", "data: this is a folder: give one text file"),
-        ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
-        ("data.vocabularyPath", "./none", "belongs to tokenizer gpt2, found train; remove it, or use gpt2"),
-        (f"{HYPER}.warmupSteps", 1001, "found 1001, more than steps, 1000; use at most 1000"),
-        (f"{HYPER}.precision", "fp16", "fp16 needs a GPU, and here is none; use auto or fp32"),
-    ],
-)
+# A key, a value that cannot stand there (... removes the key), and a part of the error.
+MISTAKES: list[tuple[str, Any, str | None]] = [
+    ("trainingInput", ..., "missing; give trainingInput: {workerCount: 1"),
+    ("trainingInput", None, "found nothing, must be keys and values; for example trainingInput"),
+    ("model", ..., "missing; give model: {size: gpt2}"),
+    ("model", "gpt2", "found 'gpt2', must be keys and values; for example model: {size: gpt2}"),
+    ("data", ..., "missing; give data: {path: data/default.txt"),
+    ("modle", {}, "unknown key; did you mean model?"),
+    ("model.hed", 4, "unknown key; did you mean heads?"),
+    (f"{HYPER}.learning_rate", 0.1, "unknown key; did you mean learningRate?"),
+    (f"{HYPER}.foo", 1, "unknown key; there are: batchSize, beta1,"),
+    ("trainingInput.region", "us-central1", "this key of AI Platform has no meaning here; remove it"),
+    ("platform", "gogle", "found 'gogle', must be one of local, google; did you mean google?"),
+    ("machines", {"spot": True}, "platform google only; set platform: google, or remove it"),
+    (f"{HYPER}.learningRate", "fast", "found 'fast', must be a number, above 0 and at most 10"),
+    (f"{HYPER}.learningRate", "0.01", "write 0.01 without quotes (pulumi config set: add --type float)"),
+    (f"{HYPER}.learningRate", -1, "found -1, must be a number, above 0 and at most 10"),
+    (f"{HYPER}.learningRate", float("nan"), "found NaN, must be a number"),
+    (f"{HYPER}.steps", 1.5, "found 1.5, must be a whole number, at least 1"),
+    (f"{HYPER}.steps", True, "found true, must be a whole number"),
+    (f"{HYPER}.optimizer", "adam", "found 'adam', must be one of adamw, sgd"),
+    (f"{HYPER}.compile", "true", "write true without quotes"),
+    ("trainingInput.workerCount", -1, "found -1, must be a whole number, at least 0"),
+    ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
+    ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
+    ("trainingInput.minWorkers", 2, "found 2, more than the 1 workers there will be; use at most 1"),
+    ("parallel.parallelism", "fsdp", "there are 1 workers and 1 parameter servers; use 0 of both, or parallelism"),
+    ("parallel.plan", "ring", "found 'ring', must be one of auto, star, hierarchical"),
+    ("parallel.every", 2, "found 2, but trainers meet at every step; add synchronization: local, or remove it"),
+    ("checkpoints.keepEvery", 300, "found 300, must be a multiple of checkpoints.every, 250; use 250"),
+    ("trainingInput.scaleTier", "STANDARD", "did you mean STANDARD_1?"),
+    ("trainingInput.workerCount", 16, None),
+    (f"{HYPER}.batchSize", 1, "found 1, less than the 2 trainers (master and 1 workers); use at least 2"),
+    (f"{HYPER}.sequenceLength", 129, "found 129, longer than model.positions, 128"),
+    ("model.heads", 5, "width 128 is not divisible by heads 5"),
+    ("model.size", "gpt2", "give exactly one of: size, or layers + heads + width, or initialize"),
+    ("data.tokenizer", "checkpoint", "checkpoint needs model.initialize"),
+    ("launch", 0, "found 0, must be a whole number, at least 1"),
+    ("launch", 10**20, "must be a whole number, at least 1 and at most 1000000"),
+    ("machines.zones", "us-central1-a", "found 'us-central1-a', must be a list; for example zones: [us-central1-a"),
+    ("data.path", "data/none.txt", "there is no file data/none.txt; check the path"),
+    ("data.path", "data", "data: this is a folder: give one text file"),
+    ("data.path", "gs://bucket/text", "is an address; platform local wants a file of this machine"),
+    ("data.vocabularyPath", "./none", "belongs to tokenizer gpt2, found train; remove it, or use gpt2"),
+    (f"{HYPER}.warmupSteps", 1001, "found 1001, more than steps, 1000; use at most 1000"),
+    (f"{HYPER}.precision", "fp16", "fp16 needs a GPU, and here is none; use auto or fp32"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), MISTAKES)
 def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value: Any, said: str | None) -> None:
     found = problems(changed(path, value), root)
     assert len(found) == 1
@@ -271,9 +273,10 @@ def test_a_program_without_configuration_is_one_line(monkeypatch: pytest.MonkeyP
         from_pulumi()
 
 
-def test_the_committed_stack_file(root: Path) -> None:
+def test_the_committed_stack_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "host_cores", lambda: 8)
     read = load.from_file("local", root)
-    job = job_spec(read, cores=8)
+    job = job_spec(read)
     assert job.run.startswith("gpt2-4x128-")
     assert job.cluster.machines() == [("master-0", "master"), ("worker-0", "worker"), ("ps-0", "ps")]
     assert job.cluster.threads == 4  # servers compute while trainers wait, and get no cores of their own
@@ -385,13 +388,16 @@ def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], c
     )
 
 
-def test_fsdp_is_a_process_for_each_gpu(root: Path, give_gpus: Callable[[int], None]) -> None:
+def test_fsdp_is_a_process_for_each_gpu(
+    root: Path, give_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "host_cores", lambda: 8)
     give_gpus(4)
     everything = shared(ALONE, parallelism="fsdp")
-    job = job_spec(load.load(everything, "local", root), cores=8)
+    job = job_spec(load.load(everything, "local", root))
     assert (job.cluster.processes, job.cluster.threads) == (4, 2)
     give_gpus(2)
-    other = job_spec(load.load(everything, "local", root), cores=8)
+    other = job_spec(load.load(everything, "local", root))
     assert (other.run, other.cluster.processes) == (job.run, 2)
 
 

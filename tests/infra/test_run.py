@@ -11,7 +11,9 @@ import pytest
 
 from infra import load
 from infra.dynamic import plain
-from infra.job import job_spec
+from infra.fleet.fleet import resolve_fleet
+from infra.inputs.resolve import Inputs
+from infra.job import declare
 from infra.lifecycle import newest_checkpoint, standing
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
@@ -47,11 +49,18 @@ def stack(tmp_path: Path) -> config.StackConfig:
 
 
 @pytest.fixture
+def inputs(stack: config.StackConfig) -> Inputs:
+    return declare(stack, resolve_fleet(stack))[0]
+
+
+@pytest.fixture
 def job(stack: config.StackConfig) -> JobSpec:
-    return job_spec(stack)
+    return declare(stack, resolve_fleet(stack))[1]
 
 
-def test_what_a_sweep_ignores_is_said(stack: config.StackConfig, job: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_sweep_ignores_is_said(
+    stack: config.StackConfig, inputs: Inputs, job: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     monkeypatch.setattr(pulumi.log, "warn", lambda line, *_: said.append(line))
     pulumi.runtime.set_mocks(Seen(), project="gpt2-training", stack="local", preview=True)
@@ -59,13 +68,13 @@ def test_what_a_sweep_ignores_is_said(stack: config.StackConfig, job: JobSpec, m
     for parallel in (1, 3):
         sweep = Sweep.model_validate({"params": [rate], "maxParallelTrials": parallel})
         with_sweep = replace(stack, file=stack.file.model_copy(update={"sweep": sweep}))
-        pulumi.runtime.test(lambda: TrainingRun(with_sweep, job).run)()  # noqa: B023
+        pulumi.runtime.test(lambda: TrainingRun(with_sweep, resolve_fleet(stack), inputs, job).run)()  # noqa: B023
     (line,) = said
     assert line.startswith("sweep.maxParallelTrials: found 3, and ignored: ")
 
 
 def test_which_settings_are_secret_is_declared(
-    stack: config.StackConfig, job: JobSpec, monkeypatch: pytest.MonkeyPatch
+    stack: config.StackConfig, inputs: Inputs, job: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later review looks for it in the state. Here by whole keys, as the stack file has none of them encrypted."""
     mocks = Seen()
@@ -73,7 +82,7 @@ def test_which_settings_are_secret_is_declared(
     settings = {"gpt2-training:notify": "a@example.com", "gpt2-training:launch": "1", "gcp:project": "p"}
     pulumi.runtime.set_all_config(settings, ["gpt2-training:notify", "gcp:project"])
     try:
-        pulumi.runtime.test(lambda: TrainingRun(stack, job).run)()
+        pulumi.runtime.test(lambda: TrainingRun(stack, resolve_fleet(stack), inputs, job).run)()
         assert mocks.seen["TrainingRun training"]["secretKeys"] == ["notify"]
         # The part of a key, where the stack file says which.
         pulumi.runtime.set_all_config({"gpt2-training:limits": "{}"}, ["gpt2-training:limits"])
@@ -85,12 +94,14 @@ def test_which_settings_are_secret_is_declared(
 
 
 @pytest.mark.parametrize("preview", [False, True])
-def test_what_a_stack_declares(stack: config.StackConfig, job: JobSpec, preview: bool) -> None:
+def test_what_a_stack_declares(stack: config.StackConfig, inputs: Inputs, job: JobSpec, preview: bool) -> None:
     mocks = Seen()
     pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=preview)
 
     models: list[str] = []
-    pulumi.runtime.test(lambda: TrainingRun(stack, job).trained_model.apply(models.append))()
+    pulumi.runtime.test(
+        lambda: TrainingRun(stack, resolve_fleet(stack), inputs, job).trained_model.apply(models.append)
+    )()
     assert next(iter(mocks.seen)) == "TrainingRun training"
     assert set(mocks.seen) == {
         *("TrainingRun training", "Bucket bucket", "Text text", "Job job"),
@@ -164,7 +175,9 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     for name in ("step-00000250-attempt-1/manifest.json", "step-00000500-attempt-2/manifest.json"):
         storage.write(f"runs/{job.run}/checkpoints/{name}", b"{}")
     storage.write(f"runs/{job.run}/checkpoints/step-00000550-attempt-2/part-0.safetensors", b"")  # not whole
-    assert newest_checkpoint(storage, job.run) == 500
+    newest = newest_checkpoint(storage, job.run)
+    assert newest is not None
+    assert newest.step == 500
     JobProvider().delete(job.run, props(stack, job))
     status = read_status(storage, job.run)
     assert status is not None

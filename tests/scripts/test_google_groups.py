@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from infra import load
+from infra.fleet.fleet import resolve_fleet
 from infra.stack import config
 from scripts.support.google_groups import ASK_EVERY, Group, Groups, Stack, explain, stack_of
 from tests.scripts.google import Call, FakeGoogle, project
@@ -165,7 +166,8 @@ def loaded(folder: Path) -> config.StackConfig:
 
 
 def test_the_stack_says_which_machines_are_meant(tmp_path: Path) -> None:
-    stack = stack_of(loaded(tmp_path), 2)
+    config = loaded(tmp_path)
+    stack = stack_of(config, resolve_fleet(config), 2)
     assert stack.machines == {
         "master": "n1-highmem-16 with nvidia-tesla-t4",
         "worker": "n1-highmem-16 with nvidia-tesla-t4",

@@ -12,6 +12,7 @@ from google.auth.exceptions import RefreshError, TransportError
 from rich.console import Console
 
 from infra import load
+from infra.fleet.fleet import resolve_fleet
 from infra.google.quotas import Check, Limits, check_quotas, effective, needs, quota_id
 from scripts import preflight
 from scripts.support import common
@@ -341,7 +342,7 @@ def limits(google: FakeGoogle) -> Limits:
 
 def judged(google: FakeGoogle, folder: Path, **further: Any) -> dict[str, Check]:
     stack = load.from_file("dev", project(folder, **further))
-    return {check.name: check for check in check_quotas(stack, limits(google))}
+    return {check.name: check for check in check_quotas(stack, resolve_fleet(stack), limits(google))}
 
 
 def cloud_quotas(google: FakeGoogle, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -413,7 +414,7 @@ def test_new_gpus_share_one_quota_by_family(ready: FakeGoogle, tmp_path: Path) -
 
 def test_the_machines_of_a_stack_are_counted(tmp_path: Path) -> None:
     stack = load.from_file("dev", project(tmp_path, network={"nat": True}))
-    counted = {need.metric: (need.on_demand, need.spot) for need in needs(stack)[0]}
+    counted = {need.metric: (need.on_demand, need.spot) for need in needs(resolve_fleet(stack), nat=True)[0]}
     assert counted == {
         "NVIDIA_T4_GPUS": (1, 10),
         "GPUS_ALL_REGIONS": (1, 10),

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainer.data.tokenizer import end_of_text, from_bytes, save
+from trainer.data.tokenizer import end_of_text, from_bytes, save_tokenizer
 from trainer.storage.manifest import write_manifest
 
 POSITIONS = 32
@@ -27,6 +27,6 @@ def tiny_model(folder: Path) -> Path:
         eos_token_id=end,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
-    save(tokenizer, folder, POSITIONS)
+    save_tokenizer(tokenizer, folder, POSITIONS)
     write_manifest(folder)
     return folder

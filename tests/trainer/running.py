@@ -13,7 +13,7 @@ from typing import Any
 from tests.warm import Process, start
 from trainer.contract.identity import fingerprint
 from trainer.contract.spec import JobSpec
-from trainer.runs.metrics import read_records
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import MachineStatus, Record, Status
 from trainer.runs.status import read_status
 from trainer.storage.base import Storage
@@ -119,7 +119,9 @@ class Run:
         return status
 
     def records(self) -> list[Record]:
-        return read_records(self.storage, self.spec.run)
+        metrics = read_metrics(self.storage, self.spec.run)
+        found = [*metrics.steps, *metrics.evaluations, *metrics.notices]
+        return sorted(found, key=lambda r: (r.step, r.validation_loss is not None, r.notice_seconds is not None))
 
     def steps(self) -> list[Record]:
         others = ("validation_loss", "notice_seconds")

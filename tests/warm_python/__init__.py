@@ -58,6 +58,15 @@ def virtual_environment(request: pytest.FixtureRequest) -> Path:
     return found
 
 
+@pytest.fixture
+def cli_environment(request: pytest.FixtureRequest, virtual_environment: Path) -> dict[str, str]:
+    """What the CLI finds of it. Without `cold` it saves a stack's state only at the end: nobody ends it before."""
+    found = {"VIRTUAL_ENV": str(virtual_environment)}
+    if not request.node.get_closest_marker("cold"):
+        found["PULUMI_SKIP_CHECKPOINTS"] = "true"
+    return found
+
+
 @contextlib.contextmanager
 def _environment(home: Path, libraries: list[str], *, nested: bool) -> Iterator[Path]:
     for path in Path(sys.prefix).iterdir():

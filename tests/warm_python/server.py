@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 Request = tuple[int, int, list[str], str, dict[str, str], list[int]]  # see client.py
 
@@ -172,7 +172,7 @@ def run(request: Request, descriptors: list[int], base: list[str]) -> int:
 
 def ended(rest: list[str]) -> int:
     """Run `-m MODULE ARGUMENT...` or `FILE ARGUMENT...`; the exit status."""
-    code = 0
+    code, interrupted = 0, False
     try:
         if rest[0] == "-m":
             sys.argv = rest[1:]
@@ -184,15 +184,18 @@ def ended(rest: list[str]) -> int:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
-        code = 1
+        code, interrupted = 1, isinstance(error, KeyboardInterrupt)
     # As the interpreter does: executors end, other threads are waited for, then what was registered is called.
     vars(threading)["_shutdown"]()
     vars(atexit)["_run_exitfuncs"]()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     return code & 0xFF
 
 
@@ -215,13 +218,14 @@ def parent_of(pid: int) -> int:
         return 1
 
 
-def main(arguments: list[str]) -> Any:
+def main(arguments: list[str]) -> NoReturn:
     sys.executable = arguments[1]
     server = Server(arguments[0], arguments[2:])
     try:
         server.serve()
     finally:
         server.end()
+        os._exit(0)  # nothing is to be written by libraries that say good-bye
 
 
 if __name__ == "__main__":

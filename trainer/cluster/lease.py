@@ -8,6 +8,7 @@ import json
 import threading
 import time
 
+from trainer.contract import paths
 from trainer.storage.base import Conflict, Storage
 
 
@@ -23,7 +24,7 @@ class Lease:
 
     def __init__(self, storage: Storage, run: str, name: str) -> None:
         """name: of this machine."""
-        self._storage, self._path, self._name = storage, f"runs/{run}/cluster.json", name
+        self._storage, self._path, self._name = storage, paths.lease(run), name
         self._lock = threading.Lock()
         self._generation = 0
         self.address, self.holder, self.attempt, self._renewed = "", "", 0, 0.0

@@ -15,7 +15,7 @@ from trainer.contract.spec import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.sampler import PROMPT, Sampler
+from trainer.evaluation.sampler import PROMPT_TOKENS, Sampler
 from trainer.model import gpt2 as model_module
 from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
@@ -150,7 +150,7 @@ def _pairs(context: MemberContext, prepared: Prepared) -> tuple[PairBatches, Exa
 
 def _prompt(prepared: Prepared, pairs: bool, longest: int) -> list[int]:
     """Return what samples continue: the held-out text's beginning, or the end of a held-out prompt."""
-    held_out, start, end = prepared.tokens("validation"), 0, min(PROMPT, longest)
+    held_out, start, end = prepared.tokens("validation"), 0, min(PROMPT_TOKENS, longest)
     if pairs:  # the end, because the completion follows it
         end = int(prepared.examples("validation")["prompt"][0])  # the first example begins at 0
         start = max(0, end - longest)

@@ -11,6 +11,7 @@ from trainer.cluster.membership import Membership, Quorum
 from trainer.cluster.processes import FixedMembership, Processes
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.runs.metrics import Metrics
 from trainer.runs.status import StatusWriter
@@ -76,7 +77,7 @@ def _scratch(storage: Storage, run: str, name: str) -> Path | None:
 
     It is beside a bucket that is a folder, because /tmp may be memory. Files that are there are of a killed process.
     """
-    folder = storage.local_path(f"runs/{run}/scratch/{name}")
+    folder = storage.local_path(paths.scratch(run, name))
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

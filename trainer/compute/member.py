@@ -11,6 +11,7 @@ from trainer.cluster.lighthouse import Stopping
 from trainer.compute.context import Runnable, make_context
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.parallel.diloco_server import DilocoServer
 from trainer.parallel.ps_server import PsServer
@@ -56,7 +57,7 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable
                 now = time.time()
                 changes = {"step": spec.hyperparameters.steps, "attempt": quorum.attempt, "finished": now}
                 status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
-                process.log(f"finished: the model is at {storage.url}/runs/{spec.run}/model")
+                process.log(f"finished: the model is at {storage.url}/{paths.model(spec.run)}")
                 if context.processes is not None:
                     context.processes.wait()
                 break
@@ -94,7 +95,7 @@ def _wait_for_the_end(
         if status_file.is_over(storage, spec.run, spec.launch):
             return True
         try:
-            machine = MachineStatus.model_validate_json(storage.read(f"runs/{spec.run}/machines/{leader}.json"))
+            machine = MachineStatus.model_validate_json(storage.read(paths.machine(spec.run, leader)))
             restarts = machine.restarts if restarts is None else restarts
             if machine.restarts != restarts or time.time() - machine.heartbeat > LEADER_SILENT:
                 return False

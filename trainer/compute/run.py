@@ -37,13 +37,13 @@ def _train(process: Process, storage: Storage, spec: JobSpec, role: Role) -> int
             status_file.update_status(storage, spec.run, spec.launch, state="STARTING", reason=reason)
     process.report("importing")
     from trainer.data.prepare import check_enough, prepare
-    from trainer.data.prepared import find
+    from trainer.data.prepared import find_prepared
 
     def progress(done: int, total: int) -> None:
         process.report(f"tokenizing {spec.data.path}: {done / max(total, 1):.0%}")
 
     # The master makes tokens and tokenizer where they are missing; the others wait and say so.
-    while process.name != "master-0" and find(storage, spec.data, spec.fingerprint) is None:
+    while process.name != "master-0" and find_prepared(storage, spec.data, spec.fingerprint) is None:
         process.report("waiting for master-0 to prepare the data")
         if process.stopping() or status_file.is_over(storage, spec.run, spec.launch):
             return LEFT if process.stopping() else 0

@@ -1,27 +1,7 @@
 """JobSpec: the one contract between infra/ (which declares a run) and trainer/ (which carries it out).
 
 `infra/` validates a stack file into these models and stores a JobSpec as `runs/<run>/job.json`; every machine
-reads it back. Keys are camelCase in both files and snake_case in Python. Nothing here imports torch.
-
-Layout of a bucket (a `gs://` bucket or a folder), all paths relative to it:
-
-    current.json                              {"run", "launch"}: what the stack declares now
-    data/<fingerprint>/<file>                 source text, addressed by content
-    data/<fingerprint>/<tokens key>/...       tokenizer and uint16 token shards (trainer/data/prepare.py);
-                                              of pairs also an index of examples and each part's lines
-    runs/<run>/job.json                       this spec
-    runs/<run>/status.json                    Status
-    runs/<run>/launches/<launch>.json         {"started"}: on Google Cloud, where a launch has a deadline
-    runs/<run>/cluster.json                   the Lighthouse's lease (trainer/cluster/membership.py)
-    runs/<run>/machines/<name>.json           MachineStatus: heartbeat and last words
-    runs/<run>/metrics/*.jsonl, events.*      Record lines; TensorBoard events
-    runs/<run>/samples.jsonl                  Sample lines (trainer/runs/samples.py)
-    runs/<run>/checkpoints/step-00000500-attempt-1/...
-    runs/<run>/model/...                      Hugging Face format, manifest.json last
-    runs/<run>/evaluation.json, predictions.jsonl   how good the model is at evaluation.task (trainer/runs/scores.py)
-    runs/<run>/report.html                    how the run went (trainer/report/page.py)
-    runs/<run>/sweep.json, trials/<n>/...     of a sweep: its trials, each a run of its own
-                                              (trainer/runs/trials.py), and what was suggested, parameters.json
+reads it back. Keys are camelCase in both files and snake_case in Python.
 """
 
 import hashlib
@@ -56,24 +36,53 @@ class Strict(BaseModel):
 
 
 class Lora(Strict):
-    """Low-rank adaptation (Hu et al. 2021): small matrices are trained beside the checkpoint's, which stay."""
+    """Low-rank adaptation (Hu et al. 2021): train small matrices beside the checkpoint's, which stay as they are."""
 
-    rank: int = Field(8, ge=1, le=512)
-    alpha: float = Field(16, gt=0)  # the matrices' product counts alpha / rank
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(
+        8,
+        ge=1,
+        le=512,
+        description="The rank of the two small matrices that are trained beside each of a layer's four. A higher rank"
+        " can learn more and takes more memory.",
+    )
+    alpha: float = Field(16, gt=0, description="The product of the two matrices is scaled by alpha / rank.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="The fraction of the matrices' inputs that is set to zero at random in training."
+    )
 
 
 class Model(Strict):
-    """Which network: a size by name, or explicit dimensions, or a checkpoint to start from."""
+    """The network: a size by name, or explicit dimensions, or a checkpoint to start from."""
 
-    size: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = None
-    layers: int | None = Field(None, ge=1, le=200)
-    heads: int | None = Field(None, ge=1, le=200)
-    width: int | None = Field(None, ge=8, le=16384)
-    positions: int = Field(1024, ge=8, le=65536)
-    # a folder, a hub id, gs://… or a finished run's id; its own dimensions are used
-    initialize: str | None = Field(None, min_length=1)
-    lora: Lora | None = None
+    size: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] | None = Field(
+        None,
+        description="A published GPT-2 size, from 124 million parameters (gpt2) to 1.5 billion (gpt2-xl); or tiny, 4"
+        " layers of width 128, for a laptop. Give either size, or layers, heads and width, or initialize.",
+    )
+    layers: int | None = Field(None, ge=1, le=200, description="The number of transformer blocks.")
+    heads: int | None = Field(
+        None, ge=1, le=200, description="The attention heads of each block. The width must be divisible by them."
+    )
+    width: int | None = Field(
+        None, ge=8, le=16384, description="The length of the vector that stands for a token inside the network."
+    )
+    positions: int = Field(
+        1024,
+        ge=8,
+        le=65536,
+        description="The longest sequence that the network can read, in tokens. The default is GPT-2's.",
+    )
+    initialize: str | None = Field(
+        None,
+        min_length=1,
+        description="The checkpoint to start from: a folder, a hub id such as openai-community/gpt2, a gs:// address,"
+        " or the id of a finished run. The model has the checkpoint's dimensions.",
+    )
+    lora: Lora | None = Field(
+        None,
+        description="Train low-rank matrices beside the checkpoint of initialize instead of all its parameters. Write"
+        " {} for the defaults.",
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -108,20 +117,55 @@ class Model(Strict):
 
 
 class Data(Strict):
-    """The text and how it becomes tokens."""
+    """The text and how it becomes tokens.
 
-    path: str  # in a stack file: a file here; in job.json: the same text inside the bucket
-    # pairs: JSON lines {"prompt", "completion"} (trainer/data/pairs.py). In a stack file None: pairs if the name ends
-    # in .jsonl; job.json always says it.
-    format: Literal["text", "pairs"] | None = None
-    tokenizer: Literal["train", "gpt2", "byte", "checkpoint"] = "gpt2"
-    vocabulary_size: int = Field(1024, ge=257, le=65536)  # of `tokenizer: train`, end-of-text included
-    # of `gpt2`: a folder with its two files, instead of the hub; of `checkpoint`: where model.initialize points
-    vocabulary_path: str | None = Field(None, min_length=1)
-    validation_fraction: float = Field(0.05, gt=0, lt=0.5)  # text: its end is held out; pairs: those of some hashes
-    # Of pairs.
-    test_fraction: float = Field(0.1, gt=0, lt=0.5)  # neither trained nor validated on: what a run is evaluated on
-    skip_bad_lines: int = Field(0, ge=0)  # so many may be left out
+    In job.json `path` is the same text inside the bucket, `format` is always given, and `vocabulary_path` is the
+    checkpoint of model.initialize if the tokenizer is that checkpoint's.
+    """
+
+    path: str = Field(
+        description="The file with the text or the pairs, relative to the stack file. On Google Cloud a lock file"
+        " PATH.lock.json, written by scripts.upload_data, may stand for it."
+    )
+    format: Literal["text", "pairs"] | None = Field(
+        None,
+        description="What the file is: text, or pairs, one JSON object with prompt and completion a line. By default"
+        " a file whose name ends in .jsonl has pairs.",
+    )
+    tokenizer: Literal["train", "gpt2", "byte", "checkpoint"] = Field(
+        "gpt2",
+        description="How text becomes tokens: train learns a byte-level BPE from this text, gpt2 is GPT-2's own, byte"
+        " makes each byte a token, and checkpoint takes the tokenizer of model.initialize.",
+    )
+    vocabulary_size: int = Field(
+        1024,
+        ge=257,
+        le=65536,
+        description="The number of tokens that the tokenizer train learns, end-of-text included. The others have"
+        " their own number.",
+    )
+    vocabulary_path: str | None = Field(
+        None,
+        min_length=1,
+        description="A folder with GPT-2's vocab.json and merges.txt for the tokenizer gpt2, instead of the hub.",
+    )
+    validation_fraction: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="The fraction that is not trained on and tells how good the model is: the end of a text, or pairs"
+        " chosen by a hash of their prompts.",
+    )
+    test_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=0.5,
+        description="Pairs only: the fraction that is neither trained nor validated on. evaluation.task measures the"
+        " finished model on it.",
+    )
+    skip_bad_lines: int = Field(
+        0, ge=0, description="Pairs only: the most lines that may be left out because they are no valid pair."
+    )
 
     def tokens_key(self) -> str:
         """Names the folder of token shards beside the text: what the tokens depend on, besides the text."""
@@ -135,35 +179,77 @@ class Data(Strict):
 
 
 class Hyperparameters(Strict):
-    """What is optimized and how. Defaults are nanoGPT's for GPT-2 unless said."""
+    """What is optimized and how. Defaults are nanoGPT's for GPT-2, unless a description gives another reason."""
 
-    learning_rate: float = Field(6e-4, gt=0, le=10)
-    batch_size: int = Field(32, ge=1)  # global, in sequences: the same whatever the number of trainers
-    sequence_length: int = Field(1024, ge=8)
-    steps: int = Field(1000, ge=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = Field(0.1, ge=0)  # on matrices only; AdamW only
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(100, ge=0)
-    final_fraction: float = Field(0.1, ge=0, le=1)  # cosine ends at this fraction of learningRate
-    gradient_clip: float = Field(1.0, ge=0)  # global norm; 0 is off
-    dropout: float = Field(0.0, ge=0, lt=1)
-    seed: int = Field(1337, ge=0, lt=2**32)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 or fp16 where a GPU has it, fp32 on CPU
-    compile: bool = False
-    micro_batch_size: int | None = Field(None, ge=1)  # most sequences in one forward pass; default: chosen to fit
+    learning_rate: float = Field(
+        6e-4, gt=0, le=10, description="The highest learning rate, reached at the end of the warm-up."
+    )
+    batch_size: int = Field(
+        32,
+        ge=1,
+        description="Sequences in a step, of all trainers together: more trainers do not change the result.",
+    )
+    sequence_length: int = Field(1024, ge=8, description="Tokens in a sequence, at most model.positions.")
+    steps: int = Field(1000, ge=1, description="Optimizer steps of the whole run.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="AdamW, or plain stochastic gradient descent without momentum."
+    )
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's weight decay, applied to matrices only.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay rate for the mean of gradients.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay rate for the mean of squared gradients.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine",
+        description="How the learning rate goes on after the warm-up: it falls along a cosine to finalFraction of"
+        " itself, or stays constant.",
+    )
+    warmup_steps: int = Field(
+        100, ge=0, description="Steps in which the learning rate rises linearly from zero; at most steps."
+    )
+    final_fraction: float = Field(
+        0.1, ge=0, le=1, description="The fraction of learningRate at which the schedule cosine ends."
+    )
+    gradient_clip: float = Field(
+        1.0, ge=0, description="The largest global norm of a gradient; a larger one is scaled down. 0 clips nothing."
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="The fraction of activations that is set to zero at random in training."
+    )
+    seed: int = Field(
+        1337, ge=0, lt=2**32, description="The seed of the initial parameters, of the batches' order and of dropout."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="The number format of the computation; parameters stay fp32. auto takes bf16 or fp16 if the GPU"
+        " has it, and fp32 on CPUs.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the model with torch.compile: steps get faster, and the start takes up to minutes longer.",
+    )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="The most sequences in one forward pass. It changes memory and speed, not the result; by default"
+        " as many as fit.",
+    )
 
 
 class Evaluation(Strict):
-    task: Task | None = None  # of the finished model, on the test part (trainer/evaluation/evaluate.py)
-    every: int = Field(100, ge=1)  # steps
-    sequences: int = Field(256, ge=1)  # at most, from the start of the held-out part
+    """How often and on what the model is measured."""
+
+    task: Task | None = Field(
+        None,
+        description="Measure the finished model at this task, on the test part of the data: text has perplexity;"
+        " translation, sentiment and questions need pairs.",
+    )
+    every: int = Field(100, ge=1, description="Steps from one validation loss to the next.")
+    sequences: int = Field(
+        256, ge=1, description="The most sequences of a validation loss, from the start of the held-out part."
+    )
 
 
 def format_problem(task: Task, data_format: Literal["text", "pairs"]) -> str | None:
-    """What to say of a task whose data is of the other format; starts with the key."""
+    """Return the error for a task whose data has the other format, starting with the key; None if they fit."""
     if (task == "text") == (data_format == "text"):
         return None
     fit = "text" if data_format == "text" else "translation, sentiment or questions"
@@ -173,44 +259,95 @@ def format_problem(task: Task, data_format: Literal["text", "pairs"]) -> str | N
 class Parameter(Strict):
     """One hyperparameter that a sweep varies, in the words of AI Platform's ParameterSpec."""
 
-    parameter_name: str  # a key of trainingInput.hyperparameters
-    type: Literal["DOUBLE", "INTEGER", "DISCRETE", "CATEGORICAL"]
-    min_value: float | None = None
-    max_value: float | None = None
-    scale_type: Literal["UNIT_LINEAR_SCALE", "UNIT_LOG_SCALE", "UNIT_REVERSE_LOG_SCALE"] = "UNIT_LINEAR_SCALE"
-    discrete_values: list[float] | None = None
-    categorical_values: list[str] | None = None
+    parameter_name: str = Field(
+        description="The key of trainingInput.hyperparameters to vary; any but seed.",
+    )
+    type: Literal["DOUBLE", "INTEGER", "DISCRETE", "CATEGORICAL"] = Field(
+        description="DOUBLE and INTEGER search from minValue to maxValue, DISCRETE the numbers of discreteValues,"
+        " CATEGORICAL the words of categoricalValues."
+    )
+    min_value: float | None = Field(None, description="The lowest value, for DOUBLE and INTEGER.")
+    max_value: float | None = Field(None, description="The highest value, for DOUBLE and INTEGER.")
+    scale_type: Literal["UNIT_LINEAR_SCALE", "UNIT_LOG_SCALE", "UNIT_REVERSE_LOG_SCALE"] = Field(
+        "UNIT_LINEAR_SCALE",
+        description="How DOUBLE and INTEGER are searched: evenly, or on a logarithmic scale that is finer at the lower"
+        " (UNIT_LOG_SCALE) or at the upper end. Logarithmic scales need a minValue above 0.",
+    )
+    discrete_values: list[float] | None = Field(None, description="The numbers to try, for DISCRETE; two or more.")
+    categorical_values: list[str] | None = Field(
+        None,
+        description="The values to try, for CATEGORICAL, each in quotes; two or more. A number or true is read as"
+        " what it looks like.",
+    )
 
 
 class Sweep(Strict):
     """A run of many trials, in the words of AI Platform's HyperparameterSpec. One trial is trained after the other."""
 
-    goal: Literal["MINIMIZE", "MAXIMIZE"] = "MINIMIZE"
-    hyperparameter_metric_tag: Literal["validationLoss", "loss"] = "validationLoss"
-    max_trials: int = Field(10, ge=1, le=1000)
-    max_parallel_trials: int = Field(1, ge=1)
-    enable_trial_early_stopping: bool = False  # of a trial that is worse than the median of those before it
-    params: list[Parameter]
+    goal: Literal["MINIMIZE", "MAXIMIZE"] = Field(
+        "MINIMIZE", description="Whether the best trial is the one with the lowest or with the highest metric."
+    )
+    hyperparameter_metric_tag: Literal["validationLoss", "loss"] = Field(
+        "validationLoss",
+        description="The metric by which trials are compared: the validation loss of the last evaluation, or the mean"
+        " training loss of the last 20 steps.",
+    )
+    max_trials: int = Field(10, ge=1, le=1000, description="The number of trials.")
+    max_parallel_trials: int = Field(
+        1, ge=1, description="Must be 1, as all machines train one trial after the other. AI Platform's files have it."
+    )
+    enable_trial_early_stopping: bool = Field(
+        False,
+        description="Stop a trial whose validation loss is worse than the median of the finished trials at the same"
+        " step.",
+    )
+    params: list[Parameter] = Field(description="The hyperparameters to vary, each with its range or its values.")
 
 
 class Checkpoints(Strict):
-    every: int = Field(250, ge=1)  # steps
-    keep: int = Field(2, ge=1)  # the newest
-    keep_every: int | None = Field(None, ge=1)  # also those whose step is a multiple of this, for ever
+    """How often a run is saved, and how many of its checkpoints stay."""
+
+    every: int = Field(
+        250, ge=1, description="Steps from one checkpoint to the next: the most work that a lost run repeats."
+    )
+    keep: int = Field(2, ge=1, description="The number of newest checkpoints that stay.")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="Also keep, for ever, the checkpoints whose step is a multiple of this. It must be a multiple of"
+        " every.",
+    )
 
 
 class Parallel(Strict):
-    """How the trainers share a step's work."""
+    """How the trainers share a step's work. All but `parallelism` is about parameter servers."""
 
-    parallelism: Literal["replicas", "fsdp"] = "replicas"  # fsdp: one machine, its GPUs hold a part of the model each
-    # The rest is for parameter servers.
-    plan: Literal["auto", "star", "hierarchical"] = "auto"  # auto: what the cost model says (exchange_cost.py)
-    wire: Literal["fp32", "bf16"] = "fp32"  # how gradients and parameters travel; servers keep fp32
-    synchronization: Literal["step", "local"] = "step"  # local: trainers go `every` steps alone, then meet
-    every: int = Field(1, ge=1)  # steps between two meetings
+    parallelism: Literal["replicas", "fsdp"] = Field(
+        "replicas",
+        description="replicas: each trainer has the whole model. fsdp: the GPUs of one machine share it, each with a"
+        " part, without workers and parameter servers.",
+    )
+    plan: Literal["auto", "star", "hierarchical"] = Field(
+        "auto",
+        description="How gradients reach the parameter servers: each trainer sends to all servers (star), or trainers"
+        " first add up among themselves (hierarchical). auto takes the faster one by the cost model.",
+    )
+    wire: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="The number format in which gradients and parameters travel to and from parameter servers. bf16"
+        " halves the traffic; servers keep fp32.",
+    )
+    synchronization: Literal["step", "local"] = Field(
+        "step",
+        description="step: trainers meet at the parameter servers at every step. local: each takes `every` AdamW steps"
+        " alone, and the servers apply momentum to the mean of what was learned (DiLoCo).",
+    )
+    every: int = Field(
+        1, ge=1, description="Steps from one meeting of the trainers to the next, with synchronization: local."
+    )
 
     def meeting(self, step: int, steps: int) -> int:
-        """How many steps from `step` to the next meeting, in a run of `steps`."""
+        """Return the number of steps from `step` to the next meeting, in a run of `steps`."""
         return min(self.every - step % self.every, steps - step)
 
 

@@ -1,1 +1,1 @@
-"""From the text to batches: tokenizer, token shards, pairs."""
+"""Turn a text into batches: tokenizer, token shards, pairs."""

@@ -1,4 +1,7 @@
-"""Tokens in files -> batches, as a pure function of seed and step: nothing to save, nothing to skip on resume."""
+"""Cut tokens in files into batches, as a pure function of seed and step.
+
+A checkpoint therefore saves nothing about the data, and a resumed run skips nothing.
+"""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -11,17 +14,18 @@ from numpy.typing import NDArray
 
 from trainer.contract.geometry import micro_batches
 
-TOKEN = np.dtype("<u2")  # how a token lies in a file
-# Where an example of pairs lies among the tokens of its part: prompt, completion, end-of-text. line: of the source.
+TOKEN = np.dtype("<u2")  # a token in a file
+# An example of pairs in its part's tokens: the index of its first token, the number of its prompt's tokens, and the
+# number of all its tokens (prompt, completion, end-of-text). `line` is the pair's line in the source file, from 1.
 EXAMPLE = np.dtype([("start", "<u8"), ("prompt", "<u4"), ("tokens", "<u4"), ("line", "<u8")])
-IGNORED = -100  # a target that does not count
-MULTIPLE = 8  # rows of pairs are padded to such a length, so that there are few shapes
-GROUP = 50  # batches of pairs whose examples are sorted by length
+IGNORED = -100  # the target of a token that does not count
+WIDTH_MULTIPLE = 8  # rows of pairs are padded to a multiple of this, so that there are few shapes
+SORTED_BATCHES = 50  # batches of pairs whose examples are sorted by length together
 Indices = NDArray[np.int64]
 
 
 class Tokens:
-    """Shards of uint16 tokens, memory-mapped, as one sequence."""
+    """A sequence of uint16 tokens, memory-mapped from its shards."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._shards = [np.memmap(file, TOKEN, mode="r") for file in files]
@@ -33,22 +37,23 @@ class Tokens:
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Tokens start to stop. Raises IndexError outside of the sequence."""
+        """Return tokens start to stop, shape (stop - start,). Raise IndexError outside of the sequence."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of {len(self)}")
-        parts = []
+        slices = []
         shard = bisect_right(self._starts, start) - 1
         while start < stop:
             end = min(stop, self._starts[shard + 1])
-            parts.append(self._shards[shard][start - self._starts[shard] : end - self._starts[shard]])
+            slices.append(self._shards[shard][start - self._starts[shard] : end - self._starts[shard]])
             start, shard = end, shard + 1
-        return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+        return np.concatenate(slices) if slices else np.empty(0, np.uint16)
 
 
 class Windows:
-    """Tokens cut into windows of sequence_length inputs. Each token is a target once, but the first and the rest.
+    """A text's tokens, cut into windows of sequence_length inputs.
 
-    ValueError if there is not one window.
+    Each token is a target once, except the first one and the remainder after the last window. Raise ValueError if the
+    tokens do not fill one window.
     """
 
     def __init__(self, tokens: Tokens, sequence_length: int) -> None:
@@ -62,15 +67,18 @@ class Windows:
         return self._count
 
     def first(self, n: int) -> Indices:
-        """At most n windows from the start, in the order of the text: what is validated on."""
+        """Return the indices of the first n windows, or of all if there are fewer. Validation uses these."""
         return np.arange(min(n, len(self)), dtype=np.int64)
 
     def counted(self, indices: Sequence[int] | Indices) -> int:
-        """How many targets count."""
+        """Return how many targets of these windows count in the loss: all of them."""
         return len(indices) * self._sequence_length
 
     def rows(self, indices: Sequence[int] | Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(inputs, targets) of shape (len(indices), sequence_length): the target is the token after the input."""
+        """Return (inputs, targets), both of shape (len(indices), sequence_length).
+
+        The target of an input is the token after it.
+        """
         length = self._sequence_length
         block = np.empty((len(indices), length + 1), np.int64)
         for row, index in zip(block, indices, strict=True):
@@ -78,46 +86,56 @@ class Windows:
         return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])
 
 
-def cut(examples: NDArray[np.void], sequence_length: int) -> Indices:
-    """How many tokens each example loses at its beginning: its inputs are all tokens but the last."""
+def tokens_cut_off(examples: NDArray[np.void], sequence_length: int) -> Indices:
+    """Return how many tokens each example loses at its beginning to fit into a sequence.
+
+    An example needs one input fewer than it has tokens, because its last token is only a target.
+    """
     return np.maximum(examples["tokens"].astype(np.int64) - 1 - sequence_length, 0)
 
 
 def fits(examples: NDArray[np.void], sequence_length: int) -> NDArray[np.bool_]:
-    """Whether something of the prompt is left before the completion, of each example."""
-    return cut(examples, sequence_length) < examples["prompt"]
+    """Return for each example whether a part of its prompt is left before the completion."""
+    return tokens_cut_off(examples, sequence_length) < examples["prompt"]
 
 
 class Examples:
-    """Examples of pairs, one a row: the loss counts on the completion and end-of-text. They must fit, see fits()."""
+    """Examples of pairs, one a row. All of them must fit, as fits() says.
+
+    The loss counts only the completion and its end-of-text.
+    """
 
     def __init__(self, tokens: Tokens, examples: NDArray[np.void], sequence_length: int) -> None:
         self._tokens = tokens
         self._sequence_length = sequence_length
-        self._cut = cut(examples, sequence_length)
-        self._start = examples["start"].astype(np.int64) + self._cut
-        self._prompt = examples["prompt"].astype(np.int64) - self._cut
-        self._length = examples["tokens"].astype(np.int64) - self._cut
+        removed = tokens_cut_off(examples, sequence_length)
+        self._start = examples["start"].astype(np.int64) + removed
+        self._prompt = examples["prompt"].astype(np.int64) - removed
+        self._length = examples["tokens"].astype(np.int64) - removed
 
     def __len__(self) -> int:
         return len(self._length)
 
     def first(self, n: int) -> Indices:
-        """At most n examples, evenly spread over the file, which may be sorted; in order of their length."""
+        """Return the indices of at most n examples, in order of their length.
+
+        They are spread evenly over the file, because the file may be sorted.
+        """
         n = min(n, len(self))
         return self._by_length(np.arange(n, dtype=np.int64) * len(self) // max(n, 1))
 
     def counted(self, indices: Sequence[int] | Indices) -> int:
-        """How many targets count."""
+        """Return how many targets of these examples count in the loss."""
         return int((self._length[indices] - self._prompt[indices]).sum())
 
     def rows(self, indices: Sequence[int] | Indices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(inputs, targets), as long as the longest of them needs. Padded at the end, where no target counts.
+        """Return (inputs, targets), both of shape (len(indices), width). The longest example decides the width.
 
-        A causal model computes the same with and without what stands after a token.
+        Shorter rows are padded at the end, where the targets are IGNORED. The padding changes no other position,
+        because a causal model does not look ahead.
         """
-        most = int(self._length[indices].max()) - 1
-        width = min(-(-most // MULTIPLE) * MULTIPLE, self._sequence_length)
+        longest = int(self._length[indices].max()) - 1
+        width = min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, self._sequence_length)
         inputs = np.zeros((len(indices), width), np.int64)
         targets = np.full((len(indices), width), IGNORED, np.int64)
         for i, index in enumerate(indices):
@@ -132,7 +150,10 @@ class Examples:
 
 
 class _Epochs:
-    """Every row once an epoch, each epoch in an order of its own; steps walk on across the border of epochs."""
+    """A mixin that serves every row once per epoch, with another order in each epoch.
+
+    A batch may contain the last rows of one epoch and the first rows of the next.
+    """
 
     _count: int  # rows
     _batch_size: int
@@ -143,22 +164,22 @@ class _Epochs:
         self._order = lru_cache(maxsize=2)(self._permutation)  # a batch at the border needs two
 
     def batch(self, step: int) -> Indices:
-        """The rows of a step, counted from 0: shape (batch_size,), in order."""
+        """Return the indices of a step's rows, shape (batch_size,). Steps count from 0."""
         position = step * self._batch_size
         stop = position + self._batch_size
-        parts = []
+        slices = []
         while position < stop:
             epoch, offset = divmod(position, self._count)
-            parts.append(self._order(epoch)[offset : offset + stop - position])
-            position += len(parts[-1])
-        return np.concatenate(parts)
+            slices.append(self._order(epoch)[offset : offset + stop - position])
+            position += len(slices[-1])
+        return np.concatenate(slices)
 
     def _permutation(self, epoch: int) -> Indices:
         return self._shuffled(self._count, epoch)
 
     def _shuffled(self, count: int, *salt: int) -> Indices:
-        # Not Generator.permutation: NumPy keeps the raw numbers the same in all versions, and that alone. All
-        # machines of a run, and a run resumed years later, must agree.
+        # All machines of a run, and a run resumed years later, must agree on the order. NumPy promises this for the
+        # raw numbers of a bit generator, and not for Generator.permutation.
         numbers = np.random.PCG64(np.random.SeedSequence([self._seed, *salt])).random_raw(count)
         return np.argsort(np.asarray(numbers), kind="stable").astype(np.int64)
 
@@ -172,7 +193,7 @@ class Batches(_Epochs, Windows):
 
 
 class PairBatches(_Epochs, Examples):
-    """Examples of pairs, shuffled; the rows of a batch are of about one length, the shortest first."""
+    """Examples of pairs, shuffled so that the rows of a batch have similar lengths."""
 
     def __init__(
         self, tokens: Tokens, examples: NDArray[np.void], batch_size: int, sequence_length: int, seed: int
@@ -181,26 +202,37 @@ class PairBatches(_Epochs, Examples):
         self._begin(len(self), batch_size, seed)
 
     def batch(self, step: int) -> Indices:
-        """The examples of a step, counted from 0: shape (batch_size,), in order of their length."""
+        """Return the indices of a step's examples, shape (batch_size,), the shortest first. Steps count from 0."""
         return self._by_length(super().batch(step))
 
     def _permutation(self, epoch: int) -> Indices:
-        """In groups of batches: examples sorted by length, and then the batches shuffled."""
+        """Return an order whose batches have rows of similar lengths.
+
+        Within each group of SORTED_BATCHES batches, sort the examples by length, cut them into batches and shuffle the
+        batches.
+        """
         order, size = super()._permutation(epoch), self._batch_size
-        first = -epoch * self._count % size  # belongs to a batch that the epoch before began
-        for number, start in enumerate(range(first, self._count, GROUP * size)):
-            group = self._by_length(order[start : start + GROUP * size])
-            whole = len(group) // size  # the last batch may go on in the next epoch
+        first = -epoch * self._count % size  # the rows before it complete the last batch of the previous epoch
+        for number, start in enumerate(range(first, self._count, SORTED_BATCHES * size)):
+            group = self._by_length(order[start : start + SORTED_BATCHES * size])
+            whole = len(group) // size  # the next epoch completes a partial batch
             batches = group[: whole * size].reshape(whole, size)
             group[: whole * size] = batches[self._shuffled(whole, epoch, 1 + number)].reshape(-1)
-            order[start : start + GROUP * size] = group
+            order[start : start + SORTED_BATCHES * size] = group
         return order
 
 
 def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> list[slice]:
-    """How a batch's rows are cut into micro-batches: a function of what is declared, never of who is there.
+    """Return the slices that cut a batch's rows into micro-batches.
 
-    At least one a trainer where there are rows enough, sizes differing by at most one row.
+    They depend on the declared numbers alone, never on which trainers are present. There is at least one per trainer if
+    there are enough rows, and their sizes differ by at most one row.
+
+    Args:
+        batch_size: rows of a batch.
+        sequence_length: tokens of a row.
+        trainers: the number of trainers that the run declares.
+        most: most rows of a micro-batch (microBatchSize); None for as many as PIECE_TOKENS allow.
     """
     count = micro_batches(batch_size, sequence_length, trainers, most)
     bounds = [batch_size * i // count for i in range(count + 1)]

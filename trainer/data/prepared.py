@@ -1,12 +1,6 @@
-"""Token shards that lie in a bucket: what they are, and how a machine comes to read them.
+"""Read the prepared data of a bucket: tokenizer, token shards, pairs. trainer/data/prepare.py writes it.
 
-    data/<fingerprint>/<tokens key>/
-        tokenizer.json
-        train-00000.bin ... validation-00000.bin    uint16, little-endian, no header
-        train-examples.bin, train.jsonl ...         of pairs: where an example's tokens are (batches.EXAMPLE); its line
-        manifest.json                               written last: without it nothing is there
-
-trainer/data/prepare.py makes them. Nothing here imports torch.
+trainer/contract/paths.py lists the files. The manifest is written last: without it the data counts as absent.
 """
 
 import hashlib
@@ -23,15 +17,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Data, Strict
 from trainer.data import tokenizer as vocabularies
-from trainer.data.batches import EXAMPLE, TOKEN, Tokens, cut
-from trainer.data.pairs import Pair, Part, parse
+from trainer.data.batches import EXAMPLE, TOKEN, Tokens, tokens_cut_off
+from trainer.data.pairs import Pair, SplitName, parse_pair
 from trainer.storage.base import Storage
 
-Name = Part
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+DataProgress = Callable[[int, int], None]  # (bytes done, bytes in all)
 log = logging.getLogger(__name__)
 
 
@@ -48,20 +42,22 @@ class Listing(Strict):
 
 
 class Split(Strict):
+    """The description of one part. Its fields are keys of manifest.json."""
+
     bytes: int  # of text
     tokens: int
-    # nats a token, of a model that knows only how often each token occurs in the training part, every count plus one;
-    # of pairs: a token of a completion or its end-of-text
+    # The loss, in nats per token, of a model that knows only how often each token occurs in the training part (every
+    # count plus one). For pairs, only the tokens of completions and end-of-text count.
     unigram_entropy: float
     shards: list[Shard]
-    # Of pairs.
+    # Only for pairs.
     examples: int | None = None
     index: Listing | None = None
     lines: Listing | None = None
 
     @property
     def files(self) -> dict[str, int]:
-        """Names and sizes in bytes."""
+        """The name of each file and its size in bytes."""
         sizes = {shard.name: shard.tokens * TOKEN.itemsize for shard in self.shards}
         return sizes | {listing.name: listing.bytes for listing in (self.index, self.lines) if listing is not None}
 
@@ -74,30 +70,38 @@ class Manifest(Strict):
     vocabulary_size: int
     train: Split
     validation: Split
-    test: Split | None = None  # of pairs
-    skipped: int = 0  # bad lines of pairs
+    test: Split | None = None  # only for pairs
+    skipped: int = 0  # bad lines of a file of pairs
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokens that lie in a bucket."""
+    """Prepared data in a bucket."""
 
     storage: Storage
     folder: str  # in the bucket
     manifest: Manifest
 
     def tokenizer(self) -> Tokenizer:
-        """Raises InputError if the file is damaged."""
+        """Return the vocabulary. Raise InputError if its file is damaged."""
         path = f"{self.folder}/tokenizer.json"
         content = self.storage.read(path)
         if hashlib.sha256(content).hexdigest() != self.manifest.tokenizer_sha256:
             raise InputError(damaged(self.storage, path, self.folder))
-        return vocabularies.parse(content.decode(), f"{self.storage.url}/{path}")
+        return vocabularies.parse_tokenizer(content.decode(), f"{self.storage.url}/{path}")
 
-    def tokens(self, name: Name, cache: Path | None = None, progress: Progress | None = None) -> Tokens:
-        """The tokens of a part, mapped from the bucket if that is a folder, else fetched and checked once.
+    def tokens(self, name: SplitName, cache: Path | None = None, progress: DataProgress | None = None) -> Tokens:
+        """Return the tokens of a part, memory-mapped.
 
-        Raises InputError if a shard is damaged.
+        If the bucket is not a folder of this machine, its files are fetched and checked once.
+
+        Args:
+            name: the part.
+            cache: the folder for fetched files; cache_folder() if None.
+            progress: called with the bytes fetched so far and the bytes of all shards.
+
+        Raises:
+            InputError: if a shard is damaged.
         """
         split = self._split(name)
         files = []
@@ -110,42 +114,42 @@ class Prepared:
                 progress(done, total)
         return Tokens(files)
 
-    def examples(self, name: Name, cache: Path | None = None) -> NDArray[np.void]:
-        """Where the examples of a part of pairs lie in its tokens: rows of batches.EXAMPLE, in the file's order.
+    def examples(self, name: SplitName, cache: Path | None = None) -> NDArray[np.void]:
+        """Return the index of a part of pairs: rows of batches.EXAMPLE, in the order of the source file.
 
-        Raises InputError if the file is damaged.
+        Raise InputError if the file is damaged.
         """
         index = self._split(name).index
         assert index is not None
         return np.fromfile(self._file(index.name, index.bytes, index.sha256, cache), EXAMPLE)
 
-    def pairs(self, name: Name, cache: Path | None = None) -> list[Pair]:
-        """The texts of a part of pairs, in the order of examples(). Raises InputError if the file is damaged."""
+    def pairs(self, name: SplitName, cache: Path | None = None) -> list[Pair]:
+        """Return the texts of a part of pairs, in the order of examples(). Raise InputError if the file is damaged."""
         lines = self._split(name).lines
         assert lines is not None
         file = self._file(lines.name, lines.bytes, lines.sha256, cache)
         try:
             with file.open("rb") as content:
-                return [parse(line) for line in content]
+                return [parse_pair(line) for line in content]
         except ValueError:
             raise InputError(damaged(self.storage, f"{self.folder}/{lines.name}", self.folder)) from None
 
-    def truncated(self, name: Name, sequence_length: int) -> int:
-        """How many examples of a part lose the beginning of their prompt, because they are longer than a sequence."""
-        return int((cut(self.examples(name), sequence_length) > 0).sum())
+    def truncated(self, name: SplitName, sequence_length: int) -> int:
+        """Return how many examples of a part lose the beginning of their prompt to fit into a sequence."""
+        return int((tokens_cut_off(self.examples(name), sequence_length) > 0).sum())
 
-    def _split(self, name: Name) -> Split:
+    def _split(self, name: SplitName) -> Split:
         split: Split | None = getattr(self.manifest, name)
         if split is None:
             raise InputError(f"{self.storage.url}/{self.folder}: has no {name} part: only pairs have one")
         return split
 
     def _file(self, name: str, size: int, sha256: str, cache: Path | None) -> Path:
-        """Where it lies on this machine; fetched and checked if the bucket is elsewhere."""
+        """Return the path of a file on this machine. Fetch and check it if the bucket is elsewhere."""
         path = f"{self.folder}/{name}"
         file = self.storage.local_path(path)
         if file is None:
-            # Named by its content: what lies there was checked, whichever bucket it came from.
+            # The name contains the content's hash: an existing file was checked, whichever bucket it came from.
             file = (cache or cache_folder()) / self.manifest.fingerprint / f"{sha256[:16]}-{name}"
             fetch(self.storage, path, file, size, sha256)
         if not file.is_file() or file.stat().st_size != size:
@@ -154,28 +158,41 @@ class Prepared:
 
 
 def cache_folder() -> Path:
-    """Where texts and tokens of a gs:// bucket are kept on this machine."""
+    """Return the folder of this machine that keeps fetched texts and tokens of gs:// buckets."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2-training" / "data"
 
 
-def find(storage: Storage, data: Data, fingerprint: str) -> Prepared | None:
-    """What prepare() made before, if it is all there (files and their sizes)."""
-    folder = f"data/{fingerprint}/{data.tokens_key()}"
+def find_prepared(storage: Storage, data: Data, fingerprint: str) -> Prepared | None:
+    """Return the data that prepare() made before, or None unless all files exist with the right sizes."""
+    folder = paths.tokens(fingerprint, data.tokens_key())
     try:
-        manifest = Manifest.model_validate_json(storage.read(f"{folder}/manifest.json"))
+        manifest = Manifest.model_validate_json(storage.read(f"{folder}/{paths.MANIFEST}"))
     except (FileNotFoundError, ValidationError):
         return None
-    there = {entry.path: entry.size for entry in storage.list(folder)}
+    sizes = {entry.path: entry.size for entry in storage.list(folder)}
     for split in filter(None, (manifest.train, manifest.validation, manifest.test)):
-        if any(there.get(f"{folder}/{name}") != size for name, size in split.files.items()):
+        if any(sizes.get(f"{folder}/{name}") != size for name, size in split.files.items()):
             return None
-    if f"{folder}/tokenizer.json" not in there:
+    if f"{folder}/{paths.TOKENIZER}" not in sizes:
         return None
     return Prepared(storage, folder, manifest)
 
 
 def fetch(storage: Storage, path: str, target: Path, size: int, sha256: str) -> None:
-    """Downloads, checks, then gives it its name: a file at `target` was checked before. `sha256`: its first digits."""
+    """Download a file to `target` unless it is there already, and check it.
+
+    A file gets its final name only after the check, so an existing file of the right size is not checked again.
+
+    Args:
+        storage: the bucket.
+        path: the file in the bucket.
+        target: its path on this machine.
+        size: its bytes.
+        sha256: its SHA-256 in hexadecimal, or the first digits of it.
+
+    Raises:
+        InputError: if the content has another SHA-256.
+    """
     if target.is_file() and target.stat().st_size == size:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -191,9 +208,11 @@ def fetch(storage: Storage, path: str, target: Path, size: int, sha256: str) -> 
 
 
 def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(storage: Storage, path: str, folder: str) -> str:
+    """Return the error text for a damaged file `path` of the prepared data in `folder`."""
     return f"{storage.url}/{path}: damaged or gone: delete {storage.url}/{folder}, and it is made again"

@@ -1,4 +1,7 @@
-"""Text as bytes in a file: is it UTF-8, where may it be cut, which part is held out. Standard library only."""
+"""Read a text as bytes: check that it is UTF-8, cut it into chunks, hold out its end.
+
+Uses the standard library only.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,12 +12,11 @@ from trainer.contract.errors import InputError
 from trainer.contract.spec import END_OF_TEXT
 
 MIB = 1 << 20
-SEARCH = 1 << 16  # bytes within which a cut is looked for
-# Where a cut changes no token: before a single space that a word follows, and after a single newline between two
-# words. GPT-2's splitting rule (and those that came after it) always ends a piece there, so the tokens of the parts
-# are those of the whole.
+SEARCH_BYTES = 1 << 16  # how far cut_after() searches
+# A cut changes no token before a single space that a word follows, and after a single newline between two words.
+# GPT-2's splitting rule (and its successors) always ends a piece there, so the parts have the same tokens as the whole.
 _CUT = re.compile(rb"\S\n(?=\S)|\S(?= \S)")
-# What people give instead of plain text, by its first bytes.
+# Files that are not plain text, by their first bytes.
 _MAGIC = {
     b"\xff\xfe": "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
     b"\xfe\xff": "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
@@ -25,9 +27,9 @@ _MAGIC = {
 
 
 def decode(data: bytes, offset: int, name: str) -> str:
-    """The text of `data`, which lies at byte `offset` of the file called `name` in errors.
+    """Return the text of `data`, which begins at byte `offset` of the file that errors call `name`.
 
-    Raises InputError for zero bytes and for anything that is not UTF-8, with the byte's place in the file.
+    Raise InputError, which names the byte's place in the file, for zero bytes and for anything that is not UTF-8.
     """
     remedy = next((cure for magic, cure in _MAGIC.items() if offset == 0 and data.startswith(magic)), None)
     if remedy:
@@ -46,7 +48,7 @@ def decode(data: bytes, offset: int, name: str) -> str:
 
 
 def size_of(path: Path, name: str) -> int:
-    """Bytes of the text file. Raises InputError if it is missing, no file, or empty."""
+    """Return a text file's bytes. Raise InputError if it is missing, a folder, or empty."""
     if path.is_dir():
         raise InputError(f"{name}: this is a folder: give one text file")
     try:
@@ -59,37 +61,38 @@ def size_of(path: Path, name: str) -> int:
 
 
 def check_text(path: Path, name: str, progress: Callable[[int], None] | None = None) -> int:
-    """Reads the whole file once, at about 1 GB/s, and returns its bytes. Errors are those of size_of() and decode().
+    """Check a whole file, at about 1 GB/s, and return its bytes. Raise InputError as size_of() and decode() do.
 
-    progress: called with the number of further bytes checked.
+    `progress` is called with the number of bytes checked since the previous call.
     """
     size = size_of(path, name)
     for start, end in chunks(path, 0, size):
-        decode(read(path, start, end), start, name)
+        decode(read_bytes(path, start, end), start, name)
         if progress:
             progress(end - start)
     return size
 
 
-def read(path: Path, start: int, end: int) -> bytes:
+def read_bytes(path: Path, start: int, end: int) -> bytes:
+    """Return bytes start to end of a file."""
     with path.open("rb") as file:
         file.seek(start)
         return file.read(end - start)
 
 
 def cut_after(data: bytes, position: int) -> int:
-    """The first cut after `position` that changes no token, which may be the end of `data`.
+    """Return the first cut after `position` that changes no token, or the end of `data`.
 
-    Where there is none for 64 KiB, the next border between two characters.
+    If there is none within SEARCH_BYTES, return the next border between two characters.
     """
-    found = _CUT.search(data, position, position + SEARCH)
-    if found:
-        return found.end()
-    return len(data) if len(data) - position <= SEARCH else _character(data, position)
+    cut = _CUT.search(data, position, position + SEARCH_BYTES)
+    if cut:
+        return cut.end()
+    return len(data) if len(data) - position <= SEARCH_BYTES else _character_start(data, position)
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
-    """`data` in pieces of about `size` bytes."""
+    """Yield `data` in pieces of about `size` bytes, cut where it changes no token."""
     start = 0
     while len(data) - start > size:
         end = cut_after(data, start + size)
@@ -100,11 +103,11 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def chunks(path: Path, start: int, end: int, size: int = MIB) -> Iterator[tuple[int, int]]:
-    """(start, end) of consecutive chunks of about `size` bytes. They depend on the file alone."""
+    """Yield (start, end) of consecutive chunks of about `size` bytes. They depend on the file alone."""
     with path.open("rb") as file:
         while end - start > size:
             border = start + size
-            border += cut_after(_window(file, border, min(border + SEARCH + 1, end)), 0)
+            border += cut_after(_window(file, border, min(border + SEARCH_BYTES + 1, end)), 0)
             yield start, border
             start = border
     if start < end:
@@ -112,14 +115,15 @@ def chunks(path: Path, start: int, end: int, size: int = MIB) -> Iterator[tuple[
 
 
 def held_out_start(path: Path, size: int, fraction: float) -> int:
-    """Where the held-out end of the text begins: the last `fraction` of its bytes, a little less to begin cleanly.
+    """Return the byte at which the held-out end of a text begins.
 
-    It begins with a document where one begins within the first half of it, else with a line, else with a character.
+    The end is the last `fraction` of the text's `size` bytes, shortened to begin cleanly: with a document if one begins
+    within its first half, else with a line, else with a character.
     """
     start = size - int(size * fraction)
     with path.open("rb") as file:
         window = _window(file, start, min(start + (size - start) // 2, start + 4 * MIB))
-        first = _character(_window(file, start, start + 4), 0)
+        first = _character_start(_window(file, start, start + 4), 0)
     separator = window.find(END_OF_TEXT.encode())
     line = window.find(b"\n", max(separator, 0))
     if line >= 0:
@@ -129,8 +133,8 @@ def held_out_start(path: Path, size: int, fraction: float) -> int:
     return start + first
 
 
-def _character(data: bytes, position: int) -> int:
-    while position < len(data) and data[position] & 0xC0 == 0x80:  # a character's later bytes
+def _character_start(data: bytes, position: int) -> int:
+    while position < len(data) and data[position] & 0xC0 == 0x80:  # a continuation byte of UTF-8
         position += 1
     return position
 

@@ -1,6 +1,6 @@
-"""Vocabularies: trained on the text, GPT-2's, plain bytes, or a checkpoint's. All are byte-level BPE.
+"""Make a vocabulary: trained on the text, GPT-2's, plain bytes, or a checkpoint's.
 
-So any text comes back unchanged from its tokens, and `<|endoftext|>` in a text is always one token.
+All are byte-level BPE, so decoding returns every text unchanged. `<|endoftext|>` in a text is always one token.
 """
 
 import hashlib
@@ -26,16 +26,19 @@ from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
 
 LARGEST = 1 << 16  # a token is stored as uint16
-PIECE = 1 << 13  # bytes: the library's time grows faster than the text, so it gets many short ones
+PIECE_BYTES = 1 << 13  # the library's time grows faster than the text, so it gets many short pieces
 GPT2_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's names, OpenAI's names
 GPT2_HUB = "openai-community/gpt2"
-# of GPT-2's vocabulary in order of ids and its merges in order, as JSON: how the files are laid out does not matter
+# The hash of GPT-2's entries in order of ids and its merges in order, as JSON. The files' layout does not matter.
 GPT2_SHA256 = "54d5f3d8586c5be002cdcc233ca976a6447120ecaadc92074723b1983fb33585"
 log = logging.getLogger(__name__)
 
 
 def build(data: Data, sample: Iterable[str]) -> Tokenizer:
-    """The tokenizer that `data` asks for; `sample` is what a trained one learns from. Raises InputError."""
+    """Return the tokenizer that `data` asks for. A trained one learns from `sample`.
+
+    Raise InputError if a vocabulary's files are missing or cannot be used.
+    """
     if data.tokenizer == "train":
         return train(sample, data.vocabulary_size)
     if data.tokenizer == "byte":
@@ -46,7 +49,10 @@ def build(data: Data, sample: Iterable[str]) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocabulary_size` entries, end-of-text (id 0) included; the same every time."""
+    """Train a byte-level BPE of at most `vocabulary_size` entries, including end-of-text (id 0).
+
+    The same texts always give the same vocabulary.
+    """
     tokenizer = _byte_level(BPE())
     trainer = BpeTrainer(
         vocab_size=vocabulary_size,
@@ -54,20 +60,24 @@ def train(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    # The library would learn merges out of the separator's letters: it never becomes part of what is learned from.
+    # Without this, the library would learn merges of the separator's letters.
     documents = (document for text in texts for document in text.split(END_OF_TEXT) if document)
     tokenizer.train_from_iterator(documents, trainer)
     return tokenizer
 
 
 def from_bytes() -> Tokenizer:
-    """257 entries: the id of a byte is its value, 256 is end-of-text."""
+    """Return a tokenizer of 257 entries: a byte's id is its value, 256 is end-of-text."""
     vocabulary = {letter: byte for byte, letter in enumerate(_letters())}
     return _byte_level(BPE(vocab=vocabulary | {END_OF_TEXT: 256}, merges=[]))
 
 
 def gpt2(folder: str | None) -> Tokenizer:
-    """GPT-2's 50,257 entries, from a folder or gs://… with its two files (in either naming), else from the hub."""
+    """Return GPT-2's tokenizer of 50,257 entries.
+
+    Read its two files, in either naming, from `folder` (which may be gs://…), or from the hub if that is None. Raise
+    InputError if they are missing or are not GPT-2's.
+    """
     if folder is None:
         try:
             files = {name: _from_hub(GPT2_HUB, name) for name in GPT2_FILES[0]}
@@ -78,7 +88,7 @@ def gpt2(folder: str | None) -> Tokenizer:
             ) from None
         return _from_files(GPT2_HUB, lambda name: files[name].read_bytes(), GPT2_FILES[0], GPT2_SHA256)
     read = _reader(folder)
-    names = next((n for n in GPT2_FILES if _are_there(read, n)), None)
+    names = next((n for n in GPT2_FILES if _exist(read, n)), None)
     if names is None:
         raise InputError(
             f"data.vocabularyPath {folder}: has neither vocab.json and merges.txt nor encoder.json and vocab.bpe:"
@@ -88,7 +98,7 @@ def gpt2(folder: str | None) -> Tokenizer:
 
 
 def from_checkpoint(where: str | None) -> Tokenizer:
-    """The tokenizer of a checkpoint: a folder, gs://… or a hub id. Raises InputError if it cannot be used here."""
+    """Return the tokenizer of a checkpoint: a folder, gs://… or a hub id. Raise InputError if it cannot be used."""
     if where is None:
         raise InputError(
             "data.tokenizer checkpoint: set data.vocabularyPath to the checkpoint: a folder, hub id or gs://…"
@@ -98,7 +108,7 @@ def from_checkpoint(where: str | None) -> Tokenizer:
         if "://" in where:
             content = open_storage(where).read("tokenizer.json").decode()
         elif folder.is_dir():
-            if not (folder / "tokenizer.json").is_file():  # as of checkpoints from before that file
+            if not (folder / "tokenizer.json").is_file():  # old checkpoints have only GPT-2's two files
                 return _from_files(where, _reader(where), GPT2_FILES[0])
             content = (folder / "tokenizer.json").read_text(encoding="utf-8")
         elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", where) and not where.startswith("."):
@@ -110,11 +120,14 @@ def from_checkpoint(where: str | None) -> Tokenizer:
             f"data.vocabularyPath {where}: no tokenizer.json there ({_first_line(error)}):"
             " give a folder, gs://… or hub id that has one"
         ) from None
-    return parse(content, f"data.vocabularyPath {where}")
+    return parse_tokenizer(content, f"data.vocabularyPath {where}")
 
 
-def parse(content: str, name: str) -> Tokenizer:
-    """A tokenizer.json's tokenizer. Raises InputError if it is broken, too large or does not give text back."""
+def parse_tokenizer(content: str, name: str) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json, which errors call `name`.
+
+    Raise InputError if it is broken, is too large, has no end-of-text or does not decode text to what it was.
+    """
     try:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing more exact
@@ -135,8 +148,8 @@ def parse(content: str, name: str) -> Tokenizer:
     return tokenizer
 
 
-def is_other(content: str, kind: Literal["byte", "gpt2"]) -> bool:
-    """Whether a tokenizer.json has other entries or merges than `kind`, however many; no if it cannot be read."""
+def has_other_tokens(content: str, kind: Literal["byte", "gpt2"]) -> bool:
+    """Return whether a tokenizer.json has other entries or merges than `kind`. Return False if it cannot be read."""
     try:
         model = json.loads(content)["model"]
         entries, merges = model["vocab"], [m.split(" ") if isinstance(m, str) else list(m) for m in model["merges"]]
@@ -149,8 +162,11 @@ def is_other(content: str, kind: Literal["byte", "gpt2"]) -> bool:
 
 
 def encode(tokenizer: Tokenizer, text: bytes) -> NDArray[np.uint16]:
-    """The tokens of UTF-8 text, the same as of the whole in one string but many times faster."""
-    parts = [piece.decode("utf-8") for piece in pieces(text, PIECE)]
+    """Return the tokens of UTF-8 text, shape (tokens,).
+
+    They are the tokens of the whole text in one string, but encoding it in pieces is many times faster.
+    """
+    parts = [piece.decode("utf-8") for piece in pieces(text, PIECE_BYTES)]
     encodings = tokenizer.encode_batch_fast(parts, add_special_tokens=False)
     if not encodings:
         return np.empty(0, np.uint16)
@@ -158,14 +174,14 @@ def encode(tokenizer: Tokenizer, text: bytes) -> NDArray[np.uint16]:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id of `<|endoftext|>`, which also begins and pads."""
+    """Return the id of `<|endoftext|>`, which is also the padding token and the token before a text."""
     token = tokenizer.token_to_id(END_OF_TEXT)
-    assert token is not None, "parse() lets no such tokenizer in"
+    assert token is not None, "parse_tokenizer() refuses such a tokenizer"
     return token
 
 
-def save(tokenizer: Tokenizer, folder: Path, positions: int) -> None:
-    """Writes what `AutoTokenizer.from_pretrained(folder)` needs; `positions` is the model's longest input in tokens."""
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, positions: int) -> None:
+    """Write the files that `AutoTokenizer.from_pretrained(folder)` needs. `positions`: the model's longest input."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": positions,
@@ -185,20 +201,20 @@ def _byte_level(model: BPE) -> Tokenizer:
 
 
 def _letters() -> list[str]:
-    """GPT-2's printable letter for each byte: itself where it is printable, else the next one from 256 on."""
+    """Return GPT-2's printable letter for each byte: the byte itself if it is printable, else the next one from 256."""
     plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in plain else next(others)) for byte in range(256)]
 
 
 def _reader(where: str) -> Callable[[str], bytes]:
-    """Reads files of a folder here or at an address by their names."""
+    """Return a function that reads a file by its name from a folder or an address."""
     if "://" in where:
         return open_storage(where).read
     return lambda name: (Path(where).expanduser() / name).read_bytes()
 
 
-def _are_there(read: Callable[[str], bytes], names: Iterable[str]) -> bool:
+def _exist(read: Callable[[str], bytes], names: Iterable[str]) -> bool:
     try:
         for name in names:
             read(name)
@@ -211,13 +227,13 @@ def _from_files(
     where: str, read: Callable[[str], bytes], names: tuple[str, str], sha256: str | None = None
 ) -> Tokenizer:
     try:
-        vocabulary, merges = (read(name).decode("utf-8") for name in names)
+        vocabulary, merge_lines = (read(name).decode("utf-8") for name in names)
         entries: dict[str, int] = json.loads(vocabulary)
-        lines = merges.splitlines()
-        pairs = [(a, b) for a, b in (line.split(" ") for line in lines if line and not line.startswith("#version"))]
-        listed = json.dumps([sorted(entries, key=lambda token: entries[token]), pairs])
-        tokenizer = _byte_level(BPE(vocab=entries, merges=pairs))
-    except StorageError:  # a bucket that is away comes back
+        lines = [line for line in merge_lines.splitlines() if line and not line.startswith("#version")]
+        merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+        listed = json.dumps([sorted(entries, key=lambda token: entries[token]), merges])
+        tokenizer = _byte_level(BPE(vocab=entries, merges=merges))
+    except StorageError:  # not the files' fault: the bucket may be back later
         raise
     except Exception as error:  # the library raises nothing more exact
         raise InputError(
@@ -226,26 +242,29 @@ def _from_files(
         ) from None
     if sha256 and hashlib.sha256(listed.encode()).hexdigest() != sha256:
         raise InputError(
-            f"data.vocabularyPath {where}: {len(entries):,} entries and {len(pairs):,} merges that are not"
+            f"data.vocabularyPath {where}: {len(entries):,} entries and {len(merges):,} merges that are not"
             " GPT-2's 50,257 and 50,000: fetch the files again, or set data.tokenizer to checkpoint"
         )
-    return parse(tokenizer.to_str(), f"data.vocabularyPath {where}")
+    return parse_tokenizer(tokenizer.to_str(), f"data.vocabularyPath {where}")
 
 
 def _from_hub(repository: str, name: str) -> Path:
-    """Raises OSError, which says why in one line, if the file is not in the hub's cache here nor to be had."""
+    """Return the path of a file of the hub, from its cache on this machine or else fetched.
+
+    Raise OSError, whose text is one line, if neither is possible.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, name, local_files_only=True))  # asking the hub first takes 20 s offline
-    except Exception:  # not there: whatever is wrong, the hub says it better
+    except Exception:  # not in the cache: the request below gives the exact reason of a failure
         log.info("fetching %s of %s from the hub", name, repository)
     try:
         return Path(hf_hub_download(repository, name))
     except LocalEntryNotFoundError:
         raise OSError("the hub cannot be reached") from None
-    except Exception as error:  # many kinds: no such repository, private, proxy
+    except Exception as error:  # of many types: no such repository, a private one, a proxy
         raise OSError(f"{type(error).__name__}: {_first_line(error)}") from None
 
 

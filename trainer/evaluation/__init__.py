@@ -1,1 +1,1 @@
-"""How good a model is at its task, and what it writes."""
+"""Score a model at its task, and let it write samples."""

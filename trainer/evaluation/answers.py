@@ -1,7 +1,7 @@
-"""What a model answers to many prompts: the likeliest token each time, in batches.
+"""Let a model answer many prompts in batches, always with the likeliest token.
 
-Prompts of a batch are padded on the left, and the padding is masked and takes no positions: a prompt gets the answer
-that it would get alone, up to the rounding of sums where two tokens are all but equally likely.
+Prompts of a batch are padded on the left. The padding is masked and takes no positions, so a prompt gets the same
+answer as it would alone, unless two tokens are so nearly equally likely that the rounding of sums decides.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from transformers import GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
 from trainer.data.tokenizer import end_of_text
 
-BATCH_TOKENS = 16384  # positions of a batch
+BATCH_TOKENS = 16384  # most positions of a batch
 LARGEST_BATCH = 64  # prompts
-Progress = Callable[[int, int], None]  # (done, in all)
+EvaluationProgress = Callable[[int, int], None]  # (examples done, examples in all)
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,17 @@ class Answers:
     truncated: int  # prompts whose beginning was cut off
 
 
-class _Alive(StoppingCriteria):  # type: ignore[misc]
-    """Stops nothing, but is called at each token: a batch of a large model may take minutes."""
+class _EachToken(StoppingCriteria):  # type: ignore[misc]
+    """A stopping criterion that never stops, but calls a function after each token.
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
+    A batch of a large model may take minutes, and the function may raise to stop it.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        self._tell()
+        self._call()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -42,38 +45,50 @@ def answer(
     prompts: Sequence[str],
     longest: int,
     window: int,
-    progress: Progress = lambda done, total: None,
+    progress: EvaluationProgress = lambda done, total: None,
     batch: int = LARGEST_BATCH,
 ) -> Answers:
-    """The model's answer to each prompt, up to end-of-text.
+    """Return the model's answer to each prompt, up to end-of-text.
 
-    longest: tokens of an answer at most, end-of-text included. window: positions that the model knows; of a prompt too
-    long for both, the end is kept, at least half of the window. progress: called often; may raise to stop.
+    Args:
+        model: the model, on any device.
+        tokenizer: its vocabulary.
+        prompts: the prompts.
+        longest: most tokens of an answer, end-of-text included.
+        window: the positions that the model knows. If prompt and answer need more, the beginning of the prompt is cut
+            off, but at least half of the window is left for it.
+        progress: called after each token; it may raise to stop.
+        batch: most prompts of a batch.
     """
+    # Cut long prompts.
     end = end_of_text(tokenizer)
-    keep = max(window - longest + 1, window // 2, 1)  # of a prompt; the last token of an answer is never an input
-    most = min(longest, window - keep + 1)
-    # Of GPT2's own vocabulary files, a prompt may be empty for the model: then it is the end of the text before.
-    whole = [encoding.ids or [end] for encoding in tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
-    ids = [tokens[-keep:] for tokens in whole]
-    order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # the longest first: too little memory shows now
+    kept = max(
+        window - longest + 1, window // 2, 1
+    )  # most tokens of a prompt; an answer's last token is never an input
+    most_new = min(longest, window - kept + 1)
+    # With GPT-2's own vocabulary files a prompt may have no tokens at all; the model then continues an end-of-text.
+    uncut = [encoding.ids or [end] for encoding in tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
+    ids = [tokens[-kept:] for tokens in uncut]
+    # Answer batch by batch, the longest prompts first, so that too little memory shows at once.
+    order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     texts = [""] * len(ids)
     done = 0
     while done < len(order):
-        rows = max(1, min(batch, BATCH_TOKENS // (len(ids[order[done]]) + most)))
+        rows = max(1, min(batch, BATCH_TOKENS // (len(ids[order[done]]) + most_new)))
         taken = order[done : done + rows]
-        found = _batch(model, [ids[i] for i in taken], most, end, lambda: progress(done, len(ids)))  # noqa: B023
-        for i, tokens in zip(taken, found, strict=True):
+        answers = _batch(model, [ids[i] for i in taken], most_new, end, lambda: progress(done, len(ids)))  # noqa: B023
+        for i, tokens in zip(taken, answers, strict=True):
             texts[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
         done += len(taken)
         progress(done, len(ids))
-    return Answers(texts, sum(len(tokens) > keep for tokens in whole))
+    return Answers(texts, sum(len(tokens) > kept for tokens in uncut))
 
 
 @torch.inference_mode()
 def _batch(
-    model: GPT2LMHeadModel, prompts: list[list[int]], most: int, end: int, tell: Callable[[], None]
+    model: GPT2LMHeadModel, prompts: list[list[int]], most_new: int, end: int, each_token: Callable[[], None]
 ) -> list[list[int]]:
+    """Return the tokens of the answer to each prompt, at most `most_new`, without end-of-text."""
     width, device = max(map(len, prompts)), next(model.parameters()).device
     inputs = torch.full((len(prompts), width), end)
     mask = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -85,10 +100,10 @@ def _batch(
         attention_mask=mask.to(device),
         do_sample=False,
         num_beams=1,
-        max_new_tokens=most,
+        max_new_tokens=most_new,
         eos_token_id=end,
         pad_token_id=end,
-        stopping_criteria=StoppingCriteriaList([_Alive(tell)]),
+        stopping_criteria=StoppingCriteriaList([_EachToken(each_token)]),
     )
     answers = out[:, width:].tolist()
     return [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in answers]

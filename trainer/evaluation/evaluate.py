@@ -1,11 +1,11 @@
-"""How good a finished model is at its task, beside what takes no training: by a run's leader, or scripts.evaluate.
+"""Score a finished model at its task, and compare it with a baseline that needs no training.
 
-Text: the whole held-out part, as there is no test part of it. Pairs: the test part, which nothing was trained or
-validated on. The model is the exported one, so that both get the same.
+A run's leader does this at the end of the run, and scripts.evaluate at any time later. Both evaluate the exported
+model, so that both get the same scores. A text has no test part, so its whole held-out part is used. Pairs have a test
+part, which is used for neither training nor validation.
 """
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -17,12 +17,11 @@ from trainer.contract.errors import InputError
 from trainer.contract.spec import JobSpec, Task, format_problem
 from trainer.data.batches import Windows
 from trainer.data.prepared import Prepared
-from trainer.evaluation.answers import answer
+from trainer.evaluation.answers import EvaluationProgress, answer
 from trainer.evaluation.measures import MEASURES, baseline, confusion
 from trainer.runs.scores import SAMPLES, Baseline, Prediction, Scores
 
-FORWARD_TOKENS = 4096  # of text in one forward pass, whose logits exist at one time
-Progress = Callable[[int, int], None]  # (done, in all)
+FORWARD_TOKENS = 4096  # tokens of a text in one forward pass, whose logits all exist at the same time
 
 
 def evaluate(
@@ -31,11 +30,20 @@ def evaluate(
     spec: JobSpec,
     task: Task,
     prepared: Prepared,
-    progress: Progress = lambda done, total: None,
+    progress: EvaluationProgress = lambda done, total: None,
 ) -> tuple[Scores, list[Prediction]]:
-    """The scores of the run's model, and all that it answered. progress may raise to stop.
+    """Return the scores of a run's model, and all its answers (none for a text).
 
-    Raises InputError if the data is not of the task's format, or the model's numbers are not finite.
+    Args:
+        model: the exported model, on any device.
+        tokenizer: its vocabulary.
+        spec: the run.
+        task: what the model is evaluated at.
+        prepared: the run's data.
+        progress: called often; it may raise to stop.
+
+    Raises:
+        InputError: if the data does not have the task's format, or the model has numbers that are not finite.
     """
     if problem := format_problem(task, spec.data.format or "text"):
         raise InputError(problem)
@@ -45,13 +53,15 @@ def evaluate(
     positions = int(model.config.n_positions)
     if task == "text":
         windows = Windows(prepared.tokens("validation"), min(spec.hyperparameters.sequence_length, positions))
-        return _text(model, windows, spec.run, prepared.manifest.validation.unigram_entropy, progress), []
+        return _score_text(model, windows, spec.run, prepared.manifest.validation.unigram_entropy, progress), []
+    # Answer all prompts of the test part.
     pairs = prepared.pairs("test")
     completions = tokenizer.encode_batch([pair.completion for pair in pairs], add_special_tokens=False)
     longest = max(len(encoding.ids) for encoding in completions) + 1  # with end-of-text
-    # A new model has learned no position beyond sequenceLength; a checkpoint's may know all of its own.
+    # A new model has not learned any position beyond sequenceLength. A checkpoint may know all its positions.
     window = positions if spec.model.initialize else min(positions, spec.hyperparameters.sequence_length)
     answers = answer(model, tokenizer, [pair.prompt for pair in pairs], longest, window, progress)
+    # Score the answers.
     expected = [pair.completion for pair in pairs]
     predictions = [
         Prediction(prompt=pair.prompt, expected=pair.completion, predicted=text)
@@ -71,7 +81,9 @@ def evaluate(
     return scores, predictions
 
 
-def _text(model: GPT2LMHeadModel, windows: Windows, run: str, unigram_entropy: float, progress: Progress) -> Scores:
+def _score_text(
+    model: GPT2LMHeadModel, windows: Windows, run: str, unigram_entropy: float, progress: EvaluationProgress
+) -> Scores:
     device = next(model.parameters()).device
     order = windows.first(len(windows))
     rows = max(1, FORWARD_TOKENS // windows.counted(order[:1]))
@@ -87,16 +99,16 @@ def _text(model: GPT2LMHeadModel, windows: Windows, run: str, unigram_entropy: f
         task="text",
         split="validation",
         examples=len(order),
-        metrics=_of_loss(total / windows.counted(order)),
-        baseline=Baseline(name="unigram", metrics=_of_loss(unigram_entropy)),
+        metrics=_loss_metrics(total / windows.counted(order)),
+        baseline=Baseline(name="unigram", metrics=_loss_metrics(unigram_entropy)),
     )
 
 
-def _of_loss(loss: float) -> dict[str, float]:
+def _loss_metrics(loss: float) -> dict[str, float]:
     return {"perplexity": math.exp(min(loss, 50)), "loss": loss}
 
 
 def _spread(predictions: list[Prediction]) -> list[Prediction]:
-    """A few, from all over the part."""
+    """Return a few predictions, spread evenly over the part."""
     count = min(SAMPLES, len(predictions))
     return [predictions[i * len(predictions) // count] for i in range(count)]

@@ -1,7 +1,7 @@
-"""How good answers are, and the baselines that they are measured against. No torch here.
+"""Measure how good answers are, and compute the baselines to compare them with.
 
-An answer counts without the spaces around it. Exact match, accuracy and token F1 are shares of 1; BLEU (Papineni et
-al. 2002) and chrF (Popović 2015) go from 0 to 100, as sacrebleu computes them.
+Spaces around an answer are ignored. Exact match, accuracy and token F1 are between 0 and 1. BLEU (Papineni et al. 2002)
+and chrF (Popović 2015) are between 0 and 100, as sacrebleu computes them.
 """
 
 import re
@@ -14,16 +14,17 @@ from trainer.contract.spec import Task
 from trainer.data.pairs import Pair
 from trainer.runs.scores import Baseline, Confusion
 
-Metrics = dict[str, float]
-LABELS = 20  # most that a confusion table has
+Measured = dict[str, float]  # name of a metric: its value
+MOST_LABELS = 20  # of a confusion table
 OTHER = "(other)"
 
 
 # -- translation -------------------------------------------------------------------------------------------------------
 
 
-def translation(expected: Sequence[str], answers: Sequence[str]) -> Metrics:
-    from sacrebleu.metrics.bleu import BLEU  # takes a moment, and other tasks do without
+def translation(expected: Sequence[str], answers: Sequence[str]) -> Measured:
+    """Return exact match, chrF and BLEU."""
+    from sacrebleu.metrics.bleu import BLEU  # takes a moment, and other tasks do not need it
     from sacrebleu.metrics.chrf import CHRF
 
     hypotheses, references = [a.strip() for a in answers], [[e.strip() for e in expected]]
@@ -35,7 +36,10 @@ def translation(expected: Sequence[str], answers: Sequence[str]) -> Metrics:
 
 
 def source(prompt: str) -> str:
-    """What is to be translated: the prompt's last line that is not empty, without a sign such as = or : at its end."""
+    """Return the text that a prompt asks to translate.
+
+    This is the prompt's last line that is not empty, without a sign such as = or : at its end.
+    """
     lines = [line.strip() for line in prompt.splitlines() if line.strip()]
     return re.sub(r"[\s=:>|→-]+$", "", lines[-1]) if lines else ""
 
@@ -43,38 +47,42 @@ def source(prompt: str) -> str:
 # -- sentiment ---------------------------------------------------------------------------------------------------------
 
 
-def sentiment(expected: Sequence[str], answers: Sequence[str]) -> Metrics:
+def sentiment(expected: Sequence[str], answers: Sequence[str]) -> Measured:
+    """Return the accuracy."""
     return {"accuracy": _matches(expected, answers)}
 
 
 def majority(completions: Sequence[str]) -> str:
-    """The most frequent class; of equals, the first in the alphabet."""
+    """Return the most frequent class. Of equally frequent classes, return the first in the alphabet."""
     counts = Counter(completion.strip() for completion in completions)
     return min(counts, key=lambda label: (-counts[label], label))
 
 
 def confusion(expected: Sequence[str], answers: Sequence[str]) -> Confusion | None:
-    """None if there are too many classes for a table."""
-    labels = sorted({each.strip() for each in expected})
-    if len(labels) > LABELS:
+    """Return a table of how often each class was answered with which class, or None if there are too many classes.
+
+    Answers that are no class share one more column.
+    """
+    labels = sorted({completion.strip() for completion in expected})
+    if len(labels) > MOST_LABELS:
         return None
     counts = Counter((e.strip(), a.strip()) for e, a in zip(expected, answers, strict=True))
     table = [[counts[row, column] for column in labels] for row in labels]
-    rest = [
-        sum(n for (e, _), n in counts.items() if e == row) - sum(found)
-        for row, found in zip(labels, table, strict=True)
+    others = [
+        sum(n for (e, _), n in counts.items() if e == row) - sum(row_counts)
+        for row, row_counts in zip(labels, table, strict=True)
     ]
-    if not any(rest):
+    if not any(others):
         return Confusion(labels=labels, predicted=labels, counts=table)
-    table = [[*found, more] for found, more in zip(table, rest, strict=True)]
+    table = [[*row_counts, other] for row_counts, other in zip(table, others, strict=True)]
     return Confusion(labels=labels, predicted=[*labels, OTHER], counts=table)
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
 
 
-def questions(expected: Sequence[str], answers: Sequence[str]) -> Metrics:
-    """As SQuAD counts (Rajpurkar et al. 2016): without case, punctuation and articles."""
+def questions(expected: Sequence[str], answers: Sequence[str]) -> Measured:
+    """Return exact match and F1 as SQuAD defines them (Rajpurkar et al. 2016): without case, punctuation, articles."""
     both = list(zip(expected, answers, strict=True))
     return {
         "exact_match": fmean(normalized(e) == normalized(a) for e, a in both),
@@ -83,39 +91,41 @@ def questions(expected: Sequence[str], answers: Sequence[str]) -> Metrics:
 
 
 def normalized(text: str) -> str:
+    """Return a text in lower case, without punctuation and articles, with single spaces."""
     plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def token_f1(expected: str, answer: str) -> float:
-    """The harmonic mean of precision and recall of an answer's words."""
-    wanted, found = normalized(expected).split(), normalized(answer).split()
-    if not wanted or not found:
-        return float(wanted == found)
-    common = sum((Counter(wanted) & Counter(found)).values())
-    return 2 * common / (len(wanted) + len(found))
+    """Return the harmonic mean of precision and recall of an answer's words."""
+    expected_words, answer_words = normalized(expected).split(), normalized(answer).split()
+    if not expected_words or not answer_words:
+        return float(expected_words == answer_words)
+    common = sum((Counter(expected_words) & Counter(answer_words)).values())
+    return 2 * common / (len(expected_words) + len(answer_words))
 
 
 def retrieved(prompt: str) -> str:
-    """From the sentence of the context that shares most words with the question, those that the question lacks.
+    """Return an answer from the context alone, without a model.
 
-    The question is the prompt's last sentence that ends in a question mark, or its last one.
+    Take the sentence of the context that shares most words with the question, and return its words that the question
+    lacks. The question is the prompt's last sentence that ends in a question mark, or else its last sentence.
     """
     sentences = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", prompt) if part.strip()]
     if not sentences:
         return ""
-    asked = next((i for i in range(len(sentences) - 1, -1, -1) if sentences[i].endswith("?")), len(sentences) - 1)
-    question = set(normalized(sentences[asked]).split())
-    context = sentences[:asked]
+    position = next((i for i in range(len(sentences) - 1, -1, -1) if sentences[i].endswith("?")), len(sentences) - 1)
+    question = set(normalized(sentences[position]).split())
+    context = sentences[:position]
     if not context:
         return ""
-    best = max(context, key=lambda each: len(question & set(normalized(each).split())))
+    best = max(context, key=lambda sentence: len(question & set(normalized(sentence).split())))
     return " ".join(word for word in normalized(best).split() if word not in question)
 
 
-# -- which for which task ----------------------------------------------------------------------------------------------
+# -- all tasks ---------------------------------------------------------------------------------------------------------
 
-MEASURES: dict[Task, Callable[[Sequence[str], Sequence[str]], Metrics]] = {
+MEASURES: dict[Task, Callable[[Sequence[str], Sequence[str]], Measured]] = {
     "translation": translation,
     "sentiment": sentiment,
     "questions": questions,
@@ -123,13 +133,13 @@ MEASURES: dict[Task, Callable[[Sequence[str], Sequence[str]], Metrics]] = {
 
 
 def baseline(task: Task, pairs: Sequence[Pair], trained: Sequence[Pair]) -> Baseline:
-    """The scores on `pairs` without a model. trained: the pairs of the training part."""
+    """Return the scores on `pairs` without a model. `trained`: the pairs of the training part, for `sentiment`."""
     expected = [pair.completion for pair in pairs]
     if task == "translation":
         name, answers = "copy of the source", [source(pair.prompt) for pair in pairs]
     elif task == "sentiment":
-        most = majority([pair.completion for pair in trained])
-        name, answers = f"always {most!r}", [most] * len(pairs)
+        label = majority([pair.completion for pair in trained])
+        name, answers = f"always {label!r}", [label] * len(pairs)
     else:
         name, answers = "retrieval by overlap", [retrieved(pair.prompt) for pair in pairs]
     return Baseline(name=name, metrics=MEASURES[task](expected, answers))

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from trainer.contract import paths
 from trainer.contract.metric_names import FAILED, LOSS, RESOURCE, SECONDS_SINCE_STEP, STEP, TOKENS_PER_SECOND
 from trainer.contract.spec import JobSpec
 from trainer.gcloud.api import ApiError, GoogleApi
 from trainer.machine.metadata import Vm
-from trainer.runs.metrics import newest_record
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Record
-from trainer.runs.trials import current_trial, read_trials, trial_id
+from trainer.runs.trials import current_trial, read_trials
 from trainer.storage.base import Storage, StorageError
 
 EVERY = 60.0  # seconds
@@ -67,7 +68,8 @@ class Monitoring:
     def _write(self, failed: bool) -> None:
         try:
             self._api = self._api or GoogleApi()
-            self._newest = newest_record(self._storage, self._trained()) or self._newest
+            newest_file = read_metrics(self._storage, self._trained(), files=1)
+            self._newest = newest_file.newest_step or self._newest
             body = {"timeSeries": self._series(self._newest, failed)}
             self._api.call("monitoring", "POST", f"projects/{self._project}/timeSeries", body=body)
             self._said = False
@@ -82,7 +84,9 @@ class Monitoring:
         run = self._spec.run
         if self._spec.sweep is None:
             return run
-        return trial_id(run, current_trial(self._storage, run, self._spec.launch, read_trials(self._storage, run)))
+        return paths.trial_id(
+            run, current_trial(self._storage, run, self._spec.launch, read_trials(self._storage, run))
+        )
 
     def _series(self, record: Record | None, failed: bool) -> list[dict[str, Any]]:
         now = time.time()

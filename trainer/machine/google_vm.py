@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from trainer.contract import paths
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.contract.spec import JobSpec, Role
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -148,7 +149,7 @@ def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spe
 def _replaced(storage: Storage, spec: JobSpec) -> bool:
     """Return whether the stack declares another run, or a later launch of this one."""
     try:
-        current = json.loads(storage.read("current.json"))
+        current = json.loads(storage.read(paths.CURRENT))
         return bool(current["run"] != spec.run or current["launch"] > spec.launch)
     except (StorageError, OSError, ValueError, KeyError, TypeError):
         return False

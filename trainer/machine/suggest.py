@@ -3,9 +3,10 @@
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract import paths
 from trainer.contract.search_space import ParameterValue, applied
 from trainer.contract.spec import JobSpec, Parameter, Sweep
-from trainer.runs.trials import Trial, trial_id
+from trainer.runs.trials import Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -76,5 +77,5 @@ def _plain(parameter: Parameter, value: Any) -> ParameterValue:
 def job_of(spec: JobSpec, number: int, parameters: dict[str, ParameterValue]) -> JobSpec:
     """The trial's own job. Raises ValidationError."""
     hyperparameters = applied(spec.hyperparameters, parameters)
-    update = {"run": trial_id(spec.run, number), "hyperparameters": hyperparameters, "sweep": None}
+    update = {"run": paths.trial_id(spec.run, number), "hyperparameters": hyperparameters, "sweep": None}
     return JobSpec.model_validate(spec.model_copy(update=update).to_json())

@@ -20,12 +20,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.compute.exit_codes import AWAY, INPUT, LEFT
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Role
 from trainer.machine.environment import environment, interface_of, memory_mb
 from trainer.runs import history
 from trainer.runs.records import Exit, MachineStatus, Status
 from trainer.runs.status import Fenced, is_over, read_spec, update_status
-from trainer.runs.trials import sweep_of
 from trainer.storage.base import Storage, StorageError, Unavailable
 
 HEARTBEAT = 2.0  # seconds
@@ -43,10 +43,8 @@ class Supervisor:
 
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
-        self._runs = [
-            spec.run,
-            *filter(None, [sweep_of(spec.run)]),
-        ]  # runs whose end is this machine's end: a trial ends with its sweep too
+        # The runs whose end is this machine's end: a trial ends with its sweep too.
+        self._runs = [spec.run, *filter(None, [paths.sweep_of(spec.run)])]
         self.sweep: Supervisor | None = None  # in a trial: the supervisor that reports in the sweep's folder
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
@@ -85,7 +83,7 @@ class Supervisor:
             self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
-                self._storage.write(f"runs/{self._spec.run}/machines/{self._status.name}.json", body)
+                self._storage.write(paths.machine(self._spec.run, self._status.name), body)
             except (StorageError, OSError) as error:
                 _print(f"the heartbeat could not be written ({error}); trying again")
         if self.sweep is not None:
@@ -176,7 +174,7 @@ class Supervisor:
     def begin(self) -> None:
         """Continue the history that earlier boots of this machine left."""
         with suppress(StorageError, OSError, ValidationError):
-            path = f"runs/{self._spec.run}/machines/{self._status.name}.json"
+            path = paths.machine(self._spec.run, self._status.name)
             self._former = MachineStatus.model_validate_json(self._storage.read(path))
         self._status = history.begun(self._former, self._status)
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
-from trainer.contract import search_space
+from trainer.contract import paths, search_space
 from trainer.contract.settings import written
 from trainer.contract.spec import JobSpec
 from trainer.machine import suggest
@@ -31,11 +31,9 @@ from trainer.runs.trials import (
     early_stop_reason,
     metric_value,
     read_trials,
-    trial_id,
     write_trials,
 )
 from trainer.storage.base import Conflict, Storage, StorageError
-from trainer.storage.manifest import NAME
 
 POLL = 0.5  # seconds between two reads of the next trial
 LAST_LINES = 40  # of a traceback
@@ -185,7 +183,7 @@ class SweepMachine:
 
     def _job(self, number: int) -> JobSpec | None:
         try:
-            return read_spec(self._storage, trial_id(self._spec.run, number))
+            return read_spec(self._storage, paths.trial_id(self._spec.run, number))
         except FileNotFoundError:
             return None
 
@@ -196,12 +194,11 @@ class SweepMachine:
             self.note(f"trial {number} of {self._sweep.max_trials}: {_words(parameters)}")
             new = suggest.job_of(self._spec, number, parameters)
             # As suggested. In the job they are as they are used, where a category "1e-3" is a number.
-            self._storage.write(f"runs/{new.run}/parameters.json", json.dumps(parameters).encode())
+            self._storage.write(paths.parameters(new.run), json.dumps(parameters).encode())
         else:
             new = self._renewed(job)
         if new != job:
-            path = f"runs/{new.run}/job.json"
-            self._storage.write(path, json.dumps(new.to_json(), indent=2).encode())
+            self._storage.write(paths.job(new.run), json.dumps(new.to_json(), indent=2).encode())
         return new
 
     def _renewed(self, job: JobSpec) -> JobSpec:
@@ -236,13 +233,13 @@ class SweepMachine:
             with suppress(*AWAY, ValidationError, Conflict, Fenced):
                 self._spec = read_spec(self._storage, self._spec.run)
                 if (new := self._renewed(job)) != job:
-                    self._storage.write(f"runs/{job.run}/job.json", json.dumps(new.to_json(), indent=2).encode())
+                    self._storage.write(paths.job(job.run), json.dumps(new.to_json(), indent=2).encode())
                     job = new
                 if not self._sweep.enable_trial_early_stopping:
                     continue
                 if before is None:
                     ended = read_trials(self._storage, self._spec.run)
-                    whole = [trial_id(self._spec.run, one.number) for one in ended if one.state == "SUCCEEDED"]
+                    whole = [paths.trial_id(self._spec.run, one.number) for one in ended if one.state == "SUCCEEDED"]
                     before = [outcome.read(self._storage, run) for run in whole]
                 if reason := early_stop_reason(self._sweep, outcome.read(self._storage, job.run), before):
                     self.note(reason)
@@ -258,7 +255,7 @@ class SweepMachine:
         reason = status.reason
         if state == "SUCCEEDED" and value is None:
             state, reason = "FAILED", f"its {self._sweep.hyperparameter_metric_tag} is not a finite number"
-        parameters = json.loads(self._storage.read(f"runs/{job.run}/parameters.json"))
+        parameters = json.loads(self._storage.read(paths.parameters(job.run)))
         trial = Trial(
             number=number,
             parameters=parameters,
@@ -285,21 +282,21 @@ class SweepMachine:
         """Copy the best trial's model into the sweep's folder, its manifest last, and end the sweep."""
         best = best_trial(self._sweep, trials)
         assert best is not None
-        run, source = self._spec.run, f"runs/{trial_id(self._spec.run, best.number)}/model/"
+        run, source = self._spec.run, f"{paths.model(paths.trial_id(self._spec.run, best.number))}/"
         names = sorted(entry.path.removeprefix(source) for entry in self._storage.list(source.rstrip("/")))
         with TemporaryDirectory(prefix="model-") as folder:
-            for name in [*(name for name in names if name != NAME), NAME]:
+            for name in [*(name for name in names if name != paths.MANIFEST), paths.MANIFEST]:
                 copy = Path(folder) / "file"
                 self._storage.download(source + name, copy)
-                self._storage.upload(copy, f"runs/{run}/model/{name}")
+                self._storage.upload(copy, paths.model_file(run, name))
                 copy.unlink()
-        self._copy_scores(run, trial_id(run, best.number))
+        self._copy_scores(run, paths.trial_id(run, best.number))
         update_status(
             self._storage, run, self._spec.launch, state="SUCCEEDED", step=len(trials), finished=time.time(),
             reason=f"best: trial {best.number}, {self._sweep.hyperparameter_metric_tag} {best.value:.4f},"
             f" {_words(best.parameters)}",
         )  # fmt: skip
-        self.note(f"finished: trial {best.number} is the best, its model is at {self._storage.url}/runs/{run}/model")
+        self.note(f"finished: trial {best.number} is the best, its model is at {self._storage.url}/{paths.model(run)}")
 
     def _copy_scores(self, run: str, trial: str) -> None:
         """Copy the best trial's evaluation.json and predictions.jsonl, if it was evaluated."""
@@ -308,7 +305,7 @@ class SweepMachine:
             return
         predictions = []
         with suppress(FileNotFoundError):  # text has none
-            lines = self._storage.read(f"runs/{trial}/predictions.jsonl").splitlines()
+            lines = self._storage.read(paths.predictions(trial)).splitlines()
             predictions = [scores.Prediction.model_validate_json(line) for line in lines]
         scores.write(self._storage, found.model_copy(update={"run": run}), predictions)
 

@@ -1,1 +1,1 @@
-"""The GPT-2 model: its parameters as one flat vector, its loss, its device, LoRA, and export."""
+"""Build, load, adapt and export the GPT-2 model, and compute its loss."""

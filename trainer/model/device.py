@@ -1,4 +1,4 @@
-"""Which device and precision this machine trains with, and what the device can do at best."""
+"""Choose the device and precision that this machine trains with, and estimate the device's peak speed."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
-    """(device, autocast dtype or None for fp32). `auto`: bf16 from compute capability 8.0, fp16 on 7.x, else fp32."""
+    """Return (device, autocast dtype). The dtype is None for fp32.
+
+    `auto` means bf16 from compute capability 8.0, fp16 on 7.x, else fp32. Raise InputError for fp16 without a GPU.
+    """
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if precision == "auto":
@@ -27,7 +30,7 @@ def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
 def peak_speed(
     device: torch.device, precision: torch.dtype | None, model: "GPT2LMHeadModel", sequence_length: int
 ) -> float | None:
-    """Return the tokens/s that the device trains at its peak; None where the peak is not known."""
+    """Return the tokens per second that the device could train at its peak, or None if its peak is not known."""
     if device.type != "cuda":
         return None
     words = set(torch.cuda.get_device_name(device).replace("-", " ").split())

@@ -1,4 +1,4 @@
-"""The trained model as a folder that `transformers` loads anywhere: safetensors, tokenizer, model card, manifest."""
+"""Export the trained model as a folder that `transformers` loads: safetensors, tokenizer, model card, manifest."""
 
 import math
 import tempfile
@@ -9,9 +9,10 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
+from trainer.contract import paths
 from trainer.contract.geometry import VOCABULARY_MULTIPLE
 from trainer.contract.spec import JobSpec, Lora
-from trainer.data.tokenizer import save as save_tokenizer
+from trainer.data.tokenizer import save_tokenizer
 from trainer.model import lora
 from trainer.model.gpt2 import EXPORTED_ACTIVATION
 from trainer.storage import manifest
@@ -26,30 +27,36 @@ def export(
     facts: dict[str, float],
     scratch: Path | None = None,
 ) -> GPT2LMHeadModel:
-    """Write runs/<run>/model/, its manifest.json last, and return what was written: a model on the CPU, fp32.
+    """Write runs/<run>/model/ and return the exported model, which is on the CPU and in fp32.
 
-    `facts`: validation_loss, unigram_entropy (nats).
+    With LoRA, export the merged model; its adapter/ folder holds the LoRA matrices alone, in peft's format.
 
-    Of LoRA the model is the merged one, and the matrices alone lie in its folder adapter/, as peft has them.
+    Args:
+        storage: the bucket.
+        spec: the run.
+        model: the trained model, on any device. It is not changed.
+        tokenizer: the run's vocabulary. Rows of the model's table beyond it are padding and are cut off.
+        facts: validation_loss and unigram_entropy in nats per token, for the model card.
+        scratch: the folder for temporary files; the system's default if None.
     """
-    disable_progress_bar()  # of one file
-    prefix = f"runs/{spec.run}/model"
+    disable_progress_bar()  # it would show a single file
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made)
         exported = _exportable(model, tokenizer.get_vocab_size(), adapted=spec.model.lora is not None)
         exported.save_pretrained(folder)
         if spec.model.lora is not None:
-            lora.save(model, spec.model.initialize or "", folder / "adapter")
+            lora.save_adapter(model, spec.model.initialize or "", folder / "adapter")
         save_tokenizer(tokenizer, folder, model.config.n_positions)
         (folder / "README.md").write_text(card(spec, model, facts), encoding="utf-8")
         written = manifest.write_manifest(folder, run=spec.run)
-        for name in (*written["files"], manifest.NAME):  # the manifest last: with it the model is there
-            storage.upload(folder / name, f"{prefix}/{name}")
+        # The manifest goes last, because it says that the model is complete.
+        for name in (*written["files"], paths.MANIFEST):
+            storage.upload(folder / name, paths.model_file(spec.run, name))
     return exported
 
 
 def _exportable(model: GPT2LMHeadModel, vocabulary: int, *, adapted: bool = False) -> GPT2LMHeadModel:
-    """A copy on the CPU with GPT-2's own activation name and without the rows that pad the vocabulary."""
+    """Return a copy on the CPU with GPT-2's own activation name and without the rows that pad the vocabulary."""
     config = type(model.config).from_dict(model.config.to_dict())
     config.activation_function = EXPORTED_ACTIVATION
     config.use_cache = True
@@ -78,11 +85,11 @@ def _trained(lora: Lora | None) -> str:
 
 
 def card(spec: JobSpec, model: GPT2LMHeadModel, facts: dict[str, float]) -> str:
-    """The model card: what it is, what it was trained on, how good it is, how to load it."""
+    """Return the model card: the model's dimensions, data, losses and settings, and how to load it."""
     hyper, config = spec.hyperparameters, model.config
     loss = facts.get("validation_loss", math.nan)
     tokens = hyper.steps * hyper.batch_size * hyper.sequence_length
-    most = "at most " if spec.data.format == "pairs" else ""  # a row is as long as its example
+    at_most = "at most " if spec.data.format == "pairs" else ""  # a row is as long as its example
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -90,7 +97,7 @@ pipeline_tag: text-generation
 # {spec.run}
 
 GPT-2 with {config.n_layer} layers, {config.n_head} heads, width {config.n_embd} and {config.n_positions} positions,
-trained by gpt2-training on `{Path(spec.data.path).name}` ({most}{tokens:,} tokens in {hyper.steps:,} steps of
+trained by gpt2-training on `{Path(spec.data.path).name}` ({at_most}{tokens:,} tokens in {hyper.steps:,} steps of
 {hyper.batch_size} × {hyper.sequence_length}).
 
 | | |

@@ -1,27 +1,24 @@
 """Fetch the checkpoint that a run starts from: a folder, a run of a bucket, or a model of the hub."""
 
-import re
 from pathlib import Path
 
-from trainer.contract.errors import InputError
+from trainer.contract import paths
+from trainer.contract.errors import InputError, few
 from trainer.data.prepared import cache_folder
 from trainer.storage import manifest as manifests
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
-RUN_MODEL = re.compile(r"runs/.+/model")  # in a bucket
-FEW = 8  # runs named in an error
-
 
 def fetch_folder(source: str) -> str:
-    """`source` itself if it is a folder or a hub id; a gs:// folder is downloaded to the cache first.
+    """Return `source` itself if it is a folder or a hub id. Download a gs:// folder and return its copy in the cache.
 
-    Raises InputError if it is not there, or is a run's model that is not whole.
+    Raise InputError if there is no such folder, or if it is a run's model that is not complete.
     """
     if not source.startswith("gs://"):
         folder = Path(source).expanduser()
         if folder.is_dir() or source.startswith(("/", ".", "~")):
-            if not (folder / "config.json").is_file():  # transformers would take GPT-2's own dimensions for granted
+            if not (folder / "config.json").is_file():  # transformers would assume GPT-2's own dimensions
                 raise InputError(f"model.initialize: {source} has no config.json; give a checkpoint's folder")
             return str(folder)
         return source
@@ -29,19 +26,23 @@ def fetch_folder(source: str) -> str:
     storage, target = open_storage(f"gs://{bucket}"), cache_folder() / "models" / bucket / prefix
     entries = storage.list(prefix)
     if not entries:
-        raise InputError(f"model.initialize: nothing lies at {source}; {_others(storage, prefix)}")
+        raise InputError(f"model.initialize: there is nothing at {source}; {_remedy(storage, prefix)}")
     for entry in entries:
         storage.download(entry.path, target / entry.path[len(prefix) :].lstrip("/"))
-    # Written last: what a run exports is there with it.
-    if RUN_MODEL.fullmatch(prefix.rstrip("/")) and (wrong := manifests.verify_manifest(target)):
+    # A run writes the manifest last, so a model without a valid one is not complete.
+    if _is_of_run(prefix) and (wrong := manifests.verify_manifest(target)):
         raise InputError(f"model.initialize: the model at {source} is not whole ({wrong[0]}); wait for its run to end")
     return str(target)
 
 
-def _others(storage: Storage, prefix: str) -> str:
-    """What to do if a run's model is not there: the finished runs beside it, if any."""
-    if not RUN_MODEL.fullmatch(prefix.rstrip("/")):
+def _is_of_run(prefix: str) -> bool:
+    return paths.run_of_model(f"{prefix.rstrip('/')}/{paths.MANIFEST}") is not None
+
+
+def _remedy(storage: Storage, prefix: str) -> str:
+    """Return what to do if there is no checkpoint at `prefix`. For a run's model, name the bucket's finished runs."""
+    if not _is_of_run(prefix):
         return "give the address of a checkpoint's folder"
-    ending = f"/model/{manifests.NAME}"
-    runs = [e.path.removeprefix("runs/").removesuffix(ending) for e in storage.list("runs") if e.path.endswith(ending)]
-    return f"finished runs there: {', '.join(runs[-FEW:]) or 'none'}"
+    newest = sorted(storage.list(paths.RUNS), key=lambda entry: -entry.updated)
+    runs = [run for entry in newest if (run := paths.run_of_model(entry.path))]
+    return f"finished runs there: {few(runs, 'older ones')}"

@@ -7,7 +7,7 @@ from trainer.model.layout import Layout, padded, total
 
 
 def layout_of(model: GPT2LMHeadModel) -> Layout:
-    """Where each tensor lies in a flat vector of all trained parameters; matrices and embeddings decay."""
+    """Return the layout of a flat vector of all trained parameters. Matrices and embeddings get weight decay."""
     layout, end = [], 0
     for name, parameter in reversed(list(model.named_parameters())):  # tied weights appear once
         if not parameter.requires_grad:
@@ -20,9 +20,13 @@ def layout_of(model: GPT2LMHeadModel) -> Layout:
 class Flat:
     """All trained parameters as views of one vector, and their gradients as views of another.
 
-    Order: reverse of the forward pass, so that gradients get ready from the front. Each tensor starts at a multiple
-    of 64 elements. One vector is what members send each other, what a checkpoint holds, and what parameter servers
-    cut into shards.
+    The order is the reverse of the forward pass, so that the backward pass completes gradients from the front. Each
+    tensor starts at a multiple of 64 elements. Members exchange this vector, checkpoints contain it, and parameter
+    servers divide it into shards.
+
+    Args:
+        model: the model, whose parameters become views.
+        device: the device of both vectors, which are fp32.
     """
 
     def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:

@@ -1,7 +1,8 @@
-"""GPT-2 as transformers' GPT2LMHeadModel, its parameters as one flat vector, and its loss.
+"""Build GPT-2 as transformers' GPT2LMHeadModel, from random weights or from a checkpoint.
 
-The model is the library's, so that every GPT-2 checkpoint loads here and every export loads anywhere. What is
-ours is how it is called: no cache, no dropout modules in the way, no full fp32 logit tensor.
+The model is the library's, so that every GPT-2 checkpoint loads here and every export loads anywhere. Only its
+attention and its loss (trainer/model/loss.py) are called in our own way: without a mask, without a full fp32 tensor of
+logits.
 """
 
 from pathlib import Path
@@ -38,10 +39,10 @@ def _causal_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention that is told to be causal, for transformers' AttentionInterface.
+    """Compute causal scaled dot-product attention without a mask, for transformers' AttentionInterface.
 
-    The library's own "sdpa" makes a mask tensor under torch.compile, in case sequences are packed; ours never are, and
-    with a mask the flash kernels are out of reach.
+    Under torch.compile, the library's own "sdpa" makes a mask tensor in case sequences are packed. Ours never are, and
+    PyTorch does not use its flash kernels with a mask.
     """
     assert attention_mask is None
     result = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
@@ -52,11 +53,19 @@ AttentionInterface.register(ATTENTION, _causal_attention)
 
 
 def build(spec: Model, tokenizer: Tokenizer, dropout: float, seed: int) -> GPT2LMHeadModel:
-    """A model on the CPU in fp32: from its dimensions and the seed, or from a checkpoint.
+    """Return a model on the CPU in fp32, made from its dimensions and the seed or loaded from a checkpoint.
 
-    A new model's table of tokens is padded to a multiple of 64 for speed, and export cuts the padding off. With LoRA,
-    only its matrices need gradients.
-    Raises InputError if a checkpoint cannot be had or does not fit.
+    A new model's table of tokens is padded to a multiple of 64 rows for speed, and export cuts the padding off. With
+    LoRA, only its matrices need gradients.
+
+    Args:
+        spec: the dimensions or the checkpoint, and LoRA.
+        tokenizer: the run's vocabulary.
+        dropout: the probability of all dropout modules.
+        seed: of the new weights.
+
+    Raises:
+        InputError: if the checkpoint cannot be loaded or does not fit.
     """
     vocabulary, end = tokenizer.get_vocab_size(), vocabularies.end_of_text(tokenizer)
     if spec.initialize is not None:
@@ -85,9 +94,10 @@ def _train_settings(config: GPT2Config, dropout: float) -> None:
 
 
 def _from_checkpoint(source: str, tokenizer: Tokenizer, dropout: float) -> GPT2LMHeadModel:
-    """A folder, a gs:// folder or a hub id; weights from safetensors alone, so that loading runs no code."""
+    """Load a folder, a gs:// folder or a hub id. Only safetensors are read, so that loading runs no code."""
     folder, vocabulary = fetch_folder(source), tokenizer.get_vocab_size()
     try:
+        # Refuse other architectures and vocabularies.
         config = GPT2Config.from_pretrained(folder)
         if config.model_type != "gpt2":
             raise InputError(f"model.initialize: {source} is a {config.model_type} model; only GPT-2 can be trained")
@@ -103,18 +113,21 @@ def _from_checkpoint(source: str, tokenizer: Tokenizer, dropout: float) -> GPT2L
             )
         own = Path(folder) / "tokenizer.json"
         if own.is_file():
-            known = vocabularies.parse(own.read_text(encoding="utf-8"), f"model.initialize: {source}").get_vocab()
-            if tokenizer.get_vocab().items() - known.items():  # it may know some more
+            known = vocabularies.parse_tokenizer(
+                own.read_text(encoding="utf-8"), f"model.initialize: {source}"
+            ).get_vocab()
+            if tokenizer.get_vocab().items() - known.items():  # the checkpoint may have additional tokens
                 raise InputError(
-                    f"model.initialize: {source} has other tokens than the tokenizer, be they as many; set"
+                    f"model.initialize: {source} has other tokens than the tokenizer, even if as many; set"
                     " data.tokenizer to checkpoint"
                 )
+        # Load the weights.
         _train_settings(config, dropout)
         verbosity = logging.get_verbosity()
         logging.disable_progress_bar()
-        logging.set_verbosity_error()  # what does not fit is said below, in one line instead of a table
+        logging.set_verbosity_error()  # the error below says in one line what the library says in a table
         try:
-            model, found = GPT2LMHeadModel.from_pretrained(
+            model, loading = GPT2LMHeadModel.from_pretrained(
                 folder,
                 config=config,
                 use_safetensors=True,
@@ -128,8 +141,8 @@ def _from_checkpoint(source: str, tokenizer: Tokenizer, dropout: float) -> GPT2L
         raise InputError(
             f"model.initialize: cannot load {source} ({first_line(error)}); give a folder, a hub id or gs://…"
         ) from error
-    # transformers would fill these with random numbers.
-    unfit = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    # Refuse tensors that are missing or of another size: transformers fills them with random numbers.
+    unfit = sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])})
     if unfit:
         raise InputError(
             f"model.initialize: the weights of {source} do not fit its config.json ({len(unfit)} are missing or of"

@@ -1,17 +1,17 @@
-"""Where tensors lie in the flat vector of all parameters, which is what members send, cut and checkpoint."""
+"""Describe where each tensor is in the flat vector of all parameters."""
 
-ALIGNMENT = 64  # elements: where each tensor starts
-# Name, start and elements of each tensor, and whether weight decay is for it.
+ALIGNMENT = 64  # each tensor starts at a multiple of this many elements
+# Each tensor's name, its start and size in elements, and whether it gets weight decay.
 Layout = list[tuple[str, int, int, bool]]
 Ranges = list[tuple[int, int]]  # start and stop, ascending
 
 
 def padded(elements: int) -> int:
-    """Up to where the next tensor may start."""
+    """Return the number of elements that a tensor occupies, padding included."""
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
 
 def total(layout: Layout) -> int:
-    """Elements of the flat vector, padding included."""
+    """Return the number of elements of the flat vector, padding included."""
     _, start, size, _ = layout[-1]
     return start + padded(size)

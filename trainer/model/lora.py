@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021) by the `peft` library: small matrices beside the checkpoint's, which stay as they are.
+"""Train small matrices next to a checkpoint's own: LoRA (Hu et al. 2021), by the `peft` library.
 
-Only they are trained, and so only they travel and are checkpointed. peft takes seconds to import: only who needs it
-does so.
+The checkpoint's matrices do not change. Only the small ones are trained, exchanged and checkpointed. peft takes seconds
+to import, so each function that needs it imports it.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from transformers import GPT2LMHeadModel
 
 from trainer.contract.spec import Lora
 
-# All matrices of GPT-2's blocks: attention's two and the MLP's two, two of which have the same name.
+# All matrices of GPT-2's blocks: two of attention, two of the MLP. Both have a c_proj.
 TARGETS = ["c_attn", "c_proj", "c_fc"]
-ADAPTER = "default"  # peft's own name for the only one
+ADAPTER = "default"  # peft's own name for a model's only adapter
 
 
 def adapt(model: GPT2LMHeadModel, lora: Lora, seed: int) -> GPT2LMHeadModel:
-    """`model` itself, with the matrices in it; all that was there does not change any more.
+    """Insert the LoRA matrices into `model`, freeze its own parameters, and return it.
 
-    Their first state is a function of the seed, and the same everywhere: one of each two is zero, so that the model
-    begins as the checkpoint.
+    The seed alone decides the new matrices, so that all members have the same ones. One matrix of each pair is zero, so
+    that the model computes what the checkpoint does before the first step.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -30,9 +30,9 @@ def adapt(model: GPT2LMHeadModel, lora: Lora, seed: int) -> GPT2LMHeadModel:
         task_type="CAUSAL_LM",
         target_modules=TARGETS,
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type] # a factor like any other
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # peft wants an int, but only multiplies by it
         lora_dropout=lora.dropout,
-        fan_in_fan_out=True,  # GPT-2's matrices are Conv1D, which keeps them the other way round
+        fan_in_fan_out=True,  # GPT-2's matrices are Conv1D, which stores them transposed
     )
     torch.manual_seed(seed)
     adapted: GPT2LMHeadModel = inject_adapter_in_model(config, model)
@@ -40,7 +40,7 @@ def adapt(model: GPT2LMHeadModel, lora: Lora, seed: int) -> GPT2LMHeadModel:
 
 
 def merged(model: GPT2LMHeadModel) -> Iterator[tuple[str, Tensor]]:
-    """The state_dict of a model without adapters that computes the same, one tensor after the other."""
+    """Yield the state_dict of a model without adapters that computes the same, one tensor at a time."""
     from peft.tuners.lora import Linear
 
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear)}
@@ -52,17 +52,17 @@ def merged(model: GPT2LMHeadModel) -> Iterator[tuple[str, Tensor]]:
             yield name.replace(".base_layer", ""), value
 
 
-def save(model: GPT2LMHeadModel, start: str, folder: Path) -> None:
-    """Writes what `PeftModel.from_pretrained(base, folder)` needs. start: where the base is, which it notes."""
+def save_adapter(model: GPT2LMHeadModel, base: str, folder: Path) -> None:
+    """Write the files that `PeftModel.from_pretrained(base, folder)` needs. They name the checkpoint `base`."""
     from peft import PeftConfig, get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config: PeftConfig = model.peft_config[ADAPTER]
-    config.base_model_name_or_path, config.inference_mode = start, True
+    config.base_model_name_or_path, config.inference_mode = base, True
     folder.mkdir()
     config.save_pretrained(str(folder))
     state = {
-        f"base_model.model.{name}": value.detach().cpu().contiguous()  # the name of the model within a PeftModel
+        f"base_model.model.{name}": value.detach().cpu().contiguous()  # a PeftModel calls its model base_model.model
         for name, value in get_peft_model_state_dict(model, adapter_name=ADAPTER).items()
     }
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Compute the loss and, with it, the gradient of the model's head."""
+"""Compute the loss together with the gradient of the model's head."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,15 +16,16 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The head and its cross-entropy in one: the gradient is made with the loss, LOGIT_CHUNK tokens at a time.
+    """The model's head and its cross-entropy as one function, computed for LOGIT_CHUNK tokens at a time.
 
-    So the logits exist once, in a chunk, and never for a backward pass: 16 x 1024 tokens of GPT-2 would be 3.3 GB. On
-    CPU it also saves the two slowest operations after the matrix products (docs/performance.md).
+    The forward pass computes the gradient together with the loss. So only one chunk's logits exist at a time, and the
+    backward pass needs none: those of 16 x 1024 tokens of GPT-2 would be 3.3 GB. On CPU this also saves the two slowest
+    operations after the matrix products (docs/performance.md).
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
-        differentiate, trained = ctx.needs_input_grad[:2]  # LoRA leaves the weight as it is
+        differentiate, trained = ctx.needs_input_grad[:2]  # with LoRA the weight is not trained
         total = torch.zeros((), device=hidden.device)
         hidden_parts, weight_gradient, chunk = [], None, geometry.LOGIT_CHUNK
         for part, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
@@ -40,25 +41,31 @@ class _HeadLoss(torch.autograd.Function):
                     product = (gradient.T @ part).to(weight.dtype)
                     weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         if differentiate:
-            whole = hidden_parts[0] if len(hidden_parts) == 1 else torch.cat(hidden_parts)
-            ctx.save_for_backward(whole, weight_gradient)
+            hidden_gradient = hidden_parts[0] if len(hidden_parts) == 1 else torch.cat(hidden_parts)
+            ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        for_weight = None if weight_gradient is None else weight_gradient * outputs[0]
-        return hidden_gradient * outputs[0], for_weight, None, None
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient * outputs[0]
+        return hidden_gradient * outputs[0], weight_gradient, None, None
 
 
 def make_loss(
     model: GPT2LMHeadModel, autocast: torch.dtype | None, device: torch.device, *, masked: bool = False
 ) -> Loss:
-    """(inputs, targets, scale), both int64 [rows, T], -> the summed cross-entropy in nats, a scalar.
+    """Return a function loss(inputs, targets, scale) that computes the summed cross-entropy in nats, a scalar.
 
-    masked: some targets are negative and do not count (trainer.data.batches.IGNORED).
+    `inputs` and `targets` are int64 of shape (rows, tokens). `scale` multiplies the gradient and not the loss. The loss
+    is a sum and not a mean, so that the losses of micro-batches can be added, whichever trainers computed them.
 
-    A sum, not a mean: sums of micro-batches add up, whoever computed them. `scale` multiplies its gradient, not itself.
+    Args:
+        model: the model.
+        autocast: the dtype of the forward pass, or None for fp32.
+        device: the model's device.
+        masked: whether some targets are negative and do not count (trainer.data.batches.IGNORED).
     """
     transformer, weight = model.transformer, model.lm_head.weight
 
@@ -66,7 +73,7 @@ def make_loss(
         with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
             hidden = transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
             wanted = targets.flatten()
-            if masked:  # before the head, which is a large part of the work
+            if masked:  # skip ignored targets before the head, which is a large part of the work
                 counted = wanted >= 0
                 hidden, wanted = hidden[counted], wanted[counted]
             result: Tensor = _HeadLoss.apply(hidden, weight, wanted, scale)
@@ -76,9 +83,9 @@ def make_loss(
 
 
 def compiled(loss: Loss, log: Callable[[str], None], *, dynamic: bool = False) -> Loss:
-    """`loss` through torch.compile; if compiling fails, it says so once and goes on eagerly.
+    """Return `loss` compiled by torch.compile. If compiling fails, log it once and continue without it.
 
-    dynamic: the shapes of its tensors vary from call to call.
+    `dynamic` says whether the shapes of its tensors vary from call to call.
     """
     chosen: Loss | None = None
 
@@ -91,7 +98,7 @@ def compiled(loss: Loss, log: Callable[[str], None], *, dynamic: bool = False) -
                 chosen = fast
                 return result
             except Exception as error:  # any compiler failure: a missing g++, an unsupported GPU, a bug
-                log(f"torch.compile failed ({first_line(error)}); going on without it")
+                log(f"torch.compile failed ({first_line(error)}); continuing without it")
                 chosen = loss
         return chosen(inputs, targets, scale)
 

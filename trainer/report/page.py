@@ -18,10 +18,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.settings import changes, describe, settings, written
 from trainer.contract.spec import JobSpec, Role
-from trainer.data.prepared import find
+from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
 from trainer.report.sweep_plot import plot
@@ -29,7 +30,7 @@ from trainer.runs import outcome, scores
 from trainer.runs.outcome import Outcome
 from trainer.runs.records import Record
 from trainer.runs.samples import Sample
-from trainer.runs.trials import Trial, best_trial, read_trials, trained_spec, trial_id
+from trainer.runs.trials import Trial, best_trial, read_trials, trained_spec
 from trainer.storage.base import Storage
 
 PAGE = Path(__file__).with_name("page.html")
@@ -58,7 +59,7 @@ def write_page(storage: Storage, run: str) -> None:
     end = time.monotonic() + LAST_RECORDS
     while not _told(storage, run) and time.monotonic() < end:
         time.sleep(0.5)
-    storage.write(f"runs/{run}/report.html", render_page(storage, run).encode())
+    storage.write(paths.report(run), render_page(storage, run).encode())
 
 
 def _told(storage: Storage, run: str) -> bool:
@@ -78,7 +79,7 @@ def render_page(storage: Storage, run: str, compare: Sequence[str] = ()) -> str:
     this = outcome.read(storage, run)
     trials = read_trials(storage, run) if this.spec.sweep else []
     if this.spec.sweep and (best := best_trial(this.spec.sweep, trials)):  # its curves are the sweep's
-        of = outcome.read(storage, trial_id(run, best.number))
+        of = outcome.read(storage, paths.trial_id(run, best.number))
         this = replace(this, steps=of.steps, evaluations=of.evaluations, attempts=of.attempts, samples=of.samples)
     named = [outcome.read(storage, other) for other in compare if other != run]
     known = {each.spec.run for each in named}
@@ -91,7 +92,7 @@ def _truncated(storage: Storage, spec: JobSpec) -> int:
     if spec.data.format != "pairs":
         return 0
     with suppress(InputError):  # damaged since: the page is made all the same
-        prepared = find(storage, spec.data, spec.fingerprint)
+        prepared = find_prepared(storage, spec.data, spec.fingerprint)
         return prepared.truncated("train", spec.hyperparameters.sequence_length) if prepared else 0
     return 0
 

@@ -2,7 +2,7 @@
 
 Objects in a bucket cannot be appended to, so the newest segment is written again, whole, every few seconds, and a
 new segment begins when it is large. Every trainer collects records; only the leader writes, so that the others
-can fill in what it had not written yet when it was lost. Readers take the last record of a step.
+can fill in what it had not written yet when it was lost. trainer/runs/metrics_reader.py reads them.
 """
 
 import json
@@ -10,23 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from trainer.contract import paths
 from trainer.runs.records import Record
 from trainer.storage.base import Storage
-
-
-def newest_record(storage: Storage, run: str) -> Record | None:
-    """The newest training step in the run's metrics, from the newest file alone."""
-    files = [entry for entry in storage.list(f"runs/{run}/metrics") if entry.path.endswith(".jsonl")]
-    if not files:
-        return None
-    lines = storage.read(max(files, key=lambda entry: entry.updated).path).splitlines()
-    records = (Record.model_validate_json(line) for line in reversed(lines))
-    steps = (r for r in records if r.validation_loss is None and r.notice_seconds is None)
-    return next(steps, None)
-
 
 FLUSH = 2.0  # seconds
 LAST = 12.0  # seconds that the last records are tried for at the end: less than a machine has that was told to leave
@@ -35,7 +23,7 @@ SEGMENT = 256 * 1024  # bytes
 
 class Metrics:
     def __init__(self, storage: Storage, run: str, name: str, log: Callable[[str], None]) -> None:
-        self._storage, self._prefix, self._name, self._log = storage, f"runs/{run}/metrics", name, log
+        self._storage, self._run, self._name, self._log = storage, run, name, log
         self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
         self._segment: list[str] = []
         self._size = self._count = 0
@@ -99,8 +87,7 @@ class Metrics:
             self._segment, self._size, self._count = [], 0, self._count + 1
         self._segment += lines
         self._size += sum(map(len, lines))
-        attempt = fresh[0].attempt
-        path = f"{self._prefix}/attempt-{attempt}-{self._name}-{self._begun}-{self._count:05d}.jsonl"
+        path = paths.metrics_file(self._run, fresh[0].attempt, self._name, self._begun, self._count)
         try:
             self._storage.write(path, "".join(self._segment).encode())
         except Exception:
@@ -119,16 +106,16 @@ class Metrics:
             self._log(f"TensorBoard's files could not be written ({error}); going on")
 
     def _show(self, records: list[Record]) -> None:
-        folder = self._storage.local_path(self._prefix)
+        folder = self._storage.local_path(paths.tensorboard(self._run))
         if not records or folder is None:
             return
-        # 0.4 s of imports, numpy among them, that those who only read metrics are spared: every preview does.
+        # 0.4 s of imports that the first step should not wait for; only the member that writes needs them.
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if self._board is None:
-            self._board = EventFileWriter(str(folder / "tensorboard"), flush_secs=10)
+            self._board = EventFileWriter(str(folder), flush_secs=10)
         names = {
             "loss/train": "loss",
             "loss/validation": "validation_loss",
@@ -143,16 +130,3 @@ class Metrics:
                 if value is not None:
                     summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
                     self._board.add_event(Event(wall_time=record.time, step=record.step, summary=summary))
-
-
-def read_records(storage: Storage, run: str) -> list[Record]:
-    """All records in order of step; of a step that was taken twice, the newest. For commands, not for the loop."""
-    records: dict[tuple[int, bool, bool], Record] = {}
-    for entry in storage.list(f"runs/{run}/metrics"):
-        if Path(entry.path).suffix == ".jsonl":
-            for line in storage.read(entry.path).splitlines():
-                record = Record.model_validate_json(line)
-                key = (record.step, record.validation_loss is not None, record.notice_seconds is not None)
-                if key not in records or (record.attempt, record.time) >= (records[key].attempt, records[key].time):
-                    records[key] = record
-    return [records[key] for key in sorted(records)]

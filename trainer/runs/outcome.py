@@ -1,15 +1,15 @@
 """What a run left in its bucket, read back for its report. No torch here."""
 
-import math
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean, median
 
 from pydantic import ValidationError
 
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Role
 from trainer.runs import history, samples, scores
+from trainer.runs.metrics_reader import Attempt, read_metrics
 from trainer.runs.records import Event, MachineStatus, Record, Status
 from trainer.runs.samples import Sample
 from trainer.runs.scores import Scores
@@ -20,17 +20,6 @@ ROLES: tuple[Role, ...] = ("master", "worker", "ps")
 RECENT = 50  # steps: the last loss is a mean over so many, as one step's is noise
 NEWEST_FILES = 2  # of a run that is only compared with: metrics come in files of 256 KiB
 OTHERS = 20  # runs in a comparison, the newest
-
-
-@dataclass
-class Attempt:
-    """The steps that one cluster took, first to last, and when."""
-
-    number: int
-    first: int
-    last: int
-    began: float  # seconds since the epoch: when its first step was done
-    ended: float
 
 
 @dataclass(frozen=True)
@@ -113,33 +102,15 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
     Raises FileNotFoundError if nothing declares it, ValidationError for another version's job.json.
     """
     spec, status = read_spec(storage, run), read_status(storage, run)
-    entries = [entry for entry in storage.list(f"runs/{run}/metrics") if entry.path.endswith(".jsonl")]
-    newest = sorted(entries, key=lambda entry: entry.updated)[-files if files else 0 :]
-    steps: dict[int, Record] = {}
-    evaluations: dict[int, Record] = {}
-    notices: list[Record] = []
-    attempts: dict[int, Attempt] = {}
-    for record in (record for entry in newest for record in _records(storage.read(entry.path))):
-        if record.notice_seconds is not None:
-            notices.append(record)
-            continue
-        kind = steps if record.validation_loss is None else evaluations
-        before = kind.get(record.step)
-        if before is None or (before.attempt, before.time) <= (record.attempt, record.time):
-            kind[record.step] = record
-        if record.validation_loss is None:
-            first = Attempt(record.attempt, record.step, record.step, record.time, record.time)
-            attempt = attempts.setdefault(record.attempt, first)
-            attempt.first, attempt.last = min(attempt.first, record.step), max(attempt.last, record.step)
-            attempt.began, attempt.ended = min(attempt.began, record.time), max(attempt.ended, record.time)
+    metrics = read_metrics(storage, run, files)
     whole = files is None
     return Outcome(
         spec=spec,
         status=status,
-        steps=_kept(steps, attempts),
-        evaluations=_kept(evaluations, attempts),
-        notices=sorted(notices, key=lambda record: record.time),
-        attempts=[attempts[number] for number in sorted(attempts)],
+        steps=metrics.steps,
+        evaluations=metrics.evaluations,
+        notices=metrics.notices,
+        attempts=metrics.attempts,
         machines=_machines(storage, run) if whole else [],
         samples=samples.read(storage, run) if whole else [],
         scores=scores.read(storage, run) if whole else None,
@@ -149,10 +120,10 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
 def others(storage: Storage, run: str) -> list[Outcome]:
     """The newest other runs in the bucket that left anything, each by its newest files."""
     updated = {}
-    for entry in storage.list("runs"):
-        parts = entry.path.split("/")
-        if len(parts) == 3 and parts[2] == "status.json" and parts[1] != run:
-            updated[parts[1]] = entry.updated
+    for entry in storage.list(paths.RUNS):
+        other = paths.run_of_status(entry.path)
+        if other not in (None, run) and paths.sweep_of(other) is None:
+            updated[other] = entry.updated
     found = []
     for other in sorted(updated, key=lambda name: -updated[name])[:OTHERS]:
         with suppress(FileNotFoundError, ValidationError):  # of another version
@@ -160,25 +131,9 @@ def others(storage: Storage, run: str) -> list[Outcome]:
     return [outcome for outcome in found if outcome.steps]
 
 
-def _records(lines: bytes) -> Iterator[Record]:
-    for line in lines.splitlines():
-        with suppress(ValidationError):  # of another version, or its end is still being written
-            yield Record.model_validate_json(line)
-
-
-def _kept(records: dict[int, Record], attempts: dict[int, Attempt]) -> list[Record]:
-    """By step, without what a later attempt went back behind and did not repeat."""
-    end: dict[int, float] = {}  # attempt: the first step that is not its own any more
-    first = math.inf
-    for number in sorted(attempts, reverse=True):
-        end[number] = first
-        first = min(first, attempts[number].first)
-    return [record for step, record in sorted(records.items()) if step < end.get(record.attempt, math.inf)]
-
-
 def _machines(storage: Storage, run: str) -> list[MachineStatus]:
     found = []
-    for entry in storage.list(f"runs/{run}/machines"):
+    for entry in storage.list(paths.machines(run)):
         with suppress(FileNotFoundError, ValidationError):
             found.append(MachineStatus.model_validate_json(storage.read(entry.path)))
     return sorted(found, key=lambda machine: (ROLES.index(machine.role), len(machine.name), machine.name))

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
+from trainer.contract import paths
 from trainer.contract.spec import Strict
 from trainer.storage.base import Storage
 
@@ -24,7 +25,7 @@ def read(storage: Storage, run: str) -> list[Sample]:
     """In order of step; lines of another version are left out."""
     found = []
     with suppress(FileNotFoundError):
-        for line in storage.read(_path(run)).splitlines():
+        for line in storage.read(paths.samples(run)).splitlines():
             with suppress(ValidationError):
                 found.append(Sample.model_validate_json(line))
     return found
@@ -35,8 +36,4 @@ def add(storage: Storage, run: str, sample: Sample) -> None:
     kept = [*(each for each in read(storage, run) if each.step < sample.step), sample]
     if len(kept) >= 2 * KEPT:
         kept = [*kept[:-1:2], kept[-1]]
-    storage.write(_path(run), "".join(json.dumps(each.to_json()) + "\n" for each in kept).encode())
-
-
-def _path(run: str) -> str:
-    return f"runs/{run}/samples.jsonl"
+    storage.write(paths.samples(run), "".join(json.dumps(each.to_json()) + "\n" for each in kept).encode())

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from trainer.contract import paths
 from trainer.contract.spec import Strict, Task
 from trainer.storage.base import Storage
 
@@ -58,14 +59,10 @@ class Scores(Strict):
     truncated: int = 0  # prompts whose beginning was cut off
 
 
-def path(run: str) -> str:
-    return f"runs/{run}/evaluation.json"
-
-
 def read(storage: Storage, run: str) -> Scores | None:
     """What was written; None if nothing was, or by another version."""
     try:
-        return Scores.model_validate_json(storage.read(path(run)))
+        return Scores.model_validate_json(storage.read(paths.evaluation(run)))
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -74,8 +71,8 @@ def write(storage: Storage, scores: Scores, predictions: Sequence[Prediction]) -
     """The scores last: with them the predictions are there."""
     lines = "".join(json.dumps(each.to_json(), ensure_ascii=False) + "\n" for each in predictions)
     if predictions:
-        storage.write(f"runs/{scores.run}/predictions.jsonl", lines.encode())
-    storage.write(path(scores.run), json.dumps(scores.to_json(), ensure_ascii=False, indent=1).encode())
+        storage.write(paths.predictions(scores.run), lines.encode())
+    storage.write(paths.evaluation(scores.run), json.dumps(scores.to_json(), ensure_ascii=False, indent=1).encode())
 
 
 def words(metric: str, value: float | None) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 from trainer.runs.records import FINAL_STATES, Status
 from trainer.storage.base import Conflict, Storage
@@ -16,12 +17,12 @@ class Fenced(Exception):
 
 
 def read_spec(storage: Storage, run: str) -> JobSpec:
-    return JobSpec.model_validate_json(storage.read(f"runs/{run}/job.json"))
+    return JobSpec.model_validate_json(storage.read(paths.job(run)))
 
 
 def read_status(storage: Storage, run: str) -> Status | None:
     try:
-        return Status.model_validate_json(storage.read(f"runs/{run}/status.json"))
+        return Status.model_validate_json(storage.read(paths.status(run)))
     except FileNotFoundError:
         return None
 
@@ -53,7 +54,7 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
 
 def revise(storage: Storage, run: str, change: Callable[[Status | None], Status | None]) -> Status | None:
     """Write what `change` makes of the status, however many others write at the same time; None leaves it alone."""
-    path = f"runs/{run}/status.json"
+    path = paths.status(run)
     while True:
         try:
             body, generation = storage.read_generation(path)
@@ -83,7 +84,7 @@ class StatusWriter:
     def __init__(self, storage: Storage, run: str, launch: int, log: Callable[[str], None]) -> None:
         self._storage, self._run, self._launch, self._log = storage, run, launch, log
         # seconds; Google's storage takes about one write a second of an object
-        self._every = 1.0 if storage.local_path("runs") is not None else 5.0
+        self._every = 1.0 if storage.local_path(paths.RUNS) is not None else 5.0
         self._lock = threading.Lock()
         self._changes: dict[str, Any] = {}
         self._leads = self._closed = False

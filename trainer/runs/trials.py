@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from trainer.contract import paths
 from trainer.contract.search_space import ParameterValue, applied
 from trainer.contract.spec import JobSpec, Strict, Sweep
 from trainer.runs.outcome import Outcome
@@ -38,27 +39,17 @@ class Trial(Strict):
 TABLE = TypeAdapter(list[Trial])
 
 
-def trial_id(run: str, number: int) -> str:
-    return f"{run}/trials/{number}"
-
-
-def sweep_of(run: str) -> str | None:
-    """The run of the sweep that a trial belongs to; None of any other run."""
-    of, between, _ = run.rpartition("/trials/")
-    return of if between else None
-
-
 def read_trials(storage: Storage, run: str) -> list[Trial]:
     """The trials that are over, in order."""
     try:
-        return TABLE.validate_json(storage.read(f"runs/{run}/sweep.json"))
+        return TABLE.validate_json(storage.read(paths.sweep(run)))
     except FileNotFoundError:
         return []
 
 
 def write_trials(storage: Storage, run: str, trials: list[Trial]) -> None:
     body = json.dumps([trial.to_json() for trial in trials], indent=1)
-    storage.write(f"runs/{run}/sweep.json", body.encode())
+    storage.write(paths.sweep(run), body.encode())
 
 
 def current_trial(storage: Storage, run: str, launch: int, trials: list[Trial]) -> int:
@@ -68,7 +59,7 @@ def current_trial(storage: Storage, run: str, launch: int, trials: list[Trial]) 
     """
     for trial in trials:
         if trial.state == "FAILED" and trial.launch < launch:
-            status = read_status(storage, trial_id(run, trial.number))
+            status = read_status(storage, paths.trial_id(run, trial.number))
             if status is None or (status.state, status.launch) != ("SUCCEEDED", trial.launch):
                 return trial.number
     return len(trials) + 1

@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
+from trainer.contract.paths import MANIFEST
 from trainer.storage.base import StorageError, chunks, is_internal, new_file, path_parts
-
-NAME = "manifest.json"
 
 
 class File(TypedDict):
@@ -34,9 +33,9 @@ def verify(path: Path, entry: File) -> bool:
 
 def write_manifest(folder: Path, **further: Any) -> dict[str, Any]:
     """Describes all files below a folder, but for the manifest itself, and writes its manifest.json, whole or not."""
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME and not is_internal(p.name))
-    manifest = {**further, "files": {p.relative_to(folder).as_posix(): describe(p) for p in paths}}
-    with new_file(folder / NAME) as file:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST and not is_internal(p.name))
+    manifest = {**further, "files": {p.relative_to(folder).as_posix(): describe(p) for p in files}}
+    with new_file(folder / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=2).encode() + b"\n")
     return manifest
 
@@ -46,26 +45,26 @@ def parse(data: bytes) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{NAME} is not JSON ({error})") from error
+        raise ValueError(f"{MANIFEST} is not JSON ({error})") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
-        raise ValueError(f'{NAME} has no "files"')
+        raise ValueError(f'{MANIFEST} has no "files"')
     for name, entry in files.items():
         try:
             path_parts(name)
         except StorageError as error:
-            raise ValueError(f"{NAME} names {name!r}, which is not a file inside of the folder") from error
+            raise ValueError(f"{MANIFEST} names {name!r}, which is not a file inside of the folder") from error
         if not isinstance(entry, dict) or type(entry.get("size")) is not int or type(entry.get("sha256")) is not str:
-            raise ValueError(f"{NAME} gives no size and sha256 for {name!r}")
+            raise ValueError(f"{MANIFEST} gives no size and sha256 for {name!r}")
     return manifest
 
 
 def verify_manifest(folder: Path) -> list[str]:
     """What is wrong with a folder, a line each; empty if its manifest is there and all of its files are as it says."""
     try:
-        manifest = parse((folder / NAME).read_bytes())
+        manifest = parse((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
-        return [f"{NAME} is missing"]
+        return [f"{MANIFEST} is missing"]
     except ValueError as error:
         return [str(error)]
     return [

@@ -8,7 +8,6 @@ ranges, and takes them if they have the size and hash of the manifest.
 
 import json
 import os
-import re
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.contract import paths
 from trainer.contract.spec import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage import manifest
@@ -33,18 +33,13 @@ Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, en
 Place = Callable[[Layout], tuple[Vectors, Ranges]]
 # Seconds from a notice for which a leaving member waits for the others' parts: a little less than it may stay.
 LAST_PARTS = float(os.environ.get("GPT2_TRAINING_GRACE", "25")) - 5
-NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
-
-
-def name(step: int, attempt: int) -> str:
-    return f"step-{step:08d}-attempt-{attempt}"
 
 
 def order(checkpoint: str) -> tuple[int, int]:
     """Return step and attempt: newer checkpoints are greater."""
-    match = NAME.fullmatch(checkpoint)
-    assert match, checkpoint
-    return int(match[1]), int(match[2])
+    step_and_attempt = paths.parse_checkpoint(checkpoint)
+    assert step_and_attempt, checkpoint
+    return step_and_attempt
 
 
 def _part(part: int, parts: int) -> str:
@@ -106,7 +101,7 @@ class CheckpointStore:
             fenced: asked before a manifest is written: whether this process was believed dead and a newer attempt is
                 under way.
         """
-        self._storage, self._prefix, self._log = storage, f"runs/{run}/checkpoints", log
+        self._storage, self._prefix, self._log = storage, paths.checkpoints(run), log
         self._policy, self._scratch, self._fenced = policy, scratch, fenced
         self._writing: threading.Thread | None = None
         self._copies: Vectors = {}  # kept: memory that was used before is 20 times as fast to copy to
@@ -153,7 +148,7 @@ class CheckpointStore:
     def whole(self, step: int, attempt: int) -> bool:
         """Return whether all parts are there, so that it counts."""
         try:
-            self._storage.read(f"{self._prefix}/{name(step, attempt)}/{manifest.NAME}")
+            self._storage.read(f"{self._prefix}/{paths.checkpoint_name(step, attempt)}/{paths.MANIFEST}")
         except FileNotFoundError:
             return False
         return True
@@ -174,7 +169,7 @@ class CheckpointStore:
             torch.cuda.current_stream().synchronize()
 
     def _write(self, state: dict[str, Any], part: int, parts: int, ranges: Ranges, before: Callable[[], None]) -> None:
-        target = name(state["step"], state["attempt"])
+        target = paths.checkpoint_name(state["step"], state["attempt"])
         path = f"{self._prefix}/{target}/{_part(part, parts)}"
         try:
             with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as scratch:
@@ -214,7 +209,7 @@ class CheckpointStore:
             return False
         body = json.dumps({"files": files, "ranges": ranges, **state}).encode()
         try:
-            self._storage.write(f"{folder}/{manifest.NAME}", body, if_generation=0)
+            self._storage.write(f"{folder}/{paths.MANIFEST}", body, if_generation=0)
         except Conflict:  # the writer of another part saw them all, too
             return False
         return True
@@ -223,12 +218,11 @@ class CheckpointStore:
         """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says."""
         found, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
-        for old in found if len(whole) > self._policy.keep else ():
-            stays = (
-                self._policy.keep_every is not None and old in whole and order(old)[0] % self._policy.keep_every == 0
-            )
-            if order(old) < order(whole[self._policy.keep - 1]) and not stays:
-                for path in sorted(found[old], key=lambda p: not p.endswith(manifest.NAME)):  # it makes it whole
+        keep, keep_every = self._policy.keep, self._policy.keep_every
+        for old in found if len(whole) > keep else ():
+            stays = keep_every is not None and old in whole and order(old)[0] % keep_every == 0
+            if order(old) < order(whole[keep - 1]) and not stays:
+                for path in sorted(found[old], key=lambda p: not p.endswith(paths.MANIFEST)):  # it makes it whole
                     self._storage.delete(path)
 
     def _found(self) -> tuple[dict[str, list[str]], list[str]]:
@@ -236,9 +230,9 @@ class CheckpointStore:
         found: dict[str, list[str]] = {}
         for entry in self._storage.list(self._prefix):
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
-            if NAME.fullmatch(candidate):
+            if paths.parse_checkpoint(candidate):
                 found.setdefault(candidate, []).append(entry.path)
-        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{manifest.NAME}" in files]
+        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{paths.MANIFEST}" in files]
         return found, sorted(whole, key=order, reverse=True)
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -275,7 +269,7 @@ class CheckpointStore:
 
     def _load(self, candidate: str, vectors: Vectors | Place, ranges: Ranges | None, layout: Layout | None) -> Restored:
         folder = f"{self._prefix}/{candidate}"
-        body = manifest.parse(self._storage.read(f"{folder}/{manifest.NAME}"))
+        body = manifest.parse(self._storage.read(f"{folder}/{paths.MANIFEST}"))
         progress, found, held = _understand(body)
         if layout is not None and found != layout:
             raise ValueError("it holds another model")
@@ -319,7 +313,7 @@ def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Range
         ]
         held = {file: [(int(a), int(b)) for a, b in body["ranges"][file]] for file in body["files"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{manifest.NAME} is not a checkpoint's ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{paths.MANIFEST} is not a checkpoint's ({type(error).__name__}: {error})") from error
     return progress, layout, held
 
 

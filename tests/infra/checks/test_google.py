@@ -11,13 +11,13 @@ import yaml
 
 from infra import lifecycle
 from infra.fleet import deadline
-from infra.fleet.prices import hourly_cost
+from infra.fleet.fleet import resolve_fleet
 from infra.google import groups
 from infra.inputs.data_lock import DataLock, write_lock
 from infra.inputs.google import LARGEST_OBJECT
 from infra.job import job_spec
 from infra.load import bucket_of
-from infra.stack.config import ConfigError
+from infra.stack.config import ConfigError, StackConfig
 from tests.infra.google_graph import TEXT, make_root, stack_values
 from tests.infra.google_graph import read as load
 from trainer.contract.errors import InputError
@@ -50,6 +50,11 @@ def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list
     with pytest.raises(ConfigError) as caught:
         job_spec(load(everything, root, stack))
     return caught.value.problems
+
+
+def planned(read: StackConfig) -> list[groups.Group]:
+    fleet = resolve_fleet(read)
+    return groups.groups(read, fleet, job_spec(read, fleet))
 
 
 ACCELERATOR = "machines.accelerator"
@@ -122,7 +127,7 @@ def test_a_machine_type_of_another_family_is_not_taken_for_one_with_a_gpu(root: 
 
 
 @pytest.mark.parametrize("region", ["us-centrall", "US-Central1", "us-centrl1"])
-def test_a_misspelt_region_is_one_line(root: Path, region: str) -> None:
+def test_a_misspelled_region_is_one_line(root: Path, region: str) -> None:
     """Neither its zones nor its prices are told to be missing."""
     (line,) = problems(changed({"gcp:region": region}), root)
     assert line.startswith(f"gcp:region: found '{region}', ")
@@ -143,7 +148,7 @@ def test_zones_are_looked_up_by_what_is_lacking(root: Path) -> None:
     assert "`gcloud compute machine-types list --filter=name=n1-standard-16` shows them" in line
 
 
-def test_a_misspelt_key_of_gcp_is_one_line(root: Path) -> None:
+def test_a_misspelled_key_of_gcp_is_one_line(root: Path) -> None:
     everything = changed({"gcp:project": ..., "gcp:projct": "my-project"})
     assert problems(everything, root) == ["gcp:projct: unknown key; did you mean gcp:project?"]
     with pytest.raises(ConfigError, match=r"^gcp:projct: unknown key; did you mean gcp:project\?$"):
@@ -206,7 +211,7 @@ def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
 
 def test_the_reference_job(root: Path) -> None:
     read = load(stack_values(), root)
-    plan = {group.role: group for group in groups.groups(read, job_spec(read))}
+    plan = {group.role: group for group in planned(read)}
     assert {role: group.count for role, group in plan.items()} == {"master": 1, "worker": 10, "ps": 3}
     types = {role: group.template["machine_type"] for role, group in plan.items()}
     assert types == {"master": "n1-highmem-16", "worker": "n1-highmem-16", "ps": "n1-highmem-8"}
@@ -223,7 +228,7 @@ def test_the_reference_job(root: Path) -> None:
 def test_what_makes_another_group(root: Path) -> None:
     def names(changes: dict[str, Any]) -> dict[str, str]:
         read = load(changed(changes), root)
-        return {group.role: group.name for group in groups.groups(read, job_spec(read))}
+        return {group.role: group.name for group in planned(read)}
 
     before = names({})
     assert names({"trainingInput.workerCount": 5}) == before
@@ -243,7 +248,7 @@ def test_what_makes_another_group(root: Path) -> None:
 def test_each_launch_takes_the_next_zone(root: Path) -> None:
     def zone(launch: int) -> set[str]:
         read = load(changed({"launch": launch, "machines.zones": ["us-central1-c", "us-central1-f"]}), root)
-        return {group.zone for group in groups.groups(read, job_spec(read))}
+        return {group.zone for group in planned(read)}
 
     assert [zone(1), zone(2), zone(3)] == [{"us-central1-c"}, {"us-central1-f"}, {"us-central1-c"}]
 
@@ -251,11 +256,11 @@ def test_each_launch_takes_the_next_zone(root: Path) -> None:
 def test_capacity_by_waiting_or_reservation(root: Path) -> None:
     large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}}
     read = load(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)
-    (group,) = groups.groups(read, job_spec(read))
+    (group,) = planned(read)
     assert group.flex_start
     assert group.template["scheduling"]["max_run_duration"] == {"seconds": 86400}
     read = load(changed({"machines.spot": False, "machines.reservation": "mine"}), root)
-    plan = {group.role: group.template for group in groups.groups(read, job_spec(read))}
+    plan = {group.role: group.template for group in planned(read)}
     assert plan["worker"]["reservation_affinity"]["specific_reservation"]["values"] == ["mine"]
     assert "reservation_affinity" not in plan["ps"]
 
@@ -288,11 +293,11 @@ def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root
 
 def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
     read = load(stack_values(), root)
-    cost = hourly_cost(read)
-    assert cost is not None
-    assert deadline.hours_left(read) == 24
-    read = load(changed({"limits.maxCostUsd": 2 * cost}), root)
-    assert deadline.hours_left(read) == pytest.approx(2)
+    fleet = resolve_fleet(read)
+    assert fleet.hourly.exact
+    assert deadline.launch_hours(read.file.limits, fleet) == 24
+    read = load(changed({"limits.maxCostUsd": 2 * fleet.hourly.usd}), root)
+    assert deadline.launch_hours(read.file.limits, fleet) == pytest.approx(2)
     started = 1_790_000_041  # 2026-09-21 14:14:01 UTC
     assert deadline.termination_time(started, 24) == "2026-09-22T14:14:01Z"
     assert deadline.cron(started, 2) == "15 16 21 9 *"

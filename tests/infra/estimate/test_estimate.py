@@ -1,6 +1,6 @@
 """infra.estimate.estimate: what a run takes by published numbers, what cannot fit, and what a finished run teaches.
 
-tests/infra/recorded: two runs of the local default, a seed apart, on two cores of an AMD EPYC; every eighth step.
+recorded/: two runs of the local default, a seed apart, on two cores of an AMD EPYC; every eighth step.
 """
 
 import copy
@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.estimate import estimate, measured, parts
-from infra.estimate.alternatives import compare, regions
+from infra.estimate.alternatives import Choice, compare, regions
 from infra.estimate.measured import Measured
 from infra.fleet import prices
+from infra.fleet.fleet import resolve_fleet
 from infra.job import job_spec
 from infra.load import load as load_values
 from infra.sizing import memory, workload
@@ -65,6 +66,24 @@ def local(root: Path, **training: Any) -> StackConfig:
     return load_values(values, "local", root)
 
 
+def estimated(stack: StackConfig, runs: list[Measured]) -> parts.Estimate:
+    return estimate.estimate(stack, resolve_fleet(stack), runs)
+
+
+def outputs(stack: StackConfig) -> dict[str, Any]:
+    return estimate.outputs(stack, resolve_fleet(stack))
+
+
+def others(stack: StackConfig) -> Choice:
+    return compare(stack, resolve_fleet(stack), [])
+
+
+def held(stack: StackConfig) -> list[memory.MemoryNeed]:
+    size = workload.dimensions(stack)
+    assert size is not None
+    return memory.needs(stack, resolve_fleet(stack), size)
+
+
 # -- what there is to compute ---------------------------------------------------------------------------------------
 
 
@@ -101,7 +120,7 @@ def test_a_checkpoints_dimensions_are_read_where_they_are(tmp_path: Path, root: 
     (root / "start").mkdir()
     stack = replace(google(root), file=file.model_copy(update={"model": file.model.model_copy(update=start)}))
     assert workload.dimensions(stack) is None
-    found = estimate.outputs(stack)
+    found = outputs(stack)
     assert "unknown" in found["estimatedHours"]
     assert "unknown" in found["estimatedCostUsd"]
     assert found["hourlyCostUsd"] > 1
@@ -120,13 +139,13 @@ def test_a_checkpoints_dimensions_are_read_where_they_are(tmp_path: Path, root: 
 
 
 def middle(stack: StackConfig, runs: list[Measured] | None = None) -> float:
-    found = estimate.estimate(stack, runs or []).hours
+    found = estimated(stack, runs or []).hours
     assert found is not None
     return found.middle
 
 
 def test_the_parts_make_the_whole_and_each_has_an_origin(root: Path) -> None:
-    found = estimate.estimate(google(root), [])
+    found = estimated(google(root), [])
     assert found.hours is not None
     assert found.cost is not None
     assert found.hours.low == pytest.approx(sum(part.amount.low for part in found.time))
@@ -135,7 +154,7 @@ def test_the_parts_make_the_whole_and_each_has_an_origin(root: Path) -> None:
     assert all(part.origin for part in (*found.time, *found.costs))
     assert all(figure.origin and figure.value for figure in found.figures)
     assert {part.name for part in found.time} >= {"start", "computing", "network", "preemptions", "checkpoints"}
-    assert found.hourly == sum(prices.role_costs(google(root)).values(), prices.Cost(0))
+    assert found.hourly == resolve_fleet(google(root)).hourly
 
 
 def test_more_and_faster_machines_take_less_time(root: Path) -> None:
@@ -161,16 +180,16 @@ def test_an_a100_alone_is_as_fast_as_published(root: Path) -> None:
     for compiled, published in ((False, 49_000), (True, 91_000)):
         hyper = {"batchSize": 12, "compile": compiled, "microBatchSize": 12}
         stack = google(root, {**ALONE, "masterType": "a2-highgpu-1g", "hyperparameters": hyper}, machines={})
-        found = estimate.estimate(stack, []).tokens_per_second
+        found = estimated(stack, []).tokens_per_second
         assert found.low < published < found.high
 
 
 def test_an_unknown_price_makes_the_cost_a_lower_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = estimate.outputs(google(root))["estimatedCostUsd"]
+    known = outputs(google(root))["estimatedCostUsd"]
     book = copy.deepcopy(prices.book())
     book["regions"]["us-central1"]["accelerators"]["nvidia-tesla-t4"]["spot"] = "unknown"
     monkeypatch.setattr(prices, "book", lambda: book)
-    found = estimate.outputs(google(root, limits={"maxHours": 24}))
+    found = outputs(google(root, limits={"maxHours": 24}))
     assert found["estimatedCostUsd"]["atLeast"] is True
     assert found["estimatedCostUsd"]["low"] < known["low"]
     assert "nvidia-tesla-t4 Spot in us-central1" in found["hourlyCostUsd"]["unpriced"]
@@ -178,14 +197,14 @@ def test_an_unknown_price_makes_the_cost_a_lower_bound(root: Path, monkeypatch: 
 
 def test_what_is_paid_beside_the_machines(root: Path) -> None:
     def costs(**keys: Any) -> dict[str, parts.Part]:
-        return {part.name: part for part in estimate.estimate(google(root, **keys), []).costs}
+        return {part.name: part for part in estimated(google(root, **keys), []).costs}
 
     found = costs()
     assert set(found) == {"master", "worker", "ps", "bucket", "deadlines", "download"}
     assert (found["deadlines"].amount.low, found["deadlines"].amount.high) == (0, pytest.approx(3 * 0.1))
     assert found["download"].amount.high == pytest.approx(0.124 * 4 * 0.12, rel=0.01)  # gpt2 as fp32
     out = costs(network={"nat": True})["way out"]
-    hours = estimate.estimate(google(root), []).hours
+    hours = estimated(google(root), []).hours
     assert hours is not None
     assert out.amount.low == pytest.approx(hours.low * (14 * 0.0014 + 0.005))
     assert out.amount.high > hours.high * (14 * 0.0014 + 0.005)  # what passes it
@@ -200,27 +219,27 @@ def test_whether_an_unpriced_machine_fits_is_not_known(root: Path, monkeypatch: 
     def fits(**limits: Any) -> bool | None:
         file = free.file.model_copy(update={"limits": free.file.limits.model_copy(update=limits)})
         limited = replace(free, file=file)
-        return estimate.fits(estimate.estimate(limited, []), limited)
+        return estimate.fits(estimated(limited, []), limited.file.limits)
 
     assert fits(max_cost_usd=1000) is None
     assert fits(max_cost_usd=1) is False  # what is priced is too much already
     assert fits(max_hours=0.25, max_cost_usd=1000) is False
     assert fits() is True  # money does not matter
-    unpriced = [one for one in compare(google(root, machines={}), []).every if "tesla-t4" in one.shape]
+    unpriced = [one for one in others(google(root, machines={})).every if "tesla-t4" in one.shape]
     assert {one.fits for one in unpriced} == {None}
 
 
 def test_what_scoring_takes_is_said_not_to_be_in_it(root: Path) -> None:
-    said = [estimate.estimate(google(root, **keys), []).notes for keys in ({}, {"evaluation": {"task": "text"}})]
+    said = [estimated(google(root, **keys), []).notes for keys in ({}, {"evaluation": {"task": "text"}})]
     assert [sum("evaluation.task text" in note for note in notes) for notes in said] == [0, 1]
 
 
 def test_gpus_that_idle_are_said(root: Path) -> None:
     four = {"accelerator": {"type": "nvidia-tesla-t4", "count": 4}}
     replicas = google(root, ALONE, machines=four)
-    assert any("3 idle and are paid for" in note for note in estimate.estimate(replicas, []).notes)
+    assert any("3 idle and are paid for" in note for note in estimated(replicas, []).notes)
     sharded = google(root, ALONE, machines=four, parallel={"parallelism": "fsdp"})
-    assert not any("idle" in note for note in estimate.estimate(sharded, []).notes)
+    assert not any("idle" in note for note in estimated(sharded, []).notes)
     assert middle(sharded) < middle(replicas)
 
 
@@ -228,34 +247,30 @@ def test_checkpoints_that_are_far_apart_are_told_of(root: Path) -> None:
     """training-pattern: what a lost server makes all repeat is at most 2 % of the time."""
     told = "checkpoints.every: a lost parameter server takes the run back by up to "
     (note,) = [
-        line
-        for line in estimate.estimate(google(root, checkpoints={"every": 100_000}), []).notes
-        if line.startswith(told)
+        line for line in estimated(google(root, checkpoints={"every": 100_000}), []).notes if line.startswith(told)
     ]
     most = int(note.partition("hours; ")[2].split()[0])
     for every, notes in ((most, 0), (most + 1, 1)):
-        found = estimate.estimate(google(root, checkpoints={"every": every}), [])
+        found = estimated(google(root, checkpoints={"every": every}), [])
         assert sum(line.startswith(told) for line in found.notes) == notes
     assert not any(
         line.startswith(told)
-        for line in estimate.estimate(
-            google(root, ALONE | {"workerCount": 2}, checkpoints={"every": 100_000}), []
-        ).notes
+        for line in estimated(google(root, ALONE | {"workerCount": 2}, checkpoints={"every": 100_000}), []).notes
     )
 
 
 def test_limits_that_end_a_run_early_are_said(root: Path) -> None:
     hyper = {"batchSize": 32, "steps": 1_000_000}
-    notes = estimate.estimate(google(root, {"hyperparameters": hyper}), []).notes
+    notes = estimated(google(root, {"hyperparameters": hyper}), []).notes
     assert any(note.startswith(("limits.maxHours ends", "limits.maxCostUsd ends")) for note in notes)
-    assert not any(note.startswith("limits.") for note in estimate.estimate(google(root), []).notes)
+    assert not any(note.startswith("limits.") for note in estimated(google(root), []).notes)
 
 
 def test_outputs_are_round_equal_and_need_no_torch(root: Path) -> None:
-    found = estimate.outputs(google(root))
-    assert found == estimate.outputs(google(root))
+    found = outputs(google(root))
+    assert found == outputs(google(root))
     assert all(value == float(f"{value:.2g}") for value in found["estimatedHours"].values())
-    assert estimate.outputs(local(CHECKOUT))["hourlyCostUsd"] == 0
+    assert outputs(local(CHECKOUT))["hourlyCostUsd"] == 0
     code = "import sys; from infra.estimate import estimate; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
 
@@ -271,7 +286,7 @@ def test_the_job_knows_its_machines(root: Path) -> None:
     assert (found["worker"].accelerator, found["worker"].accelerators) == ("nvidia-tesla-t4", 1)
     assert (found["ps"].accelerator, found["ps"].accelerators) == (None, 0)
     assert [role for role, one in found.items() if one.spot] == ["worker"]
-    hourly = prices.hourly_cost(stack)
+    hourly = resolve_fleet(stack).hourly.usd
     counts = {"master": 1, "worker": 10, "ps": 3}
     assert sum(counts[role] * (one.usd_per_hour or math.nan) for role, one in found.items()) == pytest.approx(
         hourly, rel=1e-3
@@ -318,7 +333,7 @@ def test_the_micro_batch_that_the_error_names_fits(root: Path) -> None:
         google(root, training, machines={}, model=XL)
     rows = int(caught.value.problems[0].rpartition("use ")[2])
     stack = google(root, {**training, "hyperparameters": {**ADAMW, "microBatchSize": rows}}, machines={}, model=XL)
-    assert all(need.usual <= need.has for need in memory.needs(stack))
+    assert all(need.usual <= need.has for need in held(stack))
 
 
 def test_what_people_do_train_is_not_refused(root: Path) -> None:
@@ -330,7 +345,7 @@ def test_what_people_do_train_is_not_refused(root: Path) -> None:
         ({**ALONE, "hyperparameters": {**ADAMW, "microBatchSize": 4}, "masterType": "a2-ultragpu-1g"},
          {"machines": {}, "model": XL}),
     ):  # fmt: skip
-        assert memory.needs(google(root, training, **keys))
+        assert held(google(root, training, **keys))
 
 
 # -- alternatives ---------------------------------------------------------------------------------------------------
@@ -338,7 +353,7 @@ def test_what_people_do_train_is_not_refused(root: Path) -> None:
 
 def test_the_cheapest_and_the_fastest_fit_the_limits(root: Path) -> None:
     stack = google(root)
-    choice = compare(stack, [])
+    choice = others(stack)
     assert choice.cheapest is not None
     assert choice.fastest is not None
     priced = [one for one in choice.every if one.fits and not one.estimate.unknown]
@@ -346,16 +361,14 @@ def test_the_cheapest_and_the_fastest_fit_the_limits(root: Path) -> None:
     assert choice.fastest.hours == min(one.hours for one in priced)
     assert any(one.config.file.machines.spot for one in choice.every)
     tight = google(root, limits={"maxHours": 24, "maxCostUsd": 9})
-    assert all(
-        one.estimate.cost is not None and one.estimate.cost.high <= 9 for one in compare(tight, []).every if one.fits
-    )
+    assert all(one.estimate.cost is not None and one.estimate.cost.high <= 9 for one in others(tight).every if one.fits)
     assert {region for region, _ in regions(stack, [])} == set(prices.regions())
 
 
 def test_gpt2_xl_is_only_offered_where_it_fits(root: Path) -> None:
     xl = {**ALONE, "hyperparameters": ADAMW, "masterType": "a2-ultragpu-1g"}
     file = google(root, {**xl, "hyperparameters": {**ADAMW, "microBatchSize": 1}}, machines={}, model=XL)
-    choice = compare(file, [])
+    choice = others(file)
     assert choice.every
     assert all(need.usual <= need.has for one in choice.every for need in one.estimate.memory)
     assert not any("tesla-t4" in one.shape and "fsdp" not in one.shape for one in choice.every)
@@ -380,7 +393,7 @@ def recorded(name: str, root: Path) -> tuple[dict[str, Any], Measured]:
     lines = "".join(json.dumps(record) + "\n" for record in found["records"])
     storage.write(f"{folder}/metrics/attempt-1-ps-0-0-00000.jsonl", lines.encode())
     job, status = JobSpec.model_validate(found["job"]), Status.model_validate(found["status"])
-    one = measured.measure(storage, job, status, local(CHECKOUT))
+    one = measured.measure(storage, job, status, CHECKOUT)
     assert one is not None
     return found, one
 
@@ -392,7 +405,7 @@ def test_one_run_foretells_the_next_within_a_factor_of_one_and_a_half(
     _, one = recorded(learned, tmp_path)
     other, _ = recorded(predicted, tmp_path)
     wall = (other["status"]["finished"] - other["machineStarted"]) / 3600
-    found = estimate.estimate(local(CHECKOUT), [one])
+    found = estimated(local(CHECKOUT), [one])
     assert found.hours is not None
     assert wall / 1.5 < found.hours.middle < wall * 1.5
     assert found.hours.low < wall < found.hours.high
@@ -403,7 +416,7 @@ def test_one_run_foretells_the_next_within_a_factor_of_one_and_a_half(
 def test_another_model_is_scaled_by_flops(tmp_path: Path) -> None:
     _, one = recorded("first", tmp_path)
     small, long = local(CHECKOUT), local(CHECKOUT, workerCount=0, parameterServerCount=0)
-    same, other = estimate.estimate(small, [one]), estimate.estimate(long, [one])
+    same, other = estimated(small, [one]), estimated(long, [one])
     assert same.step is not None
     assert other.step is not None
     assert same.step.seconds.middle == pytest.approx(one.step_seconds, rel=0.02)
@@ -427,12 +440,12 @@ def test_a_measured_machine_of_google_counts_for_its_own_kind_only(root: Path) -
         flops_a_token=size.flops_a_token(1024),
         kind=measured.kind_of(size, hyper, Cluster(workers=10, parameter_servers=3), Parallel()),
     )
-    found = estimate.estimate(stack, [one])
+    found = estimated(stack, [one])
     assert found.step is not None
     assert found.step.seconds.low < 2.0 < found.step.seconds.high
-    assert estimate.estimate(google(root, machines={"spot": True}), [one]).run == ""
+    assert estimated(google(root, machines={"spot": True}), [one]).run == ""
     newer = one.model_copy(update={"run": "gpt2-1", "finished": 2.0})
-    assert estimate.estimate(stack, [newer, one]).run == "gpt2-1"
+    assert estimated(stack, [newer, one]).run == "gpt2-1"
 
 
 def test_the_cache_is_read_by_the_next_estimate_and_a_damaged_one_is_none(tmp_path: Path) -> None:
@@ -453,7 +466,7 @@ def test_runs_that_say_nothing_are_counted(tmp_path: Path) -> None:
     storage.write("runs/old/status.json", b"{}")
     stopped = found["status"] | {"state": "STOPPED"}
     storage.write(f"runs/{found['job']['run']}/status.json", json.dumps(stopped).encode())
-    fresh, silent = measured.collect(storage, local(CHECKOUT), [])
+    fresh, silent = measured.collect(storage, CHECKOUT, [])
     assert [one.step_seconds for one in fresh] == [pytest.approx(0.14, abs=0.02)]
     assert silent == 1
-    assert measured.collect(storage, local(CHECKOUT), fresh) == ([], 1)
+    assert measured.collect(storage, CHECKOUT, fresh) == ([], 1)

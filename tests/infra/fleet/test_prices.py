@@ -10,6 +10,7 @@ import pytest
 from infra import load
 from infra.fleet import prices
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, ZONES
+from infra.fleet.fleet import resolve_fleet
 from infra.fleet.prices import HOURS_A_MONTH, Cost, elsewhere, machine_cost
 from tests.infra.google_graph import make_root, read, stack_values
 
@@ -128,7 +129,8 @@ def test_a_machine_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_reference_job_by_role(tmp_path: Path) -> None:
     reference = read(stack_values(), make_root(tmp_path))
-    costs = prices.role_costs(reference)
+    fleet = resolve_fleet(reference)
+    costs = {machines.role: machines.hourly for machines in fleet.roles}
     here = prices.book()["regions"]["us-central1"]
     disk = 200 * here["disk_gb_month"]["price"] / HOURS_A_MONTH
 
@@ -139,11 +141,13 @@ def test_the_reference_job_by_role(tmp_path: Path) -> None:
     assert costs["master"].usd == pytest.approx(n1(16, 104, "on_demand") + t4["on_demand"] + disk)
     assert costs["worker"].usd == pytest.approx(10 * (n1(16, 104, "spot") + t4["spot"] + disk))
     assert costs["ps"].usd == pytest.approx(3 * (n1(8, 52, "on_demand") + disk))
-    assert prices.hourly_cost(reference) == pytest.approx(sum(cost.usd for cost in costs.values()))
+    assert fleet.hourly.exact
+    assert fleet.hourly.usd == pytest.approx(sum(cost.usd for cost in costs.values()))
 
 
 def test_nothing_on_this_machine_costs_anything() -> None:
-    assert prices.role_costs(load.from_file("local")) == {}
+    fleet = resolve_fleet(load.from_file("local"))
+    assert {machines.hourly for machines in fleet.roles} == {fleet.hourly} == {Cost(0)}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pulumi
 import pytest
 
 from infra import load
+from infra.fleet.fleet import resolve_fleet
 from infra.google import availability
 from infra.stack import config
 from tests.scripts.google import FakeGoogle, google, project, service_account_key  # noqa: F401  fixtures
@@ -49,7 +50,7 @@ def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[li
     lines: dict[str, list[str]] = {"warn": [], "info": []}
     for kind in lines:
         monkeypatch.setattr(pulumi.log, kind, lambda line, _, kind=kind: lines[kind].append(line))
-    availability.tell(stack, None)  # type: ignore[arg-type]
+    availability.tell(stack, resolve_fleet(stack), None)  # type: ignore[arg-type]
     return lines["warn"], lines["info"]
 
 

@@ -11,7 +11,7 @@ import pulumi
 import pytest
 
 from infra import load
-from infra.inputs.checkpoint import problems as checkpoint_problems
+from infra.fleet.fleet import resolve_fleet
 from infra.job import job_spec
 from infra.sizing import memory, workload
 from infra.stack.config import ConfigError, StackConfig
@@ -19,7 +19,7 @@ from tests.infra import google_graph
 from tests.infra.checks import test_google as google
 from tests.infra.test_load import root as root
 from tests.infra.test_load import values
-from trainer.contract import geometry
+from trainer.contract import geometry, paths
 from trainer.data.tokenizer import from_bytes
 from trainer.storage import manifest
 
@@ -96,7 +96,7 @@ def test_a_run_that_is_not_there(root: Path) -> None:
     assert problem(root, RUN) == said + "none"
     runs = [f"gpt2-4x128-0000000{i}" for i in range(7)]
     for i, run in enumerate(runs):
-        os.utime(model_of(root, run) / manifest.NAME, (i, i))
+        os.utime(model_of(root, run) / paths.MANIFEST, (i, i))
     assert problem(root, RUN) == said + ", ".join(reversed(runs[2:])) + " and 2 older ones"
 
 
@@ -214,7 +214,8 @@ def test_lora_takes_less_memory(root: Path) -> None:
     assert size is not None
     assert workload.trained(lora, size) == 16 * 8 * 128 * 4
     saved = size.parameters - workload.trained(lora, size)
-    assert memory.needs(full)[0].least - memory.needs(lora)[0].least == 12 * saved
+    least = [memory.needs(read, resolve_fleet(read), size)[0].least for read in (full, lora)]
+    assert least[0] - least[1] == 12 * saved
     assert workload.checkpoint_bytes(lora, size) == 12 * 16 * 8 * 128 * 4
 
 
@@ -240,7 +241,9 @@ def test_machines_do_not_read_this_machine(tmp_path: Path) -> None:
     there = google.make_root(tmp_path)
     checkpoint(there / "mine")
     for named in ("mine", f"file:///there/runs/{RUN}"):
-        (line,) = checkpoint_problems(on_google(there, named))
+        with pytest.raises(ConfigError) as caught:
+            job_spec(on_google(there, named))
+        (line,) = caught.value.problems
         assert "copy it into a bucket" in line
 
 

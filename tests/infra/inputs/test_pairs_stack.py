@@ -89,8 +89,8 @@ def test_what_means_nothing_to_text(root: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([{"prompt": "a", "completion": ""}], "data/my.jsonl:1: completion is empty: mend 1 bad line, or raise"),
-        ([{"prompt": "a"}, {}], "data/my.jsonl:1: no completion (and line 2: no prompt): mend 2 bad lines, or raise"),
+        ([{"prompt": "a", "completion": ""}], "data/my.jsonl:1: completion is empty: fix 1 bad line, or raise"),
+        ([{"prompt": "a"}, {}], "data/my.jsonl:1: no completion (and line 2: no prompt): fix 2 bad lines, or raise"),
         ([{"prompt": "a", "completion": "b" * 16}], "data/my.jsonl:1: the completion has 17 tokens with end-of-text"),
         ([{"prompt": "a", "completion": "b"}] * 100, "part needs"),
     ],

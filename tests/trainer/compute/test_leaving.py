@@ -11,7 +11,7 @@ import pytest
 from tests.trainer.running import ROOT, Run
 from tests.trainer.together import Process, small, together
 from trainer.compute.exit_codes import LEFT
-from trainer.storage import manifest
+from trainer.contract import paths
 from trainer.training import checkpoint
 from trainer.training.loop import Training
 
@@ -22,7 +22,7 @@ FOR_EVER = 100_000  # steps
 def whole(run: Run) -> list[str]:
     """Checkpoints that count."""
     found = run.storage.list("runs/test-run/checkpoints")
-    return [entry.path.split("/")[-2] for entry in found if entry.path.endswith(manifest.NAME)]
+    return [entry.path.split("/")[-2] for entry in found if entry.path.endswith(paths.MANIFEST)]
 
 
 def steps(run: Run) -> set[int]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tests.trainer.running import STEPS, Run
 from trainer.data.batches import Windows
-from trainer.data.prepared import find
+from trainer.data.prepared import find_prepared
 from trainer.data.tokenizer import from_bytes
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
@@ -133,7 +133,7 @@ def saved_loss(run: Run) -> float:
 
 
 def validation_rows(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
     windows = Windows(prepared.tokens("validation"), run.spec.hyperparameters.sequence_length)
     inputs, targets = windows.rows(windows.first(run.spec.evaluation.sequences))

@@ -21,7 +21,7 @@ from trainer.contract.spec import Data, Model
 from trainer.data.batches import EXAMPLE, IGNORED, TOKEN, PairBatches, Tokens
 from trainer.data.pairs import PARTS, PairFile, part_of
 from trainer.data.prepare import check_enough, prepare
-from trainer.data.prepared import Prepared, find
+from trainer.data.prepared import Prepared, find_prepared
 from trainer.data.tokenizer import from_bytes
 from trainer.model.gpt2 import build
 from trainer.model.loss import compiled, make_loss
@@ -122,7 +122,7 @@ def test_what_is_gone_is_made_again(storage: Storage, name: str) -> None:
     data, fingerprint = put(storage, lines(numerals()))
     made = prepare(storage, data, fingerprint)
     storage.delete(f"{made.folder}/{name}")
-    assert find(storage, data, fingerprint) is None
+    assert find_prepared(storage, data, fingerprint) is None
     assert prepare(storage, data, fingerprint).manifest == made.manifest
 
 
@@ -159,7 +159,7 @@ GOOD = b'{"prompt": "a", "completion": "b"}'
 def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, what: str) -> None:
     file = tmp_path / "my.jsonl"
     file.write_bytes(GOOD + b"\n\n" + bad + b"\r\n" + GOOD)
-    with pytest.raises(InputError, match=rf"^my:3: {what}: mend 1 bad line, or raise data.skipBadLines, which is 0$"):
+    with pytest.raises(InputError, match=rf"^my:3: {what}: fix 1 bad line, or raise data.skipBadLines, which is 0$"):
         list(PairFile(file, "my"))
     lenient = PairFile(file, "my", skip=1)
     assert [line.number for line in lenient] == [1, 4]
@@ -169,7 +169,7 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, what: str) -> None:
 def test_more_bad_lines_than_may_be_skipped(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     file.write_bytes(b"\n".join([GOOD, b"x", GOOD, b"{}"] + [b"y"] * 10))
-    words = r"^my:2: not JSON .* \(and line 4: no prompt; line 5: not JSON .*\): mend at least 4 bad lines, .* is 2$"
+    words = r"^my:2: not JSON .* \(and line 4: no prompt; line 5: not JSON .*\): fix at least 4 bad lines, .* is 2$"
     with pytest.raises(InputError, match=words):
         list(PairFile(file, "my", skip=2))
     assert len(list(PairFile(file, "my", skip=12))) == 2

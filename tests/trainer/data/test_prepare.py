@@ -22,7 +22,7 @@ from trainer.data import prepare as data_module
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import TOKEN, Batches, Tokens, Windows
 from trainer.data.prepare import check_enough, prepare
-from trainer.data.prepared import Manifest, Prepared, find
+from trainer.data.prepared import Manifest, Prepared, find_prepared
 from trainer.data.text import check_text, chunks, held_out_start
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
@@ -122,7 +122,7 @@ def test_progress_ends_at_the_size(folder: Storage, monkeypatch: pytest.MonkeyPa
 
 def test_the_second_time_nothing_is_made(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     data, fingerprint = put(storage, DOCUMENTS)
-    assert find(storage, data, fingerprint) is None
+    assert find_prepared(storage, data, fingerprint) is None
     first = prepare(storage, data, fingerprint)
     monkeypatch.setattr(vocabularies, "encode", None)
     storage.delete(data.path)
@@ -137,7 +137,7 @@ def test_what_is_damaged_is_made_again(folder: Storage, damage: str) -> None:
         folder.write(f"{prepared.folder}/{damage}", b"{}")
     else:
         folder.delete(f"{prepared.folder}/{damage}")
-    assert find(folder, data, fingerprint) is None
+    assert find_prepared(folder, data, fingerprint) is None
     assert text_of(prepare(folder, data, fingerprint)) == DOCUMENTS
 
 
@@ -208,7 +208,7 @@ from trainer.contract.identity import fingerprint
 from trainer.contract.spec import Data
 from pathlib import Path
 bucket = Path(sys.argv[1])
-prepare.SAMPLE = 2 << 20
+prepare.SAMPLE_BYTES = 2 << 20
 spec = Data(path="text.txt", tokenizer="train", vocabulary_size=300)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepare.prepare(open_storage(str(bucket)), spec, fingerprint(bucket / "text.txt"), processes=1)
@@ -233,7 +233,7 @@ def error_of(storage: Storage, data: Data, fingerprint: str) -> str:
     with pytest.raises(InputError) as error:
         prepare(storage, data, fingerprint)
     assert "\n" not in str(error.value)
-    assert find(storage, data, fingerprint) is None
+    assert find_prepared(storage, data, fingerprint) is None
     return str(error.value)
 
 

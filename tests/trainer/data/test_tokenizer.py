@@ -79,7 +79,7 @@ def test_transformers_loads_what_is_saved(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.json").write_text('{"model_type": "gpt2"}')
-        vocabularies.save(tokenizer, folder, 77)
+        vocabularies.save_tokenizer(tokenizer, folder, 77)
         loaded = AutoTokenizer.from_pretrained(folder)
         assert loaded(text)["input_ids"] == tokens(tokenizer, text)
         assert loaded.decode(tokens(tokenizer, text)) == text
@@ -104,7 +104,7 @@ def test_old_checkpoints_have_two_files(tmp_path: Path) -> None:
 
 
 def test_checkpoint_in_a_folder_and_in_a_bucket(tmp_path: Path) -> None:
-    vocabularies.save(TRAINED, tmp_path, 10)
+    vocabularies.save_tokenizer(TRAINED, tmp_path, 10)
     for where in (str(tmp_path), tmp_path.as_uri()):
         assert tokens(vocabularies.build(checkpoint(where), []), SAMPLE) == tokens(TRAINED, SAMPLE)
 

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.trainer.running import Run
 from trainer.data.batches import Windows
 from trainer.data.pairs import Pair
-from trainer.data.prepared import find
+from trainer.data.prepared import find_prepared
 from trainer.data.tokenizer import from_bytes
 from trainer.evaluation.answers import Answers, answer
 from trainer.evaluation.measures import (
@@ -220,7 +220,7 @@ def test_text_has_a_perplexity(new_run: Callable[..., Run]) -> None:
     found = scores_of(run)
     assert (found.split, found.samples) == ("validation", [])
     model = GPT2LMHeadModel.from_pretrained(run.folder / "runs" / "test-run" / "model").eval()
-    prepared = find(run.storage, run.spec.data, run.spec.fingerprint)
+    prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
     assert prepared is not None
     windows = Windows(prepared.tokens("validation"), 32)
     inputs, targets = map(torch.from_numpy, windows.rows(windows.first(len(windows))))

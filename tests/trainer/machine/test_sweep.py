@@ -11,6 +11,7 @@ import pytest
 from tests.trainer.conftest import new_run
 from tests.trainer.running import Run
 from tests.trainer.runs.test_trials import RATE, declared
+from trainer.contract.paths import trial_id
 from trainer.contract.spec import JobSpec
 from trainer.machine import suggest, sweep
 from trainer.machine.supervisor import Supervisor
@@ -21,7 +22,7 @@ from trainer.runs.outcome import read
 from trainer.runs.records import MachineStatus, Record
 from trainer.runs.scores import Baseline, Prediction, Scores
 from trainer.runs.status import update_status
-from trainer.runs.trials import Trial, best_trial, current_trial, read_trials, trained_spec, trial_id
+from trainer.runs.trials import Trial, best_trial, current_trial, read_trials, trained_spec
 from trainer.storage.base import Storage, Unavailable
 
 __all__ = ["new_run"]

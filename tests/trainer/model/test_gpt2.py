@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
 from trainer.contract.spec import Model
-from trainer.data.tokenizer import from_bytes, save
+from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model import fetch
 from trainer.model.export import _exportable
 from trainer.model.flat import Flat
@@ -226,10 +226,10 @@ def test_a_checkpoint_is_loaded_as_it_is(tokenizer: Tokenizer, checkpoint: Calla
 def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
     """Its tokenizer.json tells, where it has one."""
     folder = checkpoint(tokenizer.get_vocab_size())
-    save(tokenizer, folder, 16)
+    save_tokenizer(tokenizer, folder, 16)
     assert build(Model(initialize=str(folder)), tokenizer, 0.0, 1)
     (folder / "tokenizer.json").write_text(json.dumps(exchanged(json.loads(tokenizer.to_str()))))
-    assert "has other tokens than the tokenizer, be they as many; set data.tokenizer" in refused(tokenizer, folder)
+    assert "has other tokens than the tokenizer, even if as many; set data.tokenizer" in refused(tokenizer, folder)
 
 
 def exchanged(found: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def test_a_run_in_a_bucket_must_be_finished(
     monkeypatch.setattr(fetch, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(fetch, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
     source = "gs://bucket/runs/one/model"
-    assert refused(tokenizer, source).endswith(f"nothing lies at {source}; finished runs there: none")
+    assert refused(tokenizer, source).endswith(f"there is nothing at {source}; finished runs there: none")
     shutil.copytree(folder := checkpoint(), runs / "two" / "model")
     write_manifest(runs / "two" / "model")
     assert refused(tokenizer, source).endswith("; finished runs there: two")
@@ -336,7 +336,7 @@ def test_without_a_compiler_training_goes_on(model: GPT2LMHeadModel, monkeypatch
     inputs, targets = batch()
     values = [float(loss(inputs, targets, 1.0)) for _ in range(3)]
     assert values == [float(eager(inputs, targets, 1.0))] * 3
-    assert said == ["torch.compile failed (no C++ compiler); going on without it"]
+    assert said == ["torch.compile failed (no C++ compiler); continuing without it"]
 
 
 def test_a_torch_without_compile_trains_too(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from infra import load
 from infra.job import job_spec
 from tests.trainer.running import Run, text
+from trainer.contract import paths
 from trainer.contract.spec import Lora, Model
-from trainer.data.tokenizer import from_bytes
-from trainer.data.tokenizer import save as save_tokenizer
+from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
 from trainer.model.loss import make_loss
@@ -123,14 +123,14 @@ def test_it_learns_and_only_its_matrices_are_checkpointed(finished: Run) -> None
     assert {name: len(vector) for name, vector in vectors.items()} == dict.fromkeys(
         ("parameters", "moment1", "moment2"), TRAINED
     )
-    assert all(".lora_" in name for name, *_ in json.loads((folder / manifest.NAME).read_text())["layout"])
+    assert all(".lora_" in name for name, *_ in json.loads((folder / paths.MANIFEST).read_text())["layout"])
 
 
 def test_the_export_is_the_merged_model_and_the_adapter(finished: Run, base: Path) -> None:
     folder = exported(finished)
     assert not manifest.verify_manifest(folder)
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(
-        json.loads((folder / manifest.NAME).read_text())["files"]
+        json.loads((folder / paths.MANIFEST).read_text())["files"]
     )
     model, original = GPT2LMHeadModel.from_pretrained(folder), GPT2LMHeadModel.from_pretrained(base)
     adapted = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), folder / "adapter")

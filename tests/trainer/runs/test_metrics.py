@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.contract.spec import Checkpoints
 from trainer.runs import metrics as metrics_module
-from trainer.runs.metrics import Metrics, read_records
+from trainer.runs.metrics import Metrics
+from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Record
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
@@ -41,7 +42,7 @@ def new_metrics(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 
 
 def steps(storage: Storage) -> list[int]:
-    return [r.step for r in read_records(storage, RUN)]
+    return [r.step for r in read_metrics(storage, RUN).steps]
 
 
 def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
@@ -50,7 +51,8 @@ def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[
         metrics.add(record(step), leads=True)
     metrics.add(record(2, validation=0.5), leads=True)
     metrics.close()
-    assert [(r.step, r.loss, r.validation_loss) for r in read_records(storage, RUN)] == [
+    found = read_metrics(storage, RUN)
+    assert [(r.step, r.loss, r.validation_loss) for r in [*found.steps, *found.evaluations]] == [
         (1, 1.0, None),
         (2, 1.0, None),
         (2, None, 0.5),
@@ -102,7 +104,7 @@ def test_of_a_step_that_was_taken_twice_the_newest_counts(
         metrics = new_metrics(name)
         metrics.add(record(1, loss, attempt), leads=True)
         metrics.close()
-    assert [r.loss for r in read_records(storage, RUN)] == [2.0]
+    assert [r.loss for r in read_metrics(storage, RUN).steps] == [2.0]
 
 
 def test_large_files_are_followed_by_new_ones(

@@ -11,12 +11,13 @@ from safetensors.torch import load
 from tests.trainer.conftest import new_run
 from tests.trainer.running import Run
 from trainer.contract import search_space
+from trainer.contract.paths import trial_id
 from trainer.contract.spec import Hyperparameters, Sweep
 from trainer.machine import suggest
 from trainer.runs.outcome import Outcome
 from trainer.runs.records import Record
 from trainer.runs.status import read_status
-from trainer.runs.trials import Trial, best_trial, early_stop_reason, read_trials, trial_id, write_trials
+from trainer.runs.trials import Trial, best_trial, early_stop_reason, read_trials, write_trials
 from trainer.storage.manifest import verify_manifest
 
 __all__ = ["new_run"]
