@@ -1,1 +1,1 @@
-"""What stands up a run: stack files, and the resources of each platform. No torch here: previews stay fast."""
+"""What stands up a run: stack files, and the resources of each platform."""

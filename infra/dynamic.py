@@ -1,4 +1,7 @@
-"""What our dynamic resources share. Pulumi pickles a provider by the name of its class: renaming one strands stacks."""
+"""Share code between our dynamic resources.
+
+Pulumi pickles a provider by the name of its class, so renaming one strands the stacks that exist.
+"""
 
 from typing import Any
 
@@ -8,13 +11,13 @@ Properties = dict[str, Any]
 
 
 class Provider(ResourceProvider):
-    """What all providers here share. They have no fields: a change of code must not be a change of the stack."""
+    """The base of our providers. They have no fields: a change of code must not be a change of the stack."""
 
     serialize_as_secret_always = False  # nothing here is secret, and diffs stay readable
 
 
 def plain(value: Any) -> Any:
-    """Pulumi hands over all numbers as floats: whole ones as ints again, at any depth."""
+    """Return inputs with whole numbers as ints, at any depth: Pulumi passes all numbers as floats."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if not key.startswith("__")}
     if isinstance(value, list):
@@ -23,5 +26,5 @@ def plain(value: Any) -> Any:
 
 
 def changed(olds: Properties, news: Properties) -> set[str]:
-    """Names of the inputs that differ."""
+    """Return the names of the inputs that differ."""
     return {key for key in news if not key.startswith("__") and plain(olds.get(key)) != plain(news[key])}

@@ -1,4 +1,4 @@
-"""Where a run stands as far as Pulumi decides it: declared, ended by destroy, replaced; the same on every platform."""
+"""Change a run's status as Pulumi decides it: declared, ended by destroy, replaced; the same on every platform."""
 
 import json
 import time
@@ -12,28 +12,28 @@ from trainer.storage.base import Storage
 
 
 def begin(storage: Storage, run: str, launch: int) -> None:
-    """The run is declared: its status says so, unless it says already that it goes on or is over."""
+    """Write into the status that the run is declared, unless the run is under way or over."""
     revise(storage, run, lambda old: _begun(old, launch))
 
 
 def end(storage: Storage, run: str, launch: int) -> None:
-    """This launch is not declared any more: the status says why it stopped, unless it was over or went on since."""
+    """Write into the status why this launch stopped, unless it is over or a later launch has begun."""
     revise(storage, run, lambda old: _ended(old, storage, run, launch))
 
 
 def _begun(old: Status | None, launch: int) -> Status | None:
-    """The status that a declaration brings about; None: it stays as it is."""
+    """Return the status of a run that is declared; None if the status stays as it is."""
     if old is None:
         return Status(state="PROVISIONING", launch=launch, updated=time.time())
     again = old.state in ("FAILED", "STOPPED") and launch > old.launch
     if not (old.taken_back or again):
         return None
-    begun = {"state": "PROVISIONING", "reason": "", "launch": launch, "updated": time.time()}
-    return old.model_copy(update={**begun, **dict.fromkeys(("started", "finished", "traceback"))})
+    fields = {"state": "PROVISIONING", "reason": "", "launch": launch, "updated": time.time()}
+    return old.model_copy(update={**fields, **dict.fromkeys(("started", "finished", "traceback"))})
 
 
 def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Status | None:
-    """The status of a run that is not declared any more."""
+    """Return the status of a run that is not declared any more; None if the status stays as it is."""
     if old is None or old.state in FINAL_STATES or old.launch > launch:
         return None
     saved = newest_checkpoint(storage, run)
@@ -50,28 +50,28 @@ def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Statu
 
 
 @dataclass(frozen=True, order=True)
-class Saved:
+class SavedCheckpoint:
     """A whole checkpoint: its step, and when it became whole, in seconds since the epoch."""
 
     step: int
     time: float
 
 
-def newest_checkpoint(storage: Storage, run: str) -> Saved | None:
+def newest_checkpoint(storage: Storage, run: str) -> SavedCheckpoint | None:
     """Return the newest whole checkpoint of a run, None if it has none."""
     manifests = ((entry, paths.parse_whole_checkpoint(entry.path)) for entry in storage.list(paths.checkpoints(run)))
-    return max((Saved(parsed[0], entry.updated) for entry, parsed in manifests if parsed), default=None)
+    return max((SavedCheckpoint(parsed[0], entry.updated) for entry, parsed in manifests if parsed), default=None)
 
 
 def is_finished(status: Status | None, job: JobSpec) -> bool:
-    """Whether a declared run has nothing left to do in this launch: it needs no machines."""
+    """Return whether a declared run has nothing left to do in this launch, so that it needs no machines."""
     if status is None or status.state not in FINAL_STATES or status.taken_back:
         return False
     return status.state == "SUCCEEDED" or status.launch >= job.launch
 
 
-def standing(status: Status | None, url: str, job: JobSpec) -> tuple[bool, str] | None:
-    """Where a declared run stands already, as (needs attention, a line for a person); None if it is new."""
+def status_line(status: Status | None, url: str, job: JobSpec) -> tuple[bool, str] | None:
+    """Return (needs attention, a line for a person) about the status of a declared run; None if the run is new."""
     if status is None or status.taken_back:
         return None
     if status.state == "SUCCEEDED":

@@ -35,7 +35,7 @@ EXAMPLES = {
 
 
 def bucket_of(stack: str, root: Path = ROOT) -> str:
-    """The address of a stack's bucket, whatever else its file says. Raises ConfigError."""
+    """Return the address of a stack's bucket, whatever else its file says. Raises ConfigError."""
     values, provider = stack_values(stack, root)
     if values.get("platform", "local") != "google":
         return bucket_url(stack, root)
@@ -47,7 +47,7 @@ def bucket_of(stack: str, root: Path = ROOT) -> str:
 def load(
     values: Mapping[str, Any], stack: str, root: Path = ROOT, provider: Mapping[str, Any] | None = None
 ) -> StackConfig:
-    """Validates a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
+    """Check a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
     try:
         file = StackFile.model_validate(dict(values), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -56,7 +56,7 @@ def load(
     problems = [f"{PROJECT}:{problem}" for problem in combination_problems(file)]
     if config.google:
         problems += stack_problems(config)
-        if not problems:  # sizes of machines that there are
+        if not problems:  # unknown machines have no known memory
             problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config, resolve_fleet(config))]
     if problems:
         raise ConfigError(problems)
@@ -64,6 +64,6 @@ def load(
 
 
 def from_file(stack: str, root: Path = ROOT) -> StackConfig:
-    """Reads Pulumi.<stack>.yaml. Raises ConfigError."""
+    """Load Pulumi.<stack>.yaml. Raises ConfigError."""
     values, provider = stack_values(stack, root)
     return load(values, stack, root, provider)

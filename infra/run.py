@@ -47,12 +47,6 @@ class TrainingRun(pulumi.ComponentResource):
         super().__init__("gpt2-training:run:TrainingRun", "training", words, opts)
         if (said := division(config)) is not None:
             pulumi.log.info(said, self)
-        if (sweep := config.file.sweep) is not None and sweep.max_parallel_trials > 1:
-            pulumi.log.warn(
-                f"sweep.maxParallelTrials: found {sweep.max_parallel_trials}, and ignored: all machines train one trial"
-                " after the other; remove it",
-                self,
-            )
         # A stack on this machine is spared the import of Google's packages, which takes a second.
         if config.google:
             from infra.google import resources as on_google

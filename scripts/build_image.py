@@ -36,8 +36,12 @@ def ensure_repository(api: GoogleApi, config: StackConfig, sleep: Callable[[floa
     if _has_repository(api, config):
         return
     settings = repository_settings(config.stack)
-    policies = {policy["id"]: as_json(policy) for policy in settings.pop("cleanup_policies")}
-    body = {**settings, "cleanupPolicies": policies, "labels": {"gpt2-stack": config.stack}}
+    body = {
+        "format": settings["format"],
+        "description": settings["description"],
+        "cleanupPolicies": {policy["id"]: as_json(policy) for policy in settings["cleanup_policies"]},
+        "labels": {"gpt2-stack": config.stack},
+    }
     parent, _, name = repository(config).rpartition("/")
     try:
         api.call("artifactregistry", "POST", parent, query={"repositoryId": name}, body=body)

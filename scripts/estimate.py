@@ -28,20 +28,19 @@ from infra.stack.config import ConfigError, StackConfig
 from infra.stack.reading import stack_values
 from scripts.support import common
 from scripts.support.common import UserError, run_main
-from trainer.contract.spec import Role
+from trainer.contract.wording import ROLE_PLURALS
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
 
 ROWS = 12  # alternatives that are shown
 PATIENCE = 15.0  # seconds for a bucket to answer
 NO_PROJECT = "not-set-yet"
-ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
 
 
 def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfig:
-    """As `pulumi preview` reads it, but that nobody needs a Google project to ask what it would cost.
+    """Load a stack as `pulumi preview` does, but without a need for a Google project to see what it would cost.
 
-    folder: where the stack's file lies, if not in the root, from which all its paths start.
+    folder: where the stack's file is, if not in the root. All its paths start from the root.
     """
     try:
         values, provider = stack_values(stack, folder or root)
@@ -53,7 +52,7 @@ def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfi
 
 
 def refresh(config: StackConfig) -> list[str]:
-    """Adds the finished runs of the stack's bucket to those that are known; what a person should know of it."""
+    """Add the finished runs of the stack's bucket to those that are known. Returns what a person should know of it."""
     known = measured.read(config.root)
     if config.google and config.project == NO_PROJECT:
         return ["gcp:project is not set, so there is no bucket that could hold finished runs"]
@@ -83,7 +82,7 @@ def refresh(config: StackConfig) -> list[str]:
 
 
 def span(hours: Range | None) -> str:
-    """`11 to 49 min`, `2.4 to 7 h`, `1.2 to 5 days`."""
+    """Return hours in words: `11 to 49 min`, `2.4 to 7 h`, `1.2 to 5 days`."""
     if hours is None:
         return "unknown"
     for unit, size, most in (("s", 3600, 0.04), ("min", 60, 2), ("h", 1, 72)):
@@ -104,7 +103,7 @@ def _digits(number: float) -> str:
 
 
 def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, console: Console) -> None:
-    """The estimate itself."""
+    """Print the estimate itself."""
     where = f" in {config.region}" if config.google else ", on this machine"
     text = Text.assemble((config.stack, "bold"), f": {config.file.model.name}{where}: ", (span(found.hours), "bold"))
     if config.google:
@@ -135,7 +134,7 @@ def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, 
             columns,
             [
                 (
-                    f"{ROLES[need.role]}: {need.where}",
+                    f"{ROLE_PLURALS[need.role]}: {need.where}",
                     *(f"{amount / 1e9:.2g}" for amount in (need.least, need.usual)),
                     f"{need.has / 1e9:.0f}" if need.has else "",
                     *((need.of,) if origins else ()),
@@ -168,7 +167,7 @@ def _rows(console: Console, title: str, columns: tuple[str, ...], rows: list[tup
 
 
 def compared(choice: Choice) -> list[tuple[Alternative, Alternative | None]]:
-    """Of each kind of hardware the cheapest machines, on demand, and the same with Spot workers; by cost."""
+    """Return, by cost, the cheapest machines of each kind on demand, and the same with Spot workers if possible."""
     kinds: dict[tuple[Any, ...], Alternative] = {}
     spot = {one.shape: one for one in choice.every if one.config.file.machines.spot}
     for one in choice.every:
@@ -255,7 +254,7 @@ def elsewhere(fleet: Fleet) -> list[tuple[str, int, str, prices.Equivalent | Non
 
 
 def as_json(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
-    """Keys and order stay the same; amounts have two digits that matter."""
+    """Return the estimate as JSON. Keys and order stay the same; amounts have two significant digits."""
 
     def alternative(one: Alternative | None) -> dict[str, Any] | None:
         if one is None:

@@ -1,4 +1,4 @@
-"""Look, before money is spent, whether a stack can stand up: text and Docker here; rights, quotas, machines at Google.
+"""Check, before money is spent, whether a stack can be made: text and Docker here; rights, quotas, machines at Google.
 
 A line each: ok, a problem with what to do, or unknown, which is never taken for ok. Exit code: 1 if there are problems
 or Google does not tell of the project.
@@ -25,7 +25,7 @@ from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 
 IMAGES = "deeplearning-platform-release"
-# What the stack makes. Creating is asked for; who may create one of these may as a rule delete it too.
+# The rights to create what the stack makes. An account that may create one of these may as a rule delete it too.
 PERMISSIONS = [
     "artifactregistry.repositories.create",
     "artifactregistry.repositories.uploadArtifacts",
@@ -51,7 +51,7 @@ DOCKER_SECONDS = 30
 
 
 def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> list[Check]:
-    """All checks of a stack, in the order in which a person mends them."""
+    """Run all checks of a stack, in the order in which a person fixes them."""
     fleet = resolve_fleet(config)
     checks = here(config, fleet)
     try:
@@ -79,7 +79,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
 
 
 def here(config: StackConfig, fleet: Fleet) -> list[Check]:
-    """What `pulumi up` needs of this machine: all that the run starts from, and Docker to build the image."""
+    """Check what `pulumi up` needs of this machine: the inputs of the run, and Docker to build the image."""
     problems: list[str] = []
     try:
         job = job_spec(config, fleet)
@@ -117,7 +117,7 @@ def _docker(config: StackConfig) -> Check:
 
 
 def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
-    """The project, and its number if it is known. Raises ApiError where Google or a login is out of reach."""
+    """Check the project, and return its number if known. Raises ApiError if Google or a login is out of reach."""
     try:
         found = api.call("cloudresourcemanager", "GET", f"projects/{project}")
     except ApiError as error:
@@ -168,7 +168,7 @@ def _permissions(api: GoogleApi, project: str) -> Check:
 
 
 def _agent(api: GoogleApi, project: str, number: str) -> Check:
-    """Instance groups make machines in the name of the Google APIs service agent."""
+    """Check the rights of the Google APIs service agent, in whose name instance groups make machines."""
     name = "Google APIs service agent"
     if not number:
         return Check(name, "unknown", "the project's number is not known, and so not its name")
@@ -209,7 +209,7 @@ def _image(api: GoogleApi, config: StackConfig) -> Check:
 
 
 def show(checks: list[Check], console: Console) -> None:
-    """A table on a terminal, lines in a log."""
+    """Print the checks: as a table on a terminal, as lines into a log."""
     if not console.is_terminal:
         for check in checks:
             fix = f"; {check.fix}" if check.fix else ""

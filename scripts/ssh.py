@@ -17,7 +17,7 @@ from trainer.gcloud.api import ApiError, GoogleApi
 
 
 def choose(groups: list[Group], role: str, index: int, stack: str) -> tuple[str, str]:
-    """(instance, zone) of the index-th running machine of a role, by name. Raises UserError."""
+    """Return the instance and zone of the index-th running machine of a role, by name. Raises UserError."""
     mine = [group for group in groups if group.role == role]
     if not mine:
         there = ", ".join(dict.fromkeys(group.role for group in groups)) or "none"
@@ -36,7 +36,7 @@ def choose(groups: list[Group], role: str, index: int, stack: str) -> tuple[str,
 
 
 def _zone(instance: Json) -> str:
-    """Out of the instance's address, .../zones/ZONE/instances/NAME."""
+    """Return the zone in an instance's address, .../zones/ZONE/instances/NAME."""
     return str(instance["instance"]).split("/zones/")[1].split("/")[0]
 
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before and after the first `--`."""
+    """Return the arguments before and after the first `--`."""
     if "--" not in arguments:
         return arguments, []
     at = arguments.index("--")

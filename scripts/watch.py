@@ -21,6 +21,7 @@ from scripts.support import render
 from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
 from scripts.support.run_files import RunFiles, Snapshot, UnreadableRun
 from trainer.contract import paths
+from trainer.contract.wording import duration
 from trainer.runs.trials import Trial
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
@@ -149,7 +150,7 @@ def conclude(snapshot: Snapshot, storage: Storage, console: Console, *, curve: b
     if snapshot.spec.sweep is not None:
         at = f"after {len(snapshot.trials)} of {snapshot.total} trials"
     if snapshot.elapsed is not None:
-        at += f" after {render.duration(snapshot.elapsed)}"
+        at += f" after {duration(snapshot.elapsed)}"
     if curve:
         console.print(Group(*render.final_curve(snapshot, console.width, unigram_entropy(snapshot, storage))))
     code = SUCCEEDED

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, ZONES, MachineType, known_zones
-from infra.fleet.fleet import TYPE_KEYS, Fleet, attached_accelerator, resolve_fleet, role_counts
+from infra.fleet.fleet import Fleet, attached_accelerator, resolve_fleet, role_counts
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
+from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Role
 
 PROVIDER_KEYS = {"project", "region"}

@@ -10,8 +10,6 @@ from infra.stack.config import StackConfig
 from infra.stack.keys import TIER_ACCELERATOR, Accelerator, StackFile
 from trainer.contract.spec import Role
 
-TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
-
 
 @dataclass(frozen=True)
 class RoleMachines:

@@ -1,4 +1,4 @@
-"""Whether Google has what a stack asks for: its machine types in a zone, and enough quota.
+"""Check whether Google has what a stack asks for: its machine types in a zone, and enough quota.
 
 `up` tells it before anything is made and goes on: Google may know better, and a quota may come. Whether a machine is
 free nobody knows beforehand; with too few, groups wait.
@@ -28,7 +28,7 @@ def tell(
     except ApiError as error:
         not_checked(str(error), parent)
         return
-    except Exception as error:  # an answer of a shape that nobody thought of is no reason to stop
+    except Exception as error:  # an answer of an unexpected shape is no reason to stop
         not_checked(f"{type(error).__name__}: {error}", parent)
         return
     if all(check.state == "unknown" for check in checks):  # as before the first `up` in a project, with its APIs off
@@ -82,7 +82,7 @@ def _exists(api: GoogleApi, path: str) -> bool:
 
 
 def unknown(name: str, error: ApiError, fix: str = "") -> Check:
-    """A question that was not answered; an API that is off is no problem, as the stack enables what it needs."""
+    """Return the check of a question that was not answered. An API that is off is no problem: the stack enables it."""
     if NO_QUOTA_PROJECT in str(error):
         fix = "run `gcloud auth application-default set-quota-project` with the project's id"
         return Check(name, "unknown", "your login names no project to which questions are counted", fix)

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from infra.fleet.deadline import HOUR, launch_hours
 from infra.fleet.fleet import Fleet
-from infra.lifecycle import is_finished, standing
+from infra.lifecycle import is_finished, status_line
 from infra.stack.config import StackConfig
 from trainer.contract import paths
-from trainer.contract.errors import few, first_line
+from trainer.contract.errors import first_line
 from trainer.contract.spec import JobSpec
+from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
 from trainer.runs.records import Status
 
@@ -89,7 +90,7 @@ class _Look:
         found.finished = is_finished(status, job)
         if not found.finished:
             self._start(bucket)
-        said = standing(status, config.bucket, job)
+        said = status_line(status, config.bucket, job)
         if status is None or status.taken_back or found.finished:
             started = ""  # of a launch that was destroyed and starts anew
         else:

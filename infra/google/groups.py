@@ -1,34 +1,57 @@
 """Describe the managed instance groups of a run as data; machines.py declares them."""
 
+from __future__ import annotations  # the types of pulumi_gcp take long to import, and only mypy needs them
+
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from infra.fleet.deadline import HOUR
 from infra.fleet.fleet import Fleet, RoleMachines
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec, Role
 
+if TYPE_CHECKING:
+    import pulumi
+    from pulumi_gcp import compute
+
 BOOT = Path(__file__).with_name("boot.sh")
 IMAGE_PROJECT = "deeplearning-platform-release"
 NOTICE = 120  # seconds of warning before a Spot VM is taken
 
 
+class Template(TypedDict):
+    """Arguments of compute.RegionInstanceTemplate that the stack file decides."""
+
+    region: str
+    machine_type: str
+    description: str
+    disks: list[compute.RegionInstanceTemplateDiskArgsDict]
+    scheduling: compute.RegionInstanceTemplateSchedulingArgsDict
+    shielded_instance_config: compute.RegionInstanceTemplateShieldedInstanceConfigArgsDict
+    metadata: dict[str, pulumi.Input[str]]
+    labels: dict[str, pulumi.Input[str]]
+    guest_accelerators: NotRequired[list[compute.RegionInstanceTemplateGuestAcceleratorArgsDict]]
+    reservation_affinity: NotRequired[compute.RegionInstanceTemplateReservationAffinityArgsDict]
+
+
 @dataclass(frozen=True)
 class Group:
-    """What is known of a role's machines before anything is made."""
+    """The managed instance group of a role, as far as it is known before anything is made."""
 
     role: Role
     name: str
     count: int
     zone: str
     flex_start: bool
-    deadline: str  # the scheduler job that resizes it to zero
-    template: dict[str, Any]  # arguments of the template; those that others make are added to it
+    run_seconds: int  # how long a machine may run
+    deadline: str  # the scheduler job that resizes the group to zero
+    template: Template  # machines.py adds what other resources decide
 
     def resize_url(self, config: StackConfig) -> str:
+        """Return the address of the REST call that resizes the group to zero."""
         return (
             f"https://compute.googleapis.com/compute/v1/projects/{config.project}/regions/{config.region}"
             f"/instanceGroupManagers/{self.name}/resize?size=0"
@@ -43,20 +66,20 @@ def groups(config: StackConfig, fleet: Fleet, job: JobSpec) -> list[Group]:
 def _group(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Group:
     role, count, flex, zone = machines.role, machines.count, machines.flex_start, fleet.launch_zone(job.launch)
     template = template_arguments(config, fleet, job, machines)
-    # All that makes it another group; the number of its machines does not, nor what is known only when it is made.
+    # A change of any of these is another group; the number of machines is not among them.
     identity = [job.run, job.launch, zone, config.file.limits.max_hours, template]
     if flex:
-        identity.append(count)  # a request for capacity adds machines: another number is another group
+        identity.append(count)  # a request for capacity only adds machines, so another number is another group
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     deadline = f"gpt2-{config.stack}-{role}-deadline"
-    return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, deadline, template)
+    return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, _run_seconds(config), deadline, template)
 
 
-def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> dict[str, Any]:
-    """Return what the stack file says of a role's machines, as arguments of their template."""
+def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Template:
+    """Return the machines of a role, as far as the stack file decides them."""
     role, number = machines.role, machines.accelerators
     settings = config.file.machines
-    metadata = {
+    metadata: dict[str, pulumi.Input[str]] = {
         "startup-script": BOOT.read_text(encoding="utf-8"),
         "enable-oslogin": "TRUE",
         "block-project-ssh-keys": "TRUE",
@@ -71,7 +94,7 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
         metadata["install-nvidia-driver"] = "True"
     if role == "master":
         metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
-    arguments: dict[str, Any] = {
+    arguments: Template = {
         "region": config.region,
         "machine_type": machines.machine.name,
         "description": f"{role} of run {job.run}",
@@ -97,32 +120,48 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
     if machines.attached:
         arguments["guest_accelerators"] = [{"type": machines.accelerator, "count": number}]
     if settings.reservation is not None and role != "ps":
-        key = "compute.googleapis.com/reservation-name"
-        specific = {"key": key, "values": [settings.reservation]}
-        arguments["reservation_affinity"] = {"type": "SPECIFIC_RESERVATION", "specific_reservation": specific}
+        arguments["reservation_affinity"] = {
+            "type": "SPECIFIC_RESERVATION",
+            "specific_reservation": {
+                "key": "compute.googleapis.com/reservation-name",
+                "values": [settings.reservation],
+            },
+        }
     elif machines.flex_start:
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     return arguments
 
 
-def scheduling(config: StackConfig, machines: RoleMachines) -> dict[str, Any]:
-    """Return how Google may treat a machine, only with keys that it accepts; termination_time is added later."""
-    common = {
-        "automatic_restart": False,  # the group makes it anew
+def scheduling(config: StackConfig, machines: RoleMachines) -> compute.RegionInstanceTemplateSchedulingArgsDict:
+    """Return how Google may treat a machine, exactly as Google accepts it; machines.py adds termination_time."""
+    common: compute.RegionInstanceTemplateSchedulingArgsDict = {
+        "automatic_restart": False,  # the group replaces it
         "instance_termination_action": "DELETE",
         "on_host_maintenance": "TERMINATE" if machines.accelerators or machines.spot else "MIGRATE",
     }
     if machines.spot:
-        notice = {"seconds": NOTICE}
-        return {**common, "provisioning_model": "SPOT", "preemptible": True, "preemption_notice_duration": notice}
+        return {
+            **common,
+            "provisioning_model": "SPOT",
+            "preemptible": True,
+            "preemption_notice_duration": {"seconds": NOTICE},
+        }
     if machines.flex_start:
-        limit = {"seconds": int(config.file.limits.max_hours * HOUR)}
-        return {**common, "provisioning_model": "FLEX_START", "preemptible": False, "max_run_duration": limit}
+        return {
+            **common,
+            "provisioning_model": "FLEX_START",
+            "preemptible": False,
+            "max_run_duration": {"seconds": _run_seconds(config)},
+        }
     return {**common, "provisioning_model": "STANDARD", "preemptible": False}
 
 
+def _run_seconds(config: StackConfig) -> int:
+    return int(config.file.limits.max_hours * HOUR)
+
+
 def _jobs(config: StackConfig, fleet: Fleet) -> list[str]:
-    """Return the full names of the scheduler's jobs in the order in which the master runs them: its own last."""
+    """Return the full names of the scheduler's jobs in the order in which the master runs them, its own last."""
     roles = [machines.role for machines in (*fleet.roles[1:], fleet.master)]
     start = f"projects/{config.project}/locations/{config.region}/jobs"
     return [f"{start}/gpt2-{config.stack}-{role}-deadline" for role in roles]

@@ -1,21 +1,19 @@
 """Machines: an instance template and a managed instance group for each role, all in one zone.
 
-A group never changes but for its size: its name has a hash of run, launch and template, so another run is another
-group, made when the old one is gone. That keeps a finished run at size zero and a running one untouched. Google makes a
-preempted or broken VM anew under the same name; there is no health check, as a GPU machine's start takes long.
+A group never changes but for its size: its name has a hash of run, launch and template, so another run has another
+group, made when the old one is gone. That keeps a finished run at size zero and a running one untouched. Google
+replaces a preempted or broken VM under the same name; there is no health check, as a GPU machine's start takes long.
 """
-
-from typing import Any
 
 import pulumi
 from pulumi_gcp import compute
 
-from infra.google.groups import Group
+from infra.google.groups import Group, Template
 from infra.google.identity import Identity
 
 
 class Machines(pulumi.ComponentResource):
-    """A template and a group for one role."""
+    """An instance template and a managed instance group for one role."""
 
     def __init__(
         self,
@@ -28,23 +26,32 @@ class Machines(pulumi.ComponentResource):
         expired: bool,
         opts: pulumi.ResourceOptions,
     ):
-        """ends: RFC 3339, when Google ends each VM; finished, expired: see infra.google.existing.Found."""
+        """Declare the machines of a role.
+
+        Args:
+            group: the role's machines, as the stack file decides them.
+            identity: the accounts of all roles.
+            subnetwork: the subnet that the machines are in.
+            image: the container image that they run, by digest.
+            ends: when Google ends each VM, in RFC 3339.
+            finished: the run has nothing left to do in this launch.
+            expired: the time of this launch is over.
+            opts: the parent, and everything that a machine needs when it boots.
+        """
         super().__init__("gpt2-training:google:Machines", group.role, {}, opts)
         known = group.template
-        schedule = known["scheduling"] if group.flex_start else {**known["scheduling"], "termination_time": ends}
+        arguments: Template = {**known, "metadata": {**known["metadata"], "gpt2-image": image}}
+        if not group.flex_start:
+            arguments["scheduling"] = {**known["scheduling"], "termination_time": ends}
         built_in = "guest_accelerators" not in known and known["machine_type"][:2] != "n1"
-        interface: dict[str, Any] = {"subnetwork": subnetwork}
+        interface: compute.RegionInstanceTemplateNetworkInterfaceArgsDict = {"subnetwork": subnetwork}
         if built_in:
-            interface["nic_type"] = "GVNIC"  # the newer machines want it
+            interface["nic_type"] = "GVNIC"  # newer machine types need it
         template = compute.RegionInstanceTemplate(
             f"{group.role}-template",
-            **{
-                **known,
-                "scheduling": schedule,
-                "metadata": {**known["metadata"], "gpt2-image": image},
-                "network_interfaces": [interface],
-                "service_account": {"email": identity.machines[group.role].email, "scopes": ["cloud-platform"]},
-            },
+            **arguments,
+            network_interfaces=[interface],
+            service_account={"email": identity.machines[group.role].email, "scopes": ["cloud-platform"]},
             opts=pulumi.ResourceOptions(parent=self),
         )
         over = finished or expired
@@ -70,7 +77,7 @@ class Machines(pulumi.ComponentResource):
                 "force_update_on_repair": "YES",
                 "on_failed_health_check": "DO_NOTHING",
             },
-            wait_for_instances=False,  # a stock-out is no failure of `up`: watch tells it
+            wait_for_instances=False,  # a stock-out is no failure of `up`: watch reports it
             opts=pulumi.ResourceOptions(
                 parent=self,
                 delete_before_replace=True,  # old machines go first, so that the quota is enough for both
@@ -85,7 +92,7 @@ class Machines(pulumi.ComponentResource):
                 region=known["region"],
                 instance_group_manager=manager.name,
                 resize_by=group.count,
-                requested_run_duration={"seconds": str(schedule["max_run_duration"]["seconds"])},
+                requested_run_duration={"seconds": str(group.run_seconds)},
                 opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
             )
         self.register_outputs({})

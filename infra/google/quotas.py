@@ -1,4 +1,4 @@
-"""What a stack needs of Google's quotas, and whether it has it: asked by `up` and by scripts/preflight.
+"""Check whether Google's quotas are enough for a stack. `up` and scripts.preflight ask.
 
 Limits come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
 """
@@ -15,13 +15,13 @@ from trainer.gcloud.api import ApiError, GoogleApi
 
 SERVICE = "services/compute.googleapis.com"
 GPU_FAMILIES = ("H100", "H100_MEGA")  # these have one quota, with the family as a dimension
-CPUS = {"n1": "CPUS", "a2": "A2_CPUS"}  # by machine family; that of the others is not known for sure
+CPUS = {"n1": "CPUS", "a2": "A2_CPUS"}  # by machine family; the quotas of other families are not known for sure
 DISKS = "SSD_TOTAL_GB"  # balanced disks count as SSD
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line for a person."""
+    """The result of one check, in a line for a person."""
 
     name: str
     state: Literal["ok", "problem", "unknown", "note"]
@@ -31,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Need:
-    """How much of one quota a stack takes: of machines on demand, and of Spot or flex-start machines."""
+    """How much of one quota a stack takes for machines on demand, and for Spot or flex-start machines."""
 
     metric: str  # Compute Engine's name, such as NVIDIA_T4_GPUS
     on_demand: int
@@ -70,7 +70,7 @@ def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
 
 
 class Limits:
-    """Reads limits, each once."""
+    """Read limits, each once."""
 
     def __init__(self, api: GoogleApi, project: str, region: str) -> None:
         self._api, self._project, self._region = api, project, region
@@ -78,7 +78,7 @@ class Limits:
         self._compute = self._listed(f"projects/{project}") | self._listed(f"projects/{project}/regions/{region}")
 
     def of(self, metric: str) -> Limit | None:
-        """None if nobody says."""
+        """Return the limit of a quota; None if neither API knows it."""
         listed = self._compute.get(metric)
         value = self._cloud(metric)
         if value is None:
@@ -108,7 +108,7 @@ class Limits:
 
 
 def quota_id(metric: str) -> tuple[str, str]:
-    """(the Cloud Quotas API's name of a quota, the GPU family where it is one for all families)."""
+    """Return the Cloud Quotas API's name of a quota, and the GPU family if the quota is one for all families."""
     for model in GPU_FAMILIES:
         if metric == f"NVIDIA_{model}_GPUS":
             return "GPUS-PER-GPU-FAMILY-per-project-region", f"NVIDIA_{model}"
@@ -117,7 +117,7 @@ def quota_id(metric: str) -> tuple[str, str]:
 
 
 def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | None:
-    """The value that holds for some dimensions; Google lists the more specific ones first. None if none fits."""
+    """Return the value for the wanted dimensions; None if none fits. Google lists the more specific ones first."""
     for info in infos:
         dimensions = info.get("dimensions") or {}
         places = info.get("applicableLocations") or []
@@ -148,14 +148,14 @@ def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
         return [_judge(need.metric, need.on_demand, limit, region)]
     metric = f"PREEMPTIBLE_{'CPUS' if need.metric in CPUS.values() else need.metric}"
     spot = limits.of(metric)
-    if spot is not None and spot.value == 0:  # then Spot machines count as the others do
+    if spot is not None and spot.value == 0:  # then Spot machines use the quota of the others
         return [_judge(need.metric, need.on_demand + need.spot, limit, region, " (Spot too, without quota of its own)")]
     checks = [_judge(metric, need.spot, spot, region)]
     return [_judge(need.metric, need.on_demand, limit, region), *checks] if need.on_demand else checks
 
 
 def _everywhere(need: Need, limits: Limits) -> list[Check]:
-    """Whether Spot machines count in a quota over all regions, sources disagree."""
+    """Check a quota over all regions. Sources disagree whether Spot machines count in it."""
     limit, both = limits.of(need.metric), need.on_demand + need.spot
     if limit is not None and need.on_demand <= limit.value < both:
         words = f"{need.on_demand} needed on demand and {need.spot} of Spot machines, limit {limit.value:g};"

@@ -1,23 +1,47 @@
-"""Buckets and registry: what outlives a stack. Names and settings, pure, as scripts make some before the first `up`.
+"""Name and describe what outlives a stack: its buckets and its image registry.
 
-The stack then adopts what it finds, and changes it to what stands here.
+Scripts make some of them before the first `up`. The stack then adopts what it finds, and changes it to these settings.
 """
 
-from typing import Any
+from __future__ import annotations  # scripts do without pulumi_gcp, whose types only mypy needs
+
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic.alias_generators import to_camel
 
 from infra.stack.config import StackConfig
 
+if TYPE_CHECKING:
+    from pulumi_gcp import artifactregistry, storage
+
 DAY = 86400  # seconds
-SOFT_DELETE = 7 * DAY  # what is deleted can be had back for so long, and is billed for so long
+SOFT_DELETE = 7 * DAY  # for this long a deleted object can be restored, and is billed
 KEEP_OLD_VERSIONS = 7  # days
-KEEP_IMAGES = 10  # newest; all others go when they are a month old
+KEEP_IMAGES = 10  # the newest; all others are deleted when they are a month old
 MONTH = f"{30 * DAY}s"
 
 
-def bucket_settings(region: str) -> dict[str, Any]:
-    """What both buckets have in common, as arguments of the resource."""
+class BucketSettings(TypedDict):
+    """Arguments of storage.Bucket."""
+
+    location: str
+    uniform_bucket_level_access: bool
+    public_access_prevention: str
+    versioning: storage.BucketVersioningArgsDict
+    soft_delete_policy: storage.BucketSoftDeletePolicyArgsDict
+    lifecycle_rules: list[storage.BucketLifecycleRuleArgsDict]
+
+
+class RepositorySettings(TypedDict):
+    """Arguments of artifactregistry.Repository."""
+
+    format: str
+    description: str
+    cleanup_policies: list[artifactregistry.RepositoryCleanupPolicyArgsDict]
+
+
+def bucket_settings(region: str) -> BucketSettings:
+    """Return the settings that both buckets have in common."""
     return {
         "location": region.upper(),
         "uniform_bucket_level_access": True,
@@ -31,8 +55,8 @@ def bucket_settings(region: str) -> dict[str, Any]:
     }
 
 
-def repository_settings(stack: str) -> dict[str, Any]:
-    """The registry's, as arguments of the resource."""
+def repository_settings(stack: str) -> RepositorySettings:
+    """Return the settings of the image registry."""
     return {
         "format": "DOCKER",
         "description": f"The trainer's images of the stack {stack}",
@@ -44,17 +68,17 @@ def repository_settings(stack: str) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-    """Settings with the names that Google's REST APIs have for them."""
+    """Return settings under the names that Google's REST APIs have for them."""
     if isinstance(value, list):
         return [as_json(item) for item in value]
     return {to_camel(key): as_json(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def repository(config: StackConfig) -> str:
-    """The full name of the stack's repository in Artifact Registry."""
+    """Return the full name of the stack's repository in Artifact Registry."""
     return f"projects/{config.project}/locations/{config.region}/repositories/gpt2-{config.stack}"
 
 
 def image_name(config: StackConfig) -> str:
-    """Of the trainer's image, without tag and digest."""
+    """Return the name of the trainer's image, without tag and digest."""
     return f"{config.region}-docker.pkg.dev/{config.project}/gpt2-{config.stack}/trainer"

@@ -227,6 +227,8 @@ def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
         where = ".".join(map(str, first["loc"]))
         leave(f"{where}: {first['msg'].lower()}")
         return
+    parallel = made.max_parallel_trials
+    made = made.model_copy(update={"max_parallel_trials": 1} if parallel > 1 else {})
     wrong = search_space.problems(made, hyperparameters, trainers=1, positions=2**31)
     if wrong:
         leave(wrong[0])
@@ -240,10 +242,6 @@ def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
         draft.note("replaced", tag_key, found, f"{words}, the nearest that is measured here")
     if assumed:
         draft.note("to fill in", f"{path}.goal", "not given", "sweep.goal: MINIMIZE is assumed, as it is a loss")
-    if made.max_parallel_trials > 1:
-        draft.note(
-            "replaced",
-            f"{path}.maxParallelTrials",
-            made.max_parallel_trials,
-            "trials go one after the other: it is kept, and ignored",
-        )
+    if parallel > 1:
+        words = "sweep.maxParallelTrials: 1, as all machines train one trial after the other"
+        draft.note("replaced", f"{path}.maxParallelTrials", parallel, words)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES
+from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Hyperparameters, Model, Role
 
 State = Literal["mapped", "replaced", "left out", "to fill in"]
@@ -46,7 +47,6 @@ ALIASES = {name.replace("_", ""): name for name in Hyperparameters.model_fields}
 }
 MODEL_NAMES = ("model", "modelname", "modelsize", "modeltype", "modelnameorpath")
 SIZES = {str(size) for size in get_args(get_args(Model.model_fields["size"].annotation)[0])}
-TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
 COUNT_KEYS: dict[Role, str] = {"worker": "workerCount", "ps": "parameterServerCount"}
 HOURS = (0.25, 2880.0)  # limits.maxHours' bounds
 LEAST_DISK_GB = 50

@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from infra.stack.config import StackConfig
-from trainer.contract import errors, identity, paths
+from trainer.contract import errors, identity, paths, wording
 from trainer.runs.status import read_status
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
@@ -158,7 +158,7 @@ def _finished(buckets: list[Path]) -> str:
         if (run := paths.run_of_model(path.relative_to(bucket).as_posix()))
     }
     newest = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
-    return errors.few([written[path] for path in newest], "older ones")
+    return wording.few([written[path] for path in newest], "older ones")
 
 
 def _buckets(config: StackConfig) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A machine of `platform: local`: a process that runs `python -m trainer`, and goes on when `pulumi up` is over."""
+"""Declare a machine of `platform: local`: a process that runs `python -m trainer`, also after `pulumi up` is over."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class MachineProvider(Provider):
-    """Its inputs name the machine; `start` counts its processes, so that a dead one is a difference to be seen."""
+    """The inputs name the machine. `start` counts its processes, so that a dead one shows as a difference."""
 
     def check(self, olds: Properties, news: Properties) -> CheckResult:
         inputs = plain(news)
@@ -25,7 +25,7 @@ class MachineProvider(Provider):
         same = not changed(olds, {key: news[key] for key in ("bucket", "run", "launch", "name")})
         if not same:
             start = "1"
-        elif not _as_it_should(inputs):
+        elif not _in_order(inputs):
             start = f"{int(start.split(',')[0]) + 1}, because the process was gone"
         return CheckResult({**inputs, "start": start}, [])
 
@@ -46,13 +46,15 @@ class MachineProvider(Provider):
         return UpdateResult(self.create(news).outs)
 
     def read(self, id_: str, props: Properties) -> ReadResult:
-        return ReadResult(id_ if _as_it_should(plain(props)) else "", props)
+        return ReadResult(id_ if _in_order(plain(props)) else "", props)
 
     def delete(self, _id: str, props: Properties) -> None:
         processes.stop(_machine(props).mark)
 
 
 class Machine(Resource, module="local", name="Machine"):
+    """A machine of a run."""
+
     def __init__(self, name: str, role: Role, bucket: str, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
         props = {"bucket": bucket, "run": job.run, "launch": job.launch, "name": name, "role": role}
         super().__init__(MachineProvider(), name, {**props, "log": None}, opts)
@@ -66,6 +68,6 @@ def _is_over(props: Properties) -> bool:
     return is_over(open_storage(props["bucket"]), props["run"], props["launch"]) is not None
 
 
-def _as_it_should(props: Properties) -> bool:
-    """It lives, or has left because the run is over."""
+def _in_order(props: Properties) -> bool:
+    """Return whether the machine's process lives, or has left because the run is over."""
     return processes.alive(_machine(props)) or _is_over(props)

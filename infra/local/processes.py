@@ -1,9 +1,10 @@
-"""A machine on this computer: a process that nobody waits for. Start it, tell whether it lives, end it for certain.
+"""Start, find and end a machine of this computer, which is a process that nobody waits for.
 
-Two marks, because each alone has a gap. A lock on `machines/<name>.lock`, taken before the process starts and handed
-on to it: two starts cannot both succeed, at whatever moment one is interrupted. And a variable in its environment,
-which all that it starts inherits: it tells our processes from others that were given the same number later, and finds
-those that left the process group, outlived the process that started them, or whose lock file somebody deleted.
+A process is found by two marks, because each alone has a gap. The first is a lock on `machines/<name>.lock`, taken
+before the process starts and passed on to it: two starts cannot both succeed, at whatever moment one is interrupted.
+The second is a variable in its environment, which every process that it starts inherits. It tells our processes from
+others that got the same number later, and finds those that left the process group, outlived the process that started
+them, or whose lock file was deleted.
 """
 
 import contextlib
@@ -20,11 +21,11 @@ import psutil
 
 from trainer.contract import paths
 
-GRACE = 30.0  # seconds between SIGTERM and SIGKILL: as a Spot VM has, enough for a checkpoint and the last words
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as for a Spot VM: enough for a checkpoint and the last words
 PATIENCE = 15.0  # seconds to wait for a lock
-STUBBORN = 30.0  # seconds after SIGKILL before giving up: the process hangs in the kernel
+KILL_PATIENCE = 30.0  # seconds to wait for the end after SIGKILL; a process that hangs in the kernel takes longer
 MARK = "GPT2_TRAINING_MACHINE"
-# What a machine may see of the environment: not Pulumi's, which carries passphrases and configuration.
+# The variables that a machine gets. Pulumi's own are not among them: they carry passphrases and configuration.
 KEPT = {
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "TEMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
     *("NO_PROXY", "no_proxy"),
@@ -36,12 +37,12 @@ KEPT_PREFIXES = (
 
 
 class ProcessError(Exception):
-    """One line for a person: a process that could not be started or ended."""
+    """A process could not be started or ended; one line for a person."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A name in a run in a bucket, which is a folder."""
+    """A machine of a run in a bucket that is a folder, by its name."""
 
     folder: Path
     run: str
@@ -61,25 +62,26 @@ class Machine:
 
 
 def start(machine: Machine, launch: int, command: Sequence[str], cwd: Path) -> int:
-    """Starts the machine's process, unless it lives already for this launch. Returns its process number.
+    """Start the machine's process, unless it lives already for this launch, and return its process number.
 
-    What remains of an earlier launch, or of a process that was killed, is ended first.
+    Processes of an earlier launch, or those that a killed process left, are ended first. Raises ProcessError if a
+    process that is not ours has the lock.
     """
     machine.lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with _opened(machine.lock) as lock:
             if _take(lock):
-                stop(machine.mark)  # orphans that a killed process left
+                stop(machine.mark)  # end the orphans of a killed process
                 _write(lock, {"launch": launch})
                 pid = _spawn(machine, lock, command, cwd)
                 _write(lock, {"launch": launch, "pid": pid})
                 return pid
             there = _read(lock)
             if there.get("launch") == launch and _is(pid := there.get("pid", 0), machine.mark):
-                return pid  # an `up` that was interrupted started it
+                return pid  # it was started by an `up` that was interrupted
         stop(machine.mark)
-        time.sleep(0.05)  # somebody else may just be looking whether it is locked
+        time.sleep(0.05)  # another process may have the lock for a moment, in alive()
     raise ProcessError(f"{machine.lock} is locked by a process that is not ours; find it with: fuser {machine.lock}")
 
 
@@ -87,7 +89,7 @@ def _spawn(machine: Machine, lock: int, command: Sequence[str], cwd: Path) -> in
     environment = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
     environment |= {MARK: machine.mark, "PYTHONUNBUFFERED": "1"}
     with machine.log.open("ab") as log:
-        process = subprocess.Popen(  # its own session: Ctrl-C and the end of a terminal do not reach it
+        process = subprocess.Popen(  # in a session of its own, which Ctrl-C and the end of a terminal do not reach
             command,
             cwd=cwd,
             env=environment,
@@ -97,12 +99,12 @@ def _spawn(machine: Machine, lock: int, command: Sequence[str], cwd: Path) -> in
             start_new_session=True,
             pass_fds=(lock,),
         )
-    process.returncode = 0  # nobody waits for it: keeps Popen from warning about that
+    process.returncode = 0  # nobody waits for it, and Popen should not warn about that
     return process.pid
 
 
 def alive(machine: Machine) -> bool:
-    """Whether the process that start() started lives. What it started itself does not count."""
+    """Return whether the process that start() started lives. Processes that it started do not count."""
     try:
         with _opened(machine.lock, create=False) as lock:
             return not _take(lock) and _is(_read(lock).get("pid", 0), machine.mark)
@@ -111,17 +113,17 @@ def alive(machine: Machine) -> bool:
 
 
 def stop(mark: str, grace: float = GRACE) -> list[int]:
-    """Ends all processes whose mark starts with `mark`, and returns when they are gone; which ones.
+    """End all processes whose mark starts with `mark`, wait until they are gone, and return their numbers.
 
-    First SIGTERM to those that lead a session, which pass it on; to all where no leader is left. After `grace`
-    seconds SIGKILL to all. Raises ProcessError for one that does not even end then.
+    SIGTERM goes to those that lead a session, which pass it on, or to all if no leader is left. After `grace` seconds
+    all get SIGKILL. Raises ProcessError for a process that does not end then.
     """
     seen: set[psutil.Process] = set()
     asked: set[psutil.Process] = set()
     begun = time.monotonic()
     while members := marked(mark):
         waited = time.monotonic() - begun
-        if waited > grace + STUBBORN:
+        if waited > grace + KILL_PATIENCE:
             raise ProcessError(f"process {members[0].pid} does not end, even by kill -9; try again in a while")
         for member in members if waited > grace else _leaders(members) or members:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -136,12 +138,12 @@ def stop(mark: str, grace: float = GRACE) -> list[int]:
 
 
 def run_mark(folder: Path, run: str) -> str:
-    """What the marks of all machines of a run start with."""
+    """Return the beginning of the marks of all machines of a run."""
     return f"{folder}::{run}/"
 
 
 def sweep(folder: Path, grace: float = GRACE) -> list[int]:
-    """Ends the processes of all machines of a bucket, also those that no state knows about."""
+    """End the processes of all machines of a bucket, also those that no Pulumi state knows."""
     return stop(f"{folder}::", grace)
 
 
@@ -153,22 +155,22 @@ def _is(pid: int, mark: str) -> bool:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """All living processes whose mark starts with `mark`."""
-    found = []
+    """Return all living processes whose mark starts with `mark`."""
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(MARK, "").startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def _leaders(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found = []
+    leaders = []
     for process in processes:
         with contextlib.suppress(OSError):
             if os.getsid(process.pid) == process.pid:
-                found.append(process)
-    return found
+                leaders.append(process)
+    return leaders
 
 
 @contextlib.contextmanager
@@ -177,7 +179,7 @@ def _opened(path: Path, create: bool = True) -> Iterator[int]:
     try:
         yield lock
     finally:
-        os.close(lock)  # the lock itself stays with whom it was handed on to
+        os.close(lock)  # a process that inherited the lock keeps it
 
 
 def _take(lock: int) -> bool:
@@ -191,7 +193,7 @@ def _take(lock: int) -> bool:
 def _read(lock: int) -> dict[str, int]:
     try:
         content = json.loads(os.pread(lock, 1000, 0))
-    except ValueError:  # empty: it is just being started
+    except ValueError:  # it is empty while a process is being started
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -1,8 +1,8 @@
-"""What `platform: local` stands up for a run."""
+"""Declare a run on `platform: local`."""
 
 import pulumi
 
-from infra.lifecycle import standing
+from infra.lifecycle import status_line
 from infra.local.machines import Machine
 from infra.local.storage import Bucket, Job, Text
 from infra.stack.config import StackConfig
@@ -12,12 +12,12 @@ from trainer.storage.factory import open_storage
 
 
 def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
-    """Declares everything that a run needs on this machine; returns the bucket's address.
+    """Declare everything that a run needs on this machine, and return the bucket's address.
 
-    The addresses are known beforehand, so that a preview of a new stack shows them; depends_on says the order.
+    All addresses are known beforehand, so that a preview of a new stack shows them; depends_on gives the order.
     """
     url = config.bucket
-    if (found := standing(read_status(open_storage(url), job.run), url, job)) is not None:
+    if (found := status_line(read_status(open_storage(url), job.run), url, job)) is not None:
         attention, line = found
         (pulumi.log.warn if attention else pulumi.log.info)(line, parent)
     bucket = Bucket("bucket", url, pulumi.ResourceOptions(parent=parent))

@@ -1,6 +1,6 @@
-"""A bucket of `platform: local`, a folder, and what Pulumi declares in it: the text, and the run itself.
+"""Declare a bucket of `platform: local`, which is a folder, with the text and the run in it.
 
-Destroying these deletes no file: text, checkpoints and models stay. It ends processes, and says so in status.json.
+Destroying these deletes no file: text, checkpoints and models stay. It ends processes, and status.json says so.
 """
 
 import json
@@ -22,7 +22,7 @@ from trainer.storage.factory import open_storage
 
 
 def folder(url: str) -> Path:
-    """The folder of a file:// bucket."""
+    """Return the folder of a file:// bucket. Raises StorageError for any other."""
     path = open_storage(url).local_path(paths.CURRENT)
     if path is None:
         raise StorageError(f"{url} is not on this machine; platform local wants file://")
@@ -31,7 +31,7 @@ def folder(url: str) -> Path:
 
 class BucketProvider(Provider):
     def check(self, _olds: Properties, news: Properties) -> CheckResult:
-        """Whether files can be written there: said in one line before anything is made."""
+        """Say in one line, before anything is made, if files cannot be written there."""
         wanted = folder(news["url"])
         nearest = next(path for path in (wanted, *wanted.parents) if path.exists())
         if not nearest.is_dir():
@@ -47,18 +47,20 @@ class BucketProvider(Provider):
         return CreateResult(props["url"], {"url": props["url"]})
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
-        names = changed(olds, news)  # the checkout was moved
+        names = changed(olds, news)  # not empty if the checkout was moved
         return DiffResult(changes=bool(names), replaces=sorted(names))
 
     def read(self, id_: str, props: Properties) -> ReadResult:
         return ReadResult(id_ if folder(props["url"]).is_dir() else "", props)
 
     def delete(self, _id: str, props: Properties) -> None:
-        # Also those that no state knows: an `up` that was killed may have started some.
+        # This ends processes that no state knows, too: an `up` that was killed may have started some.
         processes.sweep(folder(props["url"]))
 
 
 class Bucket(Resource, module="local", name="Bucket"):
+    """The bucket of a stack."""
+
     url: pulumi.Output[str]
 
     def __init__(self, name: str, url: str, opts: pulumi.ResourceOptions | None = None):
@@ -66,7 +68,7 @@ class Bucket(Resource, module="local", name="Bucket"):
 
 
 class TextProvider(Provider):
-    """The source text in the bucket, addressed by its content: written once, never over anything."""
+    """The source text in the bucket, addressed by its content: it is written once and never overwrites a file."""
 
     def create(self, props: Properties) -> CreateResult:
         storage, source = open_storage(props["bucket"]), Path(props["source"])
@@ -79,7 +81,7 @@ class TextProvider(Provider):
         return CreateResult(props["path"], plain(props))
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
-        # The same text from another place is the same.
+        # The same text from another place is no change.
         names = changed(olds, news) - {"source"}
         return DiffResult(changes=bool(names) or not _there(olds, "path"), replaces=sorted(names))
 
@@ -91,13 +93,15 @@ class TextProvider(Provider):
 
 
 class Text(Resource, module="local", name="Text"):
+    """The text of a run."""
+
     def __init__(self, name: str, bucket: str, source: Path, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
         props = {"bucket": bucket, "source": str(source), "path": job.data.path, "fingerprint": job.fingerprint}
         super().__init__(TextProvider(), name, props, opts)
 
 
 class JobProvider(Provider):
-    """runs/<run>/job.json, current.json, and where the run stands as far as Pulumi decides that."""
+    """The run's job.json, current.json, and its status as far as Pulumi decides it."""
 
     def create(self, props: Properties) -> CreateResult:
         props = plain(props)
@@ -127,8 +131,10 @@ class JobProvider(Provider):
 
 
 class Job(Resource, module="local", name="Job"):
+    """The declaration of a run."""
+
     def __init__(self, name: str, bucket: str, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
-        # Without defaults, which job.json has: a preview lists all of a changed object, and this is enough to read.
+        # A preview lists every key of a changed object, so defaults are left out here; job.json has them.
         given = job.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
         props = {"bucket": bucket, "path": paths.job(job.run), "spec": given}
         super().__init__(JobProvider(), name, props, opts)

@@ -8,6 +8,8 @@ from typing import Any
 from infra.lifecycle import newest_checkpoint
 from infra.review.steps import Preview, State, Step
 from infra.review.values import shown
+from trainer.contract.errors import first_line
+from trainer.contract.wording import ROLE_NAMES
 from trainer.runs.records import FINAL_STATES
 from trainer.runs.status import read_status
 from trainer.storage.base import NoBucket, StorageError
@@ -18,7 +20,6 @@ REQUEST = "gcp:compute/regionResizeRequest:RegionResizeRequest"
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 PROCESS = "pulumi-python:dynamic/local:Machine"
 LAUNCH = "pulumi-python:dynamic/google:Launch"
-ROLES = {"master": "master", "worker": "worker", "ps": "parameter server"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def stand(bucket: str, run: str) -> Standing | str | None:
     except NoBucket:
         return None
     except (StorageError, ValueError) as error:
-        return str(error).partition("\n")[0]
+        return first_line(error)
     checkpoint = (newest.step, max(0.0, time.time() - newest.time)) if newest else None
     return Standing(status.state, status.step, checkpoint)
 
@@ -71,7 +72,7 @@ def stand(bucket: str, run: str) -> Standing | str | None:
 def machines(preview: Preview) -> list[Machines]:
     """Master first; nothing where there are none."""
     found = []
-    for role, words in ROLES.items():
+    for role, words in ROLE_NAMES.items():
         groups = [step for step in preview.of_type(GROUP) if step.name == f"{role}-group"]
         requests = [step for step in preview.of_type(REQUEST) if step.name == f"{role}-request"]
         processes = [step for step in preview.of_type(PROCESS) if _role(step) == role]

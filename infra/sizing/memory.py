@@ -8,11 +8,12 @@ and processes, which were measured.
 from dataclasses import dataclass, replace
 
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
-from infra.fleet.fleet import TYPE_KEYS, Fleet, RoleMachines
+from infra.fleet.fleet import Fleet, RoleMachines
 from infra.sizing import workload
 from infra.sizing.speed import half_precision
 from infra.stack.config import StackConfig
 from trainer.contract import geometry
+from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Role
 
 GIB = 2**30

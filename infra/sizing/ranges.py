@@ -27,7 +27,7 @@ class Range:
 
     @property
     def middle(self) -> float:
-        """The geometric mean: the high end is as many times this as this is of the low end."""
+        """The geometric mean: the ratio of the high end to it is the ratio of it to the low end."""
         return float((self.low * self.high) ** 0.5)
 
 

@@ -13,6 +13,7 @@ from google.cloud import storage as gcs
 from infra.google.retained import as_json, bucket_settings
 from infra.stack.config import StackConfig
 from scripts.support.common import UserError
+from trainer.contract.errors import first_line
 from trainer.gcloud.login import LOGIN, key_file_problem
 
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -84,10 +85,6 @@ def _for_people(doing: str, rights: str) -> Iterator[None]:
     except api.PreconditionFailed:
         raise UserError(f"cannot {doing}: it changed meanwhile; wait until nothing writes it and run again") from None
     except api.Forbidden as error:
-        raise UserError(f"cannot {doing}: no permission; {rights} (Google says: {_first_line(error)})") from None
+        raise UserError(f"cannot {doing}: no permission; {rights} (Google says: {first_line(error)})") from None
     except (api.GoogleAPICallError, api.RetryError, auth.GoogleAuthError, requests.RequestException) as error:
-        raise UserError(f"cannot {doing}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"cannot {doing}: {first_line(error)}") from None

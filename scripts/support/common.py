@@ -1,4 +1,4 @@
-"""What the commands of scripts/ share: which bucket, which run, a progress bar, errors in one line. No torch here."""
+"""What the commands of scripts/ share: which bucket, which run, a progress bar, errors in one line."""
 
 import argparse
 import os
@@ -20,7 +20,8 @@ from infra import load
 from infra.stack import config
 from scripts.support.run_files import UnreadableRun, declared_run
 from trainer.contract import paths
-from trainer.contract.errors import InputError, few
+from trainer.contract.errors import InputError
+from trainer.contract.wording import few
 from trainer.storage.base import Conflict, Progress, Storage, StorageError
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""Why machines do not come: what Google's instance groups of a stack say of it, in words.
+"""Explain why machines are missing, by what Google's instance groups of a stack report.
 
 What is asked and what is said of the answers are apart, so that the words can be tried on any answer.
 """
@@ -15,7 +15,7 @@ from trainer.contract.spec import Role
 from trainer.gcloud.api import ApiError, GoogleApi
 
 ASK_EVERY = 15.0  # seconds
-RECENT = 900.0  # seconds: what a group noted before is no longer so
+RECENT = 900.0  # seconds: older errors of a group no longer hold
 MOST_ERRORS = 100
 STOCKOUT = re.compile(r"RESOURCE_POOL_EXHAUSTED|STOCKOUT|not have enough resources|currently unavailable in the", re.I)
 QUOTA = re.compile(r"QUOTA_EXCEEDED|quota '?[\w-]+'? exceeded|QUOTA_EXHAUSTED", re.I)
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """A managed instance group as Google tells it; the lists hold Google's own JSON."""
+    """A managed instance group as Google reports it. The lists hold Google's own JSON."""
 
     name: str
     role: Role
@@ -40,7 +40,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Stack:
-    """What the words need to know of the stack."""
+    """The facts of a stack that explanations need."""
 
     name: str
     launch: int
@@ -50,7 +50,7 @@ class Stack:
 
 
 def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
-    """Return what the words need to know of a stack and its machines."""
+    """Return the facts of a stack and its machines that explanations need."""
     words: dict[Role, str] = {}
     for machines in fleet.roles:
         words[machines.role] = machines.machine.name
@@ -61,7 +61,7 @@ def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
 
 
 def explain(stack: Stack, groups: list[Group], heard: Collection[str], now: float) -> list[str]:
-    """One line a cause: what is missing, why, what to do; none if all is well. heard: the machines' names."""
+    """Return a line for each cause: what is missing, why, what to do. heard: names of machines that reported."""
     if not groups:
         return ["Google has no group of machines for this stack yet; `pulumi up` makes them"]
     return [line for group in groups for line in _group(stack, group, heard, now)]
@@ -93,12 +93,12 @@ def instance_name(instance: Json) -> str:
 
 
 def _machine(group: Group, instance: Json) -> str:
-    """The name by which a machine is known in its run."""
+    """Return the name that a machine has in its run."""
     return "master-0" if group.role == "master" else f"{group.role}-{instance_name(instance)[-4:]}"
 
 
 def _causes(stack: Stack, group: Group, now: float) -> list[str]:
-    """Each cause once; what instances say of themselves comes first, as it has details."""
+    """Return each cause once. Those that instances report come first, as they have details."""
     errors: list[Json] = []
     for instance in group.instances:
         if instance.get("instanceStatus") != "RUNNING":
@@ -112,7 +112,7 @@ def _causes(stack: Stack, group: Group, now: float) -> list[str]:
 
 
 def _cause(stack: Stack, group: Group, error: Json) -> tuple[str, str]:
-    """(what makes two errors the same, words)."""
+    """Return a key that two errors of the same cause share, and the cause in words."""
     code, message = str(error.get("code", "")), " ".join(str(error.get("message", "")).split())
     said = f"{code} {message}"
     details = [detail for detail in error.get("errorDetails", []) if isinstance(detail, dict)]
@@ -164,7 +164,7 @@ def _seconds(timestamp: str) -> float:
 
 
 class Groups:
-    """Asks Google about a stack's groups, seldom, and never fails: whoever watches may have fewer rights."""
+    """Ask Google about a stack's groups, seldom. Never fails, as an account that watches may have few rights."""
 
     def __init__(
         self, config: StackConfig, clock: Callable[[], float], connect: Callable[[], GoogleApi] = GoogleApi
@@ -177,7 +177,7 @@ class Groups:
         self._lines: list[str] = []
 
     def lines(self, launch: int, heard: Collection[str]) -> list[str]:
-        """What is missing and why, of the last question, which is asked anew after ASK_EVERY seconds."""
+        """Return what is missing and why, by an answer that is at most ASK_EVERY seconds old."""
         if self._refused or self._clock() - self._asked < ASK_EVERY:
             return self._lines
         self._asked = self._clock()
@@ -196,7 +196,7 @@ class Groups:
 
 
 def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[Group]:
-    """The stack's groups, with the errors of those that lack machines. Raises ApiError."""
+    """Return the stack's groups, with the errors of those that lack machines. Raises ApiError."""
     folder = f"projects/{project}/regions/{region}/instanceGroupManagers"
     named = re.compile(rf"{re.escape(stack)}-(master|worker|ps)-[0-9a-f]{{8}}")
     found = api.pages("compute", folder, "items", {"filter": f'name eq "{stack}-(master|worker|ps)-.*"'})
@@ -218,7 +218,7 @@ def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[G
 
 
 def managed_instances(api: GoogleApi, path: str) -> list[Json]:
-    """All instances of a group; `path` is its own. Raises ApiError."""
+    """Return all instances of the group at a path. Raises ApiError."""
     items: list[Json] = []
     token = ""
     while True:

@@ -1,6 +1,5 @@
 """How a run looks: the live picture, lines for a log, and the summary at its end. Nothing is read here."""
 
-import re
 import textwrap
 
 from rich.console import Group
@@ -12,6 +11,7 @@ from scripts.support.curve import loss_curve, sparkline
 from scripts.support.run_files import Machine, Snapshot, perplexity
 from trainer.contract.settings import written
 from trainer.contract.spec import Sweep
+from trainer.contract.wording import duration, printable
 from trainer.runs.records import State
 from trainer.runs.trials import Trial, best_trial
 
@@ -27,16 +27,6 @@ STATE_STYLES: dict[State, str] = {
 MACHINE_STYLES = {"running": "green", "finished": "green", "failed": "red", "restarting": "yellow", "stopped": "yellow"}
 LATE = 15.0  # seconds without a heartbeat that are worth a colour
 LOG_LINES = 6
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:05`, `3:04:05`, `2d 03:04`."""
-    whole = max(round(seconds), 0)
-    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86400
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def ago(seconds: float) -> str:
@@ -180,7 +170,7 @@ def _words(machine: Machine) -> str:
 
 def clean(line: str) -> str:
     """Without the control characters that progress bars and colours leave in a log."""
-    return CONTROL.sub("", line.split("\r")[-1].replace("\t", "    ")).rstrip()
+    return printable(line.split("\r")[-1].replace("\t", "    ")).rstrip()
 
 
 def speaker(snapshot: Snapshot) -> Machine | None:

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from pydantic import ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import JobSpec, Strict
+from trainer.contract.spec import ROLES, JobSpec, Strict
 from trainer.runs.metrics_reader import MetricsReader
 from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
 from trainer.runs.trials import Trial, current_trial, read_trials
@@ -254,8 +254,9 @@ class RunFiles:
         if not self.named:  # a launch before this one had machines of other names
             declared = entries[paths.job(self.run)].updated
             here = [m for m in here if m.at_work or m.status.heartbeat >= declared]
-        roles = {"master": 0, "worker": 1, "ps": 2}
-        return sorted(here, key=lambda m: (roles[m.status.role], order.get(m.status.name, len(order)), m.status.name))
+        return sorted(
+            here, key=lambda m: (ROLES.index(m.status.role), order.get(m.status.name, len(order)), m.status.name)
+        )
 
 
 def declared_run(storage: Storage) -> str | None:

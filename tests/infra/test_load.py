@@ -144,6 +144,16 @@ def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value
     assert "\n" not in found[0]
 
 
+def test_trials_in_parallel_are_an_error_with_its_reason(root: Path) -> None:
+    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
+    sweep = {"params": [rate], "maxParallelTrials": 3}
+    (line,) = problems(values() | {"sweep": sweep}, root)
+    key, _, said = line.partition(": ")
+    assert key == "gpt2-training:sweep.maxParallelTrials"
+    assert said == "found 3, but all machines train one trial after the other; use 1, or remove it"
+    assert job_spec(load.load(values() | {"sweep": {**sweep, "maxParallelTrials": 1}}, "local", root)).sweep
+
+
 def test_an_item_of_a_list_is_told_by_its_number(root: Path) -> None:
     (line,) = problems(changed("machines.zones", [1]), root)
     assert line == "gpt2-training:machines.zones.0: found 1, must be a text"

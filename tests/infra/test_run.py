@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from infra.dynamic import plain
 from infra.fleet.fleet import resolve_fleet
 from infra.inputs.resolve import Inputs
 from infra.job import declare
-from infra.lifecycle import newest_checkpoint, standing
+from infra.lifecycle import newest_checkpoint, status_line
 from infra.local.storage import JobProvider, TextProvider
 from infra.run import TrainingRun
 from infra.stack import config, secrets
-from trainer.contract.spec import JobSpec, Sweep
+from trainer.contract.spec import JobSpec
 from trainer.runs.records import Status
 from trainer.runs.status import read_status
 from trainer.storage.base import StorageError
@@ -56,21 +55,6 @@ def inputs(stack: config.StackConfig) -> Inputs:
 @pytest.fixture
 def job(stack: config.StackConfig) -> JobSpec:
     return declare(stack, resolve_fleet(stack))[1]
-
-
-def test_what_a_sweep_ignores_is_said(
-    stack: config.StackConfig, inputs: Inputs, job: JobSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(pulumi.log, "warn", lambda line, *_: said.append(line))
-    pulumi.runtime.set_mocks(Seen(), project="gpt2-training", stack="local", preview=True)
-    rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
-    for parallel in (1, 3):
-        sweep = Sweep.model_validate({"params": [rate], "maxParallelTrials": parallel})
-        with_sweep = replace(stack, file=stack.file.model_copy(update={"sweep": sweep}))
-        pulumi.runtime.test(lambda: TrainingRun(with_sweep, resolve_fleet(stack), inputs, job).run)()  # noqa: B023
-    (line,) = said
-    assert line.startswith("sweep.maxParallelTrials: found 3, and ignored: ")
 
 
 def test_which_settings_are_secret_is_declared(
@@ -182,7 +166,7 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     status = read_status(storage, job.run)
     assert status is not None
     assert status.reason == "destroyed; `pulumi up` goes on from step 500"
-    assert standing(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
+    assert status_line(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
 
 
 def test_a_text_is_copied_once_and_checked(stack: config.StackConfig, job: JobSpec) -> None:

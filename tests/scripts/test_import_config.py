@@ -239,7 +239,9 @@ def test_a_search_becomes_a_sweep(tmp_path: Path) -> None:
     assert values["sweep"]["hyperparameterMetricTag"] == "loss"
     assert [each["parameterName"] for each in values["sweep"]["params"]] == ["learningRate", "batchSize"]
     assert "trainingInput.hyperparameters" in words(notes, "mapped")
-    assert "one after the other" in words(notes, "replaced")["trainingInput.hyperparameters.maxParallelTrials"]
+    said = words(notes, "replaced")["trainingInput.hyperparameters.maxParallelTrials"]
+    assert said == "sweep.maxParallelTrials: 1, as all machines train one trial after the other"
+    assert values["sweep"]["maxParallelTrials"] == 1
     assert "TPE" in words(notes, "left out")["trainingInput.hyperparameters.algorithm"]
 
 
@@ -454,7 +456,7 @@ def test_a_vertex_tuning_job_becomes_a_sweep(tmp_path: Path) -> None:
         "goal": "MINIMIZE",
         "hyperparameterMetricTag": "validationLoss",
         "maxTrials": 8,
-        "maxParallelTrials": 2,
+        "maxParallelTrials": 1,
         "enableTrialEarlyStopping": True,
         "params": [
             {

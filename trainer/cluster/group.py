@@ -1,7 +1,6 @@
 """Collectives of a group of members. Each either works for all members, or fails and ends the group."""
 
 import json
-import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp
+
+from trainer.contract.errors import first_line
 
 
 class GroupFailed(Exception):
@@ -131,8 +132,3 @@ class MemberGroup:
         if members is not None:
             with suppress(Exception):
                 members.abort(errored=False)
-
-
-def first_line(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"\[/[^]]*\] ", "", first)[:160]  # without the place in torch's sources

@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.cluster import lease
-from trainer.cluster.group import first_line
 from trainer.cluster.host import Host
 from trainer.cluster.lease import Lease
+from trainer.contract.errors import first_line
 from trainer.storage.base import Storage
 
 os.environ.setdefault("RUST_LOG", "error")  # before torchft is imported

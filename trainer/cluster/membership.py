@@ -24,10 +24,11 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainer.cluster.announcement import NOTHING, Announcement, Position
-from trainer.cluster.group import GroupFailed, MemberGroup, first_line
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.host import Host
 from trainer.cluster.lease import NoProgress
 from trainer.cluster.lighthouse import AVAILABLE, Lighthouse, Stopping
+from trainer.contract.errors import first_line
 from trainer.contract.spec import JobSpec
 from trainer.storage.base import Storage
 

@@ -1,8 +1,8 @@
-"""Errors that a user can cause, and what makes one line of them."""
+"""Errors that a user can cause, and how any error is shortened to a line."""
 
-from collections.abc import Sequence
+import re
 
-FEW = 5  # names in a line
+_SOURCE = re.compile(r"\[/[^]]*\] ")  # the place in torch's own sources
 
 
 class InputError(Exception):
@@ -10,11 +10,10 @@ class InputError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type's name if it has none; at most 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of what an error says, to be put into a sentence: at most 200 characters, no full stop.
 
-
-def few(names: Sequence[str], others: str = "more") -> str:
-    """Return the first names as `a, b and 3 more`, and `none` if there are none. others: a word for the rest."""
-    line = ", ".join(names[:FEW]) or "none"
-    return line + (f" and {len(names) - FEW} {others}" if len(names) > FEW else "")
+    The type's name stands for an error without words. Google's errors say it in `message`, without the HTTP status.
+    """
+    words = str(getattr(error, "message", None) or error).strip()
+    first = words.splitlines()[0] if words else type(error).__name__
+    return _SOURCE.sub("", first)[:200].rstrip(".: ")

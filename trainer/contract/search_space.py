@@ -55,6 +55,11 @@ def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, posi
             "sweep.enableTrialEarlyStopping: compares validation losses; use hyperparameterMetricTag: validationLoss,"
             " or remove it"
         )
+    if sweep.max_parallel_trials > 1:
+        found.append(
+            f"sweep.maxParallelTrials: found {sweep.max_parallel_trials}, but all machines train one trial after the"
+            " other; use 1, or remove it"
+        )
     return found
 
 

@@ -1,10 +1,13 @@
-"""A run's settings in the stack file's words, and how two runs differ. No torch here."""
+"""A run's settings in the stack file's words, and how two runs differ."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.contract.spec import Hardware, JobSpec
+from trainer.contract.spec import Hardware, JobSpec, Role
+
+# The key of trainingInput that names the machine type of a role.
+TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,7 @@ def settings(spec: JobSpec) -> list[RunSetting]:
         found.append(RunSetting(section, key, written(value), value == default))
 
     for role, hardware in spec.hardware.items():
-        key = {"master": "masterType", "worker": "workerType", "ps": "parameterServerType"}[role]
-        add("trainingInput", key, describe(hardware), None)
+        add("trainingInput", TYPE_KEYS[role], describe(hardware), None)
     add("trainingInput", "workerCount", spec.cluster.workers, None)
     add("trainingInput", "parameterServerCount", spec.cluster.parameter_servers, None)
     add("trainingInput", "minWorkers", spec.cluster.min_workers, 0)

@@ -5,12 +5,13 @@ reads it back. Keys are camelCase in both files and snake_case in Python.
 """
 
 import hashlib
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 Role = Literal["master", "worker", "ps"]
+ROLES: tuple[Role, ...] = get_args(Role)
 Task = Literal["text", "translation", "sentiment", "questions"]
 # layers, heads, width of the published GPT-2 models (Radford et al. 2019), and one for a laptop.
 SIZES: dict[str, tuple[int, int, int]] = {

@@ -19,7 +19,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from trainer.contract.errors import InputError
+from trainer.contract.errors import InputError, first_line
 from trainer.contract.spec import END_OF_TEXT, Data
 from trainer.data.text import pieces
 from trainer.storage.base import StorageError
@@ -83,7 +83,7 @@ def gpt2(folder: str | None) -> Tokenizer:
             files = {name: _from_hub(GPT2_HUB, name) for name in GPT2_FILES[0]}
         except OSError as error:
             raise InputError(
-                f"data.tokenizer gpt2: the hub cannot give its vocabulary ({_first_line(error)}):"
+                f"data.tokenizer gpt2: the hub cannot give its vocabulary ({first_line(error)}):"
                 " set data.vocabularyPath to a folder with vocab.json and merges.txt"
             ) from None
         return _from_files(GPT2_HUB, lambda name: files[name].read_bytes(), GPT2_FILES[0], GPT2_SHA256)
@@ -117,7 +117,7 @@ def from_checkpoint(where: str | None) -> Tokenizer:
             raise FileNotFoundError("there is no such folder")
     except (OSError, StorageError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.vocabularyPath {where}: no tokenizer.json there ({_first_line(error)}):"
+            f"data.vocabularyPath {where}: no tokenizer.json there ({first_line(error)}):"
             " give a folder, gs://… or hub id that has one"
         ) from None
     return parse_tokenizer(content, f"data.vocabularyPath {where}")
@@ -131,7 +131,7 @@ def parse_tokenizer(content: str, name: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing more exact
-        raise InputError(f"{name}: tokenizer.json cannot be read ({_first_line(error)}): fetch it again") from None
+        raise InputError(f"{name}: tokenizer.json cannot be read ({first_line(error)}): fetch it again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     entries = tokenizer.get_vocab_size()
@@ -237,8 +237,7 @@ def _from_files(
         raise
     except Exception as error:  # the library raises nothing more exact
         raise InputError(
-            f"data.vocabularyPath {where}: {' and '.join(names)} cannot be read ({_first_line(error)}):"
-            " fetch them again"
+            f"data.vocabularyPath {where}: {' and '.join(names)} cannot be read ({first_line(error)}): fetch them again"
         ) from None
     if sha256 and hashlib.sha256(listed.encode()).hexdigest() != sha256:
         raise InputError(
@@ -265,8 +264,4 @@ def _from_hub(repository: str, name: str) -> Path:
     except LocalEntryNotFoundError:
         raise OSError("the hub cannot be reached") from None
     except Exception as error:  # of many types: no such repository, a private one, a proxy
-        raise OSError(f"{type(error).__name__}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise OSError(f"{type(error).__name__}: {first_line(error)}") from None

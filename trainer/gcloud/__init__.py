@@ -1,1 +1,1 @@
-"""Google Cloud's login and REST, for trainer/, infra/ and scripts/."""
+"""Log in to Google Cloud and call its REST APIs, for trainer/, infra/ and scripts/."""

@@ -1,6 +1,6 @@
-"""Google's REST APIs, for what no library here covers: one authorized session and one way to call.
+"""Call those of Google's REST APIs for which no library is installed, with one authorized session.
 
-Each call names its method as Google's discovery documents do, so that tests can hold it against them.
+Each call names its method as Google's discovery documents do, so that tests can compare it with them.
 """
 
 import os
@@ -15,9 +15,9 @@ from google.auth.transport.requests import AuthorizedSession
 from trainer.gcloud.login import KEY_FILE, LOGIN, key_file_problem, no_key_file
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-TIMEOUT = (10.0, 60.0)  # seconds to connect, and between bytes
+TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
 CHECK_NETWORK = "check the network"
-# What a library's words mean; the first that fits.
+# What the words of a library's error mean; the first that fits counts.
 NETWORK = (
     ("proxy", "the proxy does not let it through"),
     ("resolve", "its name is not found"),
@@ -25,7 +25,7 @@ NETWORK = (
     ("timed out", "no answer in time"),
     ("certificate", "its certificate is not trusted"),
 )
-# What an error says where a project has not enabled an API.
+# Words of an error where a project has not enabled an API.
 API_OFF = ("SERVICE_DISABLED", "has not been used in project", "it is disabled")
 BASES = {
     "artifactregistry": "https://artifactregistry.googleapis.com/v1/",
@@ -43,7 +43,7 @@ BASES = {
 class ApiError(Exception):
     """One line for a person: what Google was asked, what it answered, what to do.
 
-    `status` is HTTP's; 0 where no question was answered, for want of a network or of a login.
+    status: HTTP's, or 0 if there was no answer because the network or a login is missing.
     """
 
     def __init__(self, line: str, status: int = 0) -> None:
@@ -55,7 +55,7 @@ class GoogleApi:
     """Calls with application default credentials. Threads may share it."""
 
     def __init__(self) -> None:
-        """Raises ApiError where nobody is logged in."""
+        """Raises ApiError if nobody is logged in."""
         if why := key_file_problem():
             raise ApiError(why)
         try:
@@ -75,7 +75,15 @@ class GoogleApi:
         query: dict[str, Any] | None = None,
         body: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The answer's JSON. `path` follows the service's base, such as projects/P/zones. Raises ApiError."""
+        """Call a method and return the JSON of its answer. Raises ApiError.
+
+        Args:
+            service: A key of BASES.
+            verb: HTTP's, such as GET.
+            path: The part of the URL after the service's base, such as projects/P/zones.
+            query: The parameters of the URL.
+            body: The JSON to send.
+        """
         url = base(service) + path
         try:
             answer = self._session.request(verb, url, params=query, json=body, timeout=TIMEOUT)
@@ -86,13 +94,13 @@ class GoogleApi:
         if not answer.ok:
             raise ApiError(f"{service} {verb} {path}: {answer.status_code}, {_said(answer)}", answer.status_code)
         try:
-            found: dict[str, Any] = answer.json() if answer.content else {}
+            content: dict[str, Any] = answer.json() if answer.content else {}
         except ValueError:
             raise ApiError(f"Google cannot be reached (something else answers in its place); {CHECK_NETWORK}") from None
-        return found
+        return content
 
     def pages(self, service: str, path: str, key: str, query: dict[str, Any] | None = None) -> list[Any]:
-        """All items under `key` of a listing, whatever the number of its pages. Raises ApiError."""
+        """Return all items under `key` of a listing, whatever the number of its pages. Raises ApiError."""
         items: list[Any] = []
         token = ""
         while True:
@@ -103,13 +111,13 @@ class GoogleApi:
 
 
 def base(service: str) -> str:
-    """Where a service answers; gcloud's own variable can lead elsewhere, such as to a private endpoint."""
+    """Return the base URL of a service; gcloud's own variable can name another, such as a private endpoint."""
     override = os.environ.get(f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{service.upper()}")
     return f"{override.rstrip('/')}/" if override else BASES[service]
 
 
 def _unanswered(error: Exception) -> str:
-    """Why a question got no answer: the network or the login, each with its own remedy."""
+    """Return why a call got no answer, the network or the login, each with its own remedy."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:

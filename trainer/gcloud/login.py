@@ -1,4 +1,4 @@
-"""Find the credentials of Google Cloud, and say what is wrong with them."""
+"""Say what is wrong with the credentials of Google Cloud, and what to do."""
 
 import json
 import os
@@ -9,20 +9,21 @@ KEY_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 
 
 def key_file_problem() -> str:
-    """What is wrong with the key file that the environment names; empty if nothing is, or if it names none."""
+    """Return what is wrong with the key file that the environment names; "" if nothing is, or if it names none."""
     if not (path := os.environ.get(KEY_FILE)):
         return ""
     try:
-        found = json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_bytes())
     except OSError as error:
         return no_key_file(path, f"which cannot be read ({error.strerror})")
     except ValueError:
         return no_key_file(path, "which is not JSON")
-    if not isinstance(found, dict) or "type" not in found:
+    if not isinstance(content, dict) or "type" not in content:
         return no_key_file(path, "which has no `type`, as every key file has")
     return ""
 
 
 def no_key_file(path: str, why: str) -> str:
+    """Return the line for a key file that cannot be used. why: such as "which is not JSON"."""
     fix = "name a key file there, or unset it and run `gcloud auth application-default login`"
     return f"{KEY_FILE} names {path}, {why}; {fix}"

@@ -80,7 +80,7 @@ class Supervisor:
         """Write machines/<name>.json. Computing continues while the bucket does not answer."""
         with self._lock:
             update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
-            self._status = history.continued(self._status, self._status.model_copy(update=update), self._notice)
+            self._status = history.after_report(self._status, self._status.model_copy(update=update), self._notice)
             body = json.dumps(self._status.to_json()).encode()
             try:
                 self._storage.write(paths.machine(self._spec.run, self._status.name), body)
@@ -176,7 +176,7 @@ class Supervisor:
         with suppress(StorageError, OSError, ValidationError):
             path = paths.machine(self._spec.run, self._status.name)
             self._former = MachineStatus.model_validate_json(self._storage.read(path))
-        self._status = history.begun(self._former, self._status)
+        self._status = history.after_boot(self._former, self._status)
 
     def run(self) -> int:
         """Run until the run is over, this machine must leave, or nothing more can be tried; return the exit code."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from trainer.contract import paths
-from trainer.contract.errors import InputError, few
+from trainer.contract.errors import InputError
+from trainer.contract.wording import few
 from trainer.data.prepared import cache_folder
 from trainer.storage import manifest as manifests
 from trainer.storage.base import Storage

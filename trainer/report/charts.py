@@ -1,7 +1,7 @@
-"""Curves as paths: what of a chart is arithmetic. The page draws them (trainer/report/page.html).
+"""Compute the paths, ticks and labels of a chart. The page draws them (trainer/report/page.html).
 
-A plot is WIDTH x HEIGHT units that the page stretches to the place it has; its lines keep their width, and labels are
-text beside it, so that nothing gets small on a phone.
+A plot has WIDTH x HEIGHT units, which the page stretches to the space that it has. The page keeps the lines' width and
+writes labels as text around the plot, so that they stay readable on a phone.
 """
 
 import math
@@ -10,30 +10,30 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 WIDTH, HEIGHT = 2000, 1000
-BUCKETS = 400  # of a line that has more points: of each, those that matter are drawn
-WINDOWS = 60  # a smoothed line is a mean over about such a part of all points
+BUCKETS = 400  # parts of the x axis, in each of which thinned() keeps four points
+WINDOWS = 60  # a smoothed line is a mean over about this fraction of all points: 1 / 60
 UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
-STOPS = 200  # places at which a pointer reads values
+STOPS = 200  # most positions at which a pointer reads values
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Series:
-    """style: "raw" (thin), "line" or "dots" (a line with a dot at each point). tint: which of the page's colours."""
+    """The points of one line before they are scaled to the plot."""
 
     name: str
-    style: str
+    style: str  # "raw" (thin), "line" or "dots" (a line with a dot at each point)
     points: Sequence[Point]  # by x
-    tint: int = 0
+    tint: int = 0  # an index into the page's colours
 
 
 @dataclass(frozen=True)
-class Line:
+class DrawnLine:
     name: str
-    style: str
+    style: str  # as in Series
     tint: int
-    path: str
-    dots: str
+    path: str  # of SVG, in units of the plot
+    dots: str  # a path of SVG, too
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Chart:
     key: str
     title: str
     unit: str
-    description: str  # for those who do not see it
-    lines: list[Line]
+    description: str  # for screen readers
+    lines: list[DrawnLine]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    marks: list[Tick] = field(default_factory=list)  # moments, by x
-    stops: list[tuple[int, str]] = field(default_factory=list)  # (x in units, what is read there), by x
+    marks: list[Tick] = field(default_factory=list)  # events, by x
+    stops: list[tuple[int, str]] = field(default_factory=list)  # (x in units, the values there as text), by x
 
 
 def chart(
@@ -66,34 +66,46 @@ def chart(
     logarithmic: bool = False,
     marks: Sequence[tuple[float, str]] = (),
 ) -> Chart | None:
-    """None if there is no point to draw. last: the x axis goes from 0 to it; zero: the y axis begins at 0."""
+    """Return a chart, or None if there is no point to draw.
+
+    Args:
+        key: a name for the page's elements.
+        title: the heading.
+        unit: the unit of all values.
+        series: the lines.
+        last: the end of the x axis, which begins at 0.
+        zero: whether the y axis begins at 0.
+        logarithmic: whether the y axis is logarithmic. Values up to 0 are then left out.
+        marks: (x, label) of events.
+    """
+    # Choose the axes.
     drawn = [Series(s.name, s.style, _drawable(s.points, logarithmic), s.tint) for s in series]
     drawn = [s for s in drawn if s.points]
     values = [y for s in drawn for _, y in s.points]
     if not values:
         return None
-    marks_y = _log_ticks(min(values), max(values)) if logarithmic else _ticks(0 if zero else min(values), max(values))
-    if all(y == round(y) for y in values):  # a count
-        marks_y = [tick for tick in marks_y if tick == round(tick)]
-    low, high = marks_y[0], marks_y[-1]
+    lowest = 0 if zero else min(values)
+    y_ticks = _log_ticks(min(values), max(values)) if logarithmic else _ticks(lowest, max(values))
+    if all(y == round(y) for y in values):  # the values are counts
+        y_ticks = [tick for tick in y_ticks if tick == round(tick)]
+    low, high = y_ticks[0], y_ticks[-1]
     last = max(last, max(x for s in drawn for x, _ in s.points), 1)
 
-    def down(y: float) -> float:
+    def from_top(y: float) -> float:
+        """Return a value's distance from the top of the plot, from 0 to 1."""
         if logarithmic:
             y, bottom, top = math.log(y), math.log(low), math.log(high)
         else:
             bottom, top = low, high
         return (top - y) / (top - bottom)
 
-    def place(points: Sequence[Point]) -> list[tuple[int, int]]:
-        return [(round(x / last * WIDTH), round(down(y) * HEIGHT)) for x, y in points]
-
+    # Scale the lines to the plot.
     lines = []
     for s in drawn:
-        at = place(thinned(s.points))
-        path = "M" + "L".join(f"{x} {y}" for x, y in at) if len(at) > 1 else ""
-        dots = "".join(f"M{x} {y}h0" for x, y in at) if s.style == "dots" or len(at) == 1 else ""
-        lines.append(Line(s.name, s.style, s.tint, path, dots))
+        scaled = [(round(x / last * WIDTH), round(from_top(y) * HEIGHT)) for x, y in thinned(s.points)]
+        path = "M" + "L".join(f"{x} {y}" for x, y in scaled) if len(scaled) > 1 else ""
+        dots = "".join(f"M{x} {y}h0" for x, y in scaled) if s.style == "dots" or len(scaled) == 1 else ""
+        lines.append(DrawnLine(s.name, s.style, s.tint, path, dots))
     return Chart(
         key=key,
         title=title,
@@ -101,27 +113,29 @@ def chart(
         description=_description(drawn, unit),
         lines=lines,
         x_ticks=[Tick(100 * x / last, compact(x)) for x in _ticks(0, last, inside=True)],
-        y_ticks=[Tick(100 * down(y), label) for y, label in zip(marks_y, _labels(marks_y, logarithmic), strict=True)],
-        marks=[Tick(100 * x / last, words) for x, words in marks],
+        y_ticks=[
+            Tick(100 * from_top(y), label) for y, label in zip(y_ticks, _labels(y_ticks, logarithmic), strict=True)
+        ],
+        marks=[Tick(100 * x / last, label) for x, label in marks],
         stops=_stops(drawn, last),
     )
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """Each point's mean with its neighbours."""
+    """Return the points with each y replaced by the mean of it and its neighbours."""
     reach = max(len(points) // WINDOWS // 2, 1)
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
-    found = []
+    means = []
     for i, (x, _) in enumerate(points):
-        near = min(reach, i, len(points) - 1 - i)  # as many on either side, or the ends would lean inwards
-        found.append((x, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
-    return found
+        near = min(reach, i, len(points) - 1 - i)  # equally many on both sides, so that the ends are not biased
+        means.append((x, (sums[i + near + 1] - sums[i - near]) / (2 * near + 1)))
+    return means
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """Of each of BUCKETS parts of the x axis the first, lowest, highest and last point: no spike is lost."""
+    """Return the first, lowest, highest and last point of each of BUCKETS parts of the x axis. No spike is lost."""
     if len(points) <= 4 * BUCKETS:
         return list(points)
     start, width = points[0][0], (points[-1][0] - points[0][0]) / BUCKETS or 1
@@ -136,7 +150,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def compact(value: float) -> str:
-    """For an axis: `0`, `250`, `2,500`, `14.2k`, `0.003`, `3e-05`."""
+    """Return a number for an axis: `0`, `250`, `2,500`, `14.2k`, `0.003`, `3e-05`."""
     size, unit = next(((size, unit) for size, unit in UNITS if value >= max(size, 10_000)), (1.0, ""))
     return f"{value / size:.4g}{unit}" if unit else _precise(value)
 
@@ -146,7 +160,7 @@ def _drawable(points: Sequence[Point], logarithmic: bool) -> list[Point]:
 
 
 def _ticks(low: float, high: float, inside: bool = False) -> list[float]:
-    """Round numbers around low to high, or inside of them; about five."""
+    """Return about five round numbers that enclose low to high, or with `inside` are between them."""
     if high <= low:
         high = low + (abs(low) or 1)
     rough = (high - low) / 4
@@ -158,7 +172,7 @@ def _ticks(low: float, high: float, inside: bool = False) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Of 1, 2, 5 times powers of ten, or of powers of ten alone, those around low to high: about five."""
+    """Return about five numbers that enclose low to high: 1, 2, 5 times powers of ten, or powers of ten alone."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     if last - first <= 2:
         ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
@@ -170,7 +184,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _labels(ticks: Sequence[float], logarithmic: bool) -> list[str]:
-    """All with as many decimals as tell them apart, or all in one unit, where they are of one size."""
+    """Return the ticks' labels.
+
+    Ticks of a similar size all get the fewest decimals that distinguish them, or all the same unit.
+    """
     if logarithmic:
         return [f"{tick:.0e}" if tick >= 1e6 else compact(tick) for tick in ticks]
     steps = [b - a for a, b in pairwise(ticks)]
@@ -182,16 +199,16 @@ def _labels(ticks: Sequence[float], logarithmic: bool) -> list[str]:
 
 
 def _stops(series: Sequence[Series], last: float) -> list[tuple[int, str]]:
-    """What a pointer reads: the values of all series at places that are spread over the axis."""
-    places = sorted({x for s in series for x, _ in s.points})
-    every = max(1, math.ceil(len(places) / STOPS))
-    chosen = {*places[::every], *places[-1:], *(x for s in series if s.style == "dots" for x, _ in s.points[:STOPS])}
+    """Return (x in units, text) of positions spread over the axis. The text gives the values of all series there."""
+    positions = sorted({x for s in series for x, _ in s.points})
+    every = max(1, math.ceil(len(positions) / STOPS))
+    dots = {x for s in series if s.style == "dots" for x, _ in s.points[:STOPS]}
     values = [(s.name, dict(s.points)) for s in series]
-    found = []
-    for x in sorted(chosen):
-        read = [f"{name} {_precise(known[x])}" for name, known in values if x in known]
-        found.append((round(x / last * WIDTH), f"step {x:,.0f}: " + ", ".join(read)))
-    return found
+    stops = []
+    for x in sorted({*positions[::every], *positions[-1:], *dots}):
+        readings = [f"{name} {_precise(points[x])}" for name, points in values if x in points]
+        stops.append((round(x / last * WIDTH), f"step {x:,.0f}: " + ", ".join(readings)))
+    return stops
 
 
 def _precise(value: float) -> str:
@@ -199,6 +216,6 @@ def _precise(value: float) -> str:
 
 
 def _description(series: Sequence[Series], unit: str) -> str:
-    known = [s for s in series if s.style != "raw"] or series
-    ends = (f"{s.name} from {_precise(s.points[0][1])} to {_precise(s.points[-1][1])}" for s in known)
+    described = [s for s in series if s.style != "raw"] or series
+    ends = (f"{s.name} from {_precise(s.points[0][1])} to {_precise(s.points[-1][1])}" for s in described)
     return "; ".join(ends) + (f", in {unit}" if unit else "")

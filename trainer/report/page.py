@@ -1,12 +1,12 @@
-"""runs/<run>/report.html: how a run went, as one page that needs nothing else. Made at each end, and by scripts.report.
+"""Write runs/<run>/report.html: a page that shows how a run went, and that loads no other file.
 
-All that is put into the page is escaped: log lines, reasons and samples may hold anything. Its policy allows no
-request and no script but its own. No torch here.
+The master writes it each time the run ends, and scripts.report at any time. Everything that is put into the page is
+escaped, because log lines, reasons and samples may contain anything. The page's content security policy allows no
+request and no script but its own.
 """
 
 import base64
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -21,7 +21,8 @@ from jinja2 import Environment, StrictUndefined
 from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.settings import changes, describe, settings, written
-from trainer.contract.spec import JobSpec, Role
+from trainer.contract.spec import JobSpec
+from trainer.contract.wording import ROLE_PLURALS, duration, printable
 from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
@@ -34,13 +35,9 @@ from trainer.runs.trials import Trial, best_trial, read_trials, trained_spec
 from trainer.storage.base import Storage
 
 PAGE = Path(__file__).with_name("page.html")
-LAST_RECORDS = 10.0  # seconds that the last records of a run are waited for
-LEAST = "at least "
-SAMPLES = 6  # that are shown at once; the others unfold
-ROLES: dict[Role, str] = {"master": "master", "worker": "workers", "ps": "parameter servers"}
-CONTROL = re.compile(
-    r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]"
-)  # what colours and progress bars leave in a log
+LAST_RECORDS_SECONDS = 10.0  # how long write_page() waits for the last records of a run
+AT_LEAST = "at least "
+SHOWN_SAMPLES = 6  # the others are folded
 
 
 @dataclass(frozen=True)
@@ -49,49 +46,58 @@ class CostLine:
     hardware: str
     machines: int
     hours: str
-    price: str  # an hour of one machine
+    price: str  # per hour and machine
     dollars: str
-    each: list[tuple[str, str, str]]  # (name, hours, dollars) of every machine
+    each: list[tuple[str, str, str]]  # (name, hours, dollars) of each machine
 
 
 def write_page(storage: Storage, run: str) -> None:
-    """Makes the page of a run that has ended, beside its other files."""
-    end = time.monotonic() + LAST_RECORDS
-    while not _told(storage, run) and time.monotonic() < end:
+    """Write the page of a run that has ended into the run's folder of the bucket."""
+    end = time.monotonic() + LAST_RECORDS_SECONDS
+    while not _last_records_written(storage, run) and time.monotonic() < end:
         time.sleep(0.5)
     storage.write(paths.report(run), render_page(storage, run).encode())
 
 
-def _told(storage: Storage, run: str) -> bool:
-    """Whether the last step's evaluation can be read: where servers write records, a success is known before."""
+def _last_records_written(storage: Storage, run: str) -> bool:
+    """Return whether the evaluation of the last step can be read.
+
+    If parameter servers write the records, the run's success is known earlier than its last records.
+    """
     newest = outcome.read(storage, run, outcome.NEWEST_FILES)
-    if newest.spec.sweep is not None:  # it has no records of its own, and its trials' reports waited for theirs
+    if newest.spec.sweep is not None:  # a sweep has no records of its own, and each trial's report waited for its own
         return True
     last = newest.evaluations[-1].step if newest.evaluations else 0
     return newest.state != "SUCCEEDED" or last >= newest.spec.hyperparameters.steps
 
 
 def render_page(storage: Storage, run: str, compare: Sequence[str] = ()) -> str:
-    """The page of a run; the curves of `compare` lie over its own.
+    """Return the page of a run, as HTML. The curves of the runs `compare` are drawn together with its own.
 
-    Raises FileNotFoundError if one of them is not declared, ValidationError for another version's job.json.
+    Raise FileNotFoundError if one of the runs is not declared, ValidationError if its job.json is of another version.
     """
     this = outcome.read(storage, run)
     trials = read_trials(storage, run) if this.spec.sweep else []
-    if this.spec.sweep and (best := best_trial(this.spec.sweep, trials)):  # its curves are the sweep's
-        of = outcome.read(storage, paths.trial_id(run, best.number))
-        this = replace(this, steps=of.steps, evaluations=of.evaluations, attempts=of.attempts, samples=of.samples)
+    if this.spec.sweep and (best := best_trial(this.spec.sweep, trials)):  # show the best trial's curves
+        best_run = outcome.read(storage, paths.trial_id(run, best.number))
+        this = replace(
+            this,
+            steps=best_run.steps,
+            evaluations=best_run.evaluations,
+            attempts=best_run.attempts,
+            samples=best_run.samples,
+        )
     named = [outcome.read(storage, other) for other in compare if other != run]
-    known = {each.spec.run for each in named}
-    rest = [each for each in outcome.others(storage, run) if each.spec.run not in known]
+    named_runs = {each.spec.run for each in named}
+    rest = [each for each in outcome.others(storage, run) if each.spec.run not in named_runs]
     return render(this, named, rest, time.time(), trials, _truncated(storage, trained_spec(storage, this.spec)))
 
 
 def _truncated(storage: Storage, spec: JobSpec) -> int:
-    """How many training examples lost the beginning of their prompt."""
+    """Return how many training examples lost the beginning of their prompt."""
     if spec.data.format != "pairs":
         return 0
-    with suppress(InputError):  # damaged since: the page is made all the same
+    with suppress(InputError):  # the data may be damaged since; the page is made without this number
         prepared = find_prepared(storage, spec.data, spec.fingerprint)
         return prepared.truncated("train", spec.hyperparameters.sequence_length) if prepared else 0
     return 0
@@ -105,9 +111,15 @@ def render(
     trials: Sequence[Trial] = (),
     truncated: int = 0,
 ) -> str:
-    """named: runs whose curves are shown too; rest: runs that only stand in the comparison. trials: of a sweep.
+    """Return the page as HTML.
 
-    truncated: how many training examples were longer than sequenceLength.
+    Args:
+        this: the run, with the best trial's curves if it is a sweep.
+        named: runs whose curves are shown, too.
+        rest: runs that are only in the comparison.
+        now: the time that the page names, in seconds since 1970.
+        trials: the trials of a sweep.
+        truncated: the number of training examples that were longer than sequenceLength.
     """
     template = PAGE.read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -145,14 +157,14 @@ def render(
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now)),
         words={
             "loss": loss,
-            "duration": timeline.duration,
+            "duration": duration,
             "speed": speed,
             "metric": scores.words,
             "value": written,
         },
         metric_names=scores.NAMES,
     )
-    return CONTROL.sub("", html)
+    return printable(html)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -163,7 +175,7 @@ def loss(value: float | None) -> str:
 
 
 def fixed(value: float, decimals: int) -> str:
-    """What diverges gets very large: then by its order of magnitude."""
+    """Return a number with `decimals` decimals, or in scientific notation if it is very large: losses may diverge."""
     return f"{value:,.{decimals}f}" if abs(value) < 10_000 else f"{value:.2e}"
 
 
@@ -176,23 +188,23 @@ def dollars(value: float) -> str:
 
 
 def headlines(this: Outcome) -> list[tuple[str, str, str]]:
-    """(name, value, a word more) of what one wants to know first."""
+    """Return (name, value, explanation) of the most important results."""
     hyper = this.spec.hyperparameters
     first = this.evaluations[0].validation_loss if this.evaluations else None
     tokens = this.step * hyper.batch_size * hyper.sequence_length
-    found = [
+    lines = [
         ("Validation loss", loss(this.validation), f"from {first:.4f}" if first is not None else "nats a token"),
         ("Training loss", loss(this.loss), f"mean of the last {min(outcome.RECENT, max(len(this.steps), 1))} steps"),
         ("Steps", f"{this.step:,}", f"of {hyper.steps:,}; {_big(tokens)} tokens"),
-        ("Time", timeline.duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
+        ("Time", duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
         ("Tokens a second", speed(this.tokens_per_second), _mfu(this)),
     ]
     if this.spec.hardware:
-        words = "list price × time"
-        if (sum_of := total(this)).startswith(LEAST):
-            sum_of, words = sum_of.removeprefix(LEAST), f"{LEAST}this: a price is not known"
-        found.append(("Cost", sum_of, words))
-    return found
+        cost, explanation = total(this), "list price × time"
+        if cost.startswith(AT_LEAST):
+            cost, explanation = cost.removeprefix(AT_LEAST), f"{AT_LEAST}this: a price is not known"
+        lines.append(("Cost", cost, explanation))
+    return lines
 
 
 def _attempts(this: Outcome) -> str:
@@ -212,7 +224,7 @@ def _big(count: float) -> str:
 
 
 Pick = Callable[[Record], float | None]
-FIELDS: list[tuple[str, Pick, Callable[[float], str]]] = [  # name, value, words
+FIELDS: list[tuple[str, Pick, Callable[[float], str]]] = [  # name, value, its text
     ("training loss", lambda r: r.loss, loss),
     ("tokens a second", lambda r: r.tokens_per_second, "{:,.0f}".format),
     ("seconds a step", lambda r: r.step_seconds, lambda value: fixed(value, 3)),
@@ -223,21 +235,21 @@ FIELDS: list[tuple[str, Pick, Callable[[float], str]]] = [  # name, value, words
 
 
 def _share(record: Record) -> float | None:
-    """Of a step's time, the part in which trainers waited for gradients and parameters to travel."""
+    """Return the fraction of a step's time in which trainers waited for gradients and parameters to travel."""
     if record.communication_seconds is None or not record.step_seconds:
         return None
     return min(record.communication_seconds / record.step_seconds, 1.0)
 
 
 def figures(this: Outcome) -> list[tuple[str, list[str]]]:
-    """(name, [last, lowest, highest, mean]) of what was measured."""
+    """Return (name, [last, lowest, highest, mean]) of each quantity that was measured."""
     columns: list[tuple[str, list[float], Callable[[float], str]]]
     columns = [("validation loss", _values(this.evaluations, lambda r: r.validation_loss), loss)]
-    columns += [(name, _values(this.steps, pick), words) for name, pick, words in FIELDS]
+    columns += [(name, _values(this.steps, pick), to_text) for name, pick, to_text in FIELDS]
     return [
-        (name, [words(value) for value in (known[-1], min(known), max(known), fmean(known))])
-        for name, known, words in columns
-        if known
+        (name, [to_text(value) for value in (values[-1], min(values), max(values), fmean(values))])
+        for name, values, to_text in columns
+        if values
     ]
 
 
@@ -249,6 +261,7 @@ def _values(records: Iterable[Record], pick: Pick) -> list[float]:
 
 
 def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
+    """Return the charts of a run, without those that have nothing to show."""
     last = this.spec.hyperparameters.steps
     marks = [(float(a.first), f"attempt {a.number} begins") for a in this.attempts[1:]]
 
@@ -260,92 +273,93 @@ def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
         lines = [Series("a step", "raw", points), Series("mean", "line", smoothed(points)), *more]
         return chart(key, title, unit, lines, last, marks=marks, **how)
 
+    # The losses.
     validation = Series("validation", "dots", curve(lambda r: r.validation_loss, this.evaluations), 1)
-    found = [noisy("loss", "Loss", "nats a token", lambda r: r.loss, [validation])]
+    made = [noisy("loss", "Loss", "nats a token", lambda r: r.loss, [validation])]
     if named:
-        over = [
+        compared = [
             Series(each.spec.run, "dots", curve(lambda r: r.validation_loss, each.evaluations), tint)
             for tint, each in enumerate((this, *named))
         ]
         longest = max(each.spec.hyperparameters.steps for each in (this, *named))
-        found.append(chart("compared", "Validation loss of these runs", "nats a token", over, longest))
-    found.append(noisy("speed", "Speed", "tokens a second", lambda r: r.tokens_per_second, zero=True))
+        made.append(chart("compared", "Validation loss of these runs", "nats a token", compared, longest))
+    # The optimizer and the hardware.
+    made.append(noisy("speed", "Speed", "tokens a second", lambda r: r.tokens_per_second, zero=True))
     rate = Series("learning rate", "line", curve(lambda r: r.learning_rate))
-    found.append(chart("rate", "Learning rate", "", [rate], last, zero=True, marks=marks))
-    found.append(
+    made.append(chart("rate", "Learning rate", "", [rate], last, zero=True, marks=marks))
+    made.append(
         noisy("norm", "Gradient norm", "before clipping, logarithmic", lambda r: r.gradient_norm, logarithmic=True)
     )
     percent = "% of the hardware's peak"
-    found.append(noisy("mfu", "MFU", percent, lambda r: None if r.mfu is None else 100 * r.mfu, zero=True))
+    made.append(noisy("mfu", "MFU", percent, lambda r: None if r.mfu is None else 100 * r.mfu, zero=True))
+    # The cluster.
     if any(map(_share, this.steps)):
-        found.append(
+        made.append(
             noisy(
                 "network", "Waiting for the network", "% of a step's time", lambda r: 100 * (_share(r) or 0), zero=True
             )
         )
     trainers = curve(lambda r: r.trainers)
     if len({count for _, count in trainers}) > 1:
-        found.append(chart("trainers", "Trainers", "", [Series("trainers", "line", trainers)], last, zero=True))
-    return [each for each in found if each is not None]
+        made.append(chart("trainers", "Trainers", "", [Series("trainers", "line", trainers)], last, zero=True))
+    return [each for each in made if each is not None]
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
 
 
 def costs(this: Outcome) -> list[CostLine]:
-    """A line a role."""
+    """Return a line for each role that has machines."""
     lines = []
-    for role, name in ROLES.items():
+    for role, name in ROLE_PLURALS.items():
         machines = [machine for machine in this.machines if machine.role == role]
         if not machines:
             continue
         hardware = this.spec.hardware.get(role)
-        words = "this machine"
-        if hardware is not None:
-            words = describe(hardware)
+        description = "this machine" if hardware is None else describe(hardware)
         price = hardware.usd_per_hour if hardware else None
         each = [outcome.cost(this.spec, machine) for machine in machines]
         lines.append(
             CostLine(
                 name=name,
-                hardware=words,
+                hardware=description,
                 machines=len(machines),
                 hours=f"{sum(cost.hours for cost in each):,.2f}",
                 price="unknown" if price is None else f"${price:,.4f}",
-                dollars=_paid(each),
-                each=[(m.name, f"{c.hours:,.2f}", _paid([c])) for m, c in zip(machines, each, strict=True)],
+                dollars=_sum_text(each),
+                each=[(m.name, f"{c.hours:,.2f}", _sum_text([c])) for m, c in zip(machines, each, strict=True)],
             )
         )
     return lines
 
 
 def total(this: Outcome) -> str:
-    """Of all machines; "at least" where a price is not known."""
-    return _paid([outcome.cost(this.spec, machine) for machine in this.machines])
+    """Return the cost of all machines as text, with "at least" if a price is not known."""
+    return _sum_text([outcome.cost(this.spec, machine) for machine in this.machines])
 
 
-def _paid(costs: Sequence[outcome.Cost]) -> str:
+def _sum_text(costs: Sequence[outcome.Cost]) -> str:
     known = [cost.dollars for cost in costs if cost.dollars is not None]
     if costs and not known:
         return "unknown"
-    return (LEAST if len(known) < len(costs) else "") + dollars(sum(known))
+    return (AT_LEAST if len(known) < len(costs) else "") + dollars(sum(known))
 
 
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
 def environments(this: Outcome) -> list[tuple[str, dict[str, str]]]:
-    """(names of machines, what they are): machines that are alike are told once."""
-    alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    """Return (names of machines, their environment). Machines with the same environment share an entry."""
+    names_by_environment: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for machine in this.machines:
         if machine.environment:
-            alike.setdefault(tuple(machine.environment.items()), []).append(machine.name)
-    return [(", ".join(names), dict(found)) for found, names in alike.items()]
+            names_by_environment.setdefault(tuple(machine.environment.items()), []).append(machine.name)
+    return [(", ".join(names), dict(environment)) for environment, names in names_by_environment.items()]
 
 
 def _samples(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Those that are shown, spread from the first to the last, and the rest."""
-    if len(samples) <= SAMPLES:
+    """Return the samples that are shown, spread from the first to the last, and the rest."""
+    if len(samples) <= SHOWN_SAMPLES:
         return samples, []
-    chosen = {round(i * (len(samples) - 1) / (SAMPLES - 1)) for i in range(SAMPLES)}
+    chosen = {round(i * (len(samples) - 1) / (SHOWN_SAMPLES - 1)) for i in range(SHOWN_SAMPLES)}
     return [samples[i] for i in sorted(chosen)], [s for i, s in enumerate(samples) if i not in chosen]

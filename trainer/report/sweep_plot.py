@@ -1,4 +1,4 @@
-"""A sweep's trials as a parallel plot: an axis for each parameter and one for the metric, a line for each trial."""
+"""Draw a sweep's trials as a parallel plot: an axis per parameter, one for the metric, and a line per trial."""
 
 import math
 from collections.abc import Callable
@@ -14,53 +14,55 @@ from trainer.runs.trials import Trial, best_trial
 @dataclass(frozen=True)
 class Axis:
     name: str
-    high: str  # what its upper end is
-    low: str
+    high: str  # the label of its upper end
+    low: str  # the label of its lower end
 
 
 @dataclass(frozen=True)
-class Path:
+class TrialLine:
     words: str
-    kind: str  # "best", "whole" or "broken": not trained to its end
-    points: str  # of an SVG's polyline, in units of trainer/report/charts.py
+    kind: str  # "best", "whole", or "broken" if the trial did not train to its end
+    points: str  # of an SVG polyline, in units of trainer/report/charts.py
 
 
 @dataclass(frozen=True)
 class Plot:
     axes: list[Axis]
-    paths: list[Path]  # the best one last, above the others
+    paths: list[TrialLine]  # the best one last, so that it is drawn above the others
 
 
-Scale = Callable[[ParameterValue], float]  # 0, the lower end, to 1
+Scale = Callable[[ParameterValue], float]  # returns 0 for the lower end of an axis, 1 for the upper end
 
 
 def plot(sweep: Sweep, trials: list[Trial]) -> Plot | None:
-    """None if no trial has a value. The metric's better end is the upper one."""
+    """Return the plot, or None if no trial has a value. The better end of the metric's axis is the upper one."""
     values = [trial.value for trial in trials if trial.value is not None]
     if not values:
         return None
-    made = [_axis(parameter) for parameter in sweep.params]
-    worst, finest = max(values), min(values)
+    # The axes.
+    parameter_axes = [_axis(parameter) for parameter in sweep.params]
+    worst, best = max(values), min(values)
     if sweep.goal == "MAXIMIZE":
-        worst, finest = finest, worst
-    axes = [axis for axis, _ in made]
-    axes.append(Axis(sweep.hyperparameter_metric_tag, f"{finest:.4f}", f"{worst:.4f}"))
-    first = best_trial(sweep, trials)
+        worst, best = best, worst
+    axes = [axis for axis, _ in parameter_axes]
+    axes.append(Axis(sweep.hyperparameter_metric_tag, f"{best:.4f}", f"{worst:.4f}"))
+    # A line for each trial with a value.
+    winner = best_trial(sweep, trials)
     paths = []
-    for trial in sorted((trial for trial in trials if trial.value is not None), key=lambda trial: trial == first):
+    for trial in sorted((trial for trial in trials if trial.value is not None), key=lambda trial: trial == winner):
         assert trial.value is not None
         heights = [
             scale(trial.parameters[parameter.parameter_name])
-            for parameter, (_, scale) in zip(sweep.params, made, strict=True)
+            for parameter, (_, scale) in zip(sweep.params, parameter_axes, strict=True)
         ]
-        heights.append((trial.value - worst) / (finest - worst) if finest != worst else 0.5)
+        heights.append((trial.value - worst) / (best - worst) if best != worst else 0.5)
         points = " ".join(
             f"{WIDTH * place / (len(heights) - 1):.0f},{HEIGHT * (1 - height):.0f}"
             for place, height in enumerate(heights)
         )
-        kind = "best" if trial == first else "whole" if trial.state == "SUCCEEDED" else "broken"
-        varied = ", ".join(f"{name} {written(value)}" for name, value in trial.parameters.items())
-        paths.append(Path(f"trial {trial.number}: {trial.value:.4f} with {varied}", kind, points))
+        kind = "best" if trial == winner else "whole" if trial.state == "SUCCEEDED" else "broken"
+        parameters = ", ".join(f"{name} {written(value)}" for name, value in trial.parameters.items())
+        paths.append(TrialLine(f"trial {trial.number}: {trial.value:.4f} with {parameters}", kind, points))
     return Plot(axes, paths)
 
 
@@ -68,8 +70,8 @@ def _axis(parameter: Parameter) -> tuple[Axis, Scale]:
     name = parameter.parameter_name
     listed: list[ParameterValue] = [*(parameter.categorical_values or []), *(parameter.discrete_values or [])]
     if listed:
-        places = {value: place / (len(listed) - 1) for place, value in enumerate(listed)}
-        return Axis(name, written(listed[-1]), written(listed[0])), lambda value: places[value]
+        heights = {value: i / (len(listed) - 1) for i, value in enumerate(listed)}
+        return Axis(name, written(listed[-1]), written(listed[0])), lambda value: heights[value]
     low, high = parameter.min_value, parameter.max_value
     assert low is not None
     assert high is not None

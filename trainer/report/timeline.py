@@ -1,15 +1,19 @@
-"""When a run's attempts took steps, when its machines were there, and what happened to them."""
+"""Compute when a run's attempts took steps, when its machines were present, and which events happened."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.contract.wording import duration
 from trainer.report.charts import Tick
-from trainer.runs.outcome import Outcome, stays
+from trainer.runs.outcome import Outcome, boots
 from trainer.runs.records import Event, MachineStatus
 
-EVENTS, MACHINES = 200, 40  # that are shown, the newest and those with something to tell
+SHOWN_EVENTS = 200  # the newest
+SHOWN_MACHINES = 40  # preferably those with events
 MARKS = {"exit": "a process ended", "notice": "told to leave", "lost": "lost without a word"}
-STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800]
+TICK_SECONDS = [
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800,
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Timeline:
 
 
 def timeline(this: Outcome) -> Timeline | None:
-    """None for a run that no machine was seen of."""
+    """Return the rows of a run's attempts and machines, or None if no machine ever reported."""
     began, ended = this.began, this.ended
     if began is None or ended is None:
         return None
@@ -54,6 +58,7 @@ def timeline(this: Outcome) -> Timeline | None:
     def bar(since: float, until: float, words: str, kind: Literal["attempt", "machine"]) -> Bar:
         return Bar(at(since), max(at(until) - at(since), 0.2), words, kind)
 
+    # A row for all attempts.
     attempts = [
         bar(
             a.began,
@@ -64,49 +69,43 @@ def timeline(this: Outcome) -> Timeline | None:
         for a in this.attempts
     ]
     rows = [Row("steps", attempts, [])]
+    # A row for each machine.
     shown = _shown(this.machines)
     for machine in shown:
-        there = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in stays(machine)]
+        present = [bar(a, b, f"{machine.name} was there for {duration(b - a)}", "machine") for a, b in boots(machine)]
         marks = [
-            Mark(at(e.time), e.kind, f"{duration(e.time - began)} {what(e)}")
+            Mark(at(e.time), e.kind, f"{duration(e.time - began)} {event_text(e)}")
             for e in machine.history
             if e.kind in MARKS
         ]
-        rows.append(Row(machine.name, there, marks))
-    step = next((s for s in STEPS if length / s <= 6), STEPS[-1])
+        rows.append(Row(machine.name, present, marks))
+    # At most six ticks.
+    step = next((s for s in TICK_SECONDS if length / s <= 6), TICK_SECONDS[-1])
     ticks = [Tick(at(began + s), duration(s)) for s in range(0, int(length) + 1, step)]
     return Timeline(rows, ticks, len(this.machines) - len(shown))
 
 
 def _shown(machines: list[MachineStatus]) -> list[MachineStatus]:
-    """All, or of very many those to which something happened, and the first ones."""
-    if len(machines) <= MACHINES:
+    """Return the machines to show: all, or SHOWN_MACHINES, first those with events and then the first of the others."""
+    if len(machines) <= SHOWN_MACHINES:
         return machines
     order = sorted(machines, key=lambda m: not any(event.kind in MARKS for event in m.history))
-    chosen = {machine.name for machine in order[:MACHINES]}
+    chosen = {machine.name for machine in order[:SHOWN_MACHINES]}
     return [machine for machine in machines if machine.name in chosen]
 
 
 def events(this: Outcome) -> list[tuple[float, str, str]]:
-    """(seconds since the beginning, who, what), in order of time; of very many the newest."""
+    """Return the newest events in order of time: (seconds since the run began, the machine or "run", the event)."""
     began = this.began or 0.0
-    found = [(event.time - began, m.name, what(event)) for m in this.machines for event in m.history]
-    found += [(a.began - began, "run", f"attempt {a.number} took its first step, {a.first:,}") for a in this.attempts]
+    rows = [(event.time - began, m.name, event_text(event)) for m in this.machines for event in m.history]
+    rows += [(a.began - began, "run", f"attempt {a.number} took its first step, {a.first:,}") for a in this.attempts]
     for notice in this.notices:
-        words = f"the checkpoint of step {notice.step:,} was whole {notice.notice_seconds:.1f} s after the notice"
-        found.append((notice.time - began, "run", words))
-    return sorted(found)[-EVENTS:]
+        text = f"the checkpoint of step {notice.step:,} was whole {notice.notice_seconds:.1f} s after the notice"
+        rows.append((notice.time - began, "run", text))
+    return sorted(rows)[-SHOWN_EVENTS:]
 
 
-def what(event: Event) -> str:
+def event_text(event: Event) -> str:
+    """Return an event as text: its kind, and what the machine reported about it."""
     words = {"started": "started", "back": "came back", "left": "left"} | MARKS
     return words[event.kind] + (f": {event.words}" if event.words else "")
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:05`, `3:04:05`, `2d 03:04`."""
-    whole = max(round(seconds), 0)
-    minutes, hours, days = whole // 60 % 60, whole // 3600 % 24, whole // 86400
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}"
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,1 +1,1 @@
-"""The records of a run in its bucket: status, metrics, samples, scores, trials."""
+"""Read and write what a run records in its bucket: status, metrics, samples, scores, trials."""

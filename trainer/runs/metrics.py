@@ -1,8 +1,8 @@
-"""Metrics as JSON lines and TensorBoard events below runs/<run>/metrics/.
+"""Write a run's metrics as JSON lines and as TensorBoard's events.
 
-Objects in a bucket cannot be appended to, so the newest segment is written again, whole, every few seconds, and a
-new segment begins when it is large. Every trainer collects records; only the leader writes, so that the others
-can fill in what it had not written yet when it was lost. trainer/runs/metrics_reader.py reads them.
+Nothing can be appended to an object in a bucket, so the newest file is written again as a whole every few seconds, and
+a new file begins when it is large. Every trainer collects records, but only the leader writes them; the others can
+fill in what a leader had not written when it was lost. trainer/runs/metrics_reader.py reads them.
 """
 
 import json
@@ -17,19 +17,21 @@ from trainer.runs.records import Record
 from trainer.storage.base import Storage
 
 FLUSH = 2.0  # seconds
-LAST = 12.0  # seconds that the last records are tried for at the end: less than a machine has that was told to leave
-SEGMENT = 256 * 1024  # bytes
+LAST_TRIES = 12.0  # seconds to try to write the last records: fewer than a machine has that is asked to leave
+SEGMENT = 256 * 1024  # bytes of a file, after which a new one begins
 
 
 class Metrics:
+    """The records of one member, written in the background until close()."""
+
     def __init__(self, storage: Storage, run: str, name: str, log: Callable[[str], None]) -> None:
         self._storage, self._run, self._name, self._log = storage, run, name, log
-        self._pending: deque[Record] = deque(maxlen=1000)  # not written; bounded on those that never lead
+        self._pending: deque[Record] = deque(maxlen=1000)  # not written yet; bounded, as some members never lead
         self._segment: list[str] = []
         self._size = self._count = 0
-        self._shown: list[Record] = []  # written, and not in TensorBoard's files yet
+        self._shown: list[Record] = []  # written, but not in TensorBoard's files yet
         self._leads = self._fill = False
-        self._begun = int(time.time())  # in the names of files: a process that was restarted writes over none
+        self._begun = int(time.time())  # in file names, so that a process that was restarted overwrites none
         self._board: Any = None
         self._writing = threading.Lock()
         self._wake, self._closed = threading.Event(), False
@@ -41,7 +43,7 @@ class Metrics:
         self._pending.append(record)
 
     def fill_in(self) -> None:
-        """Write what this member has, now: another goes on from its state, and perhaps nobody else has the records.
+        """Write the records of this member now: another continues from its state, and perhaps nobody else has them.
 
         If that fails, it is tried again in the background.
         """
@@ -49,17 +51,17 @@ class Metrics:
         self.flush()
 
     def flush(self) -> None:
-        """Write what there is now. If that fails it is said, and the records are kept for the next time."""
+        """Write all records now. If that fails, log it and keep the records for the next time."""
         with self._writing:
             try:
                 if self._pending:
                     self._flush()
                 self._fill = False
-            except Exception as error:  # storage away, disk full
+            except Exception as error:  # the storage is away, or the disk is full
                 self._log(f"metrics could not be written ({error}); trying again")
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the records that are left, and end the thread."""
         self._closed = True
         self._wake.set()
         self._thread.join()
@@ -68,11 +70,11 @@ class Metrics:
         closing = False
         while not closing:
             self._wake.wait(FLUSH)
-            closing = self._closed  # read before the last flush, which then has everything
+            closing = self._closed  # read before the last flush, which then writes everything
             if self._leads or self._fill:
                 self.flush()
             self._tensorboard()
-        end = time.monotonic() + LAST
+        end = time.monotonic() + LAST_TRIES
         while (self._leads or self._fill) and self._pending and time.monotonic() < end:  # nobody else may have them
             time.sleep(0.5)
             self.flush()

@@ -1,4 +1,4 @@
-"""What a run left in its bucket, read back for its report. No torch here."""
+"""Read what a run left in its bucket, for its report and for the trials of a sweep."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import fmean, median
 from pydantic import ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import JobSpec, Role
+from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs import history, samples, scores
 from trainer.runs.metrics_reader import Attempt, read_metrics
 from trainer.runs.records import Event, MachineStatus, Record, Status
@@ -16,19 +16,18 @@ from trainer.runs.scores import Scores
 from trainer.runs.status import read_spec, read_status
 from trainer.storage.base import Storage
 
-ROLES: tuple[Role, ...] = ("master", "worker", "ps")
-RECENT = 50  # steps: the last loss is a mean over so many, as one step's is noise
-NEWEST_FILES = 2  # of a run that is only compared with: metrics come in files of 256 KiB
-OTHERS = 20  # runs in a comparison, the newest
+RECENT = 50  # the last loss is a mean over so many steps, because the loss of one step is noisy
+NEWEST_FILES = 2  # metrics files, of 256 KiB each, that are read of a run which others are only compared with
+OTHERS = 20  # the newest runs, in a comparison
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run as its files tell it."""
+    """A run as its files describe it."""
 
     spec: JobSpec
     status: Status | None
-    steps: list[Record]  # by step; those that a resume undid are left out
+    steps: list[Record]  # in order; steps that a resume undid are left out
     evaluations: list[Record]  # likewise
     notices: list[Record]
     attempts: list[Attempt]
@@ -46,14 +45,14 @@ class Outcome:
 
     @property
     def began(self) -> float | None:
-        """The earliest moment that is known."""
+        """The earliest known moment, in seconds since the epoch."""
         known = [event.time for machine in self.machines for event in machine.history]
         known += [machine.started for machine in self.machines] + [attempt.began for attempt in self.attempts]
         return min(known, default=None)
 
     @property
     def ended(self) -> float | None:
-        """The latest."""
+        """The end of the run, or else the latest known moment, in seconds since the epoch."""
         if self.status and self.status.finished:
             return self.status.finished
         known = [machine.heartbeat for machine in self.machines] + [attempt.ended for attempt in self.attempts]
@@ -61,14 +60,14 @@ class Outcome:
 
     @property
     def seconds(self) -> float | None:
-        """From the first step of this launch to its end, None before."""
+        """Seconds from the first step of this launch to its end; None before that step."""
         if self.status is None or self.status.started is None or self.ended is None:
             return None
         return max(self.ended - self.status.started, 0.0)
 
     @property
     def loss(self) -> float | None:
-        """Mean over the last steps, in nats a token."""
+        """The mean training loss of the last steps, in nats a token."""
         known = [record.loss for record in self.steps[-RECENT:] if record.loss is not None]
         return fmean(known) if known else None
 
@@ -78,7 +77,7 @@ class Outcome:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median step's."""
+        """The median over the steps."""
         known = [record.tokens_per_second for record in self.steps if record.tokens_per_second]
         return median(known) if known else None
 
@@ -90,16 +89,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a role's machines, or one machine, cost by the list; without a price, dollars is None."""
+    """The list price of the machines of a role, or of one machine."""
 
     hours: float
-    dollars: float | None
+    dollars: float | None  # None if no price is known
 
 
 def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
-    """A run; with `files`, no machines, samples and scores, and only so many of its newest files of metrics.
+    """Return a run's outcome so far.
 
-    Raises FileNotFoundError if nothing declares it, ValidationError for another version's job.json.
+    Args:
+        storage: The bucket.
+        run: The run's id.
+        files: Read only so many of the newest metrics files, and no machines, samples or scores; None reads all.
+
+    Raises:
+        FileNotFoundError: There is no job.json.
+        ValidationError: The job.json is of another version of this project.
     """
     spec, status = read_spec(storage, run), read_status(storage, run)
     metrics = read_metrics(storage, run, files)
@@ -118,47 +124,48 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
 
 
 def others(storage: Storage, run: str) -> list[Outcome]:
-    """The newest other runs in the bucket that left anything, each by its newest files."""
-    updated = {}
+    """Return the newest other runs in the bucket that took a step, each from its newest metrics files alone."""
+    updated: dict[str, float] = {}
     for entry in storage.list(paths.RUNS):
         other = paths.run_of_status(entry.path)
-        if other not in (None, run) and paths.sweep_of(other) is None:
+        if other is not None and other != run and paths.sweep_of(other) is None:
             updated[other] = entry.updated
-    found = []
+    outcomes = []
     for other in sorted(updated, key=lambda name: -updated[name])[:OTHERS]:
-        with suppress(FileNotFoundError, ValidationError):  # of another version
-            found.append(read(storage, other, NEWEST_FILES))
-    return [outcome for outcome in found if outcome.steps]
+        with suppress(FileNotFoundError, ValidationError):  # its job.json is gone or of another version
+            outcomes.append(read(storage, other, NEWEST_FILES))
+    return [outcome for outcome in outcomes if outcome.steps]
 
 
 def _machines(storage: Storage, run: str) -> list[MachineStatus]:
-    found = []
+    machines = []
     for entry in storage.list(paths.machines(run)):
         with suppress(FileNotFoundError, ValidationError):
-            found.append(MachineStatus.model_validate_json(storage.read(entry.path)))
-    return sorted(found, key=lambda machine: (ROLES.index(machine.role), len(machine.name), machine.name))
+            if paths.is_machine(entry.path, run):
+                machines.append(MachineStatus.model_validate_json(storage.read(entry.path)))
+    return sorted(machines, key=lambda machine: (ROLES.index(machine.role), len(machine.name), machine.name))
 
 
 def cost(spec: JobSpec, machine: MachineStatus) -> Cost:
-    """List price times the time for which a machine was heard."""
-    hours = history.present(machine) / 3600
+    """Return what a machine cost: its list price, for the time in which it sent heartbeats."""
+    hours = history.seconds_present(machine) / 3600
     hardware = spec.hardware.get(machine.role)
     price = hardware.usd_per_hour if hardware else None
     return Cost(hours, None if price is None else price * hours)
 
 
-def stays(machine: MachineStatus) -> list[tuple[float, float]]:
-    """(from, to) of each boot of a machine: when it was there, as far as its history goes back."""
-    found: list[tuple[float, float]] = []
+def boots(machine: MachineStatus) -> list[tuple[float, float]]:
+    """Return (start, end) of each boot of a machine, in seconds since the epoch, as far as its history goes back."""
+    intervals: list[tuple[float, float]] = []
     since: float | None = None
     last = machine.history[0].time if machine.history else machine.started
     for event in machine.history or [Event(kind="started", time=machine.started)]:
         if event.kind in ("started", "back"):
             since = event.time
         elif event.kind in ("lost", "left"):
-            found.append((last if since is None else since, event.time))
+            intervals.append((last if since is None else since, event.time))
             since = None
         last = event.time
-    if since is not None or not found:
-        found.append((last if since is None else since, max(machine.heartbeat, last)))
-    return found
+    if since is not None or not intervals:
+        intervals.append((last if since is None else since, max(machine.heartbeat, last)))
+    return intervals

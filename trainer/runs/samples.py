@@ -1,4 +1,4 @@
-"""runs/<run>/samples.jsonl: text that the model wrote at evaluations. trainer/evaluation/sampler.py makes it."""
+"""Keep text that the model wrote at evaluations, in samples.jsonl; trainer/evaluation/sampler.py makes it."""
 
 import json
 from contextlib import suppress
@@ -9,11 +9,11 @@ from trainer.contract import paths
 from trainer.contract.spec import Strict
 from trainer.storage.base import Storage
 
-KEPT = 48  # at twice as many, every other one is dropped
+KEPT = 48  # samples; when there are twice as many, every other one is dropped
 
 
 class Sample(Strict):
-    """How the model goes on after the first words of the held-out text."""
+    """A text that the model wrote: it continues the first words of the held-out text."""
 
     step: int
     time: float
@@ -22,17 +22,17 @@ class Sample(Strict):
 
 
 def read(storage: Storage, run: str) -> list[Sample]:
-    """In order of step; lines of another version are left out."""
-    found = []
+    """Return the samples in order of step, without lines of another version of this project."""
+    samples = []
     with suppress(FileNotFoundError):
         for line in storage.read(paths.samples(run)).splitlines():
             with suppress(ValidationError):
-                found.append(Sample.model_validate_json(line))
-    return found
+                samples.append(Sample.model_validate_json(line))
+    return samples
 
 
 def add(storage: Storage, run: str, sample: Sample) -> None:
-    """The newest one; those that a resume undid are forgotten, and of many every other one."""
+    """Add the newest sample, and drop those of steps that a resume undid. Of too many, keep every other one."""
     kept = [*(each for each in read(storage, run) if each.step < sample.step), sample]
     if len(kept) >= 2 * KEPT:
         kept = [*kept[:-1:2], kept[-1]]

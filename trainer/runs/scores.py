@@ -1,4 +1,4 @@
-"""runs/<run>/evaluation.json: how good a finished model is at its task. trainer/evaluation/evaluate.py makes it."""
+"""Keep how good a finished model is at its task, in evaluation.json; trainer/evaluation/evaluate.py measures it."""
 
 import json
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from trainer.contract import paths
 from trainer.contract.spec import Strict, Task
 from trainer.storage.base import Storage
 
-SAMPLES = 8  # predictions that stand in evaluation.json too; predictions.jsonl has all
-# What people call them, and which are percentages; BLEU and chrF go from 0 to 100, perplexity and loss from above.
+SAMPLES = 8  # predictions that evaluation.json has too; predictions.jsonl has all
+# The metrics, and how people call them. Those of SHARES are fractions of 1; BLEU and chrF are between 0 and 100.
 NAMES = {
     "perplexity": "perplexity",
     "loss": "loss, nats a token",
@@ -21,8 +21,8 @@ NAMES = {
     "accuracy": "accuracy",
     "f1": "token F1",
 }
-SHARES = {"exact_match", "accuracy", "f1"}  # of 1
-LOWER = {"perplexity", "loss"}  # is better
+SHARES = {"exact_match", "accuracy", "f1"}
+LOWER = {"perplexity", "loss"}  # a lower value is better
 
 
 class Prediction(Strict):
@@ -32,27 +32,29 @@ class Prediction(Strict):
 
 
 class Baseline(Strict):
-    """What takes no training to reach."""
+    """What can be reached without training."""
 
     name: str
     metrics: dict[str, float]
 
 
 class Confusion(Strict):
-    """How often (row) was taken for (column)."""
+    """How often the label of a row was predicted as that of a column."""
 
     labels: list[str]  # of the rows
-    predicted: list[str]  # of the columns: the labels, and what is none of them
+    predicted: list[str]  # of the columns: the labels, and one for any other answer
     counts: list[list[int]]
 
 
 class Scores(Strict):
+    """The content of evaluation.json."""
+
     version: Literal[1] = 1
     run: str
     task: Task
     split: Literal["validation", "test"]
-    examples: int  # pairs; of text, windows
-    metrics: dict[str, float]  # keys of NAMES, the most telling first
+    examples: int  # pairs, or windows of a text
+    metrics: dict[str, float]  # by keys of NAMES, the most important first
     baseline: Baseline
     confusion: Confusion | None = None
     samples: list[Prediction] = Field([])
@@ -60,7 +62,7 @@ class Scores(Strict):
 
 
 def read(storage: Storage, run: str) -> Scores | None:
-    """What was written; None if nothing was, or by another version."""
+    """Return a run's scores; None if it has none, or those of another version of this project."""
     try:
         return Scores.model_validate_json(storage.read(paths.evaluation(run)))
     except (FileNotFoundError, ValidationError):
@@ -68,7 +70,7 @@ def read(storage: Storage, run: str) -> Scores | None:
 
 
 def write(storage: Storage, scores: Scores, predictions: Sequence[Prediction]) -> None:
-    """The scores last: with them the predictions are there."""
+    """Write scores and predictions. The scores are written last: where they are, the predictions are."""
     lines = "".join(json.dumps(each.to_json(), ensure_ascii=False) + "\n" for each in predictions)
     if predictions:
         storage.write(paths.predictions(scores.run), lines.encode())
@@ -76,7 +78,7 @@ def write(storage: Storage, scores: Scores, predictions: Sequence[Prediction]) -
 
 
 def words(metric: str, value: float | None) -> str:
-    """A value for people."""
+    """Return a metric's value as people read it."""
     if value is None:
         return "–"
     if metric in SHARES:
@@ -85,9 +87,9 @@ def words(metric: str, value: float | None) -> str:
 
 
 def line(scores: Scores) -> str:
-    """All metrics, beside the baseline's, in one line."""
-    found = (
+    """Return all metrics in one line, each with the baseline's in brackets."""
+    metrics = (
         f"{NAMES.get(name, name)} {words(name, value)} ({words(name, scores.baseline.metrics.get(name))})"
         for name, value in scores.metrics.items()
     )
-    return f"{', '.join(found)}; in brackets {scores.baseline.name}"
+    return f"{', '.join(metrics)}; in brackets {scores.baseline.name}"

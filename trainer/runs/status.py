@@ -1,4 +1,4 @@
-"""runs/<run>/status.json: one small file that many may want to change, so every change is conditional."""
+"""Change a run's status.json, one small file that many machines may change: every change is conditional."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from trainer.storage.base import Conflict, Storage
 
 
 class Fenced(Exception):
-    """A newer attempt is writing, or the run has ended: this machine was believed dead and must leave."""
+    """A newer attempt writes, or the run has ended: this machine was believed dead and must leave."""
 
 
 def read_spec(storage: Storage, run: str) -> JobSpec:
@@ -28,9 +28,10 @@ def read_status(storage: Storage, run: str) -> Status | None:
 
 
 def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> Status:
-    """Change some fields, keep the others. A launch later than the stored one starts a run again that had ended.
+    """Change some fields of the status and keep the others; return the new status.
 
-    Raises Fenced if the run ended in this launch, or a later launch or attempt has written.
+    A launch later than the stored one starts a run again that had ended without success. Raises Fenced if the run has
+    ended in this launch, or if a later launch or attempt has written.
     """
 
     def changed(old: Status | None) -> Status:
@@ -44,7 +45,7 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
         if again:
             fresh |= {"finished": None, "started": None, "traceback": None}
         elif old.started is not None:
-            changes.pop("started", None)  # the first step of this launch, whoever took over since
+            changes.pop("started", None)  # it stays the first step of this launch, whoever has taken over since
         return old.model_copy(update={**fresh, **changes, "launch": launch, "updated": time.time()})
 
     new = revise(storage, run, changed)
@@ -53,7 +54,10 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
 
 
 def revise(storage: Storage, run: str, change: Callable[[Status | None], Status | None]) -> Status | None:
-    """Write what `change` makes of the status, however many others write at the same time; None leaves it alone."""
+    """Write the status that `change` returns for the stored one, however many others write at the same time.
+
+    change: may be called several times; None leaves the stored status as it is. Returns what was written.
+    """
     path = paths.status(run)
     while True:
         try:
@@ -71,7 +75,10 @@ def revise(storage: Storage, run: str, change: Callable[[Status | None], Status 
 
 
 def is_over(storage: Storage, run: str, launch: int) -> Status | None:
-    """The status if this launch has nothing left to do: the run succeeded, or ended in this launch or a later one."""
+    """Return the status if this launch has nothing left to do, else None.
+
+    A launch has nothing left to do if the run has succeeded, or has ended in this launch or a later one.
+    """
     status = read_status(storage, run)
     if status is None or status.state not in FINAL_STATES:
         return None
@@ -79,11 +86,11 @@ def is_over(storage: Storage, run: str, launch: int) -> Status | None:
 
 
 class StatusWriter:
-    """Writes the leader's view of the run every few seconds in the background, so that no step waits for storage."""
+    """Write the leader's view of the run every few seconds in the background, so that no step waits for storage."""
 
     def __init__(self, storage: Storage, run: str, launch: int, log: Callable[[str], None]) -> None:
         self._storage, self._run, self._launch, self._log = storage, run, launch, log
-        # seconds; Google's storage takes about one write a second of an object
+        # Seconds. Google's storage takes about one write a second of an object.
         self._every = 1.0 if storage.local_path(paths.RUNS) is not None else 5.0
         self._lock = threading.Lock()
         self._changes: dict[str, Any] = {}
@@ -94,7 +101,7 @@ class StatusWriter:
         self._thread.start()
 
     def set(self, *, leads: bool | None = None, **changes: Any) -> None:
-        """Only the leader's changes are written; who leads is known with the step."""
+        """Change fields at the next write. Only the leader's changes are written; `leads` is known with each step."""
         with self._lock:
             self._leads = self._leads if leads is None else leads
             self._changes |= changes
@@ -115,7 +122,7 @@ class StatusWriter:
                     update_status(self._storage, self._run, self._launch, **changes)
                 except Fenced as error:
                     self.fenced = str(error)
-                except Exception as error:  # storage away or disk full: the next write has it all
+                except Exception as error:  # the storage is away or the disk is full; the next write has it all
                     self._log(f"the status could not be written ({error}); trying again")
                     with self._lock:
                         self._changes = changes | self._changes

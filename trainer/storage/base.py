@@ -1,8 +1,7 @@
-"""gs:// and file:// behind one small interface, and the file:// half of it.
+"""The interface of a bucket's storage, and what both kinds of it share: local.py and google.py.
 
-A storage holds files under relative paths such as `runs/<run>/status.json`. Every file has a generation, a number
-that grows with each write of that path, so that several machines can agree on who wrote last. Google's half is
-trainer/storage/google.py, imported only for gs:// addresses. Nothing here imports torch.
+A storage holds files under relative paths (trainer/contract/paths.py). Every file has a generation, a number that grows
+with each write of that path, so that several machines can agree on who wrote last.
 """
 
 import errno
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-Progress = Callable[[int], None]  # called with the number of further bytes done; perhaps from several threads
+Progress = Callable[[int], None]  # called with the number of further bytes done, perhaps from several threads
 COPY_BYTES = 4 * 1024 * 1024
 LOCK = ".lock"
 
 
 class Conflict(Exception):
-    """A conditional write found another generation than the one it was told to replace."""
+    """A conditional write found another generation than the one that it should replace."""
 
 
 class StorageError(Exception):
@@ -28,7 +27,7 @@ class StorageError(Exception):
 
 
 class Unavailable(StorageError):
-    """For now: the same may work later."""
+    """The storage cannot be used now; the same may work later."""
 
 
 class NoBucket(StorageError):
@@ -37,37 +36,39 @@ class NoBucket(StorageError):
 
 @dataclass(frozen=True)
 class Entry:
+    """A file in a listing."""
+
     path: str  # relative to the storage, with slashes
     size: int  # bytes
     generation: int
     updated: float  # seconds since the epoch
 
 
-Entries = list[Entry]  # a name of its own, because a Storage has a method called list
+Entries = list[Entry]  # named here, because within Storage `list` is a method
 
 
 class Storage(Protocol):
-    """Every method raises StorageError, in one line for a person, for what a person can mend."""
+    """A bucket. Every method raises StorageError, in one line for a person, for what a person can fix."""
 
     url: str  # without a slash at the end
 
     def read(self, path: str) -> bytes:
-        """A whole small file. FileNotFoundError if it is not there."""
+        """Return the content of a small file. Raises FileNotFoundError."""
 
     def read_generation(self, path: str) -> tuple[bytes, int]:
-        """A whole small file and the generation of exactly these bytes. FileNotFoundError if it is not there."""
+        """Return the content of a small file and the generation of exactly these bytes. Raises FileNotFoundError."""
 
     def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
-        """Writes whole or not at all and returns the new generation.
+        """Write a file, whole or not at all, and return its new generation.
 
-        With `if_generation` only over that generation (0: only if absent), else Conflict.
+        if_generation: replace only this generation (0: write only if the file is absent). Raises Conflict for another.
         """
 
     def list(self, prefix: str) -> Entries:
-        """All files below a folder, at any depth, sorted by path; "" is everything. Empty if there are none."""
+        """Return all files below a folder, at any depth, sorted by path. "" is the whole bucket."""
 
     def delete(self, path: str) -> None:
-        """No error if it is absent."""
+        """Delete a file. An absent file is no error."""
 
     def upload(
         self,
@@ -78,23 +79,26 @@ class Storage(Protocol):
         if_generation: int | None = None,
         restartable: bool = False,
     ) -> int:
-        """A file of any size from this machine, checked on arrival; the rest is as in write().
+        """Write a file of any size from this machine, as write() does, checked on arrival.
 
-        restartable: a later call continues where one that was killed stopped (on gs://; a local copy starts again).
+        restartable: a later call continues where a call that was killed stopped (on gs://; a local copy starts again).
         """
 
     def download(self, path: str, target: Path, progress: Progress | None = None) -> None:
-        """A file of any size to this machine, checked; `target` appears whole or not at all. FileNotFoundError."""
+        """Copy a file of any size to this machine, checked; `target` appears whole or not at all.
+
+        Raises FileNotFoundError.
+        """
 
     def matches(self, source: Path, path: str) -> bool:
-        """Whether the file at `path` is there and has the same content as `source`."""
+        """Return whether the file at `path` is there and has the content of `source`."""
 
     def local_path(self, path: str) -> Path | None:
-        """Where the file lies (or would lie) on this machine; None for gs://."""
+        """Return where the file is, or would be, on this machine; None for gs://."""
 
 
 def path_parts(path: str) -> list[str]:
-    """The checked parts of a path inside a storage. StorageError for one that could lead out of it."""
+    """Return the parts of a path inside a storage. Raises StorageError for a path that could lead out of it."""
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part or is_internal(part) for part in parts):
         raise StorageError(f"{path!r} is not a path inside a bucket; write it as folder/file, without . or ..")
@@ -102,12 +106,12 @@ def path_parts(path: str) -> list[str]:
 
 
 def is_internal(name: str) -> bool:
-    """Whether a file of this name is our own lock or an unfinished file."""
+    """Return whether a file of this name is our own lock or an unfinished file."""
     return name == LOCK or (name.startswith(".") and name.endswith((".tmp", ".part")))
 
 
 def explain(error: OSError, doing: str) -> StorageError:
-    """An operating system's error in words that say what to do. `doing`: such as "write /folder/file"."""
+    """Return an operating system's error in words that say what to do. doing: such as "write /folder/file"."""
     no_space = "the disk is full; free some space"
     no_permission = "no permission; check the owner and mode of the folder"
     remedies = {
@@ -123,9 +127,9 @@ def explain(error: OSError, doing: str) -> StorageError:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `target`, safe on disk, when the block ends without an error; else nothing does.
+    """Yield a file that takes the place of `target`, safe on disk, when the block ends without an error.
 
-    Raises OSError. The folder of `target` is made if need be.
+    The folder of `target` is made if it is missing. Raises OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.part")
@@ -141,7 +145,7 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def chunks(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
-    """The rest of a file in pieces; `progress` hears of each piece once it was dealt with."""
+    """Yield the rest of a file in pieces, and report each to `progress` after the caller has dealt with it."""
     while chunk := file.read(COPY_BYTES):
         yield chunk
         if progress is not None:
@@ -151,9 +155,9 @@ def chunks(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # a rename is on disk only once its folder is
+        os.fsync(descriptor)  # a rename is on disk only when its folder is
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems refuse to
+        if error.errno != errno.EINVAL:  # some network file systems cannot
             raise
     finally:
         os.close(descriptor)

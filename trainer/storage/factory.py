@@ -8,12 +8,12 @@ from trainer.storage.local import FileStorage
 
 
 def open_storage(url: str) -> Storage:
-    """Opens "gs://bucket", "gs://bucket/folder", "file:///folder" or a plain folder path.
+    """Open "gs://bucket", "gs://bucket/folder", "file:///folder" or a plain folder path.
 
-    Nothing is created before the first write. StorageError for any other address and if there are no credentials.
+    Nothing is created before the first write. Raises StorageError for any other address, and without credentials.
     """
     if url.startswith("gs://"):
-        from trainer.storage.google import GoogleStorage
+        from trainer.storage.google import GoogleStorage  # 1 s of imports that a folder does not need
 
         bucket, _, prefix = url.removeprefix("gs://").partition("/")
         if not bucket:

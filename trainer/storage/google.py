@@ -1,4 +1,4 @@
-"""The gs:// half of trainer/storage/base.py, on google-cloud-storage; honours STORAGE_EMULATOR_HOST."""
+"""Use a bucket of Google Cloud Storage, or the emulator that STORAGE_EMULATOR_HOST names, by google-cloud-storage."""
 
 import base64
 import io
@@ -20,6 +20,8 @@ from google.cloud import storage as gcs
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from trainer.contract.errors import first_line
+from trainer.gcloud.login import LOGIN
 from trainer.storage.base import (
     Conflict,
     Entries,
@@ -34,21 +36,20 @@ from trainer.storage.base import (
     path_parts,
 )
 
-RETRY = DEFAULT_RETRY.with_timeout(120)  # seconds; for each request, with pauses that grow
+RETRY = DEFAULT_RETRY.with_timeout(120)  # seconds for each request, with pauses that grow
 TIMEOUT = (10, 60)  # seconds to connect, seconds of silence
-CHUNK_BYTES = 16 * 1024 * 1024  # of a resumable upload: what a broken connection costs at most
-PART_BYTES = 64 * 1024 * 1024  # of a restartable upload: what being killed costs at most, a stream
-PARTS = 32  # that one compose request takes at most
-STREAMS = 4
+CHUNK_BYTES = 16 * 1024 * 1024  # of a resumable upload: at most so much is sent again after a connection broke
+PART_BYTES = 64 * 1024 * 1024  # of a restartable upload: at most so much of a stream is sent again after a kill
+PARTS = 32  # the most that a compose request takes
+STREAMS = 4  # parts that are sent at the same time
 WRITER = "writer"  # metadata key: which write made an object
-# The library would ask for the bucket's location in the background, to label traces that nobody collects; our
-# accounts may not look at buckets, so each client would leave a refusal in the audit log.
+# The library would ask for the bucket's location in the background, to label traces that nobody collects. Our accounts
+# may not look at buckets, so each client would leave a refusal in the audit log.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 
 
 class GoogleStorage:
-    """A bucket, or a folder in one. See trainer.storage.base.Storage for what the methods promise."""
+    """A bucket, or a folder in a bucket, as a trainer.storage.base.Storage."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.url = f"gs://{bucket}/{prefix}".rstrip("/")
@@ -85,7 +86,9 @@ class GoogleStorage:
             )
             for blob in found:
                 path = blob.name.removeprefix(self._prefix)
-                if not path.endswith("/") and not is_internal(path.rsplit("/", 1)[-1]):  # the console's empty folders
+                if not path.endswith("/") and not is_internal(
+                    path.rsplit("/", 1)[-1]
+                ):  # an empty folder that the console made
                     entries.append(Entry(path, blob.size, int(blob.generation), blob.updated.timestamp()))
         return sorted(entries, key=lambda entry: entry.path)
 
@@ -151,7 +154,7 @@ class GoogleStorage:
                 retry=RETRY,
             )
         except api.PreconditionFailed as error:
-            # When an answer was lost on the way, the library's second try meets the object that its first try made.
+            # If an answer was lost on the way, the library's second try meets the object that its first try made.
             found = self._bucket.get_blob(blob.name, timeout=TIMEOUT, retry=RETRY)
             if found is None or (found.metadata or {}).get(WRITER) != writer:
                 raise Conflict(f"{self.url}/{path} has not the generation {if_generation}") from error
@@ -159,9 +162,9 @@ class GoogleStorage:
         return int(blob.generation)
 
     def _put_parts(self, source: Path, path: str, size: int, progress: Progress | None, expected: int | None) -> int:
-        """Uploads parts as objects of their own beside `path`, several at once, then has the bucket join them.
+        """Upload parts as objects beside `path`, several at once, then let the bucket join them; return the generation.
 
-        Parts that an earlier call left there are used if their checksum is right.
+        Parts that an earlier call left are used if their checksum is right. expected: the generation to replace.
         """
         mebibyte = 1024 * 1024
         length = max(PART_BYTES, -(-size // PARTS // mebibyte) * mebibyte)
@@ -187,9 +190,9 @@ class GoogleStorage:
             sent = [pool.submit(send, name, start) for name, start in zip(names, starts, strict=True)]
             try:
                 for future in wait(sent, return_when=FIRST_EXCEPTION).done:
-                    future.result()  # raises what went wrong, while others are still sending
+                    future.result()  # raises the error of a part, while others are still being sent
                 parts = [future.result() for future in sent]
-            except BaseException:  # Ctrl-C as well: do not wait until whole parts are through
+            except BaseException:  # Ctrl-C too: do not wait until whole parts are sent
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -208,12 +211,12 @@ class GoogleStorage:
         return int(blob.generation)
 
     def _fetch(self, path: str, file: BinaryIO, progress: Progress | None) -> int:
-        """Copies an object into a file and returns its generation; StorageError if the checksum is wrong."""
+        """Copy an object into a file and return its generation. Raises StorageError if the checksum is wrong."""
         blob = self._blob(path)
         sink = _Sink(file, progress)
         with self._for_people("read", path):
             blob.download_to_file(sink, raw_download=True, checksum="crc32c", timeout=TIMEOUT, retry=RETRY)
-            # The library checks no download that it had to resume (status 206), so the whole is checked here.
+            # The library does not check a download that it had to resume (status 206), so the whole is checked here.
             if blob.crc32c is None:
                 blob.reload(if_generation_match=int(blob.generation), timeout=TIMEOUT, retry=RETRY)
         if blob.crc32c != sink.checksum():
@@ -225,7 +228,7 @@ class GoogleStorage:
 
     @contextmanager
     def _for_people(self, verb: str, path: str = "") -> Iterator[None]:
-        """Google's errors as those of trainer.storage.base."""
+        """Raise Google's errors as those of trainer.storage.base. verb: such as "read"."""
         where = f"{self.url}/{path}".rstrip("/")
         bucket = "/".join(self.url.split("/")[:3])
         try:
@@ -241,7 +244,7 @@ class GoogleStorage:
         except api.Forbidden as error:
             raise StorageError(
                 f"cannot {verb} {where}: no permission; this account needs roles/storage.objectUser on {bucket}"
-                f" (Google says: {_first_line(error)})"
+                f" (Google says: {first_line(error)})"
             ) from error
         except api.PreconditionFailed as error:
             raise Conflict(f"{where} has another generation") from error
@@ -252,13 +255,13 @@ class GoogleStorage:
         except (requests.RequestException, ConnectionError) as error:
             raise _unreachable(verb, where, error) from error
         except api.GoogleAPICallError as error:
-            raise StorageError(f"cannot {verb} {where}: {_first_line(error)}") from error
+            raise StorageError(f"cannot {verb} {where}: {first_line(error)}") from error
         except auth.GoogleAuthError as error:
-            raise StorageError(f"cannot {verb} {where}: {_first_line(error)}; {LOGIN}") from error
+            raise StorageError(f"cannot {verb} {where}: {first_line(error)}; {LOGIN}") from error
 
 
 class _Sink:
-    """A file to download into that counts and sums up what passes."""
+    """A file to download into, which reports progress and computes the checksum."""
 
     def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
         self._file = file
@@ -277,7 +280,7 @@ class _Sink:
 
 
 class _Slice:
-    """Some bytes of a file to upload, counted as they are read for the first time."""
+    """A range of a file to upload, which reports bytes when they are read for the first time."""
 
     def __init__(
         self, source: Path, start: int, count: int, progress: Progress | None, stop: threading.Event | None = None
@@ -323,14 +326,9 @@ def _as_google_writes(crc32c: int) -> str:
     return base64.b64encode(crc32c.to_bytes(4, "big")).decode()
 
 
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "message", None) or str(error)
-    return str(text).strip().splitlines()[0][:200] if str(text).strip() else type(error).__name__
-
-
 def _unreachable(verb: str, where: str, error: Exception) -> Unavailable:
     cause = getattr(error, "cause", None) or error
     return Unavailable(
-        f"cannot {verb} {where}: Google Cloud Storage does not answer ({_first_line(cause)});"
+        f"cannot {verb} {where}: Google Cloud Storage does not answer ({first_line(cause)});"
         " check the network and run again"
     )

@@ -1,4 +1,4 @@
-"""A folder of this machine as a bucket."""
+"""Use a folder of this machine as a bucket."""
 
 import errno
 import fcntl
@@ -29,6 +29,7 @@ from trainer.storage.base import (
 
 @contextmanager
 def _for_people(doing: str) -> Iterator[None]:
+    """Raise an operating system's error as one line for a person. doing: such as "read /folder/file"."""
     try:
         yield
     except (IsADirectoryError, NotADirectoryError, FileNotFoundError) as error:
@@ -42,9 +43,9 @@ def _for_people(doing: str) -> Iterator[None]:
 class FileStorage:
     """A folder. A file's generation is its modification time in nanoseconds, made to grow with every write.
 
-    Any number of threads and processes may use one folder: what must be one step (compare the generation and
-    replace the file) happens under an flock on `<folder>/.lock`, whose own modification time remembers the highest
-    generation given, so that generations grow even if a file is deleted or the clock goes back. Readers take no lock.
+    Any number of threads and processes may use a folder. A writer compares the generation and replaces the file under
+    an flock on `<folder>/.lock`. The modification time of that lock is the highest generation so far, so that
+    generations grow even if a file is deleted or the clock goes back. Readers take no lock.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,7 +58,9 @@ class FileStorage:
     def read_generation(self, path: str) -> tuple[bytes, int]:
         target = self._where(path)
         with _for_people(f"read {target}"), target.open("rb") as file:
-            return file.read(), _generation(os.fstat(file.fileno()))  # of the file that is open, not of its name
+            return file.read(), _generation(
+                os.fstat(file.fileno())
+            )  # of the open file, as its name may be another file's by now
 
     def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
         return self._put(path, [data], if_generation)
@@ -129,7 +132,7 @@ class FileStorage:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        """Alone in this folder, among threads and processes; yields the lock's file descriptor."""
+        """Yield the lock's file descriptor, while no other thread or process has the lock of this folder."""
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -164,7 +167,7 @@ class FileStorage:
                 temporary.unlink(missing_ok=True)
 
     def _expect(self, target: Path, if_generation: int | None) -> int:
-        """The generation at `target`, 0 if there is none. Conflict if it is not the expected one."""
+        """Return the generation of `target`, 0 if it is absent. Raises Conflict if it is not the expected one."""
         try:
             current = _generation(target.stat())
         except FileNotFoundError:
@@ -179,7 +182,7 @@ def _generation(found: os.stat_result) -> int:
 
 
 def _stamp(descriptor: int, floor: int) -> int:
-    """Dates an open file now, but later than `floor`, and returns the date. Both are nanoseconds since the epoch."""
+    """Date an open file now, but later than `floor`, and return the date, both in nanoseconds since the epoch."""
     wanted = max(time.time_ns(), floor + 1)
     for grain in (0, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000):  # file systems round dates down, FAT to 2 s
         os.utime(descriptor, ns=(wanted + grain, wanted + grain))
@@ -189,13 +192,13 @@ def _stamp(descriptor: int, floor: int) -> int:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes the unfinished files of writers that were killed: nobody holds their lock any more."""
+    """Remove the unfinished files of writers that were killed: nobody has their lock any more."""
     for path in folder.glob(".*.tmp"):
         try:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-        except OSError:  # somebody is writing it, or has just finished
+        except OSError:  # a writer has it, or has just finished
             pass
 
 

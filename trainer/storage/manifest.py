@@ -1,4 +1,4 @@
-"""manifest.json: a folder's files with sizes and hashes, written last, so that it marks the folder as whole.
+"""Describe a folder in its manifest.json: its files with sizes and hashes. Written last, it marks the folder as whole.
 
 {"files": {"model.safetensors": {"size": 123, "sha256": "…"}, …}, any further keys}
 """
@@ -18,21 +18,21 @@ class File(TypedDict):
 
 
 def describe(path: Path) -> File:
-    """The entry of one file. OSError if it cannot be read."""
+    """Return the entry of one file. Raises OSError if it cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        for chunk in chunks(file, None):  # large ones, as hashing in a thread asks for its turn after each
+        for chunk in chunks(file, None):  # large pieces, because a thread waits for its turn after each
             digest.update(chunk)
         return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
 def verify(path: Path, entry: File) -> bool:
-    """Whether the file is there and is the one that the entry describes."""
+    """Return whether the file is there and is the one that the entry describes."""
     return path.is_file() and path.stat().st_size == entry["size"] and describe(path)["sha256"] == entry["sha256"]
 
 
 def write_manifest(folder: Path, **further: Any) -> dict[str, Any]:
-    """Describes all files below a folder, but for the manifest itself, and writes its manifest.json, whole or not."""
+    """Describe all files below a folder in its manifest.json, with the `further` keys, and return the manifest."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST and not is_internal(p.name))
     manifest = {**further, "files": {p.relative_to(folder).as_posix(): describe(p) for p in files}}
     with new_file(folder / MANIFEST) as file:
@@ -41,7 +41,10 @@ def write_manifest(folder: Path, **further: Any) -> dict[str, Any]:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """A manifest as written; ValueError, in one line, if it is none or names a file outside of its folder."""
+    """Return a manifest from its bytes.
+
+    Raises ValueError, in one line, if they are no manifest or name a file outside of its folder.
+    """
     try:
         manifest: dict[str, Any] = json.loads(data)
     except ValueError as error:
@@ -60,7 +63,7 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def verify_manifest(folder: Path) -> list[str]:
-    """What is wrong with a folder, a line each; empty if its manifest is there and all of its files are as it says."""
+    """Return what is wrong with a folder, a line each: a manifest that is missing, files that are not as it says."""
     try:
         manifest = parse((folder / MANIFEST).read_bytes())
     except FileNotFoundError:

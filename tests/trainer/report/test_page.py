@@ -111,7 +111,7 @@ def test_a_stopped_run_has_one_too_and_a_machine_that_comes_back_knows_its_past(
     assert [event.kind for event in machine.history][:3] == ["started", "lost", "back"]
     assert machine.history[1].time == heard.heartbeat
     assert machine.before == pytest.approx(heard.heartbeat - heard.started)
-    assert len(outcome.stays(machine)) == 2
+    assert len(outcome.boots(machine)) == 2
 
 
 @slow
@@ -286,16 +286,16 @@ def machine(**fields: Any) -> MachineStatus:
 
 
 def test_the_history_of_a_machine() -> None:
-    first = history.begun(None, machine())
+    first = history.after_boot(None, machine())
     ended = Exit(code=-9, reason="killed by SIGKILL", time=BEGAN + 5)
-    second = history.continued(first, first.model_copy(update={"last_exit": ended, "heartbeat": BEGAN + 6}), None)
-    same = history.continued(second, second.model_copy(update={"heartbeat": BEGAN + 8}), None)
-    told = history.continued(same, same, (BEGAN + 9, "preempted"))
+    second = history.after_report(first, first.model_copy(update={"last_exit": ended, "heartbeat": BEGAN + 6}), None)
+    same = history.after_report(second, second.model_copy(update={"heartbeat": BEGAN + 8}), None)
+    told = history.after_report(same, same, (BEGAN + 9, "preempted"))
     left = Exit(code=75, reason="left", time=BEGAN + 10)  # as it does when told so
     change = {"last_exit": left, "state": "stopped", "message": "preempted", "heartbeat": BEGAN + 10}
-    gone = history.continued(told, told.model_copy(update=change), (BEGAN + 9, "preempted"))
-    back = history.begun(gone, machine(started=BEGAN + 60, heartbeat=BEGAN + 70))
-    again = history.begun(back, machine(started=BEGAN + 100, heartbeat=BEGAN + 101))
+    gone = history.after_report(told, told.model_copy(update=change), (BEGAN + 9, "preempted"))
+    back = history.after_boot(gone, machine(started=BEGAN + 60, heartbeat=BEGAN + 70))
+    again = history.after_boot(back, machine(started=BEGAN + 100, heartbeat=BEGAN + 101))
     assert [(e.kind, e.time - BEGAN, e.words) for e in again.history] == [
         ("started", 0, ""),
         ("exit", 5, "killed by SIGKILL"),
@@ -306,28 +306,28 @@ def test_the_history_of_a_machine() -> None:
         ("back", 100, ""),
     ]
     assert again.before == 20
-    assert history.present(again) == 21
-    assert [(a - BEGAN, b - BEGAN) for a, b in outcome.stays(again)] == [(0, 10), (60, 70), (100, 101)]
+    assert history.seconds_present(again) == 21
+    assert [(a - BEGAN, b - BEGAN) for a, b in outcome.boots(again)] == [(0, 10), (60, 70), (100, 101)]
 
 
 def test_a_history_is_bounded_and_its_time_is_not() -> None:
-    now = history.begun(None, machine(heartbeat=BEGAN + 1))
+    now = history.after_boot(None, machine(heartbeat=BEGAN + 1))
     for i in range(1, 200):
-        now = history.begun(now, machine(started=BEGAN + 10 * i, heartbeat=BEGAN + 10 * i + 1))
+        now = history.after_boot(now, machine(started=BEGAN + 10 * i, heartbeat=BEGAN + 10 * i + 1))
     assert len(now.history) == history.LONGEST
-    assert history.present(now) == 200
+    assert history.seconds_present(now) == 200
 
 
 def test_a_timeline_of_very_many_machines_draws_those_with_something_to_tell(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
-    for i in range(timeline.MACHINES + 20):
+    for i in range(timeline.SHOWN_MACHINES + 20):
         write_machine(storage, f"worker-{i}")
     event = Event(kind="notice", time=BEGAN + 60, words="preempted").to_json()
     write_machine(storage, "worker-55", history=[Event(kind="started", time=BEGAN).to_json(), event])
     drawn = timeline.timeline(outcome.read(storage, "a-run"))
     assert drawn is not None
-    assert (len(drawn.rows), drawn.hidden) == (timeline.MACHINES + 1, 20)
+    assert (len(drawn.rows), drawn.hidden) == (timeline.SHOWN_MACHINES + 1, 20)
     (row,) = (row for row in drawn.rows if row.marks)
     assert (row.name, row.marks[0].words) == ("worker-55", "1:00 told to leave: preempted")
 
@@ -347,7 +347,7 @@ def test_a_sample_is_the_same_for_the_same_model_and_disturbs_nothing(
     sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.sampler.SHARE", math.inf)
-    sampler._begun -= 1
+    sampler._created -= 1
     state = torch.get_rng_state()
     before = [parameter.clone() for parameter in sampler._model.parameters()]
     sampler.take(1)
