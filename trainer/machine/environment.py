@@ -1,4 +1,4 @@
-"""What this machine is: its processor, memory, GPUs, network and software."""
+"""Describe this machine: its processor, memory, GPUs, network and software."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""What a VM of Google Cloud knows of itself: its metadata server. In tests, GCE_METADATA_HOST leads to another one."""
+"""The metadata server of a VM of Google Cloud. In tests, GCE_METADATA_HOST leads to another one."""
 
 import os
 from dataclasses import dataclass

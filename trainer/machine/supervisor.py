@@ -51,7 +51,7 @@ class Supervisor:
         self._terminated = threading.Event()
         self._notice: tuple[float, str] | None = None  # when it was told to leave, and why
         self.grace, self.heartbeat = GRACE, HEARTBEAT
-        self._again = threading.Event()  # the child was told to leave and is to be started again
+        self._again = threading.Event()  # the child was told to leave, and must be started again
         self._child: subprocess.Popen[str] | None = None
         self._former: MachineStatus | None = None  # the status that an earlier boot of this machine left
         self._heard, self._patience = time.monotonic(), SILENCE
