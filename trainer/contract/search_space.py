@@ -22,7 +22,7 @@ def applied(hyperparameters: Hyperparameters, parameters: dict[str, ParameterVal
 
 
 def _typed(value: ParameterValue) -> ParameterValue:
-    """Return a value as what it looks like: a category is a text such as "16", "true" or "adamw"."""
+    """Return a value with its type. A category is a text, of which "16" is a number; whole numbers are integers."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -32,7 +32,7 @@ def _typed(value: ParameterValue) -> ParameterValue:
 
 
 def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, positions: int) -> list[str]:
-    """Return what is wrong with a sweep, one line each, starting with the key."""
+    """Return the problems of a sweep, one line each, starting with the key."""
     found: list[str] = []
     seen: set[str] = set()
     if not sweep.params:
@@ -64,7 +64,7 @@ def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, posi
 
 
 def _range_problems(parameter: Parameter) -> list[str]:
-    """Return what is wrong with a parameter's range, starting with the key inside the parameter."""
+    """Return the problems of a parameter's range, each starting with its key."""
     kind, listed = parameter.type, {"DISCRETE": "discreteValues", "CATEGORICAL": "categoricalValues"}
     if kind in listed:
         values: Any = parameter.discrete_values if kind == "DISCRETE" else parameter.categorical_values
@@ -74,7 +74,7 @@ def _range_problems(parameter: Parameter) -> list[str]:
             return [f"{listed[kind]}: found {values}, with one value twice; remove it"]
         return []
     low, high = parameter.min_value, parameter.max_value
-    if kind == "DOUBLE" and parameter.parameter_name not in FRACTIONS:  # both ends may be legal, and nothing between
+    if kind == "DOUBLE" and parameter.parameter_name not in FRACTIONS:  # both ends may be legal, and no value between
         return [
             f"type: found DOUBLE, and {parameter.parameter_name} takes no fractions; use INTEGER, or list its values"
         ]
@@ -93,7 +93,7 @@ def _range_problems(parameter: Parameter) -> list[str]:
 def _value_problems(
     key: str, parameter: Parameter, hyperparameters: Hyperparameters, trainers: int, positions: int
 ) -> list[str]:
-    """Return which ends of the range, or listed values, are not legal."""
+    """Return the values that are not legal: the ends of the range, or those that are listed."""
     ends: list[Any] = [parameter.min_value, parameter.max_value]
     if parameter.type == "INTEGER":
         ends = [int(end) for end in ends]
