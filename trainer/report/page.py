@@ -338,7 +338,7 @@ def total(this: Outcome) -> str:
     return _sum_text([outcome.cost(this.spec, machine) for machine in this.machines])
 
 
-def _sum_text(costs: Sequence[outcome.Cost]) -> str:
+def _sum_text(costs: Sequence[outcome.MachineCost]) -> str:
     known = [cost.dollars for cost in costs if cost.dollars is not None]
     if costs and not known:
         return "unknown"
