@@ -1,4 +1,4 @@
-"""What a master or worker is made of: data, model and engine, put together as a job says; and what it leaves."""
+"""Put a trainer together as its job says, from data, model and engine; export and score its model at the end."""
 
 import math
 from collections.abc import Callable
@@ -38,12 +38,13 @@ class TrainingMember(Training):
     exported: Callable[[], GPT2LMHeadModel]
 
     def prepare(self) -> None:
-        """The newest state that is known, and a step that nobody counts: compiling and first allocations are slow."""
+        """Restore the newest checkpoint, and compute a step that does not count: compiling and allocating are slow."""
         self.engine.restore()
         self.journal.report("warming up")
         self.gradient(0, None)
 
     def finish(self) -> None:
+        """Write the model, and its scores if the job has a task."""
         if self.sampler is not None:
             self.sampler.close()
         facts = {
@@ -55,7 +56,7 @@ class TrainingMember(Training):
             self._score(written, self.spec.evaluation.task)
 
     def _score(self, model: GPT2LMHeadModel, task: Task) -> None:
-        """How good the exported model is. The run has succeeded, whatever happens here."""
+        """Score the exported model. The run has succeeded, whatever happens here."""
 
         def progress(done: int, total: int) -> None:
             if self.stopping():
@@ -78,7 +79,7 @@ class TrainingMember(Training):
 
 
 class DilocoTrainingMember(DilocoTraining, TrainingMember):
-    """A trainer that goes several steps alone."""
+    """A trainer that takes several steps alone."""
 
 
 def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:

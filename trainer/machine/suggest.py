@@ -17,7 +17,7 @@ FAILURES = 3  # failed trials in a row that fail the sweep
 
 
 def suggest(sweep: Sweep, seed: int, trials: list[Trial]) -> dict[str, ParameterValue]:
-    """The parameters of the next trial, after these."""
+    """Return the parameters of the trial after `trials`."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
