@@ -1,1 +1,1 @@
-"""What every stack must keep to."""
+"""Rules that every stack must keep."""

@@ -1,4 +1,4 @@
-"""The policy pack for the CLI: `pulumi preview --policy-pack policy`. All that it knows is in rules.py."""
+"""The policy pack for the CLI: `pulumi preview --policy-pack policy`. The rules themselves are in rules.py."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from infra.review.values import UNKNOWN
 from policy.rules import RULES, STACK_RULES, Resource, Rule, StackRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
-# The CLI asks about a whole stack by the outputs of its resources, and a component's inputs, the stack file's words,
-# are not among them: so what each resource was declared with is kept here when it is asked about by itself.
+# For rules about a whole stack, the CLI passes the outputs of its resources. They lack the inputs of components, which
+# are the settings of the stack file. So keep each resource's inputs from the earlier call about that resource alone.
 DECLARED: dict[str, Resource] = {}
 
 
 def plain(value: Any) -> Any:
-    """Properties as rules.py wants them; the CLI's raise where a value is not known yet."""
+    """Return properties as rules.py needs them. The CLI's own objects raise if a value is not known yet."""
     if isinstance(value, Mapping):
         return {key: _known(value, key) for key in value}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -43,25 +43,29 @@ def _known(container: Any, key: Any) -> Any:
 
 
 def resource_policy(rule: Rule) -> ResourceValidationPolicy:
+    """Return a rule about one resource as the CLI needs it."""
+
     def validate(args: ResourceValidationArgs, report: ReportViolation) -> None:
         resource = DECLARED[args.urn] = Resource(args.urn, args.resource_type, args.name, plain(args.props))
-        for message in rule.look(resource):
+        for message in rule.violations(resource):
             report(message, None)
 
     return ResourceValidationPolicy(rule.name, rule.description, validate, enforcement_level=level(rule))
 
 
 def stack_policy(rule: StackRule) -> StackValidationPolicy:
+    """Return a rule about a stack as the CLI needs it."""
+
     def validate(args: StackValidationArgs, report: ReportViolation) -> None:
-        resources = [DECLARED.get(one.urn) or _deployed(one) for one in args.resources]
-        for resource, message in rule.look(resources):
+        resources = [DECLARED.get(resource.urn) or _deployed(resource) for resource in args.resources]
+        for resource, message in rule.violations(resources):
             report(message, resource.urn)
 
     return StackValidationPolicy(rule.name, rule.description, validate, enforcement_level=level(rule))
 
 
 def _deployed(resource: PolicyResource) -> Resource:
-    """Where there was no program, as in `pulumi policy analyze`, outputs are all there is."""
+    """Return a resource with its outputs, for commands that run no program, such as `pulumi policy analyze`."""
     return Resource(resource.urn, resource.resource_type, resource.name, plain(resource.props))
 
 

@@ -1,7 +1,7 @@
-"""What no stack may declare (mandatory), and what a person should know (advisory). Pure: no Pulumi, no cloud.
+"""Check what a stack declares: what no stack may declare (mandatory), and what a person should know (advisory).
 
-The rules look at what is declared, not at what the stack file says: they still hold when the program is changed. Where
-a value is known only after a deployment they say nothing.
+All rules are pure functions that need neither Pulumi nor a cloud. They check the declared resources and not the stack
+file, so they remain valid when the program changes. A value that is known only after a deployment passes every rule.
 """
 
 import json
@@ -17,8 +17,8 @@ from infra.review.values import UNKNOWN
 from infra.stack.keys import Limits
 from trainer.contract.spec import Hyperparameters
 
-Level = Literal["mandatory", "advisory"]
-RUN = "gpt2-training:run:TrainingRun"  # its inputs are the stack file's words
+Enforcement = Literal["mandatory", "advisory"]
+RUN = "gpt2-training:run:TrainingRun"  # its inputs are the settings of the stack file
 BUCKET = "gcp:storage/bucket:Bucket"
 INSTANCE = "gcp:compute/instance:Instance"
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
@@ -30,60 +30,61 @@ TEMPLATES = (
 PRIMITIVE = ("roles/owner", "roles/editor", "roles/viewer")
 LABELS = ("role", "run", "launch")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
-MOST_ADAMW, LEAST_SGD = 0.01, 0.001
+HIGHEST_ADAMW_RATE, LOWEST_SGD_RATE = 0.01, 0.001
 
 
 @dataclass(frozen=True)
 class Resource:
-    """As it is declared. properties: its inputs, with Pulumi's names; UNKNOWN for what only a deployment tells."""
+    """A resource as it is declared."""
 
     urn: str
     type: str  # gcp:storage/bucket:Bucket
     name: str  # in the program
-    properties: dict[str, Any]
+    properties: dict[str, Any]  # its inputs, with Pulumi's names; UNKNOWN if only the deployment decides the value
 
 
 @dataclass(frozen=True)
 class Finding:
     rule: str
-    level: Level
+    level: Enforcement
     message: str  # one line: what was found, and what to do
     urn: str
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule about one resource, whichever: it can be judged before the resource is made."""
+    """A rule about each resource alone, which can be checked before the resource is made."""
 
     name: str
-    level: Level
+    level: Enforcement
     description: str
-    look: Callable[[Resource], Iterator[str]]
+    violations: Callable[[Resource], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class StackRule:
-    """A rule about several resources together; yields messages with the resource to blame."""
+    """A rule about several resources together. It yields messages, each with the resource that is at fault."""
 
     name: str
-    level: Level
+    level: Enforcement
     description: str
-    look: Callable[[Sequence[Resource]], Iterator[tuple[Resource, str]]]
+    violations: Callable[[Sequence[Resource]], Iterator[tuple[Resource, str]]]
 
 
 def check(resources: Sequence[Resource]) -> list[Finding]:
-    """All that the rules find in a stack, in the order of the rules and of the resources."""
-    found = [
+    """Return all findings in a stack, in the order of the rules and of the resources."""
+    findings = [
         Finding(rule.name, rule.level, message, resource.urn)
         for rule in RULES
         for resource in resources
-        for message in rule.look(resource)
+        for message in rule.violations(resource)
     ]
-    return found + [
+    findings += [
         Finding(rule.name, rule.level, message, resource.urn)
         for rule in STACK_RULES
-        for resource, message in rule.look(resources)
+        for resource, message in rule.violations(resources)
     ]
+    return findings
 
 
 # One resource. -------------------------------------------------------------------------------------------------------
@@ -98,16 +99,16 @@ def _public_address(resource: Resource) -> Iterator[str]:
 
 
 def _open_firewall(resource: Resource) -> Iterator[str]:
-    found = exposure.lets_everybody_in(resource.properties) if resource.type == exposure.FIREWALL else ""
-    if found == "no source":
+    sources = exposure.open_sources(resource.properties) if resource.type == exposure.FIREWALL else ""
+    if sources == "no source":
         yield "names no source, which lets everybody in; name the ranges or accounts that need it"
-    elif found:
-        yield f"lets {found} in; name the ranges that need it"
+    elif sources:
+        yield f"lets {sources} in; name the ranges that need it"
 
 
 def _public_access(resource: Resource) -> Iterator[str]:
-    members = [member for _, given in exposure.grants(resource.type, resource.properties) for member in given]
-    for member in dict.fromkeys(members):
+    all_members = [member for _, members in exposure.grants(resource.type, resource.properties) for member in members]
+    for member in dict.fromkeys(all_members):
         if member in exposure.EVERYBODY:
             yield f"is granted to {member}, which is everybody; name who needs it"
     for entry in exposure.open_lists(resource.properties):
@@ -132,8 +133,8 @@ def _project_storage_role(resource: Resource) -> Iterator[str]:
 def _labels(resource: Resource) -> Iterator[str]:
     props = resource.properties
     if resource.type == "pulumi:providers:gcp":
-        given = _object(props.get("defaultLabels"))
-        if props.get("defaultLabels") != UNKNOWN and "gpt2-stack" not in given:
+        labels = _object(props.get("defaultLabels"))
+        if props.get("defaultLabels") != UNKNOWN and "gpt2-stack" not in labels:
             yield "has no default label gpt2-stack: nobody can tell whose its resources are; give it default_labels"
     elif _is_machine(resource) and props.get("labels") != UNKNOWN:
         missing = [label for label in LABELS if label not in _object(props.get("labels"))]
@@ -142,9 +143,10 @@ def _labels(resource: Resource) -> Iterator[str]:
 
 
 def _termination_time(resource: Resource) -> Iterator[str]:
-    if (scheduling := _scheduling(resource)) is not None and not (
-        scheduling.get("terminationTime") or scheduling.get("maxRunDuration")
-    ):
+    scheduling = _scheduling(resource)
+    if scheduling is None:
+        return
+    if not (scheduling.get("terminationTime") or scheduling.get("maxRunDuration")):
         yield "runs until somebody ends it; give scheduling a terminationTime or a maxRunDuration"
 
 
@@ -181,22 +183,23 @@ def _image_digest(resource: Resource) -> Iterator[str]:
         return
     image = _object(resource.properties.get("metadata")).get("gpt2-image", "")
     if image != UNKNOWN and not DIGEST.fullmatch(str(image)):
-        found = f"runs the image {image}" if image else "names no image in its metadata's gpt2-image"
-        yield f"{found}; pin one by digest, NAME@sha256:..."
+        problem = f"runs the image {image}" if image else "names no image in its metadata's gpt2-image"
+        yield f"{problem}; pin one by digest, NAME@sha256:..."
 
 
 def _learning_rate(resource: Resource) -> Iterator[str]:
     if resource.type != RUN:
         return
-    given = _object(_object(resource.properties.get("trainingInput")).get("hyperparameters"))
-    usual = Hyperparameters()
-    optimizer, rate = given.get("optimizer", usual.optimizer), given.get("learningRate", usual.learning_rate)
+    hyper = _object(_object(resource.properties.get("trainingInput")).get("hyperparameters"))
+    defaults = Hyperparameters()
+    optimizer, rate = hyper.get("optimizer", defaults.optimizer), hyper.get("learningRate", defaults.learning_rate)
     if not isinstance(rate, (int, float)):
         return
-    if optimizer == "adamw" and rate > MOST_ADAMW:
-        yield f"learningRate {rate:g} with adamw: above {MOST_ADAMW:g} training diverges as a rule; 0.0006 is usual"
-    if optimizer == "sgd" and rate < LEAST_SGD:
-        yield f"learningRate {rate:g} with sgd: below {LEAST_SGD:g} it hardly learns; 0.01 is the reference job's"
+    if optimizer == "adamw" and rate > HIGHEST_ADAMW_RATE:
+        limit = f"{HIGHEST_ADAMW_RATE:g}"
+        yield f"learningRate {rate:g} with adamw: above {limit} training diverges as a rule; 0.0006 is usual"
+    if optimizer == "sgd" and rate < LOWEST_SGD_RATE:
+        yield f"learningRate {rate:g} with sgd: below {LOWEST_SGD_RATE:g} it hardly learns; 0.01 is the reference job's"
 
 
 RULES = (
@@ -219,48 +222,50 @@ RULES = (
 
 
 def _force_destroy(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str]]:
-    if any(one.type == RUN and one.properties.get("keepArtifacts") is False for one in resources):
+    if any(resource.type == RUN and resource.properties.get("keepArtifacts") is False for resource in resources):
         return
-    for one in resources:
-        if one.type == BUCKET and one.properties.get("forceDestroy") is True:
-            yield (
-                one,
-                "`pulumi destroy` would delete it with all that is in it; say keepArtifacts: false if that is meant",
-            )
+    message = "`pulumi destroy` would delete it with all that is in it; say keepArtifacts: false if that is meant"
+    for resource in resources:
+        if resource.type == BUCKET and resource.properties.get("forceDestroy") is True:
+            yield resource, message
 
 
 def _cost_limit(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str]]:
-    """The price of all declared machines over maxHours: what is paid if their termination time alone ends them."""
+    """Compare the price of all declared machines over maxHours with the limit.
+
+    This is the price if only their termination time ends the machines.
+    """
     for run in resources:
         limits = _object(run.properties.get("limits")) if run.type == RUN else {}
-        most = limits.get("maxCostUsd")
-        if not isinstance(most, (int, float)):
+        limit = limits.get("maxCostUsd")
+        if not isinstance(limit, (int, float)):
             continue
         hours = float(limits.get("maxHours", Limits().max_hours))
         hourly = sum(_machine_costs(resources), Cost(0))
         total = hourly.times(hours)
         costs = f"machines cost {hourly.usd:.2f} USD an hour and {total.usd:.2f} in limits.maxHours, {hours:g}"
-        if total.usd > most:
-            fix = f"use maxHours {most / hourly.usd:.1f}, or fewer or smaller machines, or raise the limit"
-            yield run, f"{costs}: more than limits.maxCostUsd, {most:g}; {fix}"
+        if total.usd > limit:
+            fix = f"use maxHours {limit / hourly.usd:.1f}, or fewer or smaller machines, or raise the limit"
+            yield run, f"{costs}: more than limits.maxCostUsd, {limit:g}; {fix}"
         elif not total.exact:
-            yield (
-                run,
-                f"{costs} at least, and nobody priced {', '.join(total.unknown)}; limits.maxCostUsd cannot be kept",
-            )
+            unknown = ", ".join(total.unknown)
+            yield run, f"{costs} at least, and nobody priced {unknown}; limits.maxCostUsd cannot be kept"
 
 
 def _machine_costs(resources: Sequence[Resource]) -> Iterator[Cost]:
-    """An hour of each group's, request's and instance's machines. What is not priced counts for nothing."""
-    templates = {one.name.removesuffix("-template"): one for one in resources if one.type in TEMPLATES}
-    for one in resources:
+    """Yield the price per hour of the machines of each group, request and instance."""
+    templates = {
+        resource.name.removesuffix("-template"): resource for resource in resources if resource.type in TEMPLATES
+    }
+    for resource in resources:
         number: Any = 1
-        template: Resource | None = one
-        if one.type == GROUP:
-            number, template = one.properties.get("targetSize"), templates.get(one.name.removesuffix("-group"))
-        elif one.type == REQUEST:
-            number, template = one.properties.get("resizeBy"), templates.get(one.name.removesuffix("-request"))
-        elif one.type != INSTANCE:
+        template: Resource | None = resource
+        name = resource.name
+        if resource.type == GROUP:
+            number, template = resource.properties.get("targetSize"), templates.get(name.removesuffix("-group"))
+        elif resource.type == REQUEST:
+            number, template = resource.properties.get("resizeBy"), templates.get(name.removesuffix("-request"))
+        elif resource.type != INSTANCE:
             continue
         known = template is not None and template.properties.get("machineType") != UNKNOWN
         if template is not None and known and isinstance(number, (int, float)):
@@ -287,7 +292,7 @@ STACK_RULES = (
 )
 
 
-# What properties look like. ------------------------------------------------------------------------------------------
+# Reading properties. -------------------------------------------------------------------------------------------------
 
 
 def _is_machine(resource: Resource) -> bool:
@@ -295,13 +300,13 @@ def _is_machine(resource: Resource) -> bool:
 
 
 def _scheduling(resource: Resource) -> dict[str, Any] | None:
-    """How Google may treat a machine; None if it is none, or if that is not known yet."""
-    found = resource.properties.get("scheduling")
-    return _object(found) if _is_machine(resource) and found != UNKNOWN else None
+    """Return a machine's scheduling options. Return None for other resources, and if they are not known yet."""
+    scheduling = resource.properties.get("scheduling")
+    return _object(scheduling) if _is_machine(resource) and scheduling != UNKNOWN else None
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A provider's own settings are JSON."""
+    """Return a value as an object, which is empty if it is none. A provider's own settings are JSON text."""
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     return value if isinstance(value, dict) else {}

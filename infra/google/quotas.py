@@ -41,6 +41,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Limit:
+    """The limit of a quota, and how much of it is in use if that is known."""
+
     value: float
     used: float | None = None
 
@@ -70,7 +72,7 @@ def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
 
 
 class Limits:
-    """Read limits, each once."""
+    """The limits of a project and a region, read once each."""
 
     def __init__(self, api: GoogleApi, project: str, region: str) -> None:
         self._api, self._project, self._region = api, project, region
@@ -86,6 +88,7 @@ class Limits:
         return Limit(value, listed.used if listed else None)
 
     def _listed(self, path: str) -> dict[str, Limit]:
+        """Return Compute Engine's limits by their metric; none if it does not answer."""
         try:
             quotas = self._api.call("compute", "GET", path).get("quotas", [])
         except ApiError:
@@ -93,6 +96,7 @@ class Limits:
         return {q["metric"]: Limit(q.get("limit", 0.0), q.get("usage", 0.0)) for q in quotas if "metric" in q}
 
     def _cloud(self, metric: str) -> float | None:
+        """Return the Cloud Quotas API's limit; None if it does not know the quota or does not answer."""
         if self._off:
             return None
         name, family = quota_id(metric)
@@ -143,6 +147,7 @@ def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Chec
 
 
 def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
+    """Check a quota of the region, and the separate one of Spot machines."""
     limit = limits.of(need.metric)
     if not need.spot:
         return [_judge(need.metric, need.on_demand, limit, region)]
@@ -164,6 +169,7 @@ def _everywhere(need: Need, limits: Limits) -> list[Check]:
 
 
 def _judge(metric: str, amount: int, limit: Limit | None, where: str, note: str = "") -> Check:
+    """Compare the amount that is needed with the limit and its use."""
     name = f"quota {metric}"
     if limit is None:
         fix = "look in the console, or enable cloudquotas.googleapis.com and ask again"

@@ -111,6 +111,7 @@ def misfits(config: StackConfig, folder: Path) -> list[str]:
 
 
 def _other_tokens(folder: Path, kind: Literal["byte", "gpt2"]) -> bool:
+    """Return whether a checkpoint's tokenizer.json has other tokens than this tokenizer."""
     from trainer.data import tokenizer  # its import takes a moment, and few stacks need it
 
     try:

@@ -1,5 +1,6 @@
-"""What a change of a stack does, read from Pulumi's previews: for `scripts.review`, and through it for pull requests.
+"""Review what a change of a stack does, from Pulumi's previews. Used by `scripts.review`, also for pull requests.
 
-previewing.py has `pulumi preview --json` write, preview.py reads it, hidden.py takes secrets out, values.py compares,
-judge.py, access.py and run.py say what it means, markdown.py writes it down.
+capture.py runs `pulumi preview --json`, steps.py reads its output, redaction.py removes secrets, values.py and
+offline.py compare. access.py, exposure.py, losses.py, interruption.py and verdict.py say what the change means, and
+markdown.py writes it.
 """

@@ -1,23 +1,23 @@
-"""Who may do what, before and after; and what would be open to everybody."""
+"""Compare who has access to what before and after a change, and find what would be open to everybody."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from infra.review import exposure
-from infra.review.steps import Preview, State, Step
+from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 
 CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"
-# What an IAM resource is about, by the input that names it.
-PLACES = {
+# The input that names the object of an IAM resource, and what that object is.
+OBJECTS = {
     "bucket": "bucket",
     "repository": "repository",
     "serviceAccountId": "account",
     "project": "project",
 }
-# Other settings that decide who gets in; what opens a thing to everybody is told apart.
-SETTINGS = {
+# Other inputs that decide who has access. Whether they open something to everybody is reported separately.
+ACCESS_SETTINGS = {
     exposure.FIREWALL: (
         "allows",
         "denies",
@@ -33,23 +33,23 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Grant:
-    """member: serviceAccount:…; where: "bucket NAME"."""
-
-    member: str
+    member: str  # serviceAccount:…
     role: str
-    where: str
+    where: str  # bucket NAME
 
 
 @dataclass(frozen=True)
 class Access:
+    """The changes of access that a preview makes."""
+
     given: tuple[Grant, ...]
     taken: tuple[Grant, ...]
-    exposed: tuple[str, ...]  # what is open to everybody, and was not
-    settings: tuple[str, ...]  # other changes of who gets in
+    exposed: tuple[str, ...]  # newly open to everybody
+    settings: tuple[str, ...]  # other changes of who has access
 
 
 def access(preview: Preview) -> Access:
-    """All changes of access."""
+    """Return all changes of access."""
     before = {grant for step in preview.steps for grant in _grants(step, step.before)}
     after = {grant for step in preview.steps for grant in _grants(step, step.after)}
     given = sorted(after - before, key=lambda grant: (grant.member, grant.where, grant.role))
@@ -65,21 +65,21 @@ def access(preview: Preview) -> Access:
     return Access(tuple(given), tuple(taken), tuple(exposed), tuple(settings))
 
 
-def _grants(step: Step, state: State | None) -> Iterator[Grant]:
-    """Of a resource of IAM: ...IAMMember, ...IAMBinding, ...IAMPolicy."""
+def _grants(step: PreviewStep, state: ResourceState | None) -> Iterator[Grant]:
+    """Yield the grants of an IAM resource: ...IAMMember, ...IAMBinding, ...IAMPolicy."""
     for role, members in exposure.grants(step.type, state.inputs) if state else ():
         for member in members:
-            yield Grant(shown(member), shown(role), _place(step, state))
+            yield Grant(shown(member), shown(role), _object_of(step, state))
 
 
-def _place(step: Step, state: State | None) -> str:
-    """What it is about: bucket NAME."""
+def _object_of(step: PreviewStep, state: ResourceState | None) -> str:
+    """Return the object to which a resource gives access, as `bucket NAME`, or else the resource's name."""
     inputs = state.inputs if state else {}
-    key = next((key for key in PLACES if inputs.get(key) is not None), None)
-    return f"{PLACES[key]} {_short(inputs[key])}" if key else step.name
+    key = next((key for key in OBJECTS if inputs.get(key) is not None), None)
+    return f"{OBJECTS[key]} {_last_part(inputs[key])}" if key else step.name
 
 
-def _short(value: Any) -> str:
+def _last_part(value: Any) -> str:
     return shown(value).rpartition("/")[2]
 
 
@@ -87,12 +87,12 @@ def _texts(value: Any) -> list[str]:
     return [shown(item) for item in (value if isinstance(value, list) else [value])]
 
 
-def _open(step: Step, state: State | None) -> Iterator[str]:
-    """What of a resource is open to everybody, in words."""
+def _open(step: PreviewStep, state: ResourceState | None) -> Iterator[str]:
+    """Yield a text for each way in which a resource is open to everybody."""
     if state is None:
         return
     inputs = state.inputs
-    if step.type == exposure.FIREWALL and exposure.lets_everybody_in(inputs):
+    if step.type == exposure.FIREWALL and exposure.open_sources(inputs):
         yield f"firewall {step.name} lets the whole internet in ({_ports(inputs.get('allows') or [])})"
     for key in exposure.public_addresses(step.type, inputs):
         if key == "addressType":
@@ -100,27 +100,36 @@ def _open(step: Step, state: State | None) -> Iterator[str]:
         else:
             yield f"machines of {step.name} get public addresses"
     for entry in exposure.open_lists(inputs):
-        yield f"{_place(step, state)}: {entry}"
+        yield f"{_object_of(step, state)}: {entry}"
 
 
 def _ports(allows: Iterable[dict[str, Any]]) -> str:
-    """tcp 22, udp."""
+    """Return protocols and ports as text: `tcp 22, udp`."""
     return ", ".join(f"{allow.get('protocol')} {', '.join(allow.get('ports') or [])}".strip() for allow in allows)
 
 
-def _settings(step: Step, told: set[str]) -> Iterator[str]:
+def _settings(step: PreviewStep, reported: set[str]) -> Iterator[str]:
+    """Yield a text for each setting of a resource that changes who has access, except the inputs in `reported`."""
+    # A new firewall rule, or one that is deleted.
     if step.before is None or step.after is None:
-        if step.type == exposure.FIREWALL and not told and (state := step.before or step.after) is not None:
+        state = step.before or step.after
+        if step.type == exposure.FIREWALL and not reported and state is not None:
             sources = ", ".join(_texts(state.inputs.get("sourceRanges") or state.inputs.get("sourceServiceAccounts")))
             word = "new" if step.after else "gone"
             yield f"firewall {step.name} is {word}: {sources}, {_ports(state.inputs.get('allows') or [])}"
         return
-    for key in SETTINGS.get(step.type, ()):
+    # Changed inputs.
+    for key in ACCESS_SETTINGS.get(step.type, ()):
         old, new = step.changed(key)
-        if old != new and key not in told:
+        if old != new and key not in reported:
             yield f"{step.name}: {key}: {shown(old)} → {shown(new)}"
+    # The permissions of a custom role.
     old, new = step.changed("permissions")
     if step.type == CUSTOM_ROLE and old != new:
-        more, less = sorted({*(new or [])} - {*(old or [])}), sorted({*(old or [])} - {*(new or [])})
-        words = [f"gains {', '.join(more)}"] * bool(more) + [f"loses {', '.join(less)}"] * bool(less)
-        yield f"role {shown(step.changed('roleId')[1])} {', '.join(words)}"
+        gained, lost = sorted({*(new or [])} - {*(old or [])}), sorted({*(old or [])} - {*(new or [])})
+        changes = []
+        if gained:
+            changes.append(f"gains {', '.join(gained)}")
+        if lost:
+            changes.append(f"loses {', '.join(lost)}")
+        yield f"role {shown(step.changed('roleId')[1])} {', '.join(changes)}"

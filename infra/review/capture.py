@@ -1,4 +1,4 @@
-"""Has `pulumi preview` say what the program wants: against the state of the stack, or offline, against nothing."""
+"""Run `pulumi preview` to get what the program declares: online, with the stack's state, or offline, without any."""
 
 import os
 import shutil
@@ -17,17 +17,18 @@ from infra import load
 from infra.inputs.data_lock import lock_path
 from infra.inputs.google import VOCABULARY, VOCABULARY_FILES
 from infra.review.offline import compare
-from infra.review.steps import Preview, UnreadablePreview, parse
+from infra.review.steps import Preview, UnreadablePreview, parse_preview
 from infra.stack import config, plain_yaml, reading
 
-PLACEHOLDER_PROJECT = "offline-review"  # where a stack file names no project of its own
+PLACEHOLDER_PROJECT = "offline-review"  # for a stack file that names no project
 PLACEHOLDER_TEXT = 8 * 2**20  # bytes
-KEYS = ("encryptionsalt", "encryptedkey", "secretsprovider")  # of a stack file: they belong to a state that is not here
+# The keys of a stack file that only make sense with the stack's real state.
+STATE_KEYS = ("encryptionsalt", "encryptedkey", "secretsprovider")
 PREVIEW = ("preview", "--json", "--show-sames", "--non-interactive")
 
 
 class PreviewError(Exception):
-    """One line for a person."""
+    """A preview cannot be made. The message is one line for a person."""
 
 
 class NoStack(PreviewError):
@@ -35,12 +36,12 @@ class NoStack(PreviewError):
 
 
 def stacks(root: Path) -> list[str]:
-    """All that have a file."""
+    """Return the names of all stacks that have a file in `root`."""
     return sorted(path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in root.glob("Pulumi.*.yaml"))
 
 
 def online(stack: str, root: Path) -> Preview:
-    """What `pulumi up` would do. Raises NoStack, PreviewError."""
+    """Return what `pulumi up` would do. Raise NoStack if there is no such stack, PreviewError if Pulumi fails."""
     done = _pulumi([*PREVIEW, "--stack", stack], root, _environment())
     if done.returncode and f"no stack named '{stack}' found" in done.stderr:
         raise NoStack(f"the backend has no stack {stack}")
@@ -49,7 +50,7 @@ def online(stack: str, root: Path) -> Preview:
 
 def _parsed(done: "subprocess.CompletedProcess[str]", stack: str) -> Preview:
     try:
-        preview = parse(done.stdout, stack)
+        preview = parse_preview(done.stdout, stack)
     except UnreadablePreview:
         raise PreviewError(f"`pulumi preview --stack {stack}` fails: {_first(done.stderr)}") from None
     if done.returncode and not preview.errors:
@@ -65,7 +66,7 @@ def _pulumi(arguments: list[str], root: Path, environment: Mapping[str, str]) ->
 
 
 def _environment(**more: str) -> dict[str, str]:
-    # No plugin is fetched before the program needs it: `local` needs none.
+    # Without these, Pulumi fetches plugins before the program needs them. A stack on this machine needs none.
     quick = {"PULUMI_SKIP_UPDATE_CHECK": "true", "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true"}
     return {**quick, **os.environ, **more}
 
@@ -74,18 +75,19 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 class Versions:
-    """The program and its stack files twice, in folders of their own: at a commit, and as they are in the checkout."""
+    """Two copies of the program and its stack files, in two folders: at a commit, and as they are in the checkout."""
 
     def __init__(self, checkout: Path, base: Path, head: Path):
         self._checkout, self._sides = checkout, (base, head)
 
     def compared(self, stack: str) -> Preview:
-        """What leads from the one to the other. Raises PreviewError."""
+        """Return the changes from the commit to the checkout. Raise PreviewError if a version cannot be previewed."""
         if not any((side / f"Pulumi.{stack}.yaml").is_file() for side in self._sides):
             raise PreviewError(f"--stack {stack}: neither of the two versions has a Pulumi.{stack}.yaml")
         with ThreadPoolExecutor(2) as both:
             base, head = both.map(lambda side: self._preview(side, stack), self._sides)
-        gone = not (self._sides[1] / f"Pulumi.{stack}.yaml").is_file()  # what it had is said as far as it is known
+        # If the stack file is deleted, the review shows what is known of the base, even if the base has errors.
+        gone = not (self._sides[1] / f"Pulumi.{stack}.yaml").is_file()
         if base.errors and not head.errors and not gone:
             raise PreviewError(f"the base of stack {stack} cannot be previewed: {base.errors[0]}")
         return compare(base, head)
@@ -96,22 +98,22 @@ class Versions:
         _prepare(root, self._checkout, stack)
         state = root.with_name(f"{root.name}-state")
         state.mkdir(exist_ok=True)
-        # Nobody's credentials: what is there already is not asked.
-        nobody = {"GOOGLE_OAUTH_ACCESS_TOKEN": "none", "PULUMI_CONFIG_PASSPHRASE": ""}
-        environment = _environment(PULUMI_BACKEND_URL=state.as_uri(), **nobody)
+        # Use invalid credentials, so that the program cannot ask what exists in the cloud.
+        invalid = {"GOOGLE_OAUTH_ACCESS_TOKEN": "none", "PULUMI_CONFIG_PASSPHRASE": ""}
+        environment = _environment(PULUMI_BACKEND_URL=state.as_uri(), **invalid)
         for name in ("PULUMI_CONFIG_PASSPHRASE_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CREDENTIALS"):
             environment.pop(name, None)
         made = _pulumi(["stack", "init", stack, "--non-interactive"], root, environment)
         if made.returncode:
             raise PreviewError(f"an empty stack {stack} cannot be made: {_first(made.stderr)}")
         done = _pulumi([*PREVIEW, "--stack", stack], root, environment)
-        done.stdout = done.stdout.replace(str(root), str(self._checkout))  # where it is does not matter
+        done.stdout = done.stdout.replace(str(root), str(self._checkout))  # the folder must not count as a difference
         return _parsed(done, stack)
 
 
 @contextmanager
 def versions(checkout: Path, ref: str) -> Iterator[Versions]:
-    """ref: the commit to compare with. Raises PreviewError if git does not know it."""
+    """Yield the versions of the commit `ref` and of the checkout. Raise PreviewError if git does not know `ref`."""
     with tempfile.TemporaryDirectory(prefix="review-") as temporary:
         base, head = Path(temporary).resolve() / "base", Path(temporary).resolve() / "head"
         base.mkdir()
@@ -122,7 +124,7 @@ def versions(checkout: Path, ref: str) -> Iterator[Versions]:
         head.mkdir()
         listed = _git(checkout, "ls-files", "-z", "--cached", "--others", "--exclude-standard", what=ref)
         for name in filter(None, listed.split("\0")):
-            if (checkout / name).is_file():  # it may be deleted
+            if (checkout / name).is_file():  # git also lists files that were deleted
                 (head / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(checkout / name, head / name)
         yield Versions(checkout, base, head)
@@ -135,13 +137,13 @@ def _git(checkout: Path, *arguments: str, what: str) -> str:
     return done.stdout
 
 
-def _first(said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _first(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return lines[0].removeprefix("error: ").removeprefix("fatal: ") if lines else "nothing"
 
 
 def _prepare(root: Path, checkout: Path, stack: str) -> None:
-    """Gives a bare version what git does not keep: the environment, the text, the vocabulary."""
+    """Add to a version what git does not contain: the environment, the text, the vocabulary."""
     for name in (".venv", *(f"data/{path.name}" for path in (checkout / "data").glob("*"))):
         if (checkout / name).exists() and not (root / name).exists():
             (root / name).parent.mkdir(exist_ok=True)
@@ -152,18 +154,21 @@ def _prepare(root: Path, checkout: Path, stack: str) -> None:
         settings: dict[str, Any] = content["config"]
         platform = reading.stack_values(stack, root)[0].get("platform", "local")
     except (OSError, yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError, config.ConfigError):
-        return  # the preview says it better
-    for key in KEYS:
+        return  # the preview explains the problem better
+    for key in STATE_KEYS:
         content.pop(key, None)
     content["config"] = {key: reading.readable(value, key) for key, value in settings.items()}
     if platform == "google":
         content["config"].setdefault("gcp:project", PLACEHOLDER_PROJECT)
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    _stand_in_data(root, stack)
+    _make_placeholder_data(root, stack)
 
 
-def _stand_in_data(root: Path, stack: str) -> None:
-    """A text and a vocabulary where the checkout has none, as that of a pull request: their content changes nothing."""
+def _make_placeholder_data(root: Path, stack: str) -> None:
+    """Write a placeholder text and vocabulary if the checkout has none, as in a pull request.
+
+    Their content does not influence the review.
+    """
     try:
         stack_config = load.from_file(stack, root)
     except config.ConfigError:
@@ -171,7 +176,7 @@ def _stand_in_data(root: Path, stack: str) -> None:
     text = stack_config.text
     if not text.exists() and not lock_path(text).exists() and text.resolve().is_relative_to(root):
         text.parent.mkdir(parents=True, exist_ok=True)
-        line = f"{stack_config.file.data.path}\n"  # another path is another text
+        line = f"{stack_config.file.data.path}\n"  # so that another path means another text
         text.write_text(line * (PLACEHOLDER_TEXT // len(line)), encoding="utf-8")
     for name in VOCABULARY_FILES if stack_config.google else ():
         file = root / VOCABULARY / name

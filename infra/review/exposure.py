@@ -1,4 +1,7 @@
-"""Who a declared resource lets in, for the policies and the review. Pure: a type and inputs with Pulumi's names."""
+"""Find out whom a declared resource gives access, for the policies and the review.
+
+All functions are pure: they need a resource's type and its inputs with Pulumi's names.
+"""
 
 import ipaddress
 import json
@@ -9,7 +12,7 @@ FIREWALL = "gcp:compute/firewall:Firewall"
 ADDRESSES = ("gcp:compute/address:Address", "gcp:compute/globalAddress:GlobalAddress")
 EVERYBODY = ("allUsers", "allAuthenticatedUsers")
 SOURCES = ("sourceRanges", "sourceTags", "sourceServiceAccounts")
-# Addresses that the internet does not route to anybody.
+# Addresses that the internet does not route.
 PRIVATE = [
     ipaddress.ip_network(text)
     for text in (
@@ -17,22 +20,22 @@ PRIVATE = [
         *("fc00::/7", "fe80::/10"),
     )
 ]
-# No one's own network has more: half the internet is two ranges, and all of it can be said in many. By IP version.
-MOST = {4: 2 ** (32 - 8), 6: 2 ** (128 - 16)}
+# More addresses than one organization has, by IP version. A limit of their sum also finds the internet in many ranges.
+MOST_ADDRESSES = {4: 2 ** (32 - 8), 6: 2 ** (128 - 16)}
 
 
-def wide(ranges: Sequence[Any]) -> list[str]:
-    """Those of the ranges that are public, if together they are more than anybody's own; what is unknown is none."""
-    found = []
-    for version, most in MOST.items():
+def public_ranges(ranges: Sequence[Any]) -> list[str]:
+    """Return the public ranges, if together they have more addresses than one organization. Ignore unknown ranges."""
+    wide = []
+    for version, most in MOST_ADDRESSES.items():
         public = {text: network for text in ranges if (network := _network(text, version)) and not _private(network)}
         if sum(network.num_addresses for network in ipaddress.collapse_addresses(public.values())) > most:
-            found += list(public)
-    return found
+            wide += list(public)
+    return wide
 
 
 def _network(text: Any, version: int) -> Any:
-    """None if it is of the other version, or no network."""
+    """Return the network, or None if `text` is of the other IP version or not a network."""
     try:
         network = ipaddress.ip_network(text, strict=False) if isinstance(text, str) else None
     except ValueError:
@@ -44,19 +47,19 @@ def _private(network: Any) -> bool:
     return any(own.version == network.version and network.subnet_of(own) for own in PRIVATE)
 
 
-def lets_everybody_in(firewall: Mapping[str, Any]) -> str:
-    """By which ranges, or that it names no source; empty if it does not."""
+def open_sources(firewall: Mapping[str, Any]) -> str:
+    """Return the ranges by which a firewall rule lets everybody in, "no source" if it names none, or else ""."""
     if firewall.get("direction") == "EGRESS" or firewall.get("disabled") is True or not firewall.get("allows"):
         return ""
     given = firewall.get("sourceRanges")
-    if found := wide(given if isinstance(given, list) else ()):
-        return ", ".join(found)
-    # Google takes a rule that names no source for one that means all.
+    if wide := public_ranges(given if isinstance(given, list) else ()):
+        return ", ".join(wide)
+    # For Google, a rule without a source allows all sources.
     return "" if any(firewall.get(key) for key in SOURCES) else "no source"
 
 
 def public_addresses(kind: str, inputs: Mapping[str, Any]) -> Iterator[str]:
-    """What gives a thing an address on the internet: addressType, networkInterfaces.accessConfigs."""
+    """Yield the inputs that give a resource a public address: addressType, networkInterfaces.accessConfigs."""
     if kind in ADDRESSES and inputs.get("addressType") != "INTERNAL":
         yield "addressType"
     for interface in objects(inputs.get("networkInterfaces")):
@@ -66,7 +69,7 @@ def public_addresses(kind: str, inputs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def grants(kind: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Role and members of what grants something: a member, a binding, or a whole policy."""
+    """Yield each role that an IAM resource (a member, a binding or a whole policy) grants, and its members."""
     if "iam" not in kind.lower():
         return
     if isinstance(inputs.get("role"), str):
@@ -81,7 +84,7 @@ def grants(kind: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, list[str
 
 
 def open_lists(inputs: Mapping[str, Any]) -> Iterator[str]:
-    """Entries of an access list of Cloud Storage that stand for everybody: `entity: allUsers`."""
+    """Yield the entries of a Cloud Storage access list that mean everybody: `entity: allUsers`."""
     for key in ("entity", "roleEntities"):
         for entry in _list(inputs.get(key)) or [inputs.get(key)]:
             if str(entry).rpartition(":")[2] in EVERYBODY:
@@ -96,5 +99,5 @@ def _list(value: Any) -> list[Any]:
 
 
 def objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Those of a list; nothing of what is none, as it is not known yet."""
+    """Yield the objects of a list. An unknown value (not a list yet) has none."""
     return (item for item in _list(value) if isinstance(item, dict))

@@ -1,12 +1,12 @@
-"""The run that a change meets: its machines, and where it stands now, as its bucket tells."""
+"""Find out which run a change affects: its machines, and its present state according to its bucket."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from infra.lifecycle import newest_checkpoint
-from infra.review.steps import Preview, State, Step
+from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 from trainer.contract.errors import first_line
 from trainer.contract.wording import ROLE_NAMES
@@ -23,13 +23,13 @@ LAUNCH = "pulumi-python:dynamic/google:Launch"
 
 
 @dataclass(frozen=True)
-class Machines:
-    """The machines of a role, before and after; kind: what one is, in words."""
+class RoleMachines:
+    """The machines of a role, before and after the change."""
 
-    role: str  # in words
+    role: str  # as a word
     count: tuple[int, int]
-    kind: tuple[str, str]
-    ended: bool  # those of before go, even if others take their place
+    kind: tuple[str, str]  # machine type, GPUs and Spot, as text
+    ended: bool  # the present machines end, even if others replace them
 
     @property
     def changed(self) -> bool:
@@ -37,24 +37,24 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands. checkpoint: its newest whole one, (step, age in seconds)."""
+class RunSnapshot:
+    """The present state of a run."""
 
     state: str
     step: int
-    checkpoint: tuple[int, float] | None
+    checkpoint: tuple[int, float] | None  # the newest complete one: (step, age in seconds)
 
     @property
-    def going(self) -> bool:
+    def running(self) -> bool:
         return self.state not in FINAL_STATES
 
 
-# Of a bucket's address and a run's id; a text: why it is not known.
-Look = Callable[[str, str], Standing | str | None]
+# A function of a bucket's address and a run's id. It returns a text if the run's state is not known, which says why.
+RunLookup = Callable[[str, str], RunSnapshot | str | None]
 
 
-def stand(bucket: str, run: str) -> Standing | str | None:
-    """Asks the bucket; None if nothing was ever declared there."""
+def look_up_run(bucket: str, run: str) -> RunSnapshot | str | None:
+    """Return the state of a run by its bucket, None if it was never declared there, or a text if the bucket fails."""
     try:
         storage = open_storage(bucket)
         status = read_status(storage, run)
@@ -66,11 +66,11 @@ def stand(bucket: str, run: str) -> Standing | str | None:
     except (StorageError, ValueError) as error:
         return first_line(error)
     checkpoint = (newest.step, max(0.0, time.time() - newest.time)) if newest else None
-    return Standing(status.state, status.step, checkpoint)
+    return RunSnapshot(status.state, status.step, checkpoint)
 
 
-def machines(preview: Preview) -> list[Machines]:
-    """Master first; nothing where there are none."""
+def machines(preview: Preview) -> list[RoleMachines]:
+    """Return the machines of each role that has any, the master first."""
     found = []
     for role, words in ROLE_NAMES.items():
         groups = [step for step in preview.of_type(GROUP) if step.name == f"{role}-group"]
@@ -86,26 +86,26 @@ def machines(preview: Preview) -> list[Machines]:
         kinds = [_kind(_side(templates[0], side)) if templates else "process here" for side in (0, 1)]
         ended = count[0] > 0 and (not count[1] or any(step.op == "replace" for step in [*groups, *processes]))
         if groups or processes:
-            found.append(Machines(words, (count[0], count[1]), (kinds[0], kinds[1]), ended))
+            found.append(RoleMachines(words, (count[0], count[1]), (kinds[0], kinds[1]), ended))
     return found
 
 
-def _side(step: Step, side: int) -> State | None:
+def _side(step: PreviewStep, side: int) -> ResourceState | None:
     return (step.before, step.after)[side]
 
 
-def _role(step: Step) -> Any:
+def _role(step: PreviewStep) -> Any:
     state = step.before or step.after
     return state.inputs.get("role") if state else None
 
 
-def _number(step: Step, side: int, key: str) -> int:
-    found = step.changed(key)[side]
-    return int(found) if isinstance(found, int | float) else 0
+def _number(step: PreviewStep, side: int, key: str) -> int:
+    value = step.changed(key)[side]
+    return int(value) if isinstance(value, int | float) else 0
 
 
-def _kind(template: State | None) -> str:
-    """n1-highmem-16 + 1 x nvidia-tesla-t4, Spot."""
+def _kind(template: ResourceState | None) -> str:
+    """Return what a template's machines are: `n1-highmem-16 + 1 x nvidia-tesla-t4, Spot`."""
     if template is None:
         return ""
     text = shown(template.inputs.get("machineType"))
@@ -116,92 +116,98 @@ def _kind(template: State | None) -> str:
 
 
 @dataclass(frozen=True)
-class Declared:
-    """A run as a stack declares it."""
+class DeclaredRun:
+    """A run that a stack declares."""
 
     id: str
     launch: int
     bucket: str
 
 
-def declared(preview: Preview) -> tuple[Declared | None, Declared | None]:
-    """The run before and after."""
+def declared(preview: Preview) -> tuple[DeclaredRun | None, DeclaredRun | None]:
+    """Return the run before and after the change."""
     return _declared(preview, 0), _declared(preview, 1)
 
 
-def _declared(preview: Preview, side: int) -> Declared | None:
+def _declared(preview: Preview, side: int) -> DeclaredRun | None:
     for step in preview.of_type(LAUNCH, PROCESS):
         if (state := _side(step, side)) is not None and {"run", "bucket"} <= state.inputs.keys():
             launch = int(state.inputs.get("launch") or 1)
-            return Declared(str(state.inputs["run"]), launch, str(state.inputs["bucket"]))
+            return DeclaredRun(str(state.inputs["run"]), launch, str(state.inputs["bucket"]))
     return None
 
 
 @dataclass(frozen=True)
 class Interruption:
-    """What a change does to the run that may be going; going None: it is not known."""
+    """The effect of a change on the run before it."""
 
     short: str  # for the first line
     sentences: tuple[str, ...]
-    going: bool | None
+    running: bool | None  # None if it is not known
 
 
-def interruption(preview: Preview, look: Look) -> Interruption | None:
-    """None if it goes on. Workers alone may go: the others do without them."""
+def interruption(preview: Preview, look: RunLookup) -> Interruption | None:
+    """Return what happens to the run, or None if it continues. A run also continues if only workers end."""
     old, new = declared(preview)
     roles = machines(preview)
     if old is None or not any(role.ended and (role.count[1] or role.role != "worker") for role in roles):
         return None
     if not any(role.count[1] for role in roles):
         new = None
-    found = look(old.bucket, old.id)
+    state = look(old.bucket, old.id)
     ending = _ending(old, new)
-    if isinstance(found, Standing) and not found.going:
-        said = f"run {old.id} has {found.state}"
-        return Interruption(f"{said}, so none is interrupted; {ending}", (f"Nothing is interrupted: {said}.",), False)
-    if found is None:
-        said = f"run {old.id} has not begun"
-        return Interruption(f"{said}; {ending}", (f"Nothing is interrupted: {said}.",), False)
-    if isinstance(found, str):
-        unknown = f"whether run {old.id} is going is not known"
+    # The run has ended.
+    if isinstance(state, RunSnapshot) and not state.running:
+        reason = f"run {old.id} has {state.state}"
+        return Interruption(
+            f"{reason}, so none is interrupted; {ending}", (f"Nothing is interrupted: {reason}.",), False
+        )
+    # The run has not begun.
+    if state is None:
+        reason = f"run {old.id} has not begun"
+        return Interruption(f"{reason}; {ending}", (f"Nothing is interrupted: {reason}.",), False)
+    # The state of the run is not known.
+    if isinstance(state, str):
+        unknown = f"whether run {old.id} is running is not known"
         return Interruption(
             f"{unknown}: {ending}",
-            (f"{_upper(unknown)}: {found}.", f"If it is, {_lose(old, new, None)}."),
+            (f"{_capitalized(unknown)}: {state}.", f"If it is, {_lost_work(old, new, None)}."),
             None,
         )
-    where = f"{found.state} at step {found.step:,}"
+    # The run is running.
+    where = f"{state.state} at step {state.step:,}"
     return Interruption(
         f"run {old.id} ({where}) {'is interrupted' if new and new.id == old.id else 'ends'}: {ending}",
-        (f"Run {old.id} is {where}.", f"{_upper(_lose(old, new, found))}."),
+        (f"Run {old.id} is {where}.", f"{_capitalized(_lost_work(old, new, state))}."),
         True,
     )
 
 
-def _ending(old: Declared, new: Declared | None) -> str:
+def _ending(old: DeclaredRun, new: DeclaredRun | None) -> str:
     if new is None:
         return "all machines go"
     return f"run {new.id} takes its place" if new.id != old.id else "its machines are replaced"
 
 
-def _lose(old: Declared, new: Declared | None, found: Standing | None) -> str:
-    """What becomes of the work that was done."""
-    checkpoint = ", ".join(_checkpoint(found)) if found else "its newest checkpoint"
+def _lost_work(old: DeclaredRun, new: DeclaredRun | None, snapshot: RunSnapshot | None) -> str:
+    """Return what happens to the run and its finished steps, as a sentence without its period."""
+    checkpoint = _checkpoint(snapshot) if snapshot else "its newest checkpoint"
     if new is None:
         return f"it ends; what it leaves in its bucket is {checkpoint}"
     if new.id != old.id:
         return f"it ends for good, its files stay, and run {new.id} starts at step 0; {checkpoint} is the last of it"
-    again = ""
-    if found and found.step:
-        again = f", so that {found.step - (found.checkpoint[0] if found.checkpoint else 0):,} steps are done again"
-    return f"it stops, and goes on with the new machines from {checkpoint}{again}"
+    repeated = ""
+    if snapshot and snapshot.step:
+        steps = snapshot.step - (snapshot.checkpoint[0] if snapshot.checkpoint else 0)
+        repeated = f", so that {steps:,} steps are done again"
+    return f"it stops, and continues with the new machines from {checkpoint}{repeated}"
 
 
-def _checkpoint(found: Standing) -> Iterator[str]:
-    if found.checkpoint is None:
-        yield "step 0, as there is no checkpoint yet"
-        return
-    step, age = found.checkpoint
-    yield f"its newest checkpoint (step {step:,}, {_age(age)} old)"
+def _checkpoint(snapshot: RunSnapshot) -> str:
+    if snapshot.checkpoint is None:
+        return "step 0, as there is no checkpoint yet"
+    step, age = snapshot.checkpoint
+    return f"its newest checkpoint (step {step:,}, {_age(age)} old)"
 
 
 def _age(seconds: float) -> str:
@@ -211,5 +217,5 @@ def _age(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _upper(text: str) -> str:
+def _capitalized(text: str) -> str:
     return text[:1].upper() + text[1:]

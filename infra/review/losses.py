@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infra.review.steps import Preview, State, Step
+from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 
 BUCKET = "gcp:storage/bucket:Bucket"
 OBJECT = "gcp:storage/bucketObject:BucketObject"
 IMAGE = "docker-build:index:Image"
-# What holds what nobody can make again, and the input that names it. (platform local deletes no file.)
-DATA = {
+# Resources that hold data which cannot be made again: what they are, and the input that names them. A stack on this
+# machine has none, because it deletes no file.
+DATA_TYPES = {
     BUCKET: ("bucket", "name"),
     OBJECT: ("object", "name"),
     "gcp:artifactregistry/repository:Repository": ("image repository", "repositoryId"),
@@ -22,57 +23,63 @@ DATA = {
 
 
 @dataclass(frozen=True)
-class Data:
+class DataChanges:
+    """The resources with data that a change deletes, leaves behind or protects less, as text."""
+
     lost: tuple[str, ...]
-    blocked: tuple[str, ...]  # Google or Pulumi will refuse it
-    left: tuple[str, ...]  # stays, and the stack knows nothing of it any more
-    loosened: tuple[str, ...]  # a protection goes
+    blocked: tuple[str, ...]  # Google or Pulumi will refuse to delete it
+    left: tuple[str, ...]  # it stays, but no stack manages it any more
+    loosened: tuple[str, ...]  # it is protected less
 
 
-def data_of(preview: Preview) -> Data:
+def data_changes(preview: Preview) -> DataChanges:
+    """Return what a preview does to resources with data."""
     lost, blocked, left, loosened = [], [], [], []
-    emptied = set()  # buckets that go with everything in them
+    emptied = set()  # buckets that are deleted with everything in them
     for step in sorted(preview.steps, key=lambda step: step.type != BUCKET):
-        if step.type not in DATA or step.before is None:
+        if step.type not in DATA_TYPES or step.before is None:
             continue
         name, inputs = _named(step, step.before), step.before.inputs
-        if not step.goes or _overwritten(step):
-            loosened += [f"{name}: {what}" for what in _loosened(step)]
+        # The resource stays.
+        if not step.removed or _overwritten(step):
+            loosened += [f"{name}: {change}" for change in _loosened(step)]
+        # The resource is removed from the stack.
         elif step.before.protected or inputs.get("deletionPolicy") == "PREVENT":
             blocked.append(f"{name} is protected from being deleted")
         elif step.before.retained or inputs.get("deletionPolicy") == "ABANDON":
-            if step.type not in (OBJECT, IMAGE):  # a new run leaves those of the old one on purpose
+            if step.type not in (OBJECT, IMAGE):  # a new run leaves the old run's objects and images on purpose
                 left.append(name)
         elif step.type != BUCKET:
             if inputs.get("bucket") not in emptied:
                 lost.append(name)
         elif inputs.get("forceDestroy"):
             emptied.add(inputs.get("name"))
-            lost.append(f"{name} with everything in it{_soft(inputs)}")
+            lost.append(f"{name} with everything in it{_restorable(inputs)}")
         else:
             blocked.append(f"{name} cannot be deleted unless it is empty")
-    return Data(tuple(lost), tuple(blocked), tuple(left), tuple(loosened))
+    return DataChanges(tuple(lost), tuple(blocked), tuple(left), tuple(loosened))
 
 
-def _named(step: Step, state: State) -> str:
-    kind, key = DATA[step.type]
+def _named(step: PreviewStep, state: ResourceState) -> str:
+    kind, key = DATA_TYPES[step.type]
     name = state.inputs.get(key) or step.name
     text = shown(name[0] if isinstance(name, list) and name else name)
     return f"{kind} {state.inputs.get('bucket')}/{text}" if step.type == OBJECT else f"{kind} {text}"
 
 
-def _soft(inputs: Mapping[str, Any]) -> str:
+def _restorable(inputs: Mapping[str, Any]) -> str:
     seconds = (inputs.get("softDeletePolicy") or {}).get("retentionDurationSeconds", 0)
     return f" (Google can restore it for {seconds / 86400:g} days)" if seconds else ""
 
 
-def _overwritten(step: Step) -> bool:
-    """An object of the same name takes its place: its content changes, and the bucket keeps versions."""
+def _overwritten(step: PreviewStep) -> bool:
+    """Return whether an object is replaced by one of the same name. The bucket then keeps the old version."""
     names = (step.changed("bucket"), step.changed("name"))
     return step.type == OBJECT and step.op == "replace" and all(old == new for old, new in names)
 
 
-def _loosened(step: Step) -> Iterator[str]:
+def _loosened(step: PreviewStep) -> Iterator[str]:
+    """Yield a text for each protection that the change removes."""
     if step.before is None or step.after is None:
         return
     if not step.before.inputs.get("forceDestroy") and step.after.inputs.get("forceDestroy"):

@@ -1,4 +1,7 @@
-"""A review as Markdown, for a pull request's comment. What it quotes may come from a stranger: it is never markup."""
+"""Write a review as Markdown, for a comment of a pull request.
+
+A pull request may come from a stranger, so quoted texts are escaped: they never become markup.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,8 +12,8 @@ from infra.review.values import UNKNOWN, differences, shown
 from infra.review.verdict import Level, Price, Review
 from infra.sizing.ranges import Range
 
-LIMIT = 65_000  # GitHub takes 65,536 characters
-MOST = 30  # lines of a list
+MOST_CHARACTERS = 65_000  # GitHub accepts 65,536
+MOST_LINES = 30  # of a list or table
 SIGNS: dict[Op, str] = {"create": "+", "update": "~", "replace": "-/+", "delete": "-", "import": "="}
 VERBS: dict[Op, str] = {
     "create": "created",
@@ -19,34 +22,38 @@ VERBS: dict[Op, str] = {
     "delete": "deleted",
     "import": "imported",
 }
-MARK = "<!-- gpt2-training review -->"  # by which a workflow finds its comment again
+MARK = "<!-- gpt2-training review -->"  # a workflow finds its comment by this
 
 
 def render(reviews: Sequence[Review], hide: Mapping[str, str] | None = None) -> str:
-    """The whole comment, the worst stack first. hide: texts that must not be seen, and what stands for them."""
+    """Return the whole comment, the worst stack first. `hide` maps texts that must not be seen to replacements."""
     ordered = sorted(reviews, key=lambda review: (-review.level, review.stack))
     quiet = [review for review in ordered if review.level == Level.CLEAN and not _notes(review)]
     if len(quiet) == len(ordered):
         text = f"**No changes**: {_stacks(quiet)}.\n"
         return f"{text}\n{MARK}\n"
+    # Everything but the full diffs.
     masks = hide or {}
-    loud = [review for review in ordered if review not in quiet]
-    heads = [_masked("\n".join(_head(review)), masks) for review in loud]
-    diffs = [_masked("\n".join(_diff(review)), masks) for review in loud]
-    tail = [f"No changes: {_stacks(quiet)}.", ""] * bool(quiet) + [MARK, ""]
-    room = LIMIT - sum(map(len, heads)) - sum(map(len, tail)) - 400 * len(loud)
+    changed = [review for review in ordered if review not in quiet]
+    heads = [_masked("\n".join(_head(review)), masks) for review in changed]
+    diffs = [_masked("\n".join(_diff(review)), masks) for review in changed]
+    tail = [MARK, ""]
+    if quiet:
+        tail = [f"No changes: {_stacks(quiet)}.", "", *tail]
+    # Divide the remaining characters among the full diffs.
+    room = MOST_CHARACTERS - sum(map(len, heads)) - sum(map(len, tail)) - 400 * len(changed)
     parts = []
-    for i, (review, head, diff) in enumerate(zip(loud, heads, diffs, strict=True)):
-        folded = _folded(review, diff, max(0, room // (len(loud) - i)))
+    for i, (review, head, diff) in enumerate(zip(changed, heads, diffs, strict=True)):
+        folded = _folded(review, diff, max(0, room // (len(changed) - i)))
         room -= len(folded)
         parts += [head, folded]
     text = "\n".join([*parts, *tail])
-    return text if len(text) <= LIMIT else _cut(text, tail)
+    return text if len(text) <= MOST_CHARACTERS else _cut(text, tail)
 
 
 def _masked(text: str, masks: Mapping[str, str]) -> str:
-    for hidden in sorted(masks, key=len, reverse=True):
-        text = text.replace(hidden, masks[hidden])
+    for secret in sorted(masks, key=len, reverse=True):
+        text = text.replace(secret, masks[secret])
     return text
 
 
@@ -59,7 +66,8 @@ def _notes(review: Review) -> bool:
 
 
 def _head(review: Review) -> Iterator[str]:
-    """All but the full diff."""
+    """Yield the lines of a review without its full diff."""
+    # The first line.
     first, *others = [text(line) for line in review.headline]
     change = "" if review.gone else _change(review.prices)
     yield f"**{review.stack}: {first}**" + "".join(f"; {line}" for line in others) + change + "."
@@ -72,12 +80,14 @@ def _head(review: Review) -> Iterator[str]:
     if review.preview.errors:
         yield from _list("Also", [code(line) for line in review.preview.errors[1:]])
         return
+    # How many resources change.
     counts = [f"{sign} {review.counts.get(op, 0)} {VERBS[op]}" for op, sign in SIGNS.items()]
     counts = [line for line in counts if not line.startswith("= 0")]
     yield f"`{'`, `'.join(counts)}`; {review.counts.get('same', 0)} stay as they are."
     if review.offline:
         yield f"**Offline** ({text(review.offline)}): the program's two versions are compared, not what really exists."
     yield ""
+    # Sections, each only if it has lines.
     data = [f"**Lost**: {code(line)}" for line in review.data.lost]
     data += [f"`pulumi up` fails: {code(line)}" for line in review.data.blocked]
     data += [f"Left behind: {code(line)} stays, is billed, and no stack manages it" for line in review.data.left]
@@ -86,13 +96,13 @@ def _head(review: Review) -> Iterator[str]:
     yield from _list("The run", _run(review))
     yield from _access(review)
     policies = [
-        f"{'**fails**' if found.mandatory else 'advice'}: {code(found.rule)}: {text(found.message)}"
-        + (f" ({code(found.resource)})" if found.resource else "")
-        for found in review.policies
+        f"{'**fails**' if violation.mandatory else 'advice'}: {code(violation.rule)}: {text(violation.message)}"
+        + (f" ({code(violation.resource)})" if violation.resource else "")
+        for violation in review.policies
     ]
     yield from _list("Policies", policies)
     yield from _prices(review.prices)
-    rows = [(code(one.key), code(one.before), code(one.after)) for one in review.settings]
+    rows = [(code(change.key), code(change.before), code(change.after)) for change in review.settings]
     yield from _table("Settings", ("key", "before", "after"), rows)
     yield from _list("The program says", [text(line) for line in review.preview.warnings])
 
@@ -108,11 +118,11 @@ def _run(review: Review) -> Iterator[str]:
 
 
 def _access(review: Review) -> Iterator[str]:
-    doors = review.access
-    lines = [f"**Open to everybody**: {code(line)}" for line in doors.exposed]
-    for verb, grants in (("gets", doors.given), ("loses", doors.taken)):
-        lines += [f"{code(one.member)} {verb} {code(one.role)} on {code(one.where)}" for one in grants]
-    yield from _list("Access", [*lines, *map(code, doors.settings)])
+    changes = review.access
+    lines = [f"**Open to everybody**: {code(line)}" for line in changes.exposed]
+    for verb, grants in (("gets", changes.given), ("loses", changes.taken)):
+        lines += [f"{code(grant.member)} {verb} {code(grant.role)} on {code(grant.where)}" for grant in grants]
+    yield from _list("Access", [*lines, *map(code, changes.settings)])
 
 
 # Money. -------------------------------------------------------------------------------------------------------------
@@ -134,7 +144,7 @@ def _prices(prices: tuple[Price | None, Price | None]) -> Iterator[str]:
 
 
 def _change(prices: tuple[Price | None, Price | None]) -> str:
-    """What an hour costs, for the first line."""
+    """Return how the cost of an hour changes, for the first line."""
     before, after = (_hourly(price) for price in prices)
     if before == after or not any(price and price.hourly.usd for price in prices):
         return ""
@@ -159,11 +169,11 @@ def _whole(price: Price | None) -> str:
     return f"{'at least ' if price.at_least else ''}{_range(price.cost, '${:,.2f}')}"
 
 
-def _range(found: Range | None, form: str = "{:,g}") -> str:
-    """Two digits that matter, as a range has no more."""
-    if found is None:
+def _range(value: Range | None, form: str = "{:,g}") -> str:
+    """Return a range as text, rounded to two digits: an estimate is not more exact."""
+    if value is None:
         return "unknown"
-    low, high = (form.format(rounded(number)) for number in (found.low, found.high))
+    low, high = (form.format(rounded(number)) for number in (value.low, value.high))
     return low if low == high else f"{low} to {high}"
 
 
@@ -171,7 +181,7 @@ def _range(found: Range | None, form: str = "{:,g}") -> str:
 
 
 def _diff(review: Review) -> Iterator[str]:
-    """A line a resource, and one for each input that differs."""
+    """Yield a line for each resource, and one for each input that differs."""
     for step in sorted(review.steps, key=lambda step: (not step.real, step.type, step.name)):
         guessed = " (or replaced: unknown to this review)" if step.guessed else ""
         sign = "=" if review.gone else SIGNS.get(step.op, "~")
@@ -181,8 +191,8 @@ def _diff(review: Review) -> Iterator[str]:
         changes = differences(step.before.inputs, step.after.inputs)
         known = [change for change in changes if change.new != UNKNOWN]
         for change in known or changes:
-            anew = " (replaces)" if change.path in step.because else ""
-            yield _line(f"      {change.path}: {shown(change.old)} → {shown(change.new)}{anew}")
+            replaces = " (replaces)" if change.path in step.because else ""
+            yield _line(f"      {change.path}: {shown(change.old)} → {shown(change.new)}{replaces}")
         if not changes and step.because:
             yield _line(f"      follows from what is replaced: {', '.join(step.because)}")
 
@@ -192,6 +202,7 @@ def _line(line: str) -> str:
 
 
 def _folded(review: Review, diff: str, room: int) -> str:
+    """Return the full diff as a folded block, cut to about `room` characters."""
     if not diff:
         return ""
     lines, kept, size = diff.split("\n"), 0, 0
@@ -206,15 +217,15 @@ def _folded(review: Review, diff: str, room: int) -> str:
         )
     body = "\n".join(lines[:kept])
     count = sum(step.real for step in review.steps)
-    what = "What stays" if review.gone else "All changes"
-    title = f"<summary>{what}: {count} resource{'' if count == 1 else 's'}</summary>"
+    heading = "What stays" if review.gone else "All changes"
+    title = f"<summary>{heading}: {count} resource{'' if count == 1 else 's'}</summary>"
     return f"<details>{title}\n\n```text\n{body}\n```\n{note}\n</details>\n"
 
 
 def _cut(text_: str, tail: list[str]) -> str:
-    """Even without full diffs it is too long: whole lines from the top."""
+    """Return the first lines of a comment that is too long even without full diffs."""
     end = "\n".join(["", "**Cut**: a comment may have 65,536 characters; ask for one stack at a time.", *tail])
-    kept = text_[: LIMIT - len(end)].rpartition("\n")[0]
+    kept = text_[: MOST_CHARACTERS - len(end)].rpartition("\n")[0]
     fence = "\n```\n</details>" if kept.count("```") % 2 else ""
     return f"{kept}{fence}\n{end}"
 
@@ -223,12 +234,12 @@ def _cut(text_: str, tail: list[str]) -> str:
 
 
 def code(value: str) -> str:
-    """A text as a code span, in which nothing of it is Markdown, HTML or somebody's name."""
+    """Return a text as a code span, in which it cannot be Markdown or HTML and cannot mention a person."""
     return "`" + re.sub(r"\s+", " ", value.replace("`", "'")).strip() + "`"
 
 
 def text(line: str) -> str:
-    """A line of our words and of others': but for code spans, nothing in it is Markdown, HTML or somebody's name."""
+    """Return a line in which, except for code spans, nothing is Markdown or HTML or mentions a person."""
     parts = re.sub(r"\s+", " ", line).split("`")
     if len(parts) % 2 == 0:
         parts = ["'".join(parts)]
@@ -238,14 +249,14 @@ def text(line: str) -> str:
 
 
 def _list(title: str, lines: Iterable[str]) -> Iterator[str]:
-    every = list(lines)
-    if not every:
+    items = list(lines)
+    if not items:
         return
     if title:
         yield from [f"#### {title}", ""]
-    yield from (f"- {line}" for line in every[:MOST])
-    if len(every) > MOST:
-        yield f"- … and {len(every) - MOST} more"
+    yield from (f"- {line}" for line in items[:MOST_LINES])
+    if len(items) > MOST_LINES:
+        yield f"- … and {len(items) - MOST_LINES} more"
     yield ""
 
 
@@ -253,8 +264,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> It
     if not rows:
         return
     yield from [f"#### {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows[:MOST])
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows[:MOST_LINES])
     yield from (f"| {' | '.join(row)} |" for row in cells)
-    if len(rows) > MOST:
-        yield f"| … and {len(rows) - MOST} more |" + " |" * (len(head) - 1)
+    if len(rows) > MOST_LINES:
+        yield f"| … and {len(rows) - MOST_LINES} more |" + " |" * (len(head) - 1)
     yield ""

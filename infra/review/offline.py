@@ -1,4 +1,4 @@
-"""Compare two previews that know no state, and say which changes replace a resource."""
+"""Compare two previews that were made without a state, and say which changes replace a resource."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,24 +8,28 @@ from pathlib import Path
 
 import yaml
 
-from infra.review.steps import Preview, State, Step
+from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import differences, unknown_paths
 
 
 @cache
 def replacing() -> dict[str, list[str]]:
-    """Of each resource type, the inputs whose change makes it anew: `disks[].sourceImage`; "*" stands for all."""
-    found: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("replacing.yaml").read_text(encoding="utf-8"))
-    return found
+    """Return for each resource type the inputs whose change replaces it: `disks[].sourceImage`; "*" for all inputs."""
+    content = Path(__file__).with_name("replacing.yaml").read_text(encoding="utf-8")
+    inputs: dict[str, list[str]] = yaml.safe_load(content)
+    return inputs
 
 
 def compare(base: Preview, head: Preview) -> Preview:
-    """What leads from one to the other, as far as inputs tell it: neither knows what is really there."""
+    """Return the changes from one preview to the other, as far as inputs show them.
+
+    Neither preview knows what really exists.
+    """
     before = {step.urn: step.after for step in base.steps if step.after}
     after = {step.urn: step.after for step in head.steps if step.after}
     steps = {urn: _compared(urn, before.get(urn), after.get(urn)) for urn in sorted({*before, *after})}
-    while touched := list(_follow(steps)):  # what was made anew changes what is made from it
-        steps |= {step.urn: step for step in touched}
+    while affected := list(_follow(steps)):  # a replaced resource changes the resources that depend on it
+        steps |= {step.urn: step for step in affected}
     return Preview(
         head.stack,
         tuple(steps.values()),
@@ -35,8 +39,8 @@ def compare(base: Preview, head: Preview) -> Preview:
     )
 
 
-def _compared(urn: str, before: State | None, after: State | None) -> Step:
-    step = Step(urn, "create" if before is None else "delete" if after is None else "same", before, after)
+def _compared(urn: str, before: ResourceState | None, after: ResourceState | None) -> PreviewStep:
+    step = PreviewStep(urn, "create" if before is None else "delete" if after is None else "same", before, after)
     if before is None or after is None:
         return step
     paths = [change.path for change in differences(before.inputs, after.inputs)]
@@ -46,18 +50,18 @@ def _compared(urn: str, before: State | None, after: State | None) -> Step:
     return replace(step, op="replace" if because else "update", because=because, guessed=not _known(step))
 
 
-def _known(step: Step) -> bool:
+def _known(step: PreviewStep) -> bool:
     return not step.real or step.type in replacing()
 
 
-def _follow(steps: Mapping[str, Step]) -> Iterable[Step]:
-    """Steps that become something else, as an input of theirs comes from what is made anew and is not known yet."""
-    anew = {urn for urn, step in steps.items() if step.op == "replace"}
+def _follow(steps: Mapping[str, PreviewStep]) -> Iterable[PreviewStep]:
+    """Yield the steps that become another operation, because an input depends on a replaced resource."""
+    replaced = {urn for urn, step in steps.items() if step.op == "replace"}
     for step in steps.values():
         if step.after is None or step.op not in ("same", "update") or not step.real:
             continue
-        fresh = [key for key, urns in step.after.waits_for.items() if anew & set(urns)]
-        unknown = [path for key in fresh for path in unknown_paths(step.after.inputs.get(key), key)]
+        dependent = [key for key, urns in step.after.waits_for.items() if replaced & set(urns)]
+        unknown = [path for key in dependent for path in unknown_paths(step.after.inputs.get(key), key)]
         because = tuple(path for path in unknown if _replaces(step.type, path))
         if because:
             yield replace(step, op="replace", because=tuple(sorted({*step.because, *because})))
@@ -71,7 +75,7 @@ def _replaces(kind: str, path: str) -> bool:
 
 
 def _covers(entry: str, path: str) -> bool:
-    """A change in what an entry names, or of something whole that has it as a part."""
+    """Return whether a change at `path` is within the input that `entry` names, or contains it."""
     return entry == "*" or _inside(path, entry) or _inside(entry, path)
 
 

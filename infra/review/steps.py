@@ -1,4 +1,4 @@
-"""What `pulumi preview --json` wrote, as steps: one a resource, by URN, without what differs from time to time."""
+"""Read the output of `pulumi preview --json` as steps: one per resource, by URN, without values that vary randomly."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from infra.stack import masking
 from infra.stack.config import PROJECT
 
 Op = Literal["create", "update", "replace", "delete", "same", "import", "read"]
-# Pulumi has more words, for the parts of a replacement and for what it imports, reads or lets go.
+# Pulumi has more operations, for the parts of a replacement and for resources that it imports, reads or discards.
 OPS: dict[str, Op] = {
     "create": "create",
     "update": "update",
@@ -29,31 +29,31 @@ RUN = "gpt2-training:run:TrainingRun"
 PROVIDER = "pulumi:providers:"
 STACK = "pulumi:pulumi:Stack"
 GCP = ("project", "region")
-HELD_BACK = "secretKeys"  # infra/run.py: of the run's inputs, the one that is no key of the stack file
+NOT_A_SETTING = "secretKeys"  # the only input of the run that is not a key of the stack file: see infra/run.py
 
 
 class UnreadablePreview(Exception):
-    """One line for a person."""
+    """The text is not a preview. The message is one line for a person."""
 
 
 @dataclass(frozen=True)
-class State:
-    inputs: dict[str, Any]  # plain()
-    retained: bool = False  # it stays in the cloud when the stack lets it go
+class ResourceState:
+    inputs: dict[str, Any]  # as plain() returns them
+    retained: bool = False  # it stays in the cloud when it is removed from the stack
     protected: bool = False
-    waits_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # URNs that an input comes from
+    waits_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # the URNs that each input depends on
 
 
 @dataclass(frozen=True)
-class Step:
-    """A resource before and after; None: it is not there."""
+class PreviewStep:
+    """A resource before and after the change. A state is None if the resource does not exist."""
 
     urn: str
     op: Op
-    before: State | None
-    after: State | None
-    because: tuple[str, ...] = ()  # paths of the inputs that make it a replacement
-    guessed: bool = False  # whether it is updated or replaced is not known
+    before: ResourceState | None
+    after: ResourceState | None
+    because: tuple[str, ...] = ()  # paths of the inputs whose change requires a replacement
+    guessed: bool = False  # it is not known whether the resource is updated or replaced
 
     @property
     def type(self) -> str:
@@ -65,16 +65,16 @@ class Step:
 
     @property
     def real(self) -> bool:
-        """Something that costs or does something; components only hold others."""
+        """Whether the resource itself costs or does something. Components only contain other resources."""
         return not self.type.startswith((f"{PROJECT}:", PROVIDER, STACK))
 
     @property
-    def goes(self) -> bool:
-        """Whether what is there now goes away."""
+    def removed(self) -> bool:
+        """Whether the present resource is deleted, even if another one replaces it."""
         return self.before is not None and self.op in ("delete", "replace")
 
     def changed(self, before: str, after: str | None = None) -> tuple[Any, Any]:
-        """An input before and after."""
+        """Return an input before and after the change. `after` is its name afterwards, if it differs."""
         old, new = self.before, self.after
         return (old.inputs.get(before) if old else None), (new.inputs.get(after or before) if new else None)
 
@@ -82,52 +82,60 @@ class Step:
 @dataclass(frozen=True)
 class Preview:
     stack: str
-    steps: tuple[Step, ...]  # by URN
-    errors: tuple[str, ...] = ()  # why it failed
+    steps: tuple[PreviewStep, ...]  # by URN
+    errors: tuple[str, ...] = ()  # why the preview failed
     warnings: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = ()  # values that must not be shown: hidden.py takes them out
+    secrets: tuple[str, ...] = ()  # values that must not be shown: redaction.py removes them
 
-    def of_type(self, *types: str) -> list[Step]:
+    def of_type(self, *types: str) -> list[PreviewStep]:
         return [step for step in self.steps if step.type in types]
 
-    def words(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """The stack file's own keys and values, before and after; None: there is no run."""
+    def settings(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Return the stack file's own keys and values before and after the change. They are None without a run."""
         for step in self.of_type(RUN):
-            return _words(step.before), _words(step.after)
+            return _settings_of(step.before), _settings_of(step.after)
         return None, None
 
     def secret_keys(self) -> set[str]:
-        """Paths of settings that the program found to be secret: of the state's, and of this preview's."""
+        """Return the paths of the settings that the program marked as secret, before and after the change."""
         states = [state for step in self.of_type(RUN) for state in (step.before, step.after) if state]
-        return {str(path) for state in states for path in state.inputs.get(HELD_BACK) or ()}
+        return {str(path) for state in states for path in state.inputs.get(NOT_A_SETTING) or ()}
 
     def providers(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The keys of gcp: that make a difference, before and after."""
+        """Return the keys of gcp: that affect resources, before and after the change."""
         for step in self.of_type(f"{PROVIDER}gcp"):
             old, new = (state.inputs if state else {} for state in (step.before, step.after))
             return {key: old[key] for key in GCP if key in old}, {key: new[key] for key in GCP if key in new}
         return {}, {}
 
 
-def parse(text: str, stack: str = "", name: str = "the preview") -> Preview:
-    """stack: whose it is, if the steps cannot tell. Raises UnreadablePreview."""
+def parse_preview(text: str, stack: str = "", name: str = "the preview") -> Preview:
+    """Return the preview that `pulumi preview --json` wrote.
+
+    Args:
+        text: Pulumi's output.
+        stack: the stack's name, needed if there are no steps.
+        name: what an error calls the text.
+
+    Raises:
+        UnreadablePreview: if the text is not such an output.
+    """
     try:
-        found = json.loads(text)
-        raw = found["steps"]
-        steps = [_step(step) for step in raw]
+        content = json.loads(text)
+        steps = [_step(step) for step in content["steps"]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UnreadablePreview(f"{name} is not what `pulumi preview --json` writes; make it with that") from None
     if steps:
         stack = steps[0].urn.split("::")[0].rpartition(":")[2]
-    config = found.get("config") or {}
-    preview = Preview(stack, _merged(steps), *_said(found.get("diagnostics") or []))
+    config = content.get("config") or {}
+    preview = Preview(stack, _merged(steps), *_diagnostics(content.get("diagnostics") or []))
     return replace(preview, secrets=_secrets(config, preview))
 
 
-def _step(raw: Mapping[str, Any]) -> Step:
+def _step(raw: Mapping[str, Any]) -> PreviewStep:
     old, new = raw.get("oldState"), raw.get("newState")
     op, name = OPS.get(raw["op"], "same"), raw["urn"].rpartition("::")[2]
-    return Step(
+    return PreviewStep(
         raw["urn"],
         op,
         None if op in ("create", "import") else _state(old, name),
@@ -136,60 +144,61 @@ def _step(raw: Mapping[str, Any]) -> Step:
     )
 
 
-def _state(raw: Mapping[str, Any] | None, name: str) -> State | None:
+def _state(raw: Mapping[str, Any] | None, name: str) -> ResourceState | None:
     if raw is None:
         return None
     inputs = plain(raw.get("inputs") or {})
     if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{7}}", str(inputs.get("name"))):
-        del inputs["name"]  # Pulumi made it up, another one each time
+        del inputs["name"]  # Pulumi generates another random end in each preview
     waits_for = {key: tuple(urns) for key, urns in (raw.get("propertyDependencies") or {}).items() if urns}
-    kept = bool(raw.get("retainOnDelete"))
-    return State(inputs, kept, bool(raw.get("protect")), waits_for)
+    return ResourceState(inputs, bool(raw.get("retainOnDelete")), bool(raw.get("protect")), waits_for)
 
 
-def _merged(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """One step a resource: a replacement may come in parts. Their order is chance."""
-    found: dict[str, Step] = {}
+def _merged(steps: Iterable[PreviewStep]) -> tuple[PreviewStep, ...]:
+    """Return one step per resource. A replacement may have several parts, and Pulumi does not order them."""
+    merged: dict[str, PreviewStep] = {}
     for step in steps:
-        one = found.setdefault(step.urn, step)
-        if one is not step:
-            op: Op = "replace" if "replace" in (one.op, step.op) or one.op != step.op else one.op
-            because = tuple(sorted({*one.because, *step.because}))
-            found[step.urn] = Step(step.urn, op, one.before or step.before, step.after or one.after, because)
-    return tuple(found[urn] for urn in sorted(found))
+        known = merged.setdefault(step.urn, step)
+        if known is not step:
+            op: Op = "replace" if "replace" in (known.op, step.op) or known.op != step.op else known.op
+            because = tuple(sorted({*known.because, *step.because}))
+            before, after = known.before or step.before, step.after or known.after
+            merged[step.urn] = PreviewStep(step.urn, op, before, after, because)
+    return tuple(merged[urn] for urn in sorted(merged))
 
 
-def _said(diagnostics: Iterable[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Errors and warnings, a line each."""
-    said: dict[str, list[str]] = {"error": [], "warning": []}
-    for one in diagnostics:
-        kind = one.get("severity", "")
-        for line in one.get("message", "").strip().splitlines() if kind in said else ():
-            if text := line.strip().removeprefix(f"{kind}: "):
-                said[kind].append(text)
-    return tuple(dict.fromkeys(said["error"])), tuple(dict.fromkeys(said["warning"]))
+def _diagnostics(diagnostics: Iterable[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the lines of all errors, and the lines of all warnings."""
+    lines: dict[str, list[str]] = {"error": [], "warning": []}
+    for diagnostic in diagnostics:
+        severity = diagnostic.get("severity", "")
+        for line in diagnostic.get("message", "").strip().splitlines() if severity in lines else ():
+            if text := line.strip().removeprefix(f"{severity}: "):
+                lines[severity].append(text)
+    return tuple(dict.fromkeys(lines["error"])), tuple(dict.fromkeys(lines["warning"]))
 
 
-def _words(run: State | None) -> dict[str, Any] | None:
-    return {key: value for key, value in run.inputs.items() if key != HELD_BACK} if run else None
+def _settings_of(run: ResourceState | None) -> dict[str, Any] | None:
+    return {key: value for key, value in run.inputs.items() if key != NOT_A_SETTING} if run else None
 
 
 def _secrets(config: Mapping[str, str], preview: Preview) -> tuple[str, ...]:
-    """Pulumi hides a secret in the configuration, but not where our program hands it on. As they come, each once.
+    """Return the secret values, each once.
 
-    What was secret before counts too: a change that removes a key, or makes it plain, must not show what it held.
+    Pulumi hides a secret in the configuration, but not in the inputs to which our program passes it. Former secrets
+    count, too: a change that removes a key, or makes it plain, must not show its former value.
     """
-    secrets = preview.secret_keys() | set(_hidden(config))
-    found: dict[str, None] = {}
-    for words in preview.words():
-        for path, value in leaves(words or {}).items():
-            if any(path == secret or path.startswith(f"{secret}.") for secret in secrets):
-                found |= dict.fromkeys(masking.leaves(value))
-    return tuple(found)
+    secret_paths = preview.secret_keys() | set(_hidden_paths(config))
+    secrets: dict[str, None] = {}
+    for settings in preview.settings():
+        for path, value in leaves(settings or {}).items():
+            if any(path == secret or path.startswith(f"{secret}.") for secret in secret_paths):
+                secrets |= dict.fromkeys(masking.leaves(value))
+    return tuple(secrets)
 
 
-def _hidden(config: Mapping[str, str]) -> Iterable[str]:
-    """Paths of the settings that Pulumi hides."""
+def _hidden_paths(config: Mapping[str, str]) -> Iterable[str]:
+    """Yield the paths of the settings that Pulumi hides."""
     for key, text in config.items():
         if HIDDEN not in str(text) or not key.startswith(f"{PROJECT}:"):
             continue

@@ -1,4 +1,4 @@
-"""Values as `pulumi preview --json` writes them: what differs between two, and how a person reads one."""
+"""Compare and show the values that `pulumi preview --json` writes."""
 
 import hashlib
 import json
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # stands for what is known only after the deployment
+UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # written for a value that is known only after the deployment
 SIGNATURE = "4dabf18193072939515e22adb298388d"  # the key that marks assets and secrets
 SECRET = "1b47061264138c4ac30d75fd1eb44270"  # noqa: S105  (the mark's value, not a secret)
-HIDDEN = "[secret]"  # as the CLI writes one
-LONGEST = 160  # characters of a value that are shown
+HIDDEN = "[secret]"  # written by the CLI for a secret
+SHOWN_CHARACTERS = 160  # most characters of a value
 
 
 @dataclass(frozen=True)
 class Change:
-    """A leaf that differs. None: it is not there."""
+    """A leaf that differs. It is None on the side that lacks it."""
 
     path: str  # httpTarget.headers[0]
     old: Any
@@ -23,17 +23,17 @@ class Change:
 
 
 def plain(value: Any) -> Any:
-    """Without the engine's own keys, and without what the provider made up, such as a name with a random end."""
+    """Return a value without the engine's own keys and without the provider's defaults, such as a random name."""
     if isinstance(value, dict):
         if value.get(SIGNATURE) == SECRET:
             return HIDDEN
-        made_up = value.get("__defaults") or ()
-        return {key: plain(item) for key, item in value.items() if not key.startswith("__") and key not in made_up}
+        defaults = value.get("__defaults") or ()
+        return {key: plain(item) for key, item in value.items() if not key.startswith("__") and key not in defaults}
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:
-    """What differs between two plain() values, in the order of the paths. Lists of plain things are leaves."""
+    """Return the differences between two plain() values, in order of their paths. Lists without objects are leaves."""
     return list(_differences(old, new, path))
 
 
@@ -46,14 +46,14 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[Change]:
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
     elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in [*old, *new]):
         for i in range(max(len(old), len(new))):
-            was, will = (side[i] if i < len(side) else None for side in (old, new))
-            yield from _differences(was, will, f"{path}[{i}]")
+            old_item, new_item = (side[i] if i < len(side) else None for side in (old, new))
+            yield from _differences(old_item, new_item, f"{path}[{i}]")
     elif old != new:
         yield Change(path, old, new)
 
 
 def is_asset(value: Any) -> bool:
-    """Whether it is a file, a text or an archive that is handed over as a whole."""
+    """Return whether a value is an asset of Pulumi: a file, a text or an archive."""
     return isinstance(value, dict) and SIGNATURE in value
 
 
@@ -62,7 +62,7 @@ def _content(value: Any) -> Any:
 
 
 def unknown_paths(value: Any, path: str) -> Iterator[str]:
-    """Where something stands that is known only after the deployment."""
+    """Yield the paths of the values that are known only after the deployment."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from unknown_paths(item, f"{path}.{key}")
@@ -74,7 +74,7 @@ def unknown_paths(value: Any, path: str) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """One line for a person."""
+    """Return a value as one line for a person."""
     if value is None:
         return "not set"
     if value == UNKNOWN:
@@ -86,14 +86,14 @@ def shown(value: Any) -> str:
         return f"text of {len(value.splitlines())} lines, sha256 {digest[:12]}"
     text = value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     text = text.replace(UNKNOWN, "(known after deployment)")
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """{path: leaf} of nested objects; lists are leaves."""
+    """Return the leaves of nested objects by their paths. Lists are leaves."""
     if not isinstance(value, dict):
         return {path: value}
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     for key, item in value.items():
-        found |= leaves(item, f"{path}.{key}" if path else key)
-    return found
+        by_path |= leaves(item, f"{path}.{key}" if path else key)
+    return by_path

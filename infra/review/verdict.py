@@ -1,4 +1,4 @@
-"""What a change means for a person who has to say yes or no: the worst first."""
+"""Collect what a person needs to know to accept or refuse a change, the worst first."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +11,17 @@ from infra.estimate.estimate import estimate
 from infra.fleet.fleet import resolve_fleet
 from infra.fleet.prices import Cost
 from infra.review.access import Access, access
-from infra.review.interruption import Interruption, Look, Machines, declared, interruption, machines
-from infra.review.losses import Data, data_of
+from infra.review.interruption import Interruption, RoleMachines, RunLookup, declared, interruption, machines
+from infra.review.losses import DataChanges, data_changes
 from infra.review.redaction import masked
-from infra.review.steps import Op, Preview, Step
+from infra.review.steps import Op, Preview, PreviewStep
 from infra.review.values import leaves, shown
 from infra.sizing.ranges import Range
 from infra.stack import config
 
 
 class Level(IntEnum):
-    """How bad it is; the exit code of scripts.review."""
+    """The severity of a change, which is the exit code of scripts.review."""
 
     CLEAN = 0
     CHANGES = 10
@@ -31,8 +31,8 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a policy says; see policy/rules.py."""
+class Violation:
+    """A policy that does not hold (policy/rules.py)."""
 
     rule: str
     mandatory: bool
@@ -42,17 +42,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Price:
-    """Of a stack's machines. hours, cost: of a run, None if they cannot be told."""
+    """The price of a stack's machines by today's list."""
 
     hourly: Cost
-    hours: Range | None
-    cost: Range | None
+    hours: Range | None  # of a whole run; None if they cannot be estimated
+    cost: Range | None  # of a whole run, in USD; None if it cannot be estimated
     at_least: bool  # the cost is a lower bound
-    notes: tuple[str, ...]  # what one should know beside the numbers
+    notes: tuple[str, ...]  # the estimate's notes
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingChange:
     key: str
     before: str
     after: str
@@ -60,26 +60,26 @@ class Setting:
 
 @dataclass(frozen=True)
 class Review:
-    """One stack. offline: why the state is not asked; empty if it is. gone: the change removes the stack's file."""
+    """The review of one stack."""
 
     preview: Preview
-    offline: str
-    gone: bool
-    data: Data
+    offline: str  # why the stack's state was not asked; empty if it was
+    gone: bool  # the change removes the stack's file
+    data: DataChanges
     run: Interruption | None
-    machines: tuple[Machines, ...]
+    machines: tuple[RoleMachines, ...]
     access: Access
     prices: tuple[Price | None, Price | None]
-    settings: tuple[Setting, ...]
-    policies: tuple[Finding, ...]
+    settings: tuple[SettingChange, ...]
+    policies: tuple[Violation, ...]
 
     @property
     def stack(self) -> str:
         return self.preview.stack
 
     @property
-    def steps(self) -> list[Step]:
-        """All that changes; nothing where the preview failed on its way."""
+    def steps(self) -> list[PreviewStep]:
+        """All steps that change something. A preview that failed has none."""
         if self.preview.errors:
             return []
         return [step for step in self.preview.steps if step.op not in ("same", "read")]
@@ -90,8 +90,8 @@ class Review:
 
     @property
     def broken(self) -> list[str]:
-        """Mandatory rules that do not hold."""
-        return sorted({found.rule for found in self.policies if found.mandatory})
+        """The mandatory rules that do not hold."""
+        return sorted({violation.rule for violation in self.policies if violation.mandatory})
 
     @property
     def level(self) -> Level:
@@ -101,14 +101,14 @@ class Review:
             return Level.DESTRUCTIVE
         if self.broken:
             return Level.POLICY
-        interrupted = self.run is not None and self.run.going is not False  # it may be going
+        interrupted = self.run is not None and self.run.running is not False  # an unknown state counts as running
         if self.data.lost or self.data.blocked or self.access.exposed or interrupted:
             return Level.DESTRUCTIVE
         return Level.CHANGES if self.steps or self.settings else Level.CLEAN
 
     @property
     def headline(self) -> list[str]:
-        """The first line in parts, the worst first."""
+        """The parts of the first line, the worst first."""
         if self.preview.errors:
             return [f"cannot be previewed: {self.preview.errors[0]}"]
         if self.gone:
@@ -120,71 +120,87 @@ class Review:
         return list(_headline(self)) or [_quiet(self)]
 
 
-def review(preview: Preview, policies: Sequence[Finding], look: Look, offline: str = "", gone: bool = False) -> Review:
-    """Everything that there is to say of a preview."""
-    sides = zip(preview.words(), preview.providers(), strict=True)
-    preview, text = masked(preview)
-    before, after = (_price(preview.stack, words, provider, text) for words, provider in sides)
-    policies = [replace(found, message=text(found.message)) for found in policies]
+def review(
+    preview: Preview, policies: Sequence[Violation], look: RunLookup, offline: str = "", gone: bool = False
+) -> Review:
+    """Return the review of a preview, without secrets.
+
+    Args:
+        preview: the preview, with secrets.
+        policies: the policies that do not hold.
+        look: a function that asks a bucket for the state of a run.
+        offline: why the stack's state was not asked; empty if it was.
+        gone: whether the change removes the stack's file.
+    """
+    sides = zip(preview.settings(), preview.providers(), strict=True)
+    preview, mask_text = masked(preview)
+    before, after = (_price(preview.stack, settings, provider, mask_text) for settings, provider in sides)
+    policies = [replace(violation, message=mask_text(violation.message)) for violation in policies]
     return Review(
         preview,
         offline,
         gone,
-        data_of(preview),
+        data_changes(preview),
         interruption(preview, look),
         tuple(machines(preview)),
         access(preview),
         (before, after),
         tuple(_settings(preview)),
-        tuple(sorted(policies, key=lambda found: (not found.mandatory, found.rule, found.resource))),
+        tuple(sorted(policies, key=lambda violation: (not violation.mandatory, violation.rule, violation.resource))),
     )
 
 
 def _headline(review: Review) -> Iterator[str]:
-    data, doors = review.data, review.access
+    """Yield what deserves attention, the worst first."""
+    data, access_changes = review.data, review.access
     old, new = declared(review.preview)
+    # Dangers.
     if data.lost:
-        yield f"data would be lost: {_some(data.lost)}"
-    if doors.exposed:
-        yield f"open to everybody: {_some(doors.exposed)}"
+        yield f"data would be lost: {_first_of(data.lost)}"
+    if access_changes.exposed:
+        yield f"open to everybody: {_first_of(access_changes.exposed)}"
     if data.blocked:
-        yield f"`pulumi up` would fail: {_some(data.blocked)}"
+        yield f"`pulumi up` would fail: {_first_of(data.blocked)}"
     if review.broken:
         yield f"against the policy: {', '.join(review.broken)}"
     if data.left:
-        yield f"left behind, and billed: {_some(data.left)}"
+        yield f"left behind, and billed: {_first_of(data.left)}"
     if data.loosened:
-        yield f"less protected: {_some(data.loosened)}"
+        yield f"less protected: {_first_of(data.loosened)}"
+    # The run.
     if review.run is not None:
         yield review.run.short
     elif old is not None and (new is None or new.id != old.id):
         yield f"run {old.id} is not declared any more" if new is None else f"run {new.id} takes the place of {old.id}"
+    # Machines, settings and access.
     if old is None:
         if new is not None:
             yield f"a new stack, run {new.id} on {sum(role.count[1] for role in review.machines)} machines"
     elif new is not None:
-        settings = [f"{one.key.rpartition('.')[2]}: {one.before} → {one.after}" for one in review.settings[:2]]
+        settings = [
+            f"{change.key.rpartition('.')[2]}: {change.before} → {change.after}" for change in review.settings[:2]
+        ]
         yield from list(_machines(review.machines)) or settings
-        if doors.given or doors.taken:
-            yield f"access: {len(doors.given)} granted, {len(doors.taken)} withdrawn"
-        elif doors.settings and not doors.exposed:
-            yield f"access: {_some(doors.settings)}"
+        if access_changes.given or access_changes.taken:
+            yield f"access: {len(access_changes.given)} granted, {len(access_changes.taken)} withdrawn"
+        elif access_changes.settings and not access_changes.exposed:
+            yield f"access: {_first_of(access_changes.settings)}"
 
 
 def _quiet(review: Review) -> str:
-    """Where there is nothing to warn of."""
-    words: dict[Op, str] = {"create": "created", "update": "changed", "replace": "replaced", "delete": "deleted"}
-    done = [f"{review.counts[op]} {word}" for op, word in words.items() if review.counts.get(op)]
+    """Return the first line of a review without anything that deserves attention."""
+    verbs: dict[Op, str] = {"create": "created", "update": "changed", "replace": "replaced", "delete": "deleted"}
+    counts = [f"{review.counts[op]} {verb}" for op, verb in verbs.items() if review.counts.get(op)]
     if any(step.real for step in review.steps):
-        return f"no run is touched: {', '.join(done) or 'something is imported'}"
+        return f"no run is touched: {', '.join(counts) or 'something is imported'}"
     return "settings that change no resource" if review.settings else "no changes"
 
 
-def _some(lines: Sequence[str]) -> str:
+def _first_of(lines: Sequence[str]) -> str:
     return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
 
 
-def _machines(roles: Sequence[Machines]) -> Iterator[str]:
+def _machines(roles: Sequence[RoleMachines]) -> Iterator[str]:
     for role in roles:
         if role.count[0] != role.count[1]:
             yield f"{role.count[0]} → {role.count[1]} {role.role}{'' if role.count[1] == 1 else 's'}"
@@ -198,26 +214,27 @@ def _machines(roles: Sequence[Machines]) -> Iterator[str]:
 
 
 def _price(
-    stack: str, words: Mapping[str, Any] | None, provider: Mapping[str, Any], masked: Callable[[str], str]
+    stack: str, settings: Mapping[str, Any] | None, provider: Mapping[str, Any], mask_text: Callable[[str], str]
 ) -> Price | None:
-    """By today's price list, whatever the list was when it stood up. None: there is no run."""
-    if words is None:
+    """Return the price by today's list, even for machines that exist longer. Return None if there is no run."""
+    if settings is None:
         return None
     try:
-        loaded = load.load(words, stack, provider=provider)
-        found = estimate(loaded, resolve_fleet(loaded))
+        loaded = load.load(settings, stack, provider=provider)
+        estimated = estimate(loaded, resolve_fleet(loaded))
     except config.ConfigError as error:
-        return Price(Cost(0, ("all of it",)), None, None, True, (masked(f"no estimate: {error.problems[0]}"),))
-    return Price(found.hourly, found.hours, found.cost, bool(found.unknown), tuple(map(masked, found.notes)))
+        return Price(Cost(0, ("all of it",)), None, None, True, (mask_text(f"no estimate: {error.problems[0]}"),))
+    notes = tuple(map(mask_text, estimated.notes))
+    return Price(estimated.hourly, estimated.hours, estimated.cost, bool(estimated.unknown), notes)
 
 
-def _settings(preview: Preview) -> Iterator[Setting]:
-    """Keys of the stack file that differ, in its own words."""
-    before, after = preview.words()
+def _settings(preview: Preview) -> Iterator[SettingChange]:
+    """Yield the keys of the stack file that differ."""
+    before, after = preview.settings()
     if before is None or after is None:
-        return  # a new stack, or one that goes: all differs
+        return  # a new or a deleted stack: all keys differ
     providers = [{f"gcp:{key}": value for key, value in side.items()} for side in preview.providers()]
     old, new = leaves(before) | providers[0], leaves(after) | providers[1]
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
-            yield Setting(key, shown(old.get(key)), shown(new.get(key)))
+            yield SettingChange(key, shown(old.get(key)), shown(new.get(key)))

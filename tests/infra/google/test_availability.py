@@ -50,7 +50,7 @@ def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[li
     lines: dict[str, list[str]] = {"warn": [], "info": []}
     for kind in lines:
         monkeypatch.setattr(pulumi.log, kind, lambda line, _, kind=kind: lines[kind].append(line))
-    availability.tell(stack, resolve_fleet(stack), None)  # type: ignore[arg-type]
+    availability.report(stack, resolve_fleet(stack), None)  # type: ignore[arg-type]
     return lines["warn"], lines["info"]
 
 

@@ -229,10 +229,10 @@ def test_a_run_that_is_over_is_not_interrupted(said: Review, tmp_path: Path, sta
 
 
 def test_a_run_that_nobody_can_see_may_be_going(said: Review, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(review, "stand", lambda _bucket, _run: "no credentials")
+    monkeypatch.setattr(review, "look_up_run", lambda _bucket, _run: "no credentials")
     steps = [step("delete", MACHINE, "master-0", machine(tmp_path, "old"))]
     text = said(steps, code=20)
-    assert text.startswith("**dev: whether run old is going is not known: all machines go**")
+    assert text.startswith("**dev: whether run old is running is not known: all machines go**")
     assert "is not known: no credentials. If it is, it ends;" in text
 
 
@@ -404,9 +404,11 @@ def test_a_preview_against_a_state_is_no_half_of_a_pair(said: Review) -> None:
     new = [step("create", BUCKET, "b", new=KEPT)]
     for op, old in (("same", KEPT), ("update", KEPT), ("replace", KEPT), ("delete", KEPT)):
         made = [step(op, BUCKET, "b", old, None if op == "delete" else KEPT)]
-        with pytest.raises(UserError, match=r"0\.json: it was made against a state, and a pair must know none; make "):
+        with pytest.raises(
+            UserError, match=r"0\.json: it was made with a state, and two previews must be made without; make "
+        ):
             said(made, new, code=0)
-        with pytest.raises(UserError, match=r"1\.json: it was made against a state"):
+        with pytest.raises(UserError, match=r"1\.json: it was made with a state"):
             said(new, made, code=0)
 
 

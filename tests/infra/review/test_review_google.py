@@ -82,7 +82,7 @@ def test_pull_requests_say_the_right_thing_first(cloud: StandIn) -> None:
 
 def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: StandIn) -> None:
     """Without credentials, text, vocabulary or state, as a pull request from a fork."""
-    shutil.copytree(Path(rules.__file__).parent, cloud.root / "policy")
+    shutil.copytree(Path(rules.__file__).parent, cloud.root / "policy", ignore=shutil.ignore_patterns(".venv"))
     shutil.rmtree(cloud.root / "data")
     dev = (cloud.root / "Pulumi.dev.yaml").read_text().replace(f"  gcp:project: {cloud.project}\n", "")  # as committed
     account = "billingAccount: {secure: v1:unreadable}"
