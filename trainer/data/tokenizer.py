@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import huggingface_hub
 import numpy as np
+from huggingface_hub.errors import LocalEntryNotFoundError
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
