@@ -255,9 +255,8 @@ def _from_hub(repository: str, name: str) -> Path:
     Raise OSError, whose text is one line, if neither is possible.
     """
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(repository, name, local_files_only=True)
-        )  # asking the hub first takes 20 s offline
+        # The cache comes first: offline, asking the hub takes 20 s.
+        return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
     except Exception:  # not in the cache: the request below gives the exact reason of a failure
         log.info("fetching %s of %s from the hub", name, repository)
     try:
