@@ -86,11 +86,11 @@ FIELDS: list[tuple[str, Pick, Callable[[float], str]]] = [  # name, value, its t
     ("seconds a step", lambda r: r.step_seconds, lambda value: fixed(value, 3)),
     ("MFU", lambda r: r.mfu, "{:.1%}".format),
     ("gradient norm", lambda r: r.gradient_norm, lambda value: fixed(value, 3)),
-    ("waiting for the network", lambda r: _share(r), "{:.1%}".format),
+    ("waiting for the network", lambda r: communication_share(r), "{:.1%}".format),
 ]
 
 
-def _share(record: Record) -> float | None:
+def communication_share(record: Record) -> float | None:
     """Return the fraction of a step's time in which trainers waited for gradients and parameters to travel."""
     if record.communication_seconds is None or not record.step_seconds:
         return None

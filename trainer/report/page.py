@@ -8,25 +8,24 @@ request and no script but its own.
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from trainer.contract import paths
 from trainer.contract.errors import InputError
-from trainer.contract.settings import changes, describe, settings, written
+from trainer.contract.settings import changes, settings, written
 from trainer.contract.spec import JobSpec
-from trainer.contract.wording import ROLE_PLURALS, duration, printable
+from trainer.contract.wording import duration, printable
 from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
-from trainer.report.figures import costs, figures, fixed, headlines, loss, speed, total
+from trainer.report.figures import costs, figures, headlines, loss, speed, total
 from trainer.report.sweep_plot import plot
 from trainer.runs import outcome, scores
 from trainer.runs.outcome import Outcome
@@ -192,7 +191,11 @@ def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
     if any(map(_share, this.steps)):
         made.append(
             noisy(
-                "network", "Waiting for the network", "% of a step's time", lambda r: 100 * (_share(r) or 0), zero=True
+                "network",
+                "Waiting for the network",
+                "% of a step's time",
+                lambda r: 100 * (communication_share(r) or 0),
+                zero=True,
             )
         )
     trainers = curve(lambda r: r.trainers)
