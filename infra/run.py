@@ -1,4 +1,4 @@
-"""TrainingRun: a training job as a resource, the same on every platform."""
+"""Declare a training run as a Pulumi component, the same on every platform."""
 
 from typing import Any
 
@@ -17,16 +17,17 @@ from trainer.contract.spec import JobSpec
 
 
 def from_pulumi() -> StackConfig:
-    """The configuration of the stack whose program is running. Raises ConfigError."""
-    texts: dict[str, Any] = CONFIG.get()  # Pulumi hands over all values as texts, and objects as JSON
+    """Return the configuration of the stack whose program is running. Raises ConfigError."""
+    texts: dict[str, Any] = CONFIG.get()  # Pulumi passes all values as texts, and objects as JSON
     values = {name: parsed(text) for name, text in own_values(texts, pulumi.get_stack()).items()}
     return load(values, pulumi.get_stack(), ROOT, gcp_values(texts))
 
 
 class TrainingRun(pulumi.ComponentResource):
-    """Its own inputs are the stack file's words, so that a preview shows which of them changed.
+    """A training run.
 
-    Its outputs have other names than these. What stands up the run, and what each change replaces, is the platform's.
+    Its inputs are the stack file's keys, so that a preview shows which of them changed; its outputs have other names.
+    The platform's own resources are its children.
     """
 
     run: pulumi.Output[str]
@@ -42,7 +43,7 @@ class TrainingRun(pulumi.ComponentResource):
         opts: pulumi.ResourceOptions | None = None,
     ):
         words = config.words()
-        if secrets := secret_keys():  # for a later review: by then the stack file may not have them, the state does
+        if secrets := secret_keys():  # a later review finds them in the state even if the stack file has lost them
             words["secretKeys"] = secrets
         super().__init__("gpt2-training:run:TrainingRun", "training", words, opts)
         if (said := division(config)) is not None:

@@ -1,4 +1,1 @@
-"""Google Cloud: one module for each thing that a run needs there. Only imported for `platform: google`.
-
-catalog, rules and inputs are pure: what exists, what is legal, what a run starts from. The other modules declare.
-"""
+"""Declare a run on Google Cloud, one module a component. Only imported for `platform: google`."""

@@ -1,7 +1,7 @@
 """Check whether Google has what a stack asks for: its machine types in a zone, and enough quota.
 
-`up` tells it before anything is made and goes on: Google may know better, and a quota may come. Whether a machine is
-free nobody knows beforehand; with too few, groups wait.
+`up` reports what is missing before anything is made and continues: Google may know better, and a quota may be raised
+meanwhile. Whether a machine is free is not known beforehand; with too few, groups wait.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import pulumi
 
 from infra.fleet.fleet import Fleet
-from infra.google.quotas import Check, Limits, check_quotas
+from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
 
 NO_QUOTA_PROJECT = "requires a quota project"
 
 
-def tell(
+def report(
     config: StackConfig, fleet: Fleet, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi
 ) -> None:
     """Warn of each thing that Google will not give, and log one line of what could not be checked. Never raises."""
@@ -24,7 +24,7 @@ def tell(
     try:
         api = connect()
         checks = machine_types(api, config, fleet, [zone])
-        checks += check_quotas(config, fleet, Limits(api, config.project, config.region))
+        checks += check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
     except ApiError as error:
         not_checked(str(error), parent)
         return
@@ -43,6 +43,7 @@ def tell(
 
 
 def not_checked(why: str, parent: pulumi.Resource) -> None:
+    """Log in one line why quotas and machine types are not checked."""
     pulumi.log.info(f"not checked: quotas and machine types ({why.splitlines()[0]})", parent)
 
 
@@ -72,6 +73,7 @@ def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequ
 
 
 def _exists(api: GoogleApi, path: str) -> bool:
+    """Return whether Compute Engine has an object of this path. Raises ApiError."""
     try:
         api.call("compute", "GET", path)
     except ApiError as error:

@@ -1,4 +1,4 @@
-"""What an earlier `up` left, asked of Google before anything is declared."""
+"""Ask Google, before anything is declared, what an earlier `up` left."""
 
 import json
 import time
@@ -22,20 +22,27 @@ from trainer.runs.records import Status
 
 
 @dataclass
-class Found:
-    buckets: set[str] = field(default_factory=set)  # names
-    repository: bool = False
+class Existing:
+    """What an earlier `up` of this stack left on Google Cloud."""
+
+    buckets: set[str] = field(default_factory=set)  # their names
+    repository: bool = False  # whether the image repository exists
     roles: set[str] = field(default_factory=set)  # ids of custom roles
     finished: bool = False  # the run has nothing left to do in this launch
-    expired: bool = False  # it has, but the launch's time is over
-    asked: bool = True  # Google could be asked: without a login a preview goes on without knowing
+    expired: bool = False  # the run is not finished, but the time of this launch is over
+    asked: bool = True  # False if Google could not be asked: without a login a preview continues without knowing
 
 
-def look(config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource) -> Found:
-    """Without credentials a preview goes on and says that it does not know; `up` does not. Raises RunError."""
-    found = Found()
+def find_existing(
+    config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource
+) -> Existing:
+    """Return what an earlier `up` left.
+
+    Without a login a preview continues, and warns that it does not know. `up` does not: it raises RunError.
+    """
+    existing = Existing()
     try:
-        _Look(config, fleet, job, provider, parent).into(found)
+        _Search(config, fleet, job, provider, parent).fill(existing)
     except pulumi.RunError:
         raise
     except Exception as error:
@@ -43,27 +50,31 @@ def look(config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(f"gcp:project {config.project} cannot be looked at ({line})") from None
         pulumi.log.warn(f"what is there already is not known, so all is shown as new ({line})", parent)
-        found.asked = False
-    return found
+        existing.asked = False
+    return existing
 
 
-class _Look:
+class _Search:
+    """Questions about one stack, asked through its provider."""
+
     def __init__(
         self, config: StackConfig, fleet: Fleet, job: JobSpec, provider: gcp.Provider, parent: pulumi.Resource
     ):
         self._config, self._fleet, self._job, self._parent = config, fleet, job, parent
         self._options = pulumi.InvokeOptions(provider=provider, parent=parent)
 
-    def into(self, found: Found) -> None:
+    def fill(self, existing: Existing) -> None:
+        """Write the answers into `existing`, and log where the run stands."""
         name = self._config.bucket.removeprefix("gs://")
         there = storage.get_buckets(prefix=name, project=self._config.project, opts=self._options).buckets
-        found.buckets = {bucket["name"] for bucket in there}
-        found.repository = self._has_repository()
-        found.roles = self._roles()
-        if name in found.buckets:
-            self._run(name, found)
+        existing.buckets = {bucket["name"] for bucket in there}
+        existing.repository = self._has_repository()
+        existing.roles = self._roles()
+        if name in existing.buckets:
+            self._run(name, existing)
 
     def _has_repository(self) -> bool:
+        """Return whether the stack's image repository exists."""
         try:
             answer = artifactregistry.get_repositories(
                 location=self._config.region, project=self._config.project, opts=self._options
@@ -75,6 +86,7 @@ class _Look:
         return f"gpt2-{self._config.stack}" in {repository["repository_id"] for repository in answer.repositories}
 
     def _roles(self) -> set[str]:
+        """Return the ids of the project's custom roles."""
         try:
             answer = projects.get_iam_custom_roles(project=self._config.project, opts=self._options)
         except Exception as error:
@@ -83,21 +95,21 @@ class _Look:
             raise
         return {role["role_id"] for role in answer.roles}
 
-    def _run(self, bucket: str, found: Found) -> None:
-        """Where the declared run stands, and one line about it."""
+    def _run(self, bucket: str, existing: Existing) -> None:
+        """Find out where the declared run stands, and log one line about it."""
         config, job = self._config, self._job
         status = self._status(bucket)
-        found.finished = is_finished(status, job)
-        if not found.finished:
-            self._start(bucket)
+        existing.finished = is_finished(status, job)
+        if not existing.finished:
+            self._check_checkpoint(bucket)
         said = status_line(status, config.bucket, job)
-        if status is None or status.taken_back or found.finished:
-            started = ""  # of a launch that was destroyed and starts anew
+        if status is None or status.taken_back or existing.finished:
+            started = ""  # a launch that was destroyed starts anew, whatever its record says
         else:
             started = self._read(bucket, paths.launch(job.run, job.launch))
         hours = launch_hours(config.file.limits, self._fleet)
         if started and time.time() > json.loads(started)["started"] + hours * HOUR:
-            found.expired = True
+            existing.expired = True
             said = (
                 True,
                 (
@@ -109,8 +121,8 @@ class _Look:
             attention, line = said
             (pulumi.log.warn if attention else pulumi.log.info)(line, self._parent)
 
-    def _start(self, bucket: str) -> None:
-        """Raises RunError if the run starts from another one of this bucket that has no model."""
+    def _check_checkpoint(self, bucket: str) -> None:
+        """Raise RunError if the run starts from another run of this bucket that has no model."""
         folder = (self._job.model.initialize or "").removeprefix(f"gs://{bucket}/")
         manifest = f"{folder}/{paths.MANIFEST}"
         if not folder.startswith(f"{paths.RUNS}/") or self._read(bucket, manifest):
@@ -125,6 +137,7 @@ class _Look:
         )
 
     def _status(self, bucket: str) -> Status | None:
+        """Return the run's status, None if it has none yet. Raises RunError if it cannot be read."""
         path = paths.status(self._job.run)
         content = self._read(bucket, path)
         try:
@@ -135,7 +148,7 @@ class _Look:
             ) from None
 
     def _read(self, bucket: str, path: str) -> str:
-        """An object's content; empty if it is not there."""
+        """Return an object's content; empty if it is not there."""
         objects = storage.get_bucket_objects(bucket=bucket, prefix=path, opts=self._options).bucket_objects
         if path not in {found["name"] for found in objects}:
             return ""

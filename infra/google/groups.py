@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BOOT = Path(__file__).with_name("boot.sh")
 IMAGE_PROJECT = "deeplearning-platform-release"
-NOTICE = 120  # seconds of warning before a Spot VM is taken
+NOTICE = 120  # seconds of warning before Google takes a Spot VM
 
 
 class Template(TypedDict):
@@ -108,7 +108,7 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
             }
         ],
         "scheduling": scheduling(config, machines),
-        # NVIDIA's driver modules are not signed, so no secure boot where there is a GPU.
+        # NVIDIA's driver modules are not signed, so machines with a GPU boot without secure boot.
         "shielded_instance_config": {
             "enable_secure_boot": not number,
             "enable_vtpm": True,
@@ -157,6 +157,7 @@ def scheduling(config: StackConfig, machines: RoleMachines) -> compute.RegionIns
 
 
 def _run_seconds(config: StackConfig) -> int:
+    """Return how long Google lets a flex-start machine run."""
     return int(config.file.limits.max_hours * HOUR)
 
 

@@ -1,8 +1,8 @@
-"""What ends the machines when nobody looks: a lost laptop or a hung trainer must not keep billing.
+"""End the machines even if nobody is watching: a lost laptop or a hung trainer must not keep billing.
 
-`Launch` records when a launch was declared. From that, maxHours and maxCostUsd make a date. Google itself keeps it:
-every VM has a termination time, and a scheduler job for each role resizes its group to zero. The jobs also end a run
-that is over: the master runs them early. They exist before any group does.
+`Launch` records when a launch was declared; maxHours and maxCostUsd make a deadline of that. Google itself enforces it:
+every VM has a termination time, and a scheduler job for each role resizes its group to zero. The master of a run that
+is over runs these jobs early. They exist before any group does.
 """
 
 import json
@@ -26,11 +26,11 @@ from trainer.contract.spec import JobSpec
 from trainer.storage.base import NoBucket
 from trainer.storage.factory import open_storage
 
-ALERTS = (0.5, 0.9, 1.0)  # of maxCostUsd
+ALERTS = (0.5, 0.9, 1.0)  # parts of maxCostUsd at which a budget sends e-mail
 
 
 class LaunchProvider(Provider):
-    """Declares a run in its bucket, and takes it back. A dynamic resource, as only this program knows our files."""
+    """Declare a launch in the run's bucket, and take it back on destroy."""
 
     def create(self, props: Properties) -> CreateResult:
         props = plain(props)
@@ -41,17 +41,19 @@ class LaunchProvider(Provider):
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
         names = changed(olds, news) - {"started"}
-        # The new one comes first: were the old one to go before, the templates that have its date would have to go
-        # too, and Google refuses that while their groups are there.
+        # Pulumi creates the new launch before it deletes the old one. The other way round, it would first delete the
+        # templates that have the old date, and Google refuses that while their groups exist.
         return DiffResult(changes=bool(names), replaces=sorted(names))
 
     def delete(self, _id: str, props: Properties) -> None:
         props = plain(props)
-        with suppress(NoBucket):  # somebody has deleted it: nothing is left to write into
+        with suppress(NoBucket):  # the bucket was deleted by hand: there is nothing to take back
             lifecycle.end(open_storage(props["bucket"]), props["run"], props["launch"])
 
 
 class Launch(Resource, module="google", name="Launch"):
+    """The record of a launch, with the time at which it started."""
+
     started: pulumi.Output[int]  # seconds since the epoch
 
     def __init__(self, bucket: pulumi.Input[str], job: JobSpec, opts: pulumi.ResourceOptions):
@@ -60,6 +62,8 @@ class Launch(Resource, module="google", name="Launch"):
 
 
 class Guard(pulumi.ComponentResource):
+    """A scheduler job for each role that ends its machines, and a budget if the stack file names a billing account."""
+
     def __init__(
         self,
         config: StackConfig,

@@ -1,8 +1,8 @@
-"""Who may do what. An account a role, and one more, the reaper's: only that one may resize groups.
+"""Give each role a service account with its rights, and one more account, the reaper, which may resize groups.
 
-Grants on a bucket or a repository stand beside it, in storage.py and image.py; here are those that Google knows for
-whole projects alone. Resizing cannot be granted for one group, so no machine may do it: the master may run the
-scheduler's jobs, and these resize the groups to zero in the reaper's name.
+Grants on a bucket or a repository are declared with it, in storage.py and image.py; these are the grants that Google
+has for whole projects only. Resizing cannot be granted for one group, so no machine may do it: the master may run the
+scheduler's jobs, which resize the groups to zero with the reaper's account.
 """
 
 import pulumi
@@ -18,11 +18,13 @@ RESIZE = ["compute.instanceGroupManagers.update"]
 
 
 class Identity(pulumi.ComponentResource):
+    """The service accounts of the machines and of the scheduler's jobs, and what they may do in the project."""
+
     machines: dict[Role, serviceaccount.Account]
     reaper: serviceaccount.Account
 
     def __init__(self, config: StackConfig, fleet: Fleet, there: set[str], opts: pulumi.ResourceOptions):
-        """there: ids of the custom roles that an earlier stack of this name left."""
+        """Declare the accounts; `there` has the ids of the custom roles that an earlier stack of this name left."""
         super().__init__("gpt2-training:google:Identity", "identity", {}, opts)
         self._config, self._there, self._child = config, there, pulumi.ResourceOptions(parent=self)
         self.machines = {}
@@ -53,8 +55,8 @@ class Identity(pulumi.ComponentResource):
             role_id=role_id,
             title=f"{title} of gpt2-{self._config.stack}",
             permissions=permissions,
-            # Google blocks the id of a deleted role for weeks, in which the next `up` would fail. Nobody holds a role
-            # that is kept: its grants go.
+            # Google blocks the id of a deleted role for weeks, in which the next `up` would fail. A role that is kept
+            # has no holders, as its grants are deleted.
             opts=pulumi.ResourceOptions(
                 parent=self, retain_on_delete=True, import_=full if role_id in self._there else None
             ),

@@ -1,7 +1,8 @@
-"""The container image that every machine runs: built from trainer/ and pushed by the stack, or one that is pinned.
+"""Build the container image that every machine runs from trainer/ and push it, or take the one that is pinned.
 
-The tag is the code's hash, so unchanged code is never built again; a preview builds nothing. Machines get the digest
-alone. The login to the registry is docker's own (`gcloud auth configure-docker`): a token here would lie in the state.
+The tag is the code's hash, so unchanged code is never built again; a preview builds nothing. Machines get only the
+digest. docker logs in to the registry by itself (`gcloud auth configure-docker`): a token of ours would be in Pulumi's
+state.
 """
 
 import pulumi
@@ -16,12 +17,14 @@ from trainer.contract.spec import JobSpec
 
 
 class Image(pulumi.ComponentResource):
+    """The image repository, the machines' right to read it, and the image."""
+
     reference: pulumi.Output[str]  # NAME@sha256:…
 
     def __init__(
         self, config: StackConfig, job: JobSpec, identity: Identity, there: bool, opts: pulumi.ResourceOptions
     ):
-        """there: whether an earlier stack of this name left the repository."""
+        """Declare the image; `there` says whether an earlier stack of this name left the repository."""
         super().__init__("gpt2-training:google:Image", "image", {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         keep = config.file.keep_artifacts
@@ -59,7 +62,7 @@ class Image(pulumi.ComponentResource):
                 platforms=[docker_build.Platform.LINUX_AMD64],
                 push=True,
                 build_on_preview=False,
-                pull=False,  # the base is named by its digest; True would build every time
+                pull=False,  # the base image is pinned by digest; True would build every time
                 opts=pulumi.ResourceOptions(parent=self, retain_on_delete=True, depends_on=[repository]),
             )
             self.reference = image.digest.apply(lambda digest: f"{image_name(config)}@{digest}")

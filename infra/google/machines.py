@@ -80,8 +80,8 @@ class Machines(pulumi.ComponentResource):
             wait_for_instances=False,  # a stock-out is no failure of `up`: watch reports it
             opts=pulumi.ResourceOptions(
                 parent=self,
-                delete_before_replace=True,  # old machines go first, so that the quota is enough for both
-                # A finished run has resized its groups itself, behind our back.
+                delete_before_replace=True,  # old machines go first, as the quota may not be enough for both
+                # A finished run has resized its groups itself, without Pulumi.
                 ignore_changes=["targetSize"] if finished or group.flex_start else None,
             ),
         )

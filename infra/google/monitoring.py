@@ -1,7 +1,8 @@
-"""What is seen of a run in Google's console, and who is told: a dashboard, a count of preemptions, alerts.
+"""Show a run in Google's console and send alerts: a dashboard, a count of preemptions, three alert policies.
 
 Loss, speed and progress are the trainer's own metrics (trainer/machine/cloud_metrics.py). Their descriptors belong to
-the whole project. An alert cannot name a metric that does not exist, so they are declared here, and never deleted.
+the whole project. An alert cannot name a metric that does not exist, so this module declares them; they are never
+deleted.
 """
 
 import json
@@ -15,8 +16,8 @@ from trainer.contract import metric_names
 from trainer.contract.log_phrases import PREEMPTED
 
 STALLED = 900  # seconds without a step
-OFTEN = 10  # preemptions an hour
-METRICS = {  # of each: value type, unit, what it is
+OFTEN = 10  # preemptions an hour above which an alert is sent
+METRICS = {  # the value type, unit and description of each
     metric_names.STEP: ("INT64", "1", "Steps done"),
     metric_names.LOSS: ("DOUBLE", "1", "Training loss, nats a token"),
     metric_names.TOKENS_PER_SECOND: ("DOUBLE", "1/s", "Tokens a second, all trainers together"),
@@ -26,7 +27,7 @@ METRICS = {  # of each: value type, unit, what it is
 
 
 class Metrics(pulumi.ComponentResource):
-    """What is counted."""
+    """The descriptors of the trainer's metrics, and a metric that counts preemptions in the logs."""
 
     def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
         super().__init__("gpt2-training:google:Metrics", "metrics", {}, opts)
@@ -37,6 +38,7 @@ class Metrics(pulumi.ComponentResource):
         self.register_outputs({})
 
     def _descriptor(self, kind: str, about: tuple[str, str, str]) -> None:
+        """Declare one of the trainer's metrics."""
         value_type, unit, description = about
         monitoring.MetricDescriptor(
             kind.rpartition("/")[2].replace("_", "-"),
@@ -50,7 +52,7 @@ class Metrics(pulumi.ComponentResource):
         )
 
     def _preempted(self) -> None:
-        """Docker's log driver puts a whole line into one field, so lines are told by how they start."""
+        """Count preemptions by how a log line starts: Docker's log driver puts a whole line into one field."""
         filters = [
             f'logName="projects/{self._config.project}/logs/gcplogs-docker-driver"',
             f'jsonPayload.instance.name=~"^{self._config.stack}-(master|worker|ps)-"',
@@ -67,8 +69,11 @@ class Metrics(pulumi.ComponentResource):
 
 
 class Alerts(pulumi.ComponentResource):
-    """Who is told what, and the dashboard. Declared last: Google may take minutes to know a new metric, and refuses an
-    alert on one that it does not know yet; then the machines are there all the same, and another `up` adds it."""
+    """The dashboard, the alerts, and the e-mail channel that gets them.
+
+    It is declared last: Google may take minutes to know a new metric, and refuses an alert on one that it does not know
+    yet. By then the machines are there, and another `up` adds the alert.
+    """
 
     def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
         super().__init__("gpt2-training:google:Alerts", "alerts", {}, opts)
@@ -99,6 +104,7 @@ class Alerts(pulumi.ComponentResource):
         above: float,
         hourly: bool = False,
     ) -> None:
+        """Declare an alert for when a series is above a value; with `hourly`, when its sum over an hour is."""
         aligner = {"alignment_period": "60s", "per_series_aligner": "ALIGN_MAX"}
         if hourly:
             aligner = {"alignment_period": "3600s", "per_series_aligner": "ALIGN_DELTA"}
@@ -132,18 +138,18 @@ def _log_metric(config: StackConfig) -> str:
 
 
 def _preemptions(config: StackConfig) -> str:
-    """A filter for the count of preemptions; Docker's log driver writes as the VM."""
+    """Return a filter for the count of preemptions, whose resource is the VM that Docker's log driver writes for."""
     return f'metric.type="logging.googleapis.com/user/{_log_metric(config)}" AND resource.type="gce_instance"'
 
 
 def _own(config: StackConfig, kind: str) -> str:
-    """A filter for this stack's series of one of the trainer's metrics."""
+    """Return a filter for this stack's series of one of the trainer's metrics."""
     resource = f'resource.type="{metric_names.RESOURCE}" AND resource.label.namespace="{config.stack}"'
     return f'metric.type="{kind}" AND {resource}'
 
 
 def dashboard(config: StackConfig) -> dict[str, Any]:
-    """Four charts: progress, loss, speed, preemptions."""
+    """Return a dashboard of four charts, as Google has it in JSON: progress, loss, speed, preemptions."""
     charts = [
         ("Steps", _own(config, metric_names.STEP)),
         ("Loss (nats a token)", _own(config, metric_names.LOSS)),

@@ -1,4 +1,4 @@
-"""The run's own network: machines reach each other and Google's services, and nobody reaches them but through IAP."""
+"""Give a run its own network: machines reach each other and Google's services, and only IAP's tunnels reach them."""
 
 import pulumi
 from pulumi_gcp import compute
@@ -7,10 +7,12 @@ from infra.google.identity import Identity
 from infra.stack.config import StackConfig
 
 RANGE = "10.10.0.0/20"  # 4,092 machines
-IAP = "35.235.240.0/20"  # where Identity-Aware Proxy's tunnels come from
+IAP = "35.235.240.0/20"  # the addresses of Identity-Aware Proxy's tunnels
 
 
 class Network(pulumi.ComponentResource):
+    """A network with one subnet and two firewall rules; with network.nat also a router and Cloud NAT."""
+
     subnetwork: pulumi.Output[str]  # its id
 
     def __init__(self, config: StackConfig, identity: Identity, opts: pulumi.ResourceOptions):

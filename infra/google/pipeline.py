@@ -1,6 +1,6 @@
-"""Lets the workflows of one GitHub repository preview and deploy this stack, without a key (docs/pipeline.md).
+"""Let the workflows of one GitHub repository preview and deploy this stack, without a key (docs/pipeline.md).
 
-All of it stays on `pulumi destroy`, which the deployer itself may be running, and the next `up` adopts it.
+`pulumi destroy` keeps all of it, as the deployer itself may be running that, and the next `up` adopts it.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from infra.google.identity import MACHINE_ROLES
 from infra.stack.config import StackConfig
 
 ISSUER = "https://token.actions.githubusercontent.com"
-ENVIRONMENT = "gpt2-training"  # of the repository: who may approve its jobs decides who deploys
-# What each account may do on the project. Google's predefined roles; section 1 of docs/google-cloud.md says what for.
+ENVIRONMENT = "gpt2-training"  # the repository's environment: whoever may approve its jobs decides who deploys
+# Google's predefined roles for each account on the project; section 1 of docs/google-cloud.md gives the reasons.
 DEPLOYER_ROLES = (
     "roles/artifactregistry.admin",
     "roles/cloudscheduler.admin",
@@ -33,18 +33,18 @@ PREVIEWER_ROLES = (
     "roles/cloudscheduler.viewer",
     "roles/compute.viewer",
     "roles/iam.roleViewer",
-    "roles/iam.securityReviewer",  # who may do what, which `preview --refresh` compares
+    "roles/iam.securityReviewer",  # reads grants, which `preview --refresh` compares
     "roles/iam.serviceAccountViewer",
     "roles/iam.workloadIdentityPoolViewer",
     "roles/logging.viewer",
     "roles/monitoring.viewer",
     "roles/serviceusage.serviceUsageViewer",
 )
-BUCKETS = ["storage.buckets.create", "storage.buckets.list"]  # no name to limit them by
+BUCKETS = ["storage.buckets.create", "storage.buckets.list"]  # these cannot be limited to a bucket's name
 
 
 class Pipeline(pulumi.ComponentResource):
-    """A pool and a provider for one repository; an account that deploys, and one that reads."""
+    """An identity pool and a provider for one repository, an account that deploys, and one that reads."""
 
     provider: pulumi.Output[str]  # full name, for google-github-actions/auth
     deployer: pulumi.Output[str]  # e-mail
@@ -58,11 +58,19 @@ class Pipeline(pulumi.ComponentResource):
         buckets: Iterable[storage.Bucket],
         opts: pulumi.ResourceOptions,
     ):
-        """repository: owner/name. there: ids of the custom roles that an earlier stack of this name left."""
+        """Declare the pipeline's identities.
+
+        Args:
+            config: the stack.
+            repository: owner/name.
+            there: ids of the custom roles that an earlier stack of this name left.
+            buckets: the run's bucket and the data bucket.
+            opts: the parent.
+        """
         super().__init__("gpt2-training:google:Pipeline", "pipeline", {}, opts)
         self._config = config
         role_id = f"gpt2_{config.stack.replace('-', '_')}_deployer"
-        self._adopt = role_id in there  # it is made last, so that pool and provider are there when it is
+        self._adopt = role_id in there  # the role is made last: if it exists, pool and provider do too
         pool_id = f"gpt2-{config.stack}"
         pools = f"projects/{config.project}/locations/global/workloadIdentityPools/{pool_id}"
         pool = iam.WorkloadIdentityPool(
@@ -77,18 +85,18 @@ class Pipeline(pulumi.ComponentResource):
             workload_identity_pool_provider_id="github",
             oidc={"issuer_uri": ISSUER},
             attribute_mapping={
-                "google.subject": "assertion.sub",  # Google wants one; GitHub has two ways to write it, so none asks
+                "google.subject": "assertion.sub",  # required; no grant uses it, as GitHub writes it in two ways
                 "attribute.repository": "assertion.repository",
                 "attribute.deployer": "assertion.repository + ':'"
                 " + ('environment' in assertion ? assertion.environment : '')",
             },
-            # GitHub signs for all of its users: without this, any repository of the world could ask.
+            # GitHub signs for all of its users: without this, any repository in the world could log in.
             attribute_condition=f"assertion.repository == '{repository}'",
             opts=self._kept(f"{pools}/providers/github"),
         )
         deployer = self._account("deploy", f"deploys the stack {config.stack}")
         previewer = self._account("preview", f"previews the stack {config.stack}")
-        # A job says which environment it is in: whom GitHub let into this one may deploy, whatever its branch.
+        # A job that GitHub let into this environment may deploy, whatever its branch.
         approved = f"/attribute.deployer/{repository}:{ENVIRONMENT}"
         for name, account, who in (
             ("deployer", deployer, approved),
@@ -112,10 +120,11 @@ class Pipeline(pulumi.ComponentResource):
         self.register_outputs({})
 
     def _deployer(self, account: serviceaccount.Account, role_id: str, first: list[pulumi.Resource]) -> None:
+        """Grant the deployer what it needs; its custom role is made after the resources of `first`."""
         config = self._config
         for role in DEPLOYER_ROLES:
             self._grant(f"deployer-{role.removeprefix('roles/')}", role, account)
-        # Whoever may change grants without a limit is the project's owner. The stack's own grants are these.
+        # An account that may change any grant is as good as the project's owner, so it may change only the stack's own.
         prefix = f"projects/{config.project}/roles/gpt2_{config.stack.replace('-', '_')}"
         granted = [*MACHINE_ROLES, f"{prefix}_runner", f"{prefix}_reaper"]
         listed = ", ".join(f"'{role}'" for role in granted)
@@ -147,7 +156,7 @@ class Pipeline(pulumi.ComponentResource):
         self._grant("deployer-bucket-maker", custom.name, account)
 
     def _kept(self, adopted: str | None = None, first: list[pulumi.Resource] | None = None) -> pulumi.ResourceOptions:
-        """Stays on destroy; adopted, under this id, where an earlier stack left it."""
+        """Return options to keep a resource on destroy, and to adopt it under this id if an earlier stack left it."""
         return pulumi.ResourceOptions(
             parent=self, retain_on_delete=True, import_=adopted if self._adopt else None, depends_on=first
         )
@@ -162,6 +171,7 @@ class Pipeline(pulumi.ComponentResource):
         )
 
     def _may_be(self, name: str, account: serviceaccount.Account, who: pulumi.Input[str]) -> None:
+        """Let a principal of the pool log in as an account."""
         serviceaccount.IAMMember(
             f"{name}-login",
             service_account_id=account.name,

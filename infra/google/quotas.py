@@ -1,6 +1,6 @@
 """Check whether Google's quotas are enough for a stack. `up` and scripts.preflight ask.
 
-Limits come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
+They come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
 """
 
 import math
@@ -41,6 +41,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Limit:
+    """The limit of a quota, and how much of it is in use if that is known."""
+
     value: float
     used: float | None = None
 
@@ -69,8 +71,8 @@ def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
     return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics], unknown
 
 
-class Limits:
-    """Read limits, each once."""
+class QuotaLimits:
+    """The limits of a project and a region, read once each."""
 
     def __init__(self, api: GoogleApi, project: str, region: str) -> None:
         self._api, self._project, self._region = api, project, region
@@ -86,6 +88,7 @@ class Limits:
         return Limit(value, listed.used if listed else None)
 
     def _listed(self, path: str) -> dict[str, Limit]:
+        """Return Compute Engine's limits by their metric; none if it does not answer."""
         try:
             quotas = self._api.call("compute", "GET", path).get("quotas", [])
         except ApiError:
@@ -93,6 +96,7 @@ class Limits:
         return {q["metric"]: Limit(q.get("limit", 0.0), q.get("usage", 0.0)) for q in quotas if "metric" in q}
 
     def _cloud(self, metric: str) -> float | None:
+        """Return the Cloud Quotas API's limit; None if it does not know the quota or does not answer."""
         if self._off:
             return None
         name, family = quota_id(metric)
@@ -130,7 +134,7 @@ def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | No
     return None
 
 
-def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Check]:
+def check_quotas(config: StackConfig, fleet: Fleet, limits: QuotaLimits) -> list[Check]:
     """Check each quota that the stack needs."""
     wanted, families = needs(fleet, config.file.network.nat)
     checks: list[Check] = []
@@ -142,7 +146,8 @@ def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Chec
     return checks
 
 
-def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
+def _regional(need: Need, limits: QuotaLimits, region: str) -> list[Check]:
+    """Check a quota of the region, and the separate one of Spot machines."""
     limit = limits.of(need.metric)
     if not need.spot:
         return [_judge(need.metric, need.on_demand, limit, region)]
@@ -154,7 +159,7 @@ def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
     return [_judge(need.metric, need.on_demand, limit, region), *checks] if need.on_demand else checks
 
 
-def _everywhere(need: Need, limits: Limits) -> list[Check]:
+def _everywhere(need: Need, limits: QuotaLimits) -> list[Check]:
     """Check a quota over all regions. Sources disagree whether Spot machines count in it."""
     limit, both = limits.of(need.metric), need.on_demand + need.spot
     if limit is not None and need.on_demand <= limit.value < both:
@@ -164,6 +169,7 @@ def _everywhere(need: Need, limits: Limits) -> list[Check]:
 
 
 def _judge(metric: str, amount: int, limit: Limit | None, where: str, note: str = "") -> Check:
+    """Compare the amount that is needed with the limit and its use."""
     name = f"quota {metric}"
     if limit is None:
         fix = "look in the console, or enable cloudquotas.googleapis.com and ask again"

@@ -1,4 +1,4 @@
-"""What `platform: google` stands up for a run."""
+"""Declare everything that a run needs on Google Cloud."""
 
 import json
 
@@ -8,7 +8,7 @@ import pulumi_gcp as gcp
 from infra.fleet.deadline import termination_time
 from infra.fleet.fleet import Fleet
 from infra.google import availability
-from infra.google.existing import look
+from infra.google.existing import find_existing
 from infra.google.groups import groups
 from infra.google.guard import Guard, Launch
 from infra.google.identity import Identity
@@ -32,10 +32,10 @@ def stand_up(
     by_account = config.file.limits.billing_account is not None
     provider = gcp.Provider(
         "google",
-        project=config.project,  # never that of whoever is logged in
+        project=config.project,  # never the project of the login
         region=config.region,
         default_labels={"gpt2-stack": config.stack},
-        # Budgets are asked for in the name of a project when a person, not an account, is logged in.
+        # If a person is logged in, not a service account, Google wants a project that pays for questions about budgets.
         billing_project=config.project if by_account else None,
         user_project_override=True if by_account else None,
         opts=pulumi.ResourceOptions(parent=parent),
@@ -44,47 +44,50 @@ def stand_up(
     def after(*waits_for: pulumi.Resource) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=parent, provider=provider, depends_on=list(waits_for))
 
-    found = look(config, fleet, job, provider, parent)
-    if not found.asked:  # nor would it answer now
+    existing = find_existing(config, fleet, job, provider, parent)
+    if not existing.asked:  # it would not answer now either
         availability.not_checked("Google could not be asked", parent)
-    elif not (found.finished or found.expired):  # machines will be wanted
-        availability.tell(config, fleet, parent)
+    elif not (existing.finished or existing.expired):  # machines will be made
+        availability.report(config, fleet, parent)
     services = Services(config, after())
-    identity = Identity(config, fleet, found.roles, after(services))
+    identity = Identity(config, fleet, existing.roles, after(services))
     network = Network(config, identity, after(services))
-    buckets = Storage(config, inputs, job, identity, found.buckets, after(services))
-    image = Image(config, job, identity, found.repository, after(services))
+    buckets = Storage(config, inputs, job, identity, existing.buckets, after(services))
+    image = Image(config, job, identity, existing.repository, after(services))
     metrics = Metrics(config, after(services))
 
-    # A launch begins when all else is there: its clock must not run while an image of 5 GB is on its way. Nor may a
-    # build that fails leave the machines of the run before without their guard.
+    # A launch begins when everything else exists: its clock must not run during the upload of an image of 5 GB, and a
+    # build that fails must not leave the machines of the run before without their guard.
     everything: list[pulumi.Resource] = [identity, network, image]
     declared = buckets.put(
         "job", buckets.artifacts, paths.job(job.run), _asset(job.to_json()), "application/json", everything
     )
     current = {"run": job.run, "launch": job.launch}
-    # The master of a run that is replaced looks here before it runs the jobs, which are the next run's by then.
+    # A master whose run was replaced reads this before it runs the scheduler's jobs, which then end the next run.
     pointer = buckets.put("current", buckets.artifacts, paths.CURRENT, _asset(current), "application/json", [declared])
     launch = Launch(config.bucket, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets]))
     planned = groups(config, fleet, job)
     guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))
     hours = config.file.limits.max_hours
     ends = launch.started.apply(lambda started: termination_time(started, hours))
-    # A machine reads its image, its job and its bucket as soon as it boots, and must find a guard.
+    # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.
     waiting = after(identity, network, buckets, image, launch, guard)
     machines = [
-        Machines(group, identity, network.subnetwork, image.reference, ends, found.finished, found.expired, waiting)
+        Machines(
+            group, identity, network.subnetwork, image.reference, ends, existing.finished, existing.expired, waiting
+        )
         for group in planned
     ]
     Alerts(config, after(metrics, *machines))
     if config.file.pipeline is not None:
         both = (buckets.artifacts, buckets.data)
-        pipeline = Pipeline(config, config.file.pipeline.repository, found.roles, both, after(services))
-        pulumi.export("pipelineProvider", pipeline.provider)  # the workflows' variables
+        pipeline = Pipeline(config, config.file.pipeline.repository, existing.roles, both, after(services))
+        pulumi.export("pipelineProvider", pipeline.provider)  # three variables of the GitHub workflows
         pulumi.export("pipelineDeployer", pipeline.deployer)
         pulumi.export("pipelinePreviewer", pipeline.previewer)
     return buckets.artifacts.name.apply(lambda name: f"gs://{name}")
 
 
 def _asset(content: object) -> pulumi.StringAsset:
+    """Return a file of JSON."""
     return pulumi.StringAsset(json.dumps(content, indent=2) + "\n")

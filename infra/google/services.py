@@ -1,4 +1,4 @@
-"""The APIs that a run needs, enabled and left enabled: others in the project may have come to use them."""
+"""Enable the APIs that a run needs, and leave them enabled: others in the project may use them by then."""
 
 import pulumi
 from pulumi_gcp import projects
@@ -18,7 +18,7 @@ APIS = (
 
 
 class Services(pulumi.ComponentResource):
-    """Everything else waits for it."""
+    """The enabled APIs. Everything else waits for them."""
 
     def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
         super().__init__("gpt2-training:google:Services", "services", {}, opts)

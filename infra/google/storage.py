@@ -1,6 +1,6 @@
-"""Two private buckets: the text, which machines may only read, and what the runs make. Both outlive the stack.
+"""Declare two private buckets: one for the text, which machines may only read, and one for the files of runs.
 
-Their names are fixed, so that after a destroy the next `up` finds them and takes them up again.
+Both outlive the stack. Their names are fixed, so that after a destroy the next `up` finds and adopts them.
 """
 
 import pulumi
@@ -16,6 +16,8 @@ from trainer.contract.spec import JobSpec
 
 
 class Storage(pulumi.ComponentResource):
+    """The two buckets, the machines' rights on them, and the objects that a run starts from."""
+
     artifacts: storage.Bucket
     data: storage.Bucket
 
@@ -43,7 +45,7 @@ class Storage(pulumi.ComponentResource):
                     member=account.member,
                     opts=self._child,
                 )
-        self._say_elsewhere(job, identity)
+        self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})
 
@@ -57,8 +59,8 @@ class Storage(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if full in there else None),
         )
 
-    def _say_elsewhere(self, job: JobSpec, identity: Identity) -> None:
-        """What lies in other buckets is read with rights that only their owner can give."""
+    def _warn_of_other_buckets(self, job: JobSpec, identity: Identity) -> None:
+        """Warn of inputs in other buckets, on which only their owners can grant rights."""
         named = [job.data.path, job.model.initialize or ""]
         others = {url.split("/")[2] for url in named if url.startswith("gs://")} - {
             url.removeprefix("gs://") for url in (self._config.bucket, self._config.data_bucket)
@@ -90,9 +92,9 @@ class Storage(pulumi.ComponentResource):
         content_type: str,
         after: list[pulumi.Resource] | None = None,
     ) -> storage.BucketObject:
-        """Declares an object. It stays when it is not declared any more: a new run must not take an old one's away.
+        """Declare an object, to be made after the resources of `after`.
 
-        after: what must be there before.
+        It stays when it is no longer declared: a new run must not delete an old run's files.
         """
         return storage.BucketObject(
             name,

@@ -1,1 +1,1 @@
-"""Stack files from AI Platform and Vertex job files."""
+"""Turn AI Platform and Vertex AI job files into stack files."""

@@ -1,6 +1,6 @@
-"""AI Platform Training's `trainingInput`, as its files and its API have it, read into a Draft.
+"""Read AI Platform Training's `trainingInput`, as its files and its API have it, into a Draft.
 
-The service is gone; its fields stand in the discovery document ml.v1, whose every field is named here (a test says so).
+The service is gone. Every field of its discovery document ml.v1 is named here, which a test checks.
 """
 
 import re
@@ -42,7 +42,7 @@ JOB_LEFT_OUT = {
     "labels": "everything gets the label gpt2-stack",
     "predictionInput": "this project trains only",
 }
-# What Google writes into a job, and nobody into a file.
+# Fields that only Google writes into a job.
 OUTPUTS = (
     *("createTime", "startTime", "endTime", "state", "errorMessage", "trainingOutput", "predictionOutput"),
     *("etag", "jobPosition"),
@@ -51,7 +51,7 @@ TUNING = (
     *("goal", "params", "maxTrials", "maxParallelTrials", "maxFailedTrials", "hyperparameterMetricTag"),
     *("resumePreviousJobId", "enableTrialEarlyStopping", "algorithm"),
 )
-METRICS = {"loss": "loss", "trainloss": "loss", "trainingloss": "loss"}  # by the tag without - and _
+METRICS = {"loss": "loss", "trainloss": "loss", "trainingloss": "loss"}  # keys: the tag without - and _
 METRICS |= dict.fromkeys(("validationloss", "valloss", "evalloss", "perplexity"), "validationLoss")
 OWN_SEARCH = "the search is by Optuna's TPE, until maxTrials or three failures in a row"
 SWEEP = "gpt2-training:sweep; one trial after the other, each in runs/RUN/trials/N"
@@ -63,14 +63,14 @@ SCHEDULING_LEFT_OUT = {
 
 
 def is_job(content: dict[str, Any]) -> bool:
-    """Whether a file's keys are those of a job or of a trainingInput itself."""
+    """Return whether a file's keys are those of a job or of a trainingInput itself."""
     return bool(
         {"trainingInput", "training_input", "scaleTier", "scale_tier", "masterType", "master_type"} & set(content)
     )
 
 
 def read(content: dict[str, Any]) -> Draft:
-    """A job, or its trainingInput alone. Raises ImportProblem for what has no counterpart."""
+    """Read a job, or its trainingInput alone. Raises ImportProblem if it has no counterpart here."""
     draft = Draft()
     top = Node(draft, "", content)
     if not top.has("trainingInput"):
@@ -82,6 +82,7 @@ def read(content: dict[str, Any]) -> Draft:
 
 
 def _training(draft: Draft, node: Node) -> None:
+    """Read a trainingInput into the draft."""
     draft.region = node.text("region")
     if draft.region:
         draft.note("mapped", node.key("region"), draft.region, "gcp:region")
@@ -111,7 +112,7 @@ def _training(draft: Draft, node: Node) -> None:
 
 
 def _tier(draft: Draft, node: Node) -> tuple[str, bool]:
-    """The scale tier, and whether the file says it: AI Platform wanted it, and what is assumed is told."""
+    """Return the scale tier, and whether the file has one. AI Platform required it; a note tells what is assumed."""
     if found := node.text("scaleTier"):
         return found, True
     named = [key for name in ROLES for key in (f"{name}Type", f"{name}Count") if node.has(key)]
@@ -124,7 +125,7 @@ def _tier(draft: Draft, node: Node) -> tuple[str, bool]:
 
 
 def _preset(draft: Draft, node: Node, tier: str, given: bool) -> None:
-    """A scale tier but CUSTOM: the service took no machine types beside it."""
+    """Read a preset. The service took no machine types with one."""
     draft.training["scaleTier"] = tier
     if tier == "BASIC_GPU":
         draft.note("replaced", node.key("scaleTier"), tier, "trainingInput.scaleTier, with a T4 in place of the K80")
@@ -142,6 +143,7 @@ def _preset(draft: Draft, node: Node, tier: str, given: bool) -> None:
 
 
 def _pools(draft: Draft, node: Node) -> list[Pool]:
+    """Read the machines of all roles of scale tier CUSTOM."""
     pools = []
     for name, role in ROLES.items():
         count = 1 if role == "master" else node.number(f"{name}Count", 0)
@@ -173,7 +175,7 @@ def _pools(draft: Draft, node: Node) -> list[Pool]:
 
 
 def _hyperparameters(draft: Draft, node: Node) -> None:
-    """Values, as this project has them, or a tuning spec, as AI Platform's API has it, or both."""
+    """Read plain values, as this project has them, or a tuning spec, as AI Platform's API has it, or both."""
     for name in TUNING:
         if node.has(name):
             draft.tuning[name] = node.take(name)
@@ -188,9 +190,10 @@ def _hyperparameters(draft: Draft, node: Node) -> None:
 
 
 def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
-    """A search, in AI Platform's words, as gpt2-training:sweep; draft.tuning has it as it stands in the file.
+    """Turn a search in AI Platform's words into gpt2-training:sweep.
 
-    What this project cannot search stays a comment, and the note says why.
+    A search that this project cannot do stays in draft.tuning, as it is in the file, and becomes a comment; a note says
+    why.
     """
 
     def leave(why: str) -> None:

@@ -1,6 +1,6 @@
-"""What becomes of a training job that was written for another service: keys of a stack file, and a note for each key.
+"""Collect what becomes of another service's training job: keys of a stack file, and a note for each key of the job.
 
-Readers of the formats (ai_platform.py, vertex_job.py) fill a Draft; nothing of a file is passed over without a note.
+The readers of the two formats, ai_platform.py and vertex.py, fill a Draft. No key of a file is ignored without a note.
 """
 
 import json
@@ -17,7 +17,7 @@ from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Hyperparameters, Model, Role
 
 State = Literal["mapped", "replaced", "left out", "to fill in"]
-# AI Platform's own names: the nearest N1 machine, and the GPUs that it had.
+# For each of AI Platform's own names: the nearest N1 machine, and the GPUs that it had.
 LEGACY: dict[str, tuple[str, str, int]] = {
     "standard": ("n1-standard-4", "", 0),
     "large_model": ("n1-highmem-8", "", 0),
@@ -34,9 +34,11 @@ LEGACY: dict[str, tuple[str, str, int]] = {
     "complex_model_m_v100": ("n1-standard-16", "NVIDIA_TESLA_V100", 4),
     "complex_model_l_v100": ("n1-standard-32", "NVIDIA_TESLA_V100", 8),
 }
-GPUS = {name.upper().replace("-", "_"): name for name in ACCELERATORS}  # by the name that both services give them
-INSTEAD = "nvidia-tesla-t4"  # of older GPUs
-# Names that scripts give to what a stack file calls otherwise; without case, - and _.
+GPUS = {
+    name.upper().replace("-", "_"): name for name in ACCELERATORS
+}  # keys: the names that both services have for them
+INSTEAD = "nvidia-tesla-t4"  # it replaces older GPUs
+# Hyperparameters by the names that training scripts have for them, in lower case, without - and _.
 ALIASES = {name.replace("_", ""): name for name in Hyperparameters.model_fields} | {
     "lr": "learning_rate",
     "trainbatchsize": "batch_size",
@@ -48,33 +50,33 @@ ALIASES = {name.replace("_", ""): name for name in Hyperparameters.model_fields}
 MODEL_NAMES = ("model", "modelname", "modelsize", "modeltype", "modelnameorpath")
 SIZES = {str(size) for size in get_args(get_args(Model.model_fields["size"].annotation)[0])}
 COUNT_KEYS: dict[Role, str] = {"worker": "workerCount", "ps": "parameterServerCount"}
-HOURS = (0.25, 2880.0)  # limits.maxHours' bounds
+HOURS = (0.25, 2880.0)  # the bounds of limits.maxHours
 LEAST_DISK_GB = 50
 
 
 class ImportProblem(Exception):
-    """One line: the key, what was found, what to do."""
+    """A job cannot be imported. The message is one line: the key, what was found, what to do."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What became of a key of the file that was read."""
+    """The fate of one key of the file that was read."""
 
     state: State
     key: str
     found: str
-    words: str  # the key and value that it became, or why not
+    words: str  # the stack file's key and value that it became, or why it became none
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The machines of a role, as the file has them; keys are for notes."""
+    """The machines of a role, as the file has them, with the file's keys for notes."""
 
     role: Role
     count: int
     machine: str
     machine_key: str
-    gpu: str = ""  # by the services' name, such as NVIDIA_TESLA_T4
+    gpu: str = ""  # the services' name of the model, such as NVIDIA_TESLA_T4
     gpus: int = 0
     gpu_key: str = ""
 
@@ -90,14 +92,15 @@ class Draft:
     model: dict[str, Any] = field(default_factory=lambda: {"size": "gpt2"})
     machines: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
-    tuning: dict[str, Any] = field(default_factory=dict)  # a search as it was, for a comment
-    sweep: dict[str, Any] = field(default_factory=dict)  # a search as this project has it
+    tuning: dict[str, Any] = field(default_factory=dict)  # a search as it is in the file, for a comment
+    sweep: dict[str, Any] = field(default_factory=dict)  # a search in this project's words
 
     def note(self, state: State, key: str, found: Any, words: str) -> None:
+        """Add a note about a key of the file."""
         self.notes.append(Note(state, key, short(found), words))
 
     def hyperparameter(self, key: str, name: str, value: Any) -> None:
-        """Takes a value by any of its names, or notes why not."""
+        """Take a hyperparameter by any of its names, or note why not."""
         plain = re.sub("[-_]", "", name).lower()
         found, value = value, _plain(value) if isinstance(value, str) else value
         if plain in MODEL_NAMES and value in SIZES:
@@ -121,7 +124,7 @@ class Draft:
         self.note("mapped", key, found, f"trainingInput.hyperparameters.{to_camel(ours)}")
 
     def arguments(self, key: str, given: Iterable[Any]) -> None:
-        """--name=value, --name value and --flag, as a program would read them."""
+        """Take a program's arguments: --name=value, --name value and --flag."""
         words = [str(word) for word in given]
         while words:
             word = words.pop(0)
@@ -134,7 +137,7 @@ class Draft:
             self.hyperparameter(f"{key} --{name}", name, value)
 
     def hours(self, key: str, seconds: str) -> None:
-        """A duration such as 86400s becomes limits.maxHours."""
+        """Take a duration such as 86400s as limits.maxHours. Raises ImportProblem if it is none."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)s?", seconds)
         if match is None:
             raise ImportProblem(f"{key}: found {seconds!r}, must be seconds such as 86400s")
@@ -145,14 +148,14 @@ class Draft:
         self.note(state, key, seconds, f"limits.maxHours: {taken:g}; it counts from the launch, and Google enforces it")
 
     def disk(self, key: str, gigabytes: int) -> None:
-        """One size for all machines: the largest."""
+        """Take the size of a boot disk; all machines get the largest."""
         taken = max(gigabytes, LEAST_DISK_GB, self.machines.get("bootDiskGb", 0))
         self.machines["bootDiskGb"] = taken
         words = f"machines.bootDiskGb: {taken}, of all machines"
         self.note("mapped" if taken == gigabytes else "replaced", key, gigabytes, words)
 
     def pools(self, pools: list[Pool]) -> None:
-        """Machine types, counts and accelerators of all roles."""
+        """Take the machine types, counts and accelerators of all roles."""
         attached: dict[Role, tuple[str, int]] = {}
         for pool in pools:
             machine, had, number = _machine(pool.machine)
@@ -175,7 +178,7 @@ class Draft:
         self._accelerator(attached, [pool for pool in pools if pool.role != "ps"])
 
     def _gpus(self, pool: Pool, machine: str, name: str, number: int) -> tuple[str, int] | None:
-        """What a machine of that pool gets attached; None if nothing, which is noted."""
+        """Return the GPUs to attach to each machine of a pool; None, with a note, if there are none."""
         key, found = pool.gpu_key or pool.machine_key, f"{number} x {name}"
         if name.startswith("TPU"):
             raise ImportProblem(f"{key}: found {name}; {NO_TPU}")
@@ -209,7 +212,7 @@ class Draft:
         return taken, count
 
     def _accelerator(self, attached: dict[Role, tuple[str, int]], pools: list[Pool]) -> None:
-        """One setting for master and workers: the fewest that any of them had."""
+        """Take the GPUs of master and workers, which are the same here: the fewest that any of them had."""
         if not attached:
             return
         model, count = min(attached.values(), key=lambda gpus: gpus[1])
@@ -227,67 +230,75 @@ NO_TPU = "this project trains on CPUs and NVIDIA GPUs, for example masterType a2
 
 
 class Node:
-    """A mapping of the file, which knows what nobody took of it. Keys are camelCase, whatever the file writes."""
+    """A mapping of the file that knows which keys were not taken yet. Keys are camelCase, whatever the file has."""
 
     def __init__(self, draft: Draft, path: str, content: Any) -> None:
-        """Raises ImportProblem if it is no mapping."""
+        """Wrap the content at a path. Raises ImportProblem if it is no mapping."""
         if not isinstance(content, Mapping):
             raise ImportProblem(f"{path or 'the file'}: found {short(content)}, must be keys and values")
         self._draft, self.path = draft, path
         self._left = {_camel(str(name)): value for name, value in content.items() if value is not None}
 
     def key(self, name: str) -> str:
+        """Return the whole path of a key."""
         return f"{self.path}.{name}" if self.path else name
 
     def has(self, name: str) -> bool:
+        """Return whether a key is there and was not taken yet."""
         return name in self._left
 
     def take(self, name: str) -> Any:
+        """Take a value; None if it is not there."""
         return self._left.pop(name, None)
 
     def text(self, name: str) -> str:
-        """Empty if it is not there. Raises ImportProblem if it is no plain value."""
+        """Take a plain value as a text; empty if it is not there. Raises ImportProblem for another value."""
         found = self.take(name)
         if isinstance(found, (Mapping, list)):
             raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a text")
         return "" if found is None else str(found)
 
     def number(self, name: str, default: int) -> int:
-        """JSON writes 64-bit numbers as texts. Raises ImportProblem."""
+        """Take a whole number, which may be quoted, as JSON quotes 64-bit numbers. Raises ImportProblem."""
         found = self.text(name)
         if found and not re.fullmatch("[0-9]{1,9}", found):
             raise ImportProblem(f"{self.key(name)}: found {found!r}, must be a whole number")
         return int(found) if found else default
 
     def items(self, name: str) -> list[Any]:
-        """Raises ImportProblem if it is no list."""
+        """Take a list; empty if it is not there. Raises ImportProblem for another value."""
         found = self.take(name)
         if found is not None and not isinstance(found, list):
             raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a list")
         return found or []
 
     def child(self, name: str) -> "Node":
+        """Take a mapping; empty if it is not there. Raises ImportProblem for another value."""
         return Node(self._draft, self.key(name), self._left.pop(name, {}))
 
     def leave(self, reasons: Mapping[str, str]) -> None:
-        """Notes those of these keys that are there, and all others as unknown: the last word about this mapping."""
+        """Note every key that was not taken as left out, with its reason or as unknown; nothing is left after this."""
         for name, found in self._left.items():
             self._draft.note("left out", self.key(name), found, reasons.get(name, "this key is not known here"))
         self._left.clear()
 
     def rest(self) -> dict[str, Any]:
-        """What nobody took."""
+        """Take everything that is left."""
         left, self._left = self._left, {}
         return left
 
 
 def short(found: Any) -> str:
+    """Return a value in at most 60 characters."""
     text = found if isinstance(found, str) else json.dumps(found, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _machine(name: str) -> tuple[str, str, int]:
-    """(this project's machine type or the nearest, GPUs that were part of the name, how many); ("", "", 0) for none."""
+    """Return this project's machine type, or the nearest, and the model and number of GPUs that were part of the name.
+
+    The machine type is empty if there is none near.
+    """
     if name in MACHINE_TYPES:
         return name, "", 0
     if name in LEGACY:
@@ -300,6 +311,7 @@ def _machine(name: str) -> tuple[str, str, int]:
 
 
 def _plain(text: str) -> Any:
+    """Return a text as what it looks like: a number, true, or a text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -307,5 +319,5 @@ def _plain(text: str) -> Any:
 
 
 def _camel(name: str) -> str:
-    """gcloud reads machine_spec as well as machineSpec."""
+    """Return a name in camelCase: gcloud reads machine_spec as well as machineSpec."""
     return re.sub("_([a-z0-9])", lambda match: match[1].upper(), name)

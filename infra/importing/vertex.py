@@ -1,6 +1,6 @@
-"""Vertex AI's CustomJob, its jobSpec alone (as `gcloud ai custom-jobs create --config` reads it), or a tuning job.
+"""Read Vertex AI's CustomJob, its jobSpec alone (as gcloud ai custom-jobs takes it), or a tuning job, into a Draft.
 
-Every field of the discovery document aiplatform.v1 is named here (a test says so).
+Every field of these in the discovery document aiplatform.v1 is named here, which a test checks.
 """
 
 from typing import Any
@@ -9,13 +9,17 @@ from infra.importing.ai_platform import OWN_CODE, OWN_NETWORK, OWN_SEARCH, searc
 from infra.importing.draft import Draft, ImportProblem, Node, Pool
 from trainer.contract.spec import Role
 
-ROLES: tuple[Role, ...] = ("master", "worker", "ps")  # of worker pools by their place; the fourth is the evaluator
+ROLES: tuple[Role, ...] = (
+    "master",
+    "worker",
+    "ps",
+)  # the roles of worker pools by their place; the fourth is the evaluator
 TUNING = ("studySpec", "maxTrialCount", "parallelTrialCount", "maxFailedTrialCount")
 STUDY_LEFT_OUT = dict.fromkeys(
     ("algorithm", "measurementSelectionType", "observationNoise", "studyStoppingConfig"), OWN_SEARCH
 )
 STOPPING = ("medianAutomatedStoppingSpec", "decayCurveStoppingSpec", "convexAutomatedStoppingSpec")
-VALUES = {  # of a parameter, and its type in AI Platform's words
+VALUES = {  # a parameter's key for its values: its type in AI Platform's words
     "doubleValueSpec": "DOUBLE",
     "integerValueSpec": "INTEGER",
     "discreteValueSpec": "DISCRETE",
@@ -65,13 +69,13 @@ SCHEDULING_LEFT_OUT = {
 
 
 def is_job(content: dict[str, Any]) -> bool:
-    """Whether a file's keys are those of a job or of its spec."""
+    """Return whether a file's keys are those of a job or of its spec."""
     names = {"workerPoolSpecs", "worker_pool_specs", "jobSpec", "job_spec", "trialJobSpec", "trial_job_spec"}
     return bool(names & set(content))
 
 
 def read(content: dict[str, Any]) -> Draft:
-    """A job, a tuning job, or a job's spec. Raises ImportProblem for what has no counterpart."""
+    """Read a job, a tuning job, or a job's spec. Raises ImportProblem if it has no counterpart here."""
     draft = Draft()
     top = Node(draft, "", content)
     for name in TUNING:
@@ -90,7 +94,7 @@ def read(content: dict[str, Any]) -> Draft:
 
 
 def _study(draft: Draft) -> None:
-    """A tuning job's search in AI Platform's words, which this project has."""
+    """Turn a tuning job's search into AI Platform's words, which are this project's, and take it."""
     study = Node(draft, "studySpec", draft.tuning.get("studySpec", {}))
     metrics = study.items("metrics")
     if len(metrics) != 1:
@@ -122,7 +126,7 @@ def _study(draft: Draft) -> None:
 
 
 def _parameter(node: Node) -> dict[str, Any]:
-    """In AI Platform's words."""
+    """Return a parameter in AI Platform's words."""
     found: dict[str, Any] = {"parameterName": node.text("parameterId"), "scaleType": node.text("scaleType") or None}
     for name, kind in VALUES.items():
         if node.has(name):
@@ -139,6 +143,7 @@ def _parameter(node: Node) -> dict[str, Any]:
 
 
 def _spec(draft: Draft, node: Node) -> None:
+    """Read a jobSpec into the draft."""
     draft.training["scaleTier"] = "CUSTOM"
     given = node.items("workerPoolSpecs")
     if not given:
@@ -158,6 +163,7 @@ def _spec(draft: Draft, node: Node) -> None:
 
 
 def _pool(draft: Draft, node: Node, role: Role) -> list[Pool]:
+    """Read a worker pool; none if it has no machines."""
     count = node.number("replicaCount", 1)
     if not count:
         parts = ("machineSpec", "diskSpec", "containerSpec", "pythonPackageSpec")
@@ -187,6 +193,7 @@ def _pool(draft: Draft, node: Node, role: Role) -> list[Pool]:
 
 
 def _scheduling(draft: Draft, node: Node, workers: bool) -> None:
+    """Read the time limit and the way to get capacity."""
     if timeout := node.text("timeout"):
         draft.hours(node.key("timeout"), timeout)
     else:

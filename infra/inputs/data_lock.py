@@ -1,4 +1,4 @@
-"""<text>.lock.json: what a large text is and where it lies, committed in its place. Written by scripts.upload_data."""
+"""Read and write <text>.lock.json, which is committed instead of a large text; scripts.upload_data writes it."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from trainer.contract.errors import InputError
 from trainer.contract.spec import Strict
 from trainer.storage.base import explain, new_file
 
-# What each key must be, in place of a regular expression.
+# The rule of each key in words, for errors that would else show a regular expression.
 MUST = {
     "url": "must be the text's address, gs://bucket/object",
     "sha256": "must be 64 hexadecimal digits",
@@ -18,27 +18,27 @@ MUST = {
 
 
 class DataLock(Strict):
-    """A text in a bucket. The text itself need not be on this machine."""
+    """The address, hash and size of a text in a bucket. The text itself need not be on this machine."""
 
-    url: str = Field(pattern=r"^gs://[a-z0-9][a-z0-9._-]+/[^\s][^\n]*$")  # the object
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of the whole text
+    url: str = Field(pattern=r"^gs://[a-z0-9][a-z0-9._-]+/[^\s][^\n]*$")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # the hash of the whole text
     size: int = Field(ge=1)  # bytes
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the text: trainer.contract.identity.fingerprint()."""
+        """The text's fingerprint, as trainer.contract.identity.fingerprint() makes it."""
         return self.sha256[:16]
 
 
 def lock_path(text: Path) -> Path:
-    """`my.txt` -> `my.txt.lock.json`, beside it."""
+    """Return the path of a text's lock file: my.txt.lock.json in the same folder."""
     return text.with_name(f"{text.name}.lock.json")
 
 
 def read_lock(text: Path, named: str = "", stack: str = "") -> DataLock | None:
-    """The lock of a text, None if there is no such file. Raises InputError for one that cannot be used.
+    """Return the lock of a text, None if there is no lock file. Raises InputError for one that cannot be used.
 
-    named, stack: how the stack file calls the text, and the stack, for the command that an error tells.
+    An error names a command, with the text as the stack file names it (`named`) and the stack.
     """
     path = lock_path(text)
     try:
@@ -61,13 +61,13 @@ def read_lock(text: Path, named: str = "", stack: str = "") -> DataLock | None:
 
 
 def _again(text: Path, named: str, stack: str) -> str:
-    """The command that writes a lock anew: from the text if it is here, else from where it lies."""
+    """Return the command that writes a lock anew: from the text if it is here, else from its bucket."""
     what = f"{named or text} --stack {stack or 'STACK'}" if text.is_file() else "gs://BUCKET/OBJECT"
     return f"`python -m scripts.upload_data {what}` writes it anew"
 
 
 def write_lock(text: Path, lock: DataLock) -> Path:
-    """Writes the lock beside the text, whole or not at all; returns its path. Raises StorageError."""
+    """Write a text's lock file, whole or not at all, and return its path. Raises StorageError."""
     path = lock_path(text)
     try:
         with new_file(path) as file:

@@ -8,11 +8,12 @@ from trainer.contract.errors import InputError
 from trainer.data.pairs import PARTS, PairFile, SplitName, begins_with_a_pair, count_problem, part_of
 from trainer.data.text import check_text
 
-PAIRS_READ = 64_000_000  # bytes of a file of pairs: some seconds. What comes after them, who makes the tokens checks
+# Bytes of a file of pairs that a preview reads, which take some seconds. The rest is checked when tokens are made.
+PAIRS_READ = 64_000_000
 
 
 def text_problems(config: StackConfig) -> list[str]:
-    """What is wrong with the source text."""
+    """Return what is wrong with the text, at most one line, without the project's name."""
     path, named = config.text, config.file.data.path
     parameters = config.file.training_input.hyperparameters
     if "://" in named:
@@ -29,7 +30,7 @@ def text_problems(config: StackConfig) -> list[str]:
             return [f"data.path: {named} begins with a pair of prompt and completion, and would be read as text; {fix}"]
     except InputError as error:
         return [str(error)]
-    # A token is a byte or more, so that with less than this there cannot be two batches and one held-out sequence.
+    # A token is at least a byte: with fewer bytes than this there cannot be two batches and one held-out sequence.
     sequence = parameters.sequence_length + 1
     least = max(2 * parameters.batch_size * sequence, int(sequence / config.file.data.validation_fraction) + 1)
     if size < least:
@@ -41,14 +42,14 @@ def text_problems(config: StackConfig) -> list[str]:
 
 
 def _pairs_problems(config: StackConfig) -> list[str]:
-    """What is wrong with a file of pairs. Raises InputError for bad lines."""
+    """Return what is wrong with a file of pairs. Raises InputError for bad lines."""
     data, parameters, name = config.file.data, config.file.training_input.hyperparameters, config.file.data.path
     counts: dict[SplitName, int] = dict.fromkeys(PARTS, 0)
     file = PairFile(config.text, f"data.path: {name}", data.skip_bad_lines)
     for line in file:
         counts[part_of(line.pair.prompt, data)] += 1
         size, length = len(line.pair.completion.encode()) + 1, parameters.sequence_length
-        if data.tokenizer == "byte" and size > length:  # of the others, tokens are known when they are made
+        if data.tokenizer == "byte" and size > length:  # other tokenizers' tokens are counted when they are made
             problem = (
                 f"{line.number}: the completion has {size:,} tokens with end-of-text, more than"
                 f" trainingInput.hyperparameters.sequenceLength, {length:,}; shorten it, or raise sequenceLength"

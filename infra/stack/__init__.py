@@ -1,1 +1,1 @@
-"""The stack file: its keys, how it is read, how its mistakes are explained, what of it is secret."""
+"""Read stack files: their keys, how mistakes are explained, and which values are secret."""

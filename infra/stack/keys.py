@@ -93,7 +93,7 @@ class Accelerator(spec.Strict):
     count: int = Field(1, ge=1, le=8, description="The number of GPUs of each machine.")
 
 
-class Machines(spec.Strict):
+class MachineSettings(spec.Strict):
     """What the machines on Google Cloud have in common."""
 
     accelerator: Accelerator | None = Field(
@@ -127,7 +127,7 @@ class Machines(spec.Strict):
     )
 
 
-class Limits(spec.Strict):
+class RunLimits(spec.Strict):
     """When Google ends the machines, whatever the trainer does."""
 
     max_hours: float = Field(
@@ -149,7 +149,7 @@ class Limits(spec.Strict):
     )
 
 
-class Network(spec.Strict):
+class NetworkSettings(spec.Strict):
     """The machines' way to the internet."""
 
     nat: bool = Field(
@@ -159,7 +159,7 @@ class Network(spec.Strict):
     )
 
 
-class Pipeline(spec.Strict):
+class PipelineSettings(spec.Strict):
     """The GitHub repository whose workflows preview and deploy the stack."""
 
     repository: str = Field(
@@ -201,14 +201,16 @@ class StackFile(spec.Strict):
         description="Raise it by one to start a run again that FAILED or was STOPPED: it continues from its newest"
         " checkpoint. On Google Cloud it also takes the next zone.",
     )
-    machines: Machines = Field(
-        Machines(), description="Google Cloud only: what the machines have in common. A change replaces them."
+    machines: MachineSettings = Field(
+        MachineSettings(), description="Google Cloud only: what the machines have in common. A change replaces them."
     )
-    limits: Limits = Field(
-        Limits(), description="Google Cloud only: when Google ends the machines, whatever the trainer does."
+    limits: RunLimits = Field(
+        RunLimits(), description="Google Cloud only: when Google ends the machines, whatever the trainer does."
     )
-    network: Network = Field(Network(), description="Google Cloud only: the machines' way to the internet.")
-    pipeline: Pipeline | None = Field(
+    network: NetworkSettings = Field(
+        NetworkSettings(), description="Google Cloud only: the machines' way to the internet."
+    )
+    pipeline: PipelineSettings | None = Field(
         None, description="Google Cloud only: the GitHub repository whose workflows preview and deploy the stack."
     )
     image: str | None = Field(

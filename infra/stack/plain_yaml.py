@@ -1,4 +1,4 @@
-"""YAML as Pulumi reads it: scripts read stack files without the CLI, and must see the same values."""
+"""Read YAML as Pulumi does: scripts read stack files without the CLI, and must see the same values."""
 
 import re
 from typing import Any
@@ -7,9 +7,9 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """Reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts.
+    """A loader that reads plain scalars as Pulumi's YAML does: 1e-3 is a number, yes and 2026-01-01 are texts.
 
-    A key that is there twice is an error, as it is there.
+    As in Pulumi, a key that is there twice is an error.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -39,5 +39,5 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 
 def parse(text: str) -> Any:
-    """A document's content. Raises yaml.YAMLError."""
+    """Return a document's content. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=Loader)  # noqa: S506  a SafeLoader

@@ -12,19 +12,19 @@ from infra.stack import plain_yaml
 from infra.stack.config import PROJECT, ROOT, ConfigError
 from infra.stack.explain import shown, unknown
 
-# What stands for a secret, where not any text will do.
+# Stand-ins for encrypted values whose key accepts only some texts.
 SECRETS = {"notify": "secret@example.com", "limits.billingAccount": "000000-000000-000000"}
 
 
 def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of Pulumi.<stack>.yaml: the project's own keys, readable(), and gcp's. Raises ConfigError."""
+    """Return the project's own keys of Pulumi.<stack>.yaml, readable(), and the keys of gcp. Raises ConfigError."""
     every = all_settings(stack, root)
     own = {name: parsed(value) if isinstance(value, str) else value for name, value in own_values(every, stack).items()}
     return {name: readable(value, name) for name, value in own.items()}, gcp_values(every)
 
 
 def readable(value: Any, path: str) -> Any:
-    """A setting with a word in the place of each encrypted value, whose key only Pulumi has."""
+    """Return a setting with a stand-in for each encrypted value, which only Pulumi can decrypt."""
     if isinstance(value, dict):
         if set(value) == {"secure"}:
             return SECRETS.get(path.removeprefix(f"{PROJECT}:"), "secret")
@@ -33,7 +33,7 @@ def readable(value: Any, path: str) -> Any:
 
 
 def all_settings(stack: str, root: Path) -> dict[str, Any]:
-    """What stands below config: in Pulumi.<stack>.yaml. Raises ConfigError."""
+    """Return everything below config: in Pulumi.<stack>.yaml. Raises ConfigError."""
     path = root / f"Pulumi.{stack}.yaml"
     stacks = {p.name.removeprefix("Pulumi.").removesuffix(".yaml"): p for p in root.glob("Pulumi.*.yaml")}
     if stack not in stacks:
@@ -49,7 +49,7 @@ def all_settings(stack: str, root: Path) -> dict[str, Any]:
 
 
 def _section(file: str, content: Any) -> dict[Any, Any]:
-    """What stands below config: in a stack file. Raises ConfigError if nothing does."""
+    """Return everything below config: in a stack file's content. Raises ConfigError if there is nothing."""
     fix = "write your keys below it, as Pulumi.local.yaml and Pulumi.single.yaml do"
     if content is None:
         raise ConfigError([f"{file} is empty; give it a config: and {fix}"])
@@ -64,28 +64,29 @@ def _section(file: str, content: Any) -> dict[Any, Any]:
 
 
 def own_values(found: Mapping[str, Any], stack: str) -> dict[str, Any]:
-    """The project's own keys; a misspelt project name is an error, as Pulumi would pass over it in silence."""
+    """Return the project's own keys. Raises ConfigError for a misspelled project name, which Pulumi would ignore."""
     values: dict[str, Any] = {}
     for name, value in found.items():
         namespace, _, short = name.rpartition(":")
-        if namespace in ("", PROJECT):  # Pulumi lets the project's own name be left out
+        if namespace in ("", PROJECT):  # Pulumi takes a key without a namespace for the project's own
             if short in values:
                 raise ConfigError([f"{name}: is there twice, as {short} and {PROJECT}:{short}; remove one"])
             values[short] = value
         elif difflib.get_close_matches(namespace, [PROJECT], cutoff=0.8):
             raise ConfigError([f"{name}: unknown key; did you mean {PROJECT}:{short}?"])
-    if not values:  # one line instead of one for each key that there must be
+    if not values:  # one line instead of one for each required key
         copied = "Pulumi.local.yaml and Pulumi.single.yaml are there to be copied"
         raise ConfigError([f"Pulumi.{stack}.yaml has no keys of {PROJECT} below config:; {copied}"])
     return values
 
 
 def gcp_values(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of gcp:, without that prefix."""
     return {name.removeprefix("gcp:"): value for name, value in found.items() if name.startswith("gcp:")}
 
 
 def parsed(text: str) -> Any:
-    """As Pulumi means it: `pulumi config set` and `stack init` write plain values in quotes, launch: "1"."""
+    """Return the value of a text in a stack file: `pulumi config set` puts plain values in quotes, launch: "1"."""
     try:
         return json.loads(text)
     except ValueError:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from infra import load
 from infra.fleet.fleet import resolve_fleet
-from infra.google.quotas import Check, Limits, check_quotas, effective, needs, quota_id
+from infra.google.quotas import Check, QuotaLimits, check_quotas, effective, needs, quota_id
 from scripts import preflight
 from scripts.support import common
 from scripts.support.common import UserError
@@ -336,8 +336,8 @@ def test_the_image(ready: FakeGoogle) -> None:
 # Quotas
 
 
-def limits(google: FakeGoogle) -> Limits:
-    return Limits(preflight.GoogleApi(), "test-project", "us-central1")
+def limits(google: FakeGoogle) -> QuotaLimits:
+    return QuotaLimits(preflight.GoogleApi(), "test-project", "us-central1")
 
 
 def judged(google: FakeGoogle, folder: Path, **further: Any) -> dict[str, Check]:

@@ -125,7 +125,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, text: Path, m
             file.write("more")
         return digest
 
-    monkeypatch.setattr(upload_data, "sha256", appending)
+    monkeypatch.setattr(upload_data, "sha256_of", appending)
     with pytest.raises(UserError, match="changed while it was uploaded"):
         upload_data.upload(bucket, text)
     assert bucket.list("") == []

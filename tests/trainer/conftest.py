@@ -10,13 +10,13 @@ from tests.trainer.running import Run
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Small tensors are slower with more, and other processes want the cores."""
+    """Use one thread: small tensors are slower with more, and other processes want the cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Makes runs, each in a folder of its own, and ends what they leave behind."""
+    """Return a function that makes runs, each in a folder of its own; end the processes that they leave behind."""
     made: list[Run] = []
 
     def make(**overrides: Any) -> Run:
@@ -30,7 +30,7 @@ def new_run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """One trainer, no faults: what the others are compared with."""
+    """Return a finished run of one trainer without faults, the reference of other runs."""
     run = Run(tmp_path_factory.mktemp("undisturbed"))
     try:
         assert run.start().wait().state == "SUCCEEDED"

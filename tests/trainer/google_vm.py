@@ -1,4 +1,4 @@
-"""One VM of Google's for tests: a metadata server, and the REST services that the trainer calls."""
+"""One Google VM for tests: a metadata server, and the REST services that the trainer calls."""
 
 import json
 import os
@@ -24,24 +24,28 @@ JOBS = [
 
 @dataclass
 class Rest:
-    """Answers what Google's documents know and notes it; `refuse` gives the status of an error, or None."""
+    """A REST server that notes calls and answers those that Google's discovery documents know.
+
+    `refuse` returns the status of an error, or None.
+    """
 
     refuse: Callable[[str], int | None] = lambda path: None
-    calls: list[tuple[str, Any]] = field(default_factory=list)  # (service and path, body) of what was not refused
-    wrong: list[str] = field(default_factory=list)  # calls that Google does not know
+    # Each entry has the service with the path, and the body, of a call that was not refused.
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)  # these calls are unknown to Google
 
     def paths(self, service: str) -> list[str]:
         return [path.removeprefix(f"{service}/") for path, _ in self.calls if path.startswith(f"{service}/")]
 
     def points(self, metric: str) -> list[float]:
-        """The values of a metric, in the order in which they were written."""
+        """Return the values of a metric, in the order in which they were written."""
         bodies = [body for path, body in self.calls if path.startswith("monitoring/")]
         series = [one for body in bodies for one in body["timeSeries"] if one["metric"]["type"] == metric]
         return [float(next(iter(one["points"][0]["value"].values()))) for one in series]
 
 
 class Vm:
-    """What one machine of a run sees of Google. Its processes are started by start()."""
+    """A run's machine with the parts of Google that it sees; start() starts its processes."""
 
     def __init__(self, folder: Path, role: str = "master", **attributes: str) -> None:
         self.role = role
@@ -79,7 +83,7 @@ class Vm:
         environment = {k: v for k, v in os.environ.items() if k != "GOOGLE_APPLICATION_CREDENTIALS"}
         with self.lines.open("ab") as log:
             self.process = Process(command, ROOT, {**environment, **self.environment}, log.fileno())
-        run.machines[self.name] = self.process  # the run ends what is left
+        run.machines[self.name] = self.process  # the run's end() kills the process if it is left
         return self.process
 
     def said(self, words: str) -> bool:
@@ -92,7 +96,7 @@ class Vm:
 
 
 def into_bucket(run: Run, url: str) -> Run:
-    """The same run in a gs:// bucket."""
+    """Return the same run in a gs:// bucket."""
     content = run.storage.read(run.spec.data.path)
     run.storage = open_storage(url)
     run.storage.write(run.spec.data.path, content)

@@ -20,12 +20,12 @@ from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 600  # of a run, where a test says nothing else
-PATIENCE = 300.0  # seconds for anything to happen on a busy machine with two slow cores
+STEPS = 600  # steps of a run whose test gives no other number
+PATIENCE = 300.0  # seconds that anything may take on a busy machine with two slow cores
 
 
 def text(lines: int = 4000) -> str:
-    """Text with something to learn: sums in words. The same on every machine."""
+    """Return text with something to learn: sums in words. It is the same on every machine."""
     chance, digits = random.Random(7), ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     pairs = ((chance.randrange(5), chance.randrange(5)) for _ in range(lines))
     return "".join(f"{digits[a]} plus {digits[b]} is {digits[a + b]}\n" for a, b in pairs)
@@ -71,7 +71,10 @@ class Run:
         self.write_spec()
 
     def start(self, *names: str, forked: bool = True) -> "Run":
-        """Start these machines, or all that the spec declares; forked=False: by the command, see tests/warm.py."""
+        """Start these machines, or all that the spec declares.
+
+        With forked=False the command itself starts, see tests/warm.py.
+        """
         environment = {**os.environ, "TMPDIR": "/tmp"}
         for name, role in self.spec.cluster.machines():
             if not names or name in names:
@@ -104,13 +107,13 @@ class Run:
         self.until(lambda: (s := self.status()) and s.step >= step, f"step {step}")
 
     def kill(self, name: str) -> None:
-        """A machine is lost: its supervisor, and so all of it."""
+        """Lose a machine: kill its supervisor, which takes its process with it."""
         machine = self.machines.pop(name)
         machine.kill()
         machine.wait()
 
     def wait(self) -> Status:
-        """Until every machine has left; the final status."""
+        """Wait until every machine has left; return the final status."""
         for name, machine in self.machines.items():
             code = machine.wait(PATIENCE)
             assert code >= 0, f"{name} was killed by signal {-code}: the tests' machine may be out of memory"
@@ -128,14 +131,14 @@ class Run:
         return [r for r in self.records() if all(getattr(r, name) is None for name in others)]
 
     def losses(self) -> list[float | None]:
-        """Training loss of every step."""
+        """Return the training loss of every step."""
         return [record.loss for record in self.steps()]
 
     def validation(self) -> list[float]:
         return [record.validation_loss for record in self.records() if record.validation_loss is not None]
 
     def end(self) -> None:
-        """Whatever is still there, by its own process id."""
+        """Kill each machine that is left, by its own process id."""
         for machine in self.machines.values():
             if machine.poll() is None:
                 machine.kill()  # its child dies with it

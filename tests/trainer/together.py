@@ -22,11 +22,11 @@ SEEDED = threading.Lock()  # a model is made from torch's one global seed
 
 
 class Over(Exception):
-    """The test has seen enough."""
+    """The test has reached its end and stops the members."""
 
 
 class Process(process.Process):
-    """Without signals, which are the whole process's."""
+    """A Process without signals, which belong to the whole process."""
 
     def __init__(self, name: str) -> None:
         self.name, self.address, self.said, self._reports = name, "127.0.0.1", [], None
@@ -39,7 +39,7 @@ class Process(process.Process):
         return self._over.is_set()
 
     def stop(self) -> None:
-        """As a notice does."""
+        """Ask the member to leave, as a notice does."""
         self._terminated()
         self._over.set()
 
@@ -80,9 +80,11 @@ def together(
     makes: Mapping[str, Make] | None = None,
     meanwhile: Callable[[dict[str, Process]], None] | None = None,
 ) -> dict[str, list[str]]:
-    """Take all steps of a run, or be at work until `meanwhile` returns, which is given the members. What each said.
+    """Take all steps of a run, or work until `meanwhile`, which is called with the members, returns.
 
-    makes: by name, members that are not as usual.
+    Return the lines that each logged.
+
+    makes: by name, the constructors of members that misbehave.
     """
     processes = {name: Process(name) for name, _ in run.spec.cluster.machines()}
     usual: dict[str, Make] = {name: server if name.startswith("ps-") else trainer for name in processes}
@@ -106,7 +108,7 @@ def together(
 
 
 def small(folder: Path, steps: int, **overrides: Any) -> Run:
-    """A run without checkpoints to fall back to: a step that is half done shows."""
+    """Return a run without checkpoints to fall back to, so that a half-done step shows."""
     settings: dict[str, Any] = {
         "hyperparameters": {"steps": steps, "learningRate": 0.001},
         "evaluation": {"every": steps // 2},

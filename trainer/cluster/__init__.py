@@ -1,1 +1,1 @@
-"""Who takes part in a run: membership, the Lighthouse and its lease, groups of processes."""
+"""The members of a run: membership, the Lighthouse and its lease, groups of processes."""

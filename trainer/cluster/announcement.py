@@ -1,4 +1,4 @@
-"""What a member says to the others each time it asks for a quorum: where it is, and what else they must know."""
+"""The position and the announcement that a member gives the others each time it asks for a quorum."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -25,7 +25,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Announcement:
-    """What the other members must know of a member besides its progress. Trainers and servers fill fields of their own.
+    """Facts about a member, besides its position, that the others need. Trainers and servers fill fields of their own.
 
     As JSON, fields that hold their default are left out, and unknown ones are ignored.
     """

@@ -1,8 +1,8 @@
 """The process that computes: read the spec, join the cluster, train or serve parameters, export.
 
-Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0 the run is over; INPUT what the
-user gave cannot be trained, trying again is no use; LEFT the machine was told to leave (a notice, a stop); AWAY the
-bucket or the other members were out of reach, which is no failure of the program; any other is one.
+Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0, the run is over; INPUT, the user's
+input cannot be trained, and trying again is no use; LEFT, the machine was told to leave (a notice, a stop); AWAY, the
+bucket or the other members were out of reach, which is no failure of the program. Any other code is a failure.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> int:
     except InputError as error:
         print(error, flush=True)
         return INPUT
-    except (StorageError, Fenced, NoProgress) as error:  # one line says it all; the supervisor tries again
+    except (StorageError, Fenced, NoProgress) as error:  # one line is enough; the supervisor tries again
         print(error, flush=True)
         return AWAY if isinstance(error, Unavailable | NoProgress) else 1
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
         exit_code = main()
     except SystemExit as end:
         exit_code = int(end.code or 0)
-    except BaseException:  # not left to the interpreter: it would wait for threads that wait for what never comes
+    except BaseException:  # the interpreter would wait for threads that never end
         traceback.print_exc()
         exit_code = 1
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a master or worker is made of: data, model and engine, put together as a job says; and what it leaves."""
+"""Put a trainer together as its job says, from data, model and engine; export and score its model at the end."""
 
 import math
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from trainer.model.export import export
 from trainer.model.flat import Flat
 from trainer.model.loss import Loss, compiled, make_loss
 from trainer.parallel.diloco_trainer import DilocoTrainer, DilocoTraining
+from trainer.parallel.fsdp import Sharded
 from trainer.parallel.ps_trainer import PsTrainer
 from trainer.parallel.replicas import Replicas
 from trainer.runs import scores
@@ -38,12 +39,13 @@ class TrainingMember(Training):
     exported: Callable[[], GPT2LMHeadModel]
 
     def prepare(self) -> None:
-        """The newest state that is known, and a step that nobody counts: compiling and first allocations are slow."""
+        """Restore the newest checkpoint, and compute a step that does not count: compiling and allocating are slow."""
         self.engine.restore()
         self.journal.report("warming up")
         self.gradient(0, None)
 
     def finish(self) -> None:
+        """Write the model, and its scores if the job has a task."""
         if self.sampler is not None:
             self.sampler.close()
         facts = {
@@ -55,7 +57,7 @@ class TrainingMember(Training):
             self._score(written, self.spec.evaluation.task)
 
     def _score(self, model: GPT2LMHeadModel, task: Task) -> None:
-        """How good the exported model is. The run has succeeded, whatever happens here."""
+        """Score the exported model. The run has succeeded, whatever happens here."""
 
         def progress(done: int, total: int) -> None:
             if self.stopping():
@@ -78,7 +80,7 @@ class TrainingMember(Training):
 
 
 class DilocoTrainingMember(DilocoTraining, TrainingMember):
-    """A trainer that goes several steps alone."""
+    """A trainer that takes several steps alone."""
 
 
 def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
@@ -182,8 +184,6 @@ def _bind_engine(context: MemberContext, network: _Network, announcement: Announ
     model, device, precision = network.model, network.device, network.precision
     masked = spec.data.format == "pairs"
     if context.processes is not None:
-        from trainer.parallel.fsdp import Sharded  # its imports take a second, and no other engine needs them
-
         if hyper.compile:
             log("hyperparameters.compile means nothing to fsdp: going on without it")
         sharded = Sharded(context, model, device, precision, announcement)

@@ -38,19 +38,19 @@ class MemberHost:
 
 
 class Runnable(Protocol):
-    """A trainer or a parameter server, as it is run here."""
+    """A trainer or a parameter server, as run_member() runs it."""
 
     def prepare(self) -> None:
-        """All that can be done before others wait for this member."""
+        """Do all that can be done before others wait for this member."""
 
     def run(self) -> Quorum:
-        """To the last step; Stopping if this machine is told to leave before."""
+        """Work to the last step and return the last quorum. Raises Stopping if this machine must leave before."""
 
     def finish(self) -> None:
-        """What the first member does when all steps are taken: it writes the model."""
+        """Write the model: the first member does, when all steps are taken."""
 
     def leave(self, since_told: Callable[[], float]) -> None:
-        """This machine was told to leave."""
+        """Leave the others, and see that a checkpoint is written. since_told: seconds since the notice."""
 
 
 def make_context(process: Process, storage: Storage, spec: JobSpec) -> MemberContext:
@@ -73,9 +73,9 @@ def make_context(process: Process, storage: Storage, spec: JobSpec) -> MemberCon
 
 
 def _scratch(storage: Storage, run: str, name: str) -> Path | None:
-    """Where files are made before they go into the bucket: beside it, as /tmp may be memory. None: the usual place.
+    """Return an empty folder for files on their way into the bucket, or None for the system's own place.
 
-    What lies there is of a process that was killed.
+    It is beside a bucket that is a folder, because /tmp may be memory. Files that are there are of a killed process.
     """
     folder = storage.local_path(paths.scratch(run, name))
     if folder is not None:

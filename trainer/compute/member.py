@@ -29,7 +29,11 @@ def make_server(context: MemberContext) -> PsServer:
 
 
 def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable[[MemberContext], Runnable]) -> int:
-    """Make the member, let it join the cluster and work to the run's end; return the exit code. It turns gc on."""
+    """Make the member, let it join the cluster and work to the run's end; return the exit code.
+
+    Garbage collection is turned on once everything is imported and made.
+    """
+    # Make the member.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", spec.cluster.threads)))
     context = make_context(process, storage, spec)
     membership, journal = context.membership, context.journal
@@ -37,6 +41,7 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable
     gc.enable()
     begun = time.monotonic()
     member.prepare()
+    # Join, and work to the last step. The first member then writes the model, and the others wait for it.
     process.report("joining the cluster")
     process.give_up = membership.give_up
     code = 0
@@ -56,12 +61,12 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable
                 if context.processes is not None:
                     context.processes.wait()
                 break
-            if context.processes is not None:  # the first one of this machine does the rest
+            if context.processes is not None:  # the machine's first process does the rest
                 break
             if _wait_for_the_end(process, storage, spec, quorum.members[0].name, context.host.stopping):
                 break
     except Stopping:
-        if journal.status.fenced:  # the run is over, or goes on without this process: then it is to come back
+        if journal.status.fenced:  # the run is over, or continues without this process, which then must come back
             process.log(f"leaving: {journal.status.fenced}")
             code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
         else:
@@ -69,7 +74,7 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable
             process.report("leaving")
             member.leave(process.since_told)
             process.log("left")
-    finally:  # also of a run that fails: its last steps are what one wants to see
+    finally:  # also for a run that fails, whose last steps explain it
         membership.close()
         context.checkpoints.wait()
         journal.metrics.close()
@@ -80,7 +85,10 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable
 def _wait_for_the_end(
     process: Process, storage: Storage, spec: JobSpec, leader: str, stopping: Callable[[], bool]
 ) -> bool:
-    """True when the run is over; False when the leader was restarted or is silent: then finish with who is there."""
+    """Wait until the run is over, and return True.
+
+    Return False when the leader was restarted or is silent: the remaining members then finish the run.
+    """
     restarts: int | None = None
     while not stopping():
         process.report(f"done; {leader} is writing the model")

@@ -1,4 +1,4 @@
-"""What the parts of a computing process share: its log, its reports, and the notice to leave."""
+"""The computing process itself: its log, its reports, and the notice to leave."""
 
 import ctypes
 import json
@@ -14,9 +14,9 @@ FINISH = 5.0  # seconds after a notice in which the step that is under way may s
 
 
 class Process:
-    """What the parts share: where to log, how to report, whether to stop.
+    """Logs, reports to the supervisor, and hears that this machine must leave.
 
-    give_up: called FINISH seconds after this machine was told to leave.
+    `give_up` is called FINISH seconds after the notice.
     """
 
     def __init__(self, name: str, address: str) -> None:
@@ -32,7 +32,7 @@ class Process:
         threading.Thread(target=self._hear, args=(reading,), name="notice", daemon=True).start()
 
     def _hear(self, signals: int) -> None:
-        """The main thread runs no handler while a library makes it wait for other members: this one hears at once."""
+        """Hear a signal at once: the main thread runs no handler while a library makes it wait for other members."""
         os.read(signals, 1)
         self._terminated()
         time.sleep(FINISH)
@@ -45,22 +45,22 @@ class Process:
         return self._told < math.inf
 
     def since_told(self) -> float:
-        """Seconds since this machine was told to leave."""
+        """Return the seconds since this machine was told to leave."""
         return time.monotonic() - self._told
 
     def log(self, line: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
     def report(self, message: str | None = None, step: int | None = None, patience: float | None = None) -> None:
-        """What this machine does now, for machines/<name>.json; patience: seconds that it may be silent from now on."""
+        """Tell the supervisor what this machine does; patience: seconds that it may be silent from now on."""
         if self._reports is not None:
             self._reports.write(json.dumps({"message": message, "step": step, "patience": patience}) + "\n")
 
 
 def die_with_parent() -> None:
-    """On Linux: if the supervisor is killed, the kernel kills this process too. A machine dies as a whole."""
+    """On Linux, let the kernel kill this process when the supervisor is killed: a machine dies as a whole."""
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
         if os.getppid() != int(os.environ.get("GPT2_TRAINING_SUPERVISOR", os.getppid())):
-            os._exit(1)  # it died before it could be said
+            os._exit(1)  # it died before the kernel knew

@@ -1,7 +1,7 @@
 """Carry out one process's part of a run, from its data to its model.
 
-torch and transformers take ten seconds of a core to import, and the tokens' libraries another: they are imported
-where they are needed, so that a machine says what it waits for, and one that comes to a finished run leaves at once.
+torch and transformers take ten seconds of a core to import, and the tokens' libraries one more: they are imported
+where they are needed, so that a machine reports what it waits for, and one that finds a finished run leaves at once.
 """
 
 import gc

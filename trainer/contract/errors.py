@@ -6,7 +6,7 @@ _SOURCE = re.compile(r"\[/[^]]*\] ")  # the place in torch's own sources
 
 
 class InputError(Exception):
-    """What the user gave cannot be trained, and trying again is no use. One line: what was found, what to do."""
+    """The user's input cannot be trained, and trying again is no use. The message is one line: finding and fix."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What a step's exchange costs by the network alone: which plan to take, and what is predicted for the log.
+"""The cost of a step's exchange by the network alone: it chooses the plan, and predicts a time for the log.
 
 S bytes of gradients (and as many of parameters) on the wire, W trainers with links of B bytes/s each way, M servers
 with links of C, all full duplex; latency and sums are not counted. A way takes as long as its busiest link.
@@ -26,7 +26,7 @@ Plan = Literal["star", "hierarchical"]
 
 @dataclass(frozen=True)
 class Links:
-    """Bytes/s each way."""
+    """The bandwidth of a trainer's and a server's link, in bytes/s each way."""
 
     trainer: float
     server: float
@@ -34,14 +34,14 @@ class Links:
 
     @classmethod
     def of(cls, trainer_gbps: float | None, server_gbps: float | None) -> "Links":
-        """From Gbit/s. If one is not known, all links count as equally fast."""
+        """Return links of these Gbit/s. If one is not known, all links count as equally fast."""
         if trainer_gbps is None or server_gbps is None:
             return cls(1.0, 1.0, known=False)
         return cls(trainer_gbps * 1e9 / 8, server_gbps * 1e9 / 8)
 
 
 def star(size: float, trainers: int, servers: int, links: Links, interleaved: bool = False) -> float:
-    """Seconds of a push and a pull of `size` bytes each."""
+    """Return the seconds of a push and a pull of `size` bytes each, by the star plan."""
     way = max(size / links.trainer, trainers * size / (servers * links.server))
     return way if interleaved else 2 * way
 
@@ -49,7 +49,10 @@ def star(size: float, trainers: int, servers: int, links: Links, interleaved: bo
 def hierarchical(
     size: float, trainers: int, servers: int, links: Links, interleaved: bool = False, sums: float = 1.0
 ) -> float:
-    """Seconds of a push and a pull of `size` bytes each. sums: bytes of fp32 for one of the wire."""
+    """Return the seconds of a push and a pull of `size` bytes each, by the hierarchical plan.
+
+    sums: bytes of fp32 for each byte on the wire.
+    """
     others, own = size * (trainers - 1) / trainers / links.trainer, size / trainers / links.trainer
     to_server, from_server = sums * size / (servers * links.server), size / (servers * links.server)
     if interleaved:
@@ -58,14 +61,14 @@ def hierarchical(
 
 
 def all_reduce(size: float, trainers: int, links: Links) -> float:
-    """Seconds of the trainers' ring all-reduce of `size` bytes, without servers."""
+    """Return the seconds of the trainers' ring all-reduce of `size` bytes, without servers."""
     return 2 * (trainers - 1) / trainers * size / links.trainer
 
 
 def choose(
     size: float, trainers: int, servers: int, links: Links, interleaved: bool = False, sums: float = 1.0
 ) -> Plan:
-    """The faster plan; star unless the other gains a hundredth: it takes half as many collectives."""
+    """Return the faster plan: star, with half as many collectives, unless hierarchical is 1 % faster."""
     seconds = hierarchical(size, trainers, servers, links, interleaved, sums)
     return "hierarchical" if seconds < 0.99 * star(size, trainers, servers, links, interleaved) else "star"
 
@@ -73,7 +76,7 @@ def choose(
 def describe(
     plan: Plan, size: float, trainers: int, servers: int, links: Links, interleaved: bool = False, sums: float = 1.0
 ) -> str:
-    """A line for the log."""
+    """Return the prediction as a line for the log."""
     if not links.known:
         return f"{plan}: nothing predicted, because the machines' bandwidths are not known"
     seconds: dict[Plan, float] = {

@@ -17,9 +17,9 @@ def run_id(
     code: str,
     sweep: Sweep | None = None,
 ) -> str:
-    """The run's name: the model's name and a hash of all that changes the result.
+    """Return the run's name: the model's name and a hash of all that changes the result.
 
-    Not in it: where the text lies, how many machines take part, how often is evaluated, launch.
+    The hash leaves out the path of the text, the number of machines, how often the run is evaluated, and the launch.
     """
     parameters = hyperparameters.to_json()
     parameters.pop("microBatchSize", None)  # changes the order of a sum, not what is computed
@@ -36,9 +36,14 @@ def run_id(
 
 
 def fingerprint(path: Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a file's bytes: the name of its folder under data/."""
+    """Return the first 16 hex digits of the SHA-256 of a file's bytes: the name of its folder under data/."""
+    return sha256_of(path)[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def code_files(folder: Path = Path(__file__).parents[1]) -> list[Path]:
@@ -70,7 +75,7 @@ def code_hash(folder: Path = Path(__file__).parents[1]) -> str:
 
 
 def hash_files(folder: Path, files: Iterable[Path]) -> str:
-    """The first 16 hex digits of a SHA-256 of some files' names below `folder` and their contents."""
+    """Return the first 16 hex digits of a SHA-256 of some files' names below `folder` and their contents."""
     return _hash((path.relative_to(folder), path.read_bytes()) for path in files)
 
 

@@ -16,13 +16,13 @@ EXAMPLE = "{parameterName: learningRate, type: DOUBLE, minValue: 0.0001, maxValu
 
 
 def applied(hyperparameters: Hyperparameters, parameters: dict[str, ParameterValue]) -> Hyperparameters:
-    """The hyperparameters of a trial. Raises ValidationError."""
+    """Return the hyperparameters of a trial. Raises ValidationError."""
     values = {key: _typed(value) for key, value in parameters.items()}
     return Hyperparameters.model_validate(hyperparameters.to_json() | values)
 
 
 def _typed(value: ParameterValue) -> ParameterValue:
-    """A category is a text: "16", "true" and "adamw" are what they look like. Whole numbers are integers."""
+    """Return a value with its type. A category is a text, of which "16" is a number; whole numbers are integers."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -32,7 +32,7 @@ def _typed(value: ParameterValue) -> ParameterValue:
 
 
 def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, positions: int) -> list[str]:
-    """What is wrong with a sweep, one line each, starting with the key."""
+    """Return the problems of a sweep, one line each, starting with the key."""
     found: list[str] = []
     seen: set[str] = set()
     if not sweep.params:
@@ -64,7 +64,7 @@ def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, posi
 
 
 def _range_problems(parameter: Parameter) -> list[str]:
-    """Each starts with the key below the parameter's."""
+    """Return the problems of a parameter's range, each starting with its key."""
     kind, listed = parameter.type, {"DISCRETE": "discreteValues", "CATEGORICAL": "categoricalValues"}
     if kind in listed:
         values: Any = parameter.discrete_values if kind == "DISCRETE" else parameter.categorical_values
@@ -74,7 +74,7 @@ def _range_problems(parameter: Parameter) -> list[str]:
             return [f"{listed[kind]}: found {values}, with one value twice; remove it"]
         return []
     low, high = parameter.min_value, parameter.max_value
-    if kind == "DOUBLE" and parameter.parameter_name not in FRACTIONS:  # both ends may be legal, and nothing between
+    if kind == "DOUBLE" and parameter.parameter_name not in FRACTIONS:  # both ends may be legal, and no value between
         return [
             f"type: found DOUBLE, and {parameter.parameter_name} takes no fractions; use INTEGER, or list its values"
         ]
@@ -93,7 +93,7 @@ def _range_problems(parameter: Parameter) -> list[str]:
 def _value_problems(
     key: str, parameter: Parameter, hyperparameters: Hyperparameters, trainers: int, positions: int
 ) -> list[str]:
-    """Values at the ends of the range, and all that are listed, must be legal alone."""
+    """Return the values that are not legal: the ends of the range, or those that are listed."""
     ends: list[Any] = [parameter.min_value, parameter.max_value]
     if parameter.type == "INTEGER":
         ends = [int(end) for end in ends]

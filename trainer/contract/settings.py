@@ -12,14 +12,16 @@ TYPE_KEYS: dict[Role, str] = {"master": "masterType", "worker": "workerType", "p
 
 @dataclass(frozen=True)
 class RunSetting:
+    """One setting of a run."""
+
     section: str  # a key of the stack file
     key: str
     value: str
-    default: bool
+    default: bool  # whether it is the default
 
 
 def settings(spec: JobSpec) -> list[RunSetting]:
-    """The run's settings under the stack file's keys, in its order."""
+    """Return the run's settings under the stack file's keys, in its order."""
     found = []
 
     def add(section: str, key: str, value: Any, default: Any) -> None:
@@ -48,7 +50,7 @@ def settings(spec: JobSpec) -> list[RunSetting]:
 
 
 def changes(here: JobSpec, there: JobSpec) -> str:
-    """The settings of another run that are not this run's."""
+    """Return the settings in which the run `there` differs from the run `here`, with its values."""
     ours = {(s.section, s.key): s.value for s in settings(here)}
     theirs = {(s.section, s.key): s.value for s in settings(there)}
     words = []
@@ -65,13 +67,13 @@ def changes(here: JobSpec, there: JobSpec) -> str:
 
 
 def describe(hardware: Hardware) -> str:
-    """`n1-highmem-16 + 1 × nvidia-tesla-t4, Spot`."""
+    """Return a machine in words, such as `n1-highmem-16 + 1 × nvidia-tesla-t4, Spot`."""
     gpus = f" + {hardware.accelerators} × {hardware.accelerator}" if hardware.accelerators else ""
     return hardware.machine_type + gpus + (", Spot" if hardware.spot else "")
 
 
 def written(value: object) -> str:
-    """A value as a person would write it into a stack file."""
+    """Return a value as a person would write it into a stack file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)

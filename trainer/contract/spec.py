@@ -1,4 +1,4 @@
-"""JobSpec: the one contract between infra/ (which declares a run) and trainer/ (which carries it out).
+"""Define JobSpec, the one contract between infra/, which declares a run, and trainer/, which carries it out.
 
 `infra/` validates a stack file into these models and stores a JobSpec as `runs/<run>/job.json`; every machine
 reads it back. Keys are camelCase in both files and snake_case in Python.
@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 Role = Literal["master", "worker", "ps"]
 ROLES: tuple[Role, ...] = get_args(Role)
 Task = Literal["text", "translation", "sentiment", "questions"]
-# layers, heads, width of the published GPT-2 models (Radford et al. 2019), and one for a laptop.
+# Layers, heads and width of the published GPT-2 models (Radford et al. 2019), and one for a laptop.
 SIZES: dict[str, tuple[int, int, int]] = {
     "tiny": (4, 4, 128),
     "gpt2": (12, 12, 768),
@@ -25,14 +25,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Strict(BaseModel):
-    """A model that refuses unknown keys and does not change after it was read."""
+    """A model that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
     )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values under camelCase keys; keys that hold their default of None are left out."""
+        """Return plain JSON values under camelCase keys, without keys that are None."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -99,7 +99,7 @@ class Model(Strict):
         return self
 
     def dimensions(self) -> tuple[int, int, int]:
-        """(layers, heads, width). Raises ValueError for `initialize`: only the checkpoint knows."""
+        """Return layers, heads and width. Raises ValueError for `initialize`: only the checkpoint has them."""
         if self.size is not None:
             return SIZES[self.size]
         if self.layers is None or self.heads is None or self.width is None:
@@ -108,7 +108,7 @@ class Model(Strict):
 
     @property
     def name(self) -> str:
-        """Short and legal in file names and cloud labels, e.g. `gpt2-4x128`."""
+        """A short name that is legal in file names and cloud labels, such as `gpt2-4x128`."""
         if self.size is not None:
             return "gpt2-tiny" if self.size == "tiny" else self.size
         if self.initialize is not None:
@@ -169,7 +169,7 @@ class Data(Strict):
     )
 
     def tokens_key(self) -> str:
-        """Names the folder of token shards beside the text: what the tokens depend on, besides the text."""
+        """Return the name of the token shards' folder: everything that the tokens depend on, besides the text."""
         detail = ""
         if self.tokenizer == "train":
             detail = f"{self.vocabulary_size}-"
@@ -353,22 +353,22 @@ class Parallel(Strict):
 
 
 class Cluster(Strict):
-    """Who takes part. The master trains too: trainers = 1 + workers."""
+    """The members of a run, and what each has. The master trains too: trainers = 1 + workers."""
 
     workers: int = Field(0, ge=0)
     min_workers: int = Field(0, ge=0)
     parameter_servers: int = Field(0, ge=0)
-    threads: int = Field(1, ge=1)  # of each trainer process
-    processes: int = Field(1, ge=1)  # of each trainer machine: one a GPU
-    trainer_gbps: float | None = Field(None, gt=0)  # Gbit/s of a trainer's network; None is not known
-    server_gbps: float | None = Field(None, gt=0)
+    threads: int = Field(1, ge=1)  # CPU threads of each trainer process
+    processes: int = Field(1, ge=1)  # processes of each trainer machine: with fsdp one for each GPU
+    trainer_gbps: float | None = Field(None, gt=0)  # Gbit/s of a trainer's network; None if not known
+    server_gbps: float | None = Field(None, gt=0)  # the same of a parameter server
 
     @property
     def trainers(self) -> int:
         return 1 + self.workers
 
     def machines(self) -> list[tuple[str, Role]]:
-        """(name, role) of every machine, master first."""
+        """Return the name and role of every machine, master first."""
         names: list[tuple[str, Role]] = [("master-0", "master")]
         names += [(f"worker-{i}", "worker") for i in range(self.workers)]
         names += [(f"ps-{i}", "ps") for i in range(self.parameter_servers)]
@@ -376,31 +376,31 @@ class Cluster(Strict):
 
 
 class Hardware(Strict):
-    """A role's machines as they were declared on Google Cloud; the price is of one, disk included, when declared."""
+    """The machines of a role on Google Cloud, as they were declared."""
 
     machine_type: str
     accelerator: str | None = None
-    accelerators: int = Field(0, ge=0)  # of each machine
+    accelerators: int = Field(0, ge=0)  # GPUs of each machine
     spot: bool = False
-    usd_per_hour: float | None = Field(None, ge=0)  # by the list; None is not known
+    usd_per_hour: float | None = Field(None, ge=0)  # list price of one machine with its disk; None if not known
 
 
 class JobSpec(Strict):
-    """A whole run. `run` names it; see run_id for what the name depends on."""
+    """A whole run. `run` is its name; identity.run_id() explains what the name depends on."""
 
     run: str
     launch: int = Field(1, ge=1)
     model: Model
     data: Data
-    fingerprint: str  # of the source text: fingerprint()
-    code: str  # code_hash(), or the digest of a pinned image
+    fingerprint: str  # a hash of the source text: identity.fingerprint()
+    code: str  # a hash of the trainer: identity.code_hash(), or the digest of a pinned image
     hyperparameters: Hyperparameters
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     parallel: Parallel = Parallel()
     cluster: Cluster = Cluster()
     sweep: Sweep | None = None
-    hardware: dict[Role, Hardware] = {}  # none on this machine; changes nothing of the result
+    hardware: dict[Role, Hardware] = {}  # empty for a local stack; it does not change the result
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

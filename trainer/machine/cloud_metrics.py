@@ -1,7 +1,8 @@
-"""How the run goes, as custom metrics in Cloud Monitoring, written by the master every minute.
+"""Write how the run goes as custom metrics in Cloud Monitoring, every minute, from the master.
 
 All are gauges of the resource generic_task (project_id, location: the zone, namespace: the stack, job: the run,
-task_id: the machine), without labels of their own. Type names are below; infra/google shows them and alerts on them.
+task_id: the machine), without labels of their own. contract/metric_names.py names their types; infra/google shows them
+and alerts on them.
 """
 
 import threading
@@ -21,11 +22,11 @@ from trainer.runs.trials import current_trial, read_trials
 from trainer.storage.base import Storage, StorageError
 
 EVERY = 60.0  # seconds
-LEAST = 6.0  # seconds between two points of a series; Google refuses less than 5
+LEAST = 6.0  # seconds between two points of a series at least; Google refuses less than 5
 
 
 class Monitoring:
-    """Writes in the background until close(). What cannot be written is said once and hurts nobody."""
+    """Write metrics in the background until close(). A failure to write is noted once and disturbs nothing."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class Monitoring:
     ) -> None:
         """name: of this machine; note: prints a line."""
         self._storage, self._spec, self._project, self._note = storage, spec, vm.project, note
-        self._newest: Record | None = None  # of a sweep: its trial before the one that has no step yet
+        self._newest: Record | None = None  # in a sweep perhaps of the trial before, while the new one has no step yet
         labels = {
             "project_id": vm.project,
             "location": vm.zone,
@@ -54,7 +55,7 @@ class Monitoring:
         self._thread.start()
 
     def close(self, *, failed: bool) -> None:
-        """The last points: how it ended."""
+        """Write the last points. failed: whether the run has failed."""
         self._closed.set()
         self._thread.join()
         time.sleep(max(0.0, self._written + LEAST - time.monotonic()))
@@ -79,7 +80,7 @@ class Monitoring:
         self._written = time.monotonic()
 
     def _trained(self) -> str:
-        """Whose steps they are: the run's, or those of a sweep's trial."""
+        """Return the run whose steps are written: this one, or the current trial of a sweep."""
         run = self._spec.run
         if self._spec.sweep is None:
             return run

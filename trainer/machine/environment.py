@@ -1,4 +1,4 @@
-"""What this machine is: its processor, memory, GPUs, network and software."""
+"""Describe this machine: its processor, memory, GPUs, network and software."""
 
 import fcntl
 import os
@@ -15,7 +15,10 @@ SMI_PATIENCE = 20.0  # seconds: without its daemon, NVIDIA's driver takes a few 
 
 
 def environment() -> dict[str, str]:
-    """In words, by `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch`, `image`: what is known."""
+    """Return what is known of this machine, in words.
+
+    The keys are `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch` and `image`.
+    """
     found = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
@@ -39,12 +42,12 @@ def _cpu() -> str:
 
 
 def _cores() -> int:
-    """That this machine's processes may use."""
+    """Return how many cores this machine's processes may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:
-    """The machine's, or its container's limit."""
+    """Return the memory of the machine, or its container's limit."""
     try:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -79,7 +82,10 @@ def _torch() -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has this IPv4 address, where the system tells (Linux): Docker adds others."""
+    """Return the network interface that has this IPv4 address; None where the system does not say (not Linux).
+
+    A machine has several: Docker adds its own.
+    """
     if address.startswith("127."):
         return "lo"
     get_address = 0x8915  # SIOCGIFADDR
@@ -92,7 +98,7 @@ def interface_of(address: str) -> str | None:
 
 
 def memory_mb(pid: int) -> int | None:
-    """Resident memory of a process, where the system tells (Linux)."""
+    """Return the resident memory of a process in MiB; None where the system does not say (not Linux)."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):

@@ -1,8 +1,8 @@
-"""What the supervisor does more on a VM of Google Cloud: preemption, metrics, and scaling to zero at the end.
+"""Supervise a machine that is a VM of Google Cloud: preemption, metrics, and scaling to zero at the end.
 
 Its lines go to Cloud Logging as they are printed: Docker's gcplogs driver makes each the string `jsonPayload.message`
 and knows no severity, so JSON objects would be no better to filter and worse to read. Lines that metrics and alerts
-look for begin with one of the phrases below, each printed once for what it says.
+look for begin with a phrase of contract/log_phrases.py, each printed once.
 """
 
 import json
@@ -20,16 +20,16 @@ from trainer.machine.metadata import Metadata, Vm
 from trainer.runs.records import Status
 from trainer.storage.base import Storage, StorageError
 
-GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, docker stop waits for 110
+GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, and docker stop waits for 110
 HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
-POLL = 60.0  # seconds that one question to the metadata server may wait for a change
+POLL = 60.0  # seconds that one request to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
 Reply = TypeVar("Reply")
 
 
 class Supervised(Protocol):
-    """What is asked of the supervisor (trainer/machine/supervisor.py)."""
+    """A machine as this module uses it: a Supervisor, or a SweepMachine."""
 
     grace: float
     heartbeat: float
@@ -42,9 +42,9 @@ class Supervised(Protocol):
 
 
 def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, role: Role) -> int:
-    """Run the machine to its end, and at the run's end, on the master, all machines. The exit code.
+    """Run the machine to its end; on the master, also end all machines when the run is over.
 
-    0: nothing is left to do on this machine.
+    Return the exit code; 0 says that nothing is left to do on this machine.
     """
     metadata = Metadata()
     vm = retried("the metadata server", lambda: Vm.read(metadata), machine.note)
@@ -75,7 +75,10 @@ def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, r
 
 
 def retried(what: str, ask: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
-    """What `ask` gives, tried again for PATIENCE seconds while the machine's grants may be on their way."""
+    """Return what `ask` returns, tried again for PATIENCE seconds while the machine's grants may be on their way.
+
+    Not google.api_core's Retry: it ends with an error of its own, and the callers print the one that was met.
+    """
     pause, end = PAUSE, time.monotonic() + PATIENCE
     while True:
         try:
@@ -89,7 +92,7 @@ def retried(what: str, ask: Callable[[], Reply], note: Callable[[str], None]) ->
 
 
 def watch_for_preemption(metadata: Metadata, notice: Callable[[], None]) -> None:
-    """Calls `notice` once, from a thread, when Google says that it takes this VM back."""
+    """Call `notice` once, from a thread, when Google announces that it takes this VM back."""
 
     def watch() -> None:
         path = "instance/preempted"
@@ -113,7 +116,8 @@ def watch_for_preemption(metadata: Metadata, notice: Callable[[], None]) -> None
 def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spec: JobSpec) -> None:
     """Run the scheduler's deadline jobs now, in order: each resizes a group of machines to zero, the last one ours.
 
-    Never raises. What cannot be done is left to the deadline, and said.
+    Never raises. A job that cannot be run is left to the deadline, and noted. Between two tries this looks whether
+    the stack declares another run and whether this machine must leave, which google.api_core's Retry cannot.
     """
     for job in jobs:
         said = ""
@@ -143,7 +147,7 @@ def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spe
 
 
 def _replaced(storage: Storage, spec: JobSpec) -> bool:
-    """Does the stack declare another run, or a later launch of this one?"""
+    """Return whether the stack declares another run, or a later launch of this one."""
     try:
         current = json.loads(storage.read(paths.CURRENT))
         return bool(current["run"] != spec.run or current["launch"] > spec.launch)

@@ -1,4 +1,4 @@
-"""What a VM of Google Cloud knows of itself: its metadata server. In tests, GCE_METADATA_HOST leads to another one."""
+"""The metadata server of a VM of Google Cloud. In tests, GCE_METADATA_HOST leads to another one."""
 
 import os
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Metadata:
             return default
 
     def ask(self, path: str, timeout: float = 10.0) -> tuple[str, str]:
-        """The value and its ETag, with which a later question can wait for a change."""
+        """Return the value and its ETag, with which a later request can wait for a change."""
         with requests.Session() as session:
             session.trust_env = False  # no proxy leads there
             answer = session.get(self._base + path, headers={"Metadata-Flavor": "Google"}, timeout=timeout)
@@ -34,7 +34,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Vm:
-    """This VM, as its metadata tells."""
+    """This VM, by its metadata."""
 
     project: str
     zone: str

@@ -17,8 +17,8 @@ FAILURES = 3  # failed trials in a row that fail the sweep
 
 
 def suggest(sweep: Sweep, seed: int, trials: list[Trial]) -> dict[str, ParameterValue]:
-    """The parameters of the next trial, after these."""
-    import optuna
+    """Return the parameters of the trial after `trials`."""
+    import optuna  # 0.1 s, and the master alone suggests
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     digest = hashlib.sha256(f"{seed} {len(trials) + 1}".encode()).digest()
@@ -40,7 +40,7 @@ def suggest(sweep: Sweep, seed: int, trials: list[Trial]) -> dict[str, Parameter
 
 
 def _distribution(parameter: Parameter) -> "BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # as in suggest()
 
     if parameter.type == "CATEGORICAL":
         return CategoricalDistribution(parameter.categorical_values or [])

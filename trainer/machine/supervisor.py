@@ -39,18 +39,21 @@ TRACEBACK = "Traceback (most recent call last):"
 
 
 class Supervisor:
+    """Runs a machine's computing process, starts it again when it fails, and reports on it."""
+
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
-        self._runs = [spec.run, *filter(None, [paths.sweep_of(spec.run)])]  # whose end is this machine's
-        self.sweep: Supervisor | None = None  # of a trial's: who says in the sweep's folder what this one does
+        # The runs whose end is this machine's end: a trial ends with its sweep too.
+        self._runs = [spec.run, *filter(None, [paths.sweep_of(spec.run)])]
+        self.sweep: Supervisor | None = None  # in a trial: the supervisor that reports in the sweep's folder
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
         self._terminated = threading.Event()
         self._notice: tuple[float, str] | None = None  # when it was told to leave, and why
         self.grace, self.heartbeat = GRACE, HEARTBEAT
-        self._again = threading.Event()  # the child was told to leave and is to be started again
+        self._again = threading.Event()  # the child was told to leave, and must be started again
         self._child: subprocess.Popen[str] | None = None
-        self._former: MachineStatus | None = None  # what an earlier boot of this machine left
+        self._former: MachineStatus | None = None  # the status that an earlier boot of this machine left
         self._heard, self._patience = time.monotonic(), SILENCE
         self._status = here(name=name, role=role, state="starting", environment=environment())
         self._lock = threading.Lock()
@@ -61,20 +64,20 @@ class Supervisor:
         self.leave("told to leave")
 
     def leave(self, why: str) -> None:
-        """End the computing process, with time for a checkpoint, and then run(). From any thread, at any time."""
+        """End the computing process, with time for a checkpoint, and then run(). Any thread may call it."""
         self._notice = self._notice or (time.time(), why)
         self._terminated.set()
         if self._child is not None:
             self._child.terminate()
 
     def told_to_leave(self, timeout: float) -> bool:
-        """Whether this machine is to leave though its run may go on; waits up to `timeout` seconds for it."""
+        """Return whether this machine must leave though its run may continue; wait up to `timeout` seconds for it."""
         return self._terminated.wait(timeout)
 
-    # -- what is said about this machine ---------------------------------------------------------------------------
+    # -- reports on this machine ---------------------------------------------------------------------------
 
     def say(self, **changes: Any) -> None:
-        """Write machines/<name>.json. A bucket that does not answer is no reason to stop computing."""
+        """Write machines/<name>.json. Computing continues while the bucket does not answer."""
         with self._lock:
             update = {**changes, "heartbeat": time.time(), "log": list(self._lines)}
             self._status = history.after_report(self._status, self._status.model_copy(update=update), self._notice)
@@ -87,14 +90,14 @@ class Supervisor:
             self.sweep.relay(self._status)
 
     def relay(self, trial: MachineStatus) -> None:
-        """Say in the sweep's folder what this machine does in a trial; boots, history and end are the sweep's own."""
+        """Report in the sweep's folder what this machine does in a trial; history and end are the sweep's own."""
         self._lines = deque(trial.log, maxlen=LAST_LINES)
         same = ("message", "step", "trainer_pid", "restarts", "memory_mb", "last_exit")
         state = "running" if trial.state in history.ENDS else trial.state  # it stays for the next trial
         self.say(state=state, **{name: getattr(trial, name) for name in same})
 
     def note(self, line: str) -> None:
-        """Print a line of this process's own, and keep it for the last words."""
+        """Print a line of this process's own, and keep it for the last lines of the status."""
         _print(line)
         self._lines.append(line[:500])
 
@@ -105,7 +108,7 @@ class Supervisor:
             over = self.over()
             if over is not None:
                 over_since = over_since or time.monotonic()
-                # From a success it leaves by itself; from any other end only its leader does.
+                # After a success the process leaves by itself; after any other end only the leader does.
                 waited = time.monotonic() - over_since
                 if over.state != "SUCCEEDED" or waited > GRACE:
                     child.terminate()
@@ -120,10 +123,10 @@ class Supervisor:
             ended.wait(self.heartbeat)
 
     def _outdated(self) -> bool:
-        """Did the cluster change so that this process must start anew?
+        """Return whether the cluster has changed so that the computing process must start again.
 
-        Where the parameters are is decided when the cluster forms. A single trainer cannot be found by others that are
-        added; and with more threads than its share, all crawl.
+        The place of the parameters is decided when the cluster forms. A single trainer cannot be found by others that
+        are added; and with more threads than its share, every process is slow.
         """
         try:
             new = read_spec(self._storage, self._spec.run).cluster
@@ -135,7 +138,7 @@ class Supervisor:
         return self._status.role != "ps" and (new.threads != old.threads or old.trainers == 1 < new.trainers)
 
     def over(self) -> Status | None:
-        """The status if the run is over, or its sweep; None also while the bucket does not answer."""
+        """Return the status if the run or its sweep is over; None also while the bucket does not answer."""
         try:
             found = (is_over(self._storage, run, self._spec.launch) for run in self._runs)
             return next((status for status in found if status is not None), None)
@@ -159,7 +162,7 @@ class Supervisor:
             for line in reports:
                 told = {key: value for key, value in json.loads(line).items() if value is not None}
                 now = time.monotonic()
-                # It may wait for others as long as it says, and what it does then takes its usual time.
+                # The process may wait for others as long as it reports, and its next work takes the usual time.
                 allowed = SILENCE + told.pop("patience", 0.0)
                 self._patience = max(self._patience, allowed, SLOWER * (now - self._heard))
                 self._heard = now
@@ -169,18 +172,18 @@ class Supervisor:
     # -- the process that computes ---------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Go on with the history that earlier boots of this machine left."""
+        """Continue the history that earlier boots of this machine left."""
         with suppress(StorageError, OSError, ValidationError):
             path = paths.machine(self._spec.run, self._status.name)
             self._former = MachineStatus.model_validate_json(self._storage.read(path))
         self._status = history.after_boot(self._former, self._status)
 
     def run(self) -> int:
-        """Until the run is over, this machine is told to leave, or nothing more can be tried. The exit code."""
+        """Run until the run is over, this machine must leave, or nothing more can be tried; return the exit code."""
         self.begin()
         try:
             code = self._run()
-        except Exception as error:  # whatever it is: it is seen in the bucket too
+        except Exception as error:  # whatever it is, the bucket shows it too
             self.say(state="failed", message=f"{type(error).__name__}: {error}"[:500], trainer_pid=None)
             raise
         if self._status.role == "master" and self.over() is not None:
@@ -188,14 +191,14 @@ class Supervisor:
         return code
 
     def write_report(self) -> None:
-        """How the run went, as a page. That it cannot be written is no failure of the run."""
+        """Write the run's report. A failure to write it is no failure of the run."""
         try:
-            from trainer.report.page import write_page  # not needed before
+            from trainer.report.page import write_page  # 0.1 s of imports that a start does not wait for
 
             write_page(self._storage, self._spec.run)
         except Exception as error:
             self.note(f"no report was written ({type(error).__name__}: {error}); python -m scripts.report makes one")
-            self.say()  # these last words are in the bucket, too
+            self.say()  # the bucket has this line too
 
     def _run(self) -> int:
         if self.over() is not None:
@@ -218,7 +221,7 @@ class Supervisor:
                 return 0
             if self._status.step > before:
                 crashes = kills = 0
-            # LEFT: somebody told only the process to leave, not the machine. AWAY: what it needs was out of reach.
+            # LEFT: only the process was told to leave, not the machine. AWAY: the bucket or members were out of reach.
             killed = code < 0 or code in (LEFT, AWAY)
             crashes, kills = (crashes, kills + 1) if killed else (crashes + 1, kills)
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:
@@ -229,7 +232,7 @@ class Supervisor:
         return 0
 
     def _come_late(self) -> int:
-        """There is nothing left to do here. The last words of who had this name before stay."""
+        """Report that nothing is left to do here. The last lines of an earlier machine of this name stay."""
         self._lines.extend(self._former.log if self._former else [])
         self.say(state="finished", message="the run was over before this machine started")
         return 0
@@ -285,7 +288,7 @@ class Supervisor:
         return code
 
     def _wait(self, child: subprocess.Popen[str]) -> int:
-        """The child's exit code. Once this machine was told to leave, the child has `grace` seconds."""
+        """Return the child's exit code. Once this machine must leave, the child has `grace` seconds."""
         deadline = None
         while True:
             try:
@@ -303,13 +306,13 @@ class Supervisor:
         return lines[-1] if code and lines else f"exit code {code}"
 
     def _fail(self, code: int) -> int:
-        """Nobody can mend this by trying again: the whole run fails, and its other machines leave."""
+        """Fail the whole run, because trying again is no use; its other machines then leave."""
         reason = f"{self._status.name}: {self._last_words(code)}"
         self.say(state="failed", message=reason, trainer_pid=None)
         run, launch = self._spec.run, self._spec.launch
         traceback = list(self._traceback) if code > 0 and code not in (INPUT, LEFT, AWAY) else []
         end = {"state": "FAILED", "reason": reason, "traceback": traceback or None, "finished": time.time()}
-        while not self._terminated.is_set():  # until the bucket can be written again: it is not to stay RUNNING
+        while not self._terminated.is_set():  # until the bucket can be written again: the run must not stay RUNNING
             with suppress(Unavailable):
                 with suppress(Fenced):
                     update_status(self._storage, run, launch, **end)
@@ -320,12 +323,12 @@ class Supervisor:
 
 
 def _print(line: str) -> None:
-    """The log may be on a disk that is full: no reason to stop, nor to stop reading what the child says."""
+    """Print a line if that is possible: a full disk is no reason to stop, nor to stop reading the child's output."""
     with suppress(OSError):
         print(line, flush=True)
 
 
 def here(**fields: Any) -> MachineStatus:
-    """This machine, as it says of itself."""
+    """Return the status of this machine."""
     now = time.time()
     return MachineStatus(heartbeat=now, started=now, pid=os.getpid(), host=socket.gethostname(), **fields)

@@ -1,4 +1,4 @@
-"""A machine of a sweep: it goes from trial to trial, one after the other, with the others.
+"""A machine of a sweep: it goes from trial to trial, together with the other machines.
 
 The master suggests, and writes each trial's job.json; every machine then takes part in that trial as in any run, by
 trainer/machine/supervisor.py. The machine stays, its computing process is another one for each trial.
@@ -35,27 +35,27 @@ from trainer.runs.trials import (
 )
 from trainer.storage.base import Conflict, Storage, StorageError
 
-POLL = 0.5  # seconds between two looks for the next trial
+POLL = 0.5  # seconds between two reads of the next trial
 LAST_LINES = 40  # of a traceback
-LOOKS = 5.0  # heartbeats between two looks at a trial that may be stopped early
+LOOKS = 5.0  # heartbeats between two reads of a trial that may be stopped early
 AWAY = (StorageError, OSError)
 
 
 class SweepMachine:
-    """Stands where a supervisor stands, also to trainer/machine/google_vm.py."""
+    """A machine of a sweep, with the interface of a supervisor (google_vm.Supervised)."""
 
     def __init__(self, storage: Storage, spec: JobSpec, role: str, make: "Callable[[JobSpec], Supervisor]") -> None:
-        """make: the supervisor of this machine, for a run."""
+        """make: returns the supervisor of this machine for a run."""
         assert spec.sweep is not None
         self._storage, self._spec, self._sweep, self._master = storage, spec, spec.sweep, role == "master"
         self._make = make
         self._told = threading.Event()
         self._why = ""
-        self._machine = make(spec)  # which says in the sweep's own folder that this machine is there
+        self._machine = make(spec)  # which reports this machine in the sweep's own folder
         self._own = self._machine
         self._listen()
 
-    # -- what is asked of a machine --------------------------------------------------------------------------------
+    # -- the interface of a supervisor --------------------------------------------------------------------------------
 
     @property
     def grace(self) -> float:
@@ -86,27 +86,27 @@ class SweepMachine:
         self._machine.note(line)
 
     def over(self) -> Status | None:
-        """The status if the sweep is over; None also while the bucket does not answer."""
+        """Return the status if the sweep is over; None also while the bucket does not answer."""
         try:
             return is_over(self._storage, self._spec.run, self._spec.launch)
         except AWAY:
             return None
 
     def _listen(self) -> None:
-        """Each supervisor takes the signals for itself; they are for the sweep."""
+        """Take the signals back: each new supervisor takes them for itself."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.leave("told to leave"))
-        if self._machine.told_to_leave(0):  # since it took them
+        if self._machine.told_to_leave(0):  # by a signal since it took them
             self.leave("told to leave")
 
     # -- from trial to trial ---------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Until the sweep is over or this machine is told to leave. The exit code."""
+        """Run until the sweep is over or this machine must leave, and return the exit code."""
         self._own.begin()
         try:
             over = self._from_trial_to_trial()
-        except Exception as error:  # whatever it is: nobody is to wait for a sweep that goes no further
+        except Exception as error:  # whatever it is: no machine must wait for a sweep that has ended
             self._fail(error)
             raise
         if self._told.is_set():
@@ -115,11 +115,11 @@ class SweepMachine:
             self._own.say(state="finished", message="the sweep is over")
         if over is None or not self._master:
             return 0
-        self._own.write_report()  # however it ended, and whoever was master before
+        self._own.write_report()  # however it ended, also on a machine that became master late
         return 1 if over.state == "FAILED" and not self._told.is_set() else 0
 
     def _from_trial_to_trial(self) -> Status | None:
-        """The sweep's status if it is over."""
+        """Take part in trials until the sweep is over or this machine must leave. Return the status if it is over."""
         said = 0.0
         while (over := self.over()) is None and not self._told.is_set():
             try:
@@ -138,7 +138,7 @@ class SweepMachine:
         return over
 
     def _fail(self, error: Exception) -> None:
-        """An error of this program. A worker's is its own; without a master nothing goes on."""
+        """Report an error of this program. A worker's ends itself alone; the master's ends the sweep."""
         reason = f"{type(error).__name__}: {error}"[:500]
         self._own.say(state="failed", message=reason, trainer_pid=None)
         if not self._master:
@@ -152,7 +152,7 @@ class SweepMachine:
             self._own.write_report()
 
     def _next(self) -> JobSpec | None:
-        """The trial that is to be trained now; None while the master has not decided, or the sweep has ended."""
+        """Return the trial to train now; None while the master has not decided, or once the sweep has ended."""
         run = self._spec.run
         self._spec = read_spec(self._storage, run)  # `up` may have changed the number of machines, or the launch
         trials = read_trials(self._storage, run)
@@ -188,12 +188,12 @@ class SweepMachine:
             return None
 
     def _declare(self, trials: list[Trial], number: int, job: JobSpec | None) -> JobSpec:
-        """Writes the trial's job.json: of a new trial, or with what `up` changed since."""
+        """Write the job.json of a new trial, or of one whose settings `up` has changed, and return it."""
         if job is None:
             parameters = suggest.suggest(self._sweep, self._spec.hyperparameters.seed, trials)
             self.note(f"trial {number} of {self._sweep.max_trials}: {_words(parameters)}")
             new = suggest.job_of(self._spec, number, parameters)
-            # As suggested: the job has them as they are used, where a category "1e-3" is a number.
+            # As suggested. In the job they are as they are used, where a category "1e-3" is a number.
             self._storage.write(paths.parameters(new.run), json.dumps(parameters).encode())
         else:
             new = self._renewed(job)
@@ -202,7 +202,7 @@ class SweepMachine:
         return new
 
     def _renewed(self, job: JobSpec) -> JobSpec:
-        """A trial's job with what the stack may change of a run that goes on."""
+        """Return a trial's job with the settings that the stack may change during a run."""
         keys = ("launch", "cluster", "evaluation", "checkpoints", "hardware")
         return job.model_copy(update={key: getattr(self._spec, key) for key in keys})
 
@@ -227,7 +227,7 @@ class SweepMachine:
     # -- what the master decides -----------------------------------------------------------------------------------
 
     def _watch(self, job: JobSpec, done: threading.Event) -> None:
-        """While a trial is trained: what `up` changes of the sweep is the trial's too; is it worth going on?"""
+        """While a trial is trained, give it the settings that `up` changes, and stop it early if it is bad."""
         before: list[outcome.Outcome] | None = None
         while not done.wait(LOOKS * self.heartbeat):
             with suppress(*AWAY, ValidationError, Conflict, Fenced):
@@ -248,7 +248,7 @@ class SweepMachine:
                     )
 
     def _record(self, trials: list[Trial], number: int, job: JobSpec, status: Status) -> None:
-        """A trial is over: it joins the table."""
+        """Add a trial that is over to the table."""
         found = outcome.read(self._storage, job.run)
         value, state = metric_value(self._sweep, found), status.state
         assert state in ("SUCCEEDED", "FAILED", "STOPPED")
@@ -270,7 +270,7 @@ class SweepMachine:
         self.note(f"trial {number} of {self._sweep.max_trials} {state}: {shown} {reason}".rstrip())
 
     def _failure(self, trials: list[Trial], number: int) -> str | None:
-        """Why the sweep fails: too many trials of this launch failed one after the other, or all of all launches."""
+        """Return why the sweep fails: the last trials of this launch all failed, or every trial of all launches did."""
         last = [trial for trial in trials if trial.launch == self._spec.launch][-suggest.FAILURES :]
         if len(last) == suggest.FAILURES and all(trial.state == "FAILED" for trial in last):
             return f"{suggest.FAILURES} trials in a row failed, the last one: {last[-1].reason}"
@@ -279,7 +279,7 @@ class SweepMachine:
         return None
 
     def _finish(self, trials: list[Trial]) -> None:
-        """The best trial's model is the sweep's: what download_model and generate find. Its manifest comes last."""
+        """Copy the best trial's model into the sweep's folder, its manifest last, and end the sweep."""
         best = best_trial(self._sweep, trials)
         assert best is not None
         run, source = self._spec.run, f"{paths.model(paths.trial_id(self._spec.run, best.number))}/"
@@ -299,7 +299,7 @@ class SweepMachine:
         self.note(f"finished: trial {best.number} is the best, its model is at {self._storage.url}/{paths.model(run)}")
 
     def _copy_scores(self, run: str, trial: str) -> None:
-        """How good the model is: the best trial's evaluation.json and predictions.jsonl, if it was evaluated."""
+        """Copy the best trial's evaluation.json and predictions.jsonl, if it was evaluated."""
         found = scores.read(self._storage, trial)
         if found is None:
             return

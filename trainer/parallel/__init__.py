@@ -1,1 +1,1 @@
-"""How the trainers share a step's work: parameter servers and what they exchange."""
+"""Engines, by which the trainers share a step's work; parameter servers, and their exchange with trainers."""

@@ -224,7 +224,7 @@ class Exchange:
                 else:
                     finish(bucket)
 
-    # -- who sends what to whom: trainers to servers; parameters take the same ways back ---------------------------
+    # -- transfers from trainers to servers; parameters take the same ways back -----------------------------------
 
     def _to_owners(self, bucket: int, sender: int, receiver: int) -> int:
         """Return the elements where a trainer sends each server its piece of the bucket."""

@@ -1,4 +1,4 @@
-"""What a trainer and a parameter server are both made of."""
+"""The parts that a trainer and a parameter server have in common."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What members sum to decide a step, and to evaluate: each adds its part, and every member gets the same sums."""
+"""The sums that decide a step or make an evaluation: each member adds its part, and all get the same result."""
 
 from dataclasses import dataclass, field
 from typing import Self

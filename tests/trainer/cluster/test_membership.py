@@ -1,4 +1,4 @@
-"""Membership with real Lighthouses and gloo groups: the members are threads here, each with a Cluster of its own."""
+"""Membership with real Lighthouses and gloo groups. Each member is a thread with a Cluster of its own."""
 
 import json
 import math
@@ -26,11 +26,11 @@ from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
 T = TypeVar("T")
-PATIENCE = 60.0  # seconds for anything to happen on a busy machine
+PATIENCE = 60.0  # seconds that anything may take on a busy machine
 
 
 class Member:
-    """A machine: its Cluster, what it said, and a thread of its own."""
+    """A member of the cluster in a thread of its own: its Cluster, and the lines that it logged."""
 
     def __init__(self, storage: Storage, name: str, declared: Cluster) -> None:
         self.name, self.stop = name, threading.Event()
@@ -87,7 +87,7 @@ class Machines:
 
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
-    """Time runs faster here: what takes 15 seconds takes two."""
+    """Shorten the cluster's periods: what takes 15 seconds in a run takes two here."""
     monkeypatch.setattr(lighthouse, "HEARTBEAT", 0.1)
     monkeypatch.setattr(lighthouse, "HEARTBEAT_LOST", 1.5)
     monkeypatch.setattr("trainer.cluster.lease.RENEWED", 0.3)
@@ -102,7 +102,7 @@ def each(futures: "list[Future[T]]") -> list[T]:
 
 
 def together(machines: Machines, names: list[str]) -> list[Member]:
-    """Members that have joined, and are all that is declared."""
+    """Return members that have joined a cluster which declares exactly them."""
     servers = sum(name.startswith("ps-") for name in names)
     members = [machines.add(name, len(names) - servers, servers) for name in names]
     each([member.join() for member in members])
@@ -110,7 +110,7 @@ def together(machines: Machines, names: list[str]) -> list[Member]:
 
 
 def until(condition: Callable[[], bool], *unless: "Future[Any]") -> None:
-    """Poll until it is so; fails if one of the futures is done before."""
+    """Poll until the condition holds; fail if one of the futures is done before."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert not any(future.done() for future in unless)
@@ -126,7 +126,7 @@ def names(quorum: Quorum) -> list[str]:
     return [member.name for member in quorum.members]
 
 
-def test_all_see_one_quorum(machines: Machines) -> None:
+def test_members_that_joined_together_see_one_quorum(machines: Machines) -> None:
     members = together(machines, ["worker-1", "master-0", "worker-0"])
     quorums = each([member.quorum() for member in members])
     assert [names(q) for q in quorums] == [["master-0", "worker-0", "worker-1"]] * 3
@@ -135,11 +135,11 @@ def test_all_see_one_quorum(machines: Machines) -> None:
     assert {q.declared for q in quorums} == {3}
     assert {m.membership.attempt for m in members} == {1}
     again = each([member.quorum(1) for member in members])
-    assert {q.key for q in again} == {quorums[0].key}  # nobody came or went: the same group
+    assert {q.key for q in again} == {quorums[0].key}  # nobody came or went, so the group is the same
     assert machines.lease()["holder"] == "master-0"
 
 
-def test_collectives(machines: Machines) -> None:
+def test_group_sums_broadcasts_and_exchanges_tensors(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     quorums = each([member.quorum() for member in members])
     tensors = [torch.full((1000,), float(10**i)) for i in range(3)]
@@ -155,7 +155,8 @@ def test_collectives(machines: Machines) -> None:
     heard = each([m.start(q.group.broadcast_json, value, 2) for m, value, q in calls])
     assert heard == [told[2]] * 3
 
-    sizes = [[(sender + 2 * receiver) % 3 for receiver in range(3)] for sender in range(3)]  # nothing goes to some
+    # Some receivers get nothing.
+    sizes = [[(sender + 2 * receiver) % 3 for receiver in range(3)] for sender in range(3)]
     sources = [torch.cat([torch.full((sizes[i][j],), 10.0 * i + j) for j in range(3)]) for i in range(3)]
     wanted = [torch.cat([torch.full((sizes[i][j],), 10.0 * i + j) for i in range(3)]) for j in range(3)]
     outputs = [torch.zeros(len(tensor)) for tensor in wanted]
@@ -169,7 +170,7 @@ def test_collectives(machines: Machines) -> None:
     assert all(torch.equal(output, tensor) for output, tensor in zip(outputs, wanted, strict=True))
 
 
-def test_one_trainer_needs_nobody(machines: Machines) -> None:
+def test_quorum_of_one_trainer_needs_no_other_member(machines: Machines) -> None:
     for attempt in (1, 2):
         (alone,) = together(machines, ["master-0"])
         quorum = alone.membership.quorum((5, 0, 0))
@@ -184,7 +185,7 @@ def test_one_trainer_needs_nobody(machines: Machines) -> None:
         assert machines.lease()["attempt"] == alone.membership.attempt == attempt
 
 
-def test_a_member_that_leaves_fails_the_group_and_the_others_go_on(machines: Machines) -> None:
+def test_member_that_leaves_fails_the_group_and_the_others_form_a_new_one(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     first = each([member.quorum() for member in members])
     for member in members:
@@ -195,7 +196,7 @@ def test_a_member_that_leaves_fails_the_group_and_the_others_go_on(machines: Mac
     for future in sums:
         with pytest.raises(GroupFailed):
             future.result(PATIENCE)
-    for quorum in first[:2]:  # it stays failed, whatever is asked of it
+    for quorum in first[:2]:  # the group stays failed, whichever collective is called
         with pytest.raises(GroupFailed):
             quorum.group.sum(torch.ones(1))
     each([member.start(member.membership.failed) for member in stays])
@@ -207,7 +208,7 @@ def test_a_member_that_leaves_fails_the_group_and_the_others_go_on(machines: Mac
     assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
 
 
-def test_the_first_step_waits_for_all_that_are_declared(machines: Machines) -> None:
+def test_first_quorum_waits_for_all_declared_trainers(machines: Machines) -> None:
     early = machines.add("master-0", trainers=2)
     early.join().result(PATIENCE)
     waiting = early.quorum()
@@ -218,7 +219,9 @@ def test_the_first_step_waits_for_all_that_are_declared(machines: Machines) -> N
     assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
 
 
-def test_it_does_not_wait_for_ever(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_quorum_without_a_declared_trainer_starts_after_a_bounded_wait(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(membership_module, "GATHER", 1.0)
     members = [machines.add(name, trainers=3) for name in ("master-0", "worker-0")]
     each([member.join() for member in members])
@@ -226,8 +229,8 @@ def test_it_does_not_wait_for_ever(machines: Machines, monkeypatch: pytest.Monke
     assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
 
 
-def test_a_newcomer_does_not_make_the_others_wait_for_those_that_are_missing(machines: Machines) -> None:
-    """Of three trainers one is lost for good, and then another is restarted."""
+def test_newcomer_does_not_make_the_others_wait_for_missing_trainers(machines: Machines) -> None:
+    """Of three trainers, lose one for good and then restart another."""
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     each([member.quorum() for member in members])
     for member in members:
@@ -238,12 +241,12 @@ def test_a_newcomer_does_not_make_the_others_wait_for_those_that_are_missing(mac
     again.join().result(PATIENCE)
     newcomer = again.quorum()
     quorum = members[0].quorum(1).result(PATIENCE)
-    while names(quorum) != ["master-0", "worker-0"]:  # it may have taken a step alone before
+    while names(quorum) != ["master-0", "worker-0"]:  # the remaining trainer may have taken a step alone before
         quorum = members[0].quorum(1).result(PATIENCE)
     assert newcomer.result(PATIENCE).key == quorum.key
 
 
-def test_with_fewer_than_the_least_nothing_is_done(machines: Machines) -> None:
+def test_quorum_of_fewer_trainers_than_the_least_takes_no_step(machines: Machines) -> None:
     members = [machines.add(name, trainers=2, least=2) for name in ("master-0", "worker-0")]
     each([member.join() for member in members])
     each([member.quorum() for member in members])
@@ -258,7 +261,10 @@ def test_with_fewer_than_the_least_nothing_is_done(machines: Machines) -> None:
 
 
 def _be_the_master(folder: str) -> None:
-    """In a process of its own, which can be killed: a Lighthouse that is shut down still answers its own process."""
+    """Run a master in a process of its own, which can be killed.
+
+    A Lighthouse that is shut down still answers its own process.
+    """
     master = Member(open_storage(folder), "master-0", declare(trainers=2))
     master.membership.join(0.0)
     master.membership.quorum((0, 0, 0))
@@ -267,10 +273,10 @@ def _be_the_master(folder: str) -> None:
 
 @pytest.fixture
 def orphan(machines: Machines, tmp_path: Path) -> Member:
-    """worker-0, whose master was killed after both had found each other."""
+    """Return worker-0, whose master was killed after both had found each other."""
     process = multiprocessing.get_context("spawn").Process(target=_be_the_master, args=(str(tmp_path),), daemon=True)
     process.start()
-    while not machines.storage.list("runs"):  # the lease
+    while not machines.storage.list("runs"):  # wait for the lease
         assert process.is_alive()
         process.join(0.05)
     worker = machines.add("worker-0", trainers=2)
@@ -283,7 +289,7 @@ def orphan(machines: Machines, tmp_path: Path) -> Member:
 
 
 @pytest.mark.slow
-def test_another_trainer_takes_the_lighthouse_over(machines: Machines, orphan: Member) -> None:
+def test_lighthouse_of_a_killed_master_is_taken_over_by_another_trainer(machines: Machines, orphan: Member) -> None:
     before = machines.lease()
     assert names(orphan.quorum(1).result(PATIENCE)) == ["worker-0"]
     after = machines.lease()
@@ -291,7 +297,7 @@ def test_another_trainer_takes_the_lighthouse_over(machines: Machines, orphan: M
     assert after["address"] != before["address"]
     back = machines.add("master-0", trainers=2)
     back.join().result(PATIENCE)
-    assert machines.lease()["holder"] == "worker-0"  # it is not taken back from one that lives
+    assert machines.lease()["holder"] == "worker-0"  # the lease is not taken back from a holder that lives
     waiting = back.quorum()
     while names(orphan.quorum(1).result(PATIENCE)) != ["master-0", "worker-0"]:
         pass
@@ -299,7 +305,7 @@ def test_another_trainer_takes_the_lighthouse_over(machines: Machines, orphan: M
     assert (back.membership.attempt, orphan.membership.attempt) == (2, 2)
 
 
-def test_who_leaves_lets_go_of_the_lease(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_member_that_leaves_releases_the_lease(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.cluster.lease.LOST", 1000.0)
     master = machines.add("master-0", trainers=2)
     master.join().result(PATIENCE)
@@ -311,7 +317,7 @@ def test_who_leaves_lets_go_of_the_lease(machines: Machines, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_master_that_comes_back_at_once_takes_its_lighthouse_again(
+def test_master_that_comes_back_at_once_takes_its_lighthouse_again(
     machines: Machines, orphan: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.cluster.lease.LOST", 1000.0)
@@ -325,8 +331,8 @@ def test_a_master_that_comes_back_at_once_takes_its_lighthouse_again(
     assert quorums[0].key == quorums[1].key
 
 
-def test_who_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
-    """As a master does that was frozen for a while: its own Lighthouse would still answer it."""
+def test_member_that_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
+    """A master that was frozen for a while loses its lease like this; its own Lighthouse would still answer it."""
     (master, worker) = together(machines, ["master-0", "worker-0"])
     each([master.quorum(), worker.quorum()])
     for member in (master, worker):
@@ -342,14 +348,14 @@ def test_who_lost_the_lease_follows_the_new_holder(machines: Machines) -> None:
     assert machines.lease()["holder"] == "worker-1"
 
 
-def test_the_lease_is_renewed(machines: Machines) -> None:
+def test_lease_is_renewed_while_its_holder_lives(machines: Machines) -> None:
     together(machines, ["master-0", "worker-0"])
     first = machines.lease()
     until(lambda: bool(machines.lease()["renewed"] != first["renewed"]))
     assert {**machines.lease(), "renewed": 0} == {**first, "renewed": 0}
 
 
-def test_a_worker_waits_for_the_master_and_leaves_when_told(machines: Machines) -> None:
+def test_worker_waits_for_the_master_and_leaves_on_a_stop(machines: Machines) -> None:
     worker = machines.add("worker-0", trainers=2)
     joining = worker.join()
     until(lambda: bool(worker.said), joining)
@@ -362,7 +368,7 @@ def test_a_worker_waits_for_the_master_and_leaves_when_told(machines: Machines) 
 # -- parameter servers -------------------------------------------------------------------------------------------------
 
 
-def test_trainers_come_first_and_then_servers(machines: Machines) -> None:
+def test_ranks_put_trainers_before_servers(machines: Machines) -> None:
     order = ["master-0", "worker-0", "ps-0", "ps-1", "ps-2"]
     members = together(machines, sorted(order, reverse=True))
     quorums = each([member.quorum() for member in members])
@@ -373,7 +379,7 @@ def test_trainers_come_first_and_then_servers(machines: Machines) -> None:
     assert {q.declared for q in quorums} == {2}
 
 
-def test_each_member_hears_what_the_others_announce(machines: Machines) -> None:
+def test_quorum_gives_each_member_the_announcements_of_the_others(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0"])
     trainer = Announcement(peak=2.5, scaled=True, holds=-1)
     vote = Tally(math.inf, 7.0, 0.1, waited=3.0)
@@ -381,7 +387,7 @@ def test_each_member_hears_what_the_others_announce(machines: Machines) -> None:
         place=0, filled=True, reaches=9, vote=vote, validation=2.0, bad=("a", "b"), done=True, unwritten=True
     )
     quorums = each([members[0].quorum(announcement=trainer), members[1].quorum(announcement=server)])
-    heard = replace(server, vote=replace(vote, waited=0.0))  # it stays with the member that waited
+    heard = replace(server, vote=replace(vote, waited=0.0))  # the waiting time stays with the member that waited
     assert [m.announced for q in quorums for m in q.members] == [trainer, heard] * 2
 
 
@@ -389,7 +395,7 @@ def test_announcement_with_an_unknown_field_ignores_it() -> None:
     assert Announcement.from_json({"peak": None, "from the future": 1}) == Announcement()
 
 
-def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machines) -> None:
+def test_run_that_misses_a_server_waits_and_names_it(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0", "ps-1"])
     each([member.quorum() for member in members])
     for member in members:
@@ -405,7 +411,7 @@ def test_without_one_of_its_servers_a_run_waits_and_says_which(machines: Machine
     assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3
 
 
-def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines: Machines) -> None:
+def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least_number(machines: Machines) -> None:
     members = [machines.add(name, trainers=3, servers=1, least=2) for name in ("master-0", "worker-0", "ps-0")]
     each([member.join() for member in members])
     waiting = [member.quorum() for member in members]
@@ -423,8 +429,8 @@ def test_servers_wait_for_all_trainers_at_first_and_then_for_the_least(machines:
 
 
 @pytest.mark.parametrize("furthest", [0, 1])
-def test_of_two_servers_of_one_name_the_furthest_counts(machines: Machines, furthest: int) -> None:
-    """One was frozen, and came back beside its successor."""
+def test_two_servers_of_one_name_the_one_that_is_further_counts(machines: Machines, furthest: int) -> None:
+    """One of the two was frozen, and came back beside its successor."""
     members = together(machines, ["master-0", "ps-0"])
     members.append(machines.add("ps-0", trainers=1, servers=1))
     members[2].join().result(PATIENCE)
@@ -443,14 +449,14 @@ def test_of_two_servers_of_one_name_the_furthest_counts(machines: Machines, furt
         quorum = members[0].quorum(7).result(PATIENCE)
         assert [(m.name, m.progress) for m in quorum.members] == [("master-0", (7, 0, 0)), ("ps-0", (7, 0, 0))]
     until(lambda: bool(found[furthest]) and found[furthest][-1].key == quorum.key)
-    assert len(found[1 - furthest]) == before  # it has no part in any group
+    assert len(found[1 - furthest]) == before  # the other one is a member of no group
     for server, future in zip(servers, serving, strict=True):
         server.stop.set()
         with pytest.raises(Stopping):
             future.result(PATIENCE)
 
 
-def test_two_servers_of_one_name_at_the_same_point_are_one(machines: Machines) -> None:
+def test_two_servers_of_one_name_at_the_same_point_count_as_one(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0"])
     twin = machines.add("ps-0", trainers=1, servers=1)
     twin.join().result(PATIENCE)
@@ -459,7 +465,7 @@ def test_two_servers_of_one_name_at_the_same_point_are_one(machines: Machines) -
     until(lambda: sum(future.done() for future in waiting) == 1)
 
 
-def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None:
+def test_quorum_shows_which_server_leaves_and_the_step_it_holds(machines: Machines) -> None:
     members = together(machines, ["master-0", "ps-0", "ps-1"])
     first = each([member.quorum() for member in members])
     for member in members:
@@ -472,13 +478,13 @@ def test_the_others_see_who_leaves_and_what_it_holds(machines: Machines) -> None
     for quorum in (*seen, own):
         assert names(quorum) == ["master-0", "ps-0"]
         assert [(m.name, m.progress, m.announced) for m in quorum.leaving] == [("ps-1", now, Announcement(holds=7))]
-        assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # what it holds counts
-        assert not quorum.enough  # to take a step
+        assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # the step that the leaving server holds counts
+        assert not quorum.enough  # the members are not enough to take a step
     assert [q.rank for q in (*seen, own)] == [0, 1, -1]
-    assert {q.group for q in seen} == {q.group for q in first[:2]}  # no group is made that takes no step
+    assert {q.group for q in seen} == {q.group for q in first[:2]}  # no group is made for a quorum that takes no step
 
 
-def test_a_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
+def test_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
     members = together(machines, ["master-0", "worker-0", "ps-0"])
     each([member.quorum() for member in members])
     for member in members:
@@ -493,11 +499,12 @@ def test_a_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
         assert quorum.enough
     tensors = [torch.ones(2), torch.ones(2)]
     stays = (members[0], members[2])
-    each([m.start(q.group.sum, t) for m, q, t in zip(stays, seen, tensors, strict=True)])  # at once, in a new group
+    # The others sum at once, in a new group.
+    each([m.start(q.group.sum, t) for m, q, t in zip(stays, seen, tensors, strict=True)])
     assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
 
 
-def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
+def test_leave_waits_a_bounded_time_for_the_others_to_hear_it(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership_module, "LEAVING", 0.5)
@@ -506,8 +513,8 @@ def test_nobody_waits_long_for_the_others_to_hear_that_one_leaves(
     assert members[0].start(members[0].membership.leave, (1, 0, 0)).result(PATIENCE) is None
 
 
-def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines: Machines) -> None:
-    """As all do when a run is taken down. It is a server that needs the others for a checkpoint."""
+def test_leave_just_after_the_lighthouses_host_left_is_heard_at_another_lighthouse(machines: Machines) -> None:
+    """All members leave like this when a run is taken down. The server needs the others for a checkpoint."""
     master, worker, server = together(machines, ["master-0", "worker-0", "ps-0"])
     each([member.quorum() for member in (master, worker, server)])
     master.membership.close()
@@ -518,19 +525,19 @@ def test_who_leaves_just_after_the_lighthouses_host_is_heard_at_another(machines
     assert [member.name for member in quorum.leaving] == ["ps-0"]
 
 
-def test_members_that_never_reach_each_other_do_not_try_for_ever(machines: Machines) -> None:
+def test_members_that_never_reach_each_other_give_up_after_a_bounded_number_of_tries(machines: Machines) -> None:
     master, worker = together(machines, ["master-0", "worker-0"])
     each([master.quorum(), worker.quorum()])
     for _ in range(membership_module.FAILURES - 1):
         master.membership.failed()
-    master.membership.stepped(0.1)  # a step was taken: all is well
+    master.membership.stepped(0.1)  # a step was taken, so the count of failures begins anew
     for _ in range(membership_module.FAILURES - 1):
         master.membership.failed()
     with pytest.raises(NoProgress, match="10 groups in a row failed without a step; the last one: master-0, worker-0"):
         master.membership.failed()
 
 
-def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: Machines) -> None:
+def test_quorum_while_the_number_of_servers_changes_takes_no_step(machines: Machines) -> None:
     """Each machine starts anew when it reads the new number; until all have, shards are cut in two ways."""
     members = together(machines, ["master-0", "ps-0"])
     each([member.quorum() for member in members])
@@ -543,7 +550,7 @@ def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: 
     asked = [member.quorum(1) for member in members]
 
     def said_when_asked() -> bool:
-        if all(future.done() for future in asked):  # they may take steps alone before
+        if all(future.done() for future in asked):  # the old members may take steps alone before
             asked[:] = [member.quorum(1) for member in members]
         return said()
 
@@ -559,7 +566,7 @@ def test_while_the_number_of_servers_is_being_changed_nothing_is_done(machines: 
     assert [names(q) for q in quorums] == [["master-0", "ps-0", "ps-1"]] * 3
 
 
-def test_a_server_that_is_no_longer_declared_is_waited_out(machines: Machines) -> None:
+def test_server_that_is_no_longer_declared_blocks_steps_until_it_leaves(machines: Machines) -> None:
     members = [machines.add(name, trainers=1, servers=1) for name in ("master-0", "ps-0", "ps-1")]
     each([member.join() for member in members])
     waiting = [member.quorum() for member in members]

@@ -1,4 +1,4 @@
-"""A short version of benchmarks/faults.py, which says what happens to the runs and how each has to end."""
+"""A short version of benchmarks/faults.py, which documents the faults and how each run must end."""
 
 import random
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
         pytest.skip(f"no fake-gcs-server: {error}")
 
 
-# Run, machines, faults: those among the seed's runs in which few processes start again.
+# Each row names a run, its machines and its number of faults. The rows are the seed's runs that restart few processes.
 RUNS = [
     (46, Setup(trainers=2, servers=2, least=2), 8),
     (906, Setup(trainers=2, servers=0, least=1), 8),
@@ -34,7 +34,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("number", "setup", "faults"), RUNS, ids=str)
-def test_a_run_with_random_faults_ends_as_if_there_were_none(
+def test_run_with_random_faults_ends_as_the_undisturbed_run(
     benchmark: Benchmark, number: int, setup: Setup, faults: int
 ) -> None:
     outcome = benchmark.once(number, setup, faults, steps=800)
@@ -42,8 +42,8 @@ def test_a_run_with_random_faults_ends_as_if_there_were_none(
     assert len(outcome.faults) >= faults // 2, "the run was over too soon to be disturbed"
 
 
-def test_a_machine_whose_disk_is_full_goes_on_and_is_heard_of_again(tmp_path: Path) -> None:
-    """Also its log cannot be written, which had silenced the supervisor for good."""
+def test_machine_whose_disk_was_full_continues_and_sends_heartbeats_again(tmp_path: Path) -> None:
+    """A full disk also takes the log, which once silenced the supervisor for good."""
     machines = Machines(tmp_path, Setup(trainers=1, servers=0, least=1), steps=100_000, forked=True)
     try:
         machines.start("master-0")

@@ -1,4 +1,4 @@
-"""What becomes of a run whose machines are told to leave at an inconvenient moment, or fall silent."""
+"""Runs whose machines get a notice at an inconvenient moment, or fall silent."""
 
 import subprocess
 import sys
@@ -16,11 +16,11 @@ from trainer.training import checkpoint
 from trainer.training.loop import Training
 
 pytestmark = pytest.mark.slow
-FOR_EVER = 100_000  # steps
+FOR_EVER = 100_000  # more steps than a test ever takes
 
 
 def whole(run: Run) -> list[str]:
-    """Checkpoints that count."""
+    """Return the names of the checkpoints that have a manifest."""
     found = run.storage.list("runs/test-run/checkpoints")
     return [entry.path.split("/")[-2] for entry in found if entry.path.endswith(paths.MANIFEST)]
 
@@ -30,14 +30,14 @@ def steps(run: Run) -> set[int]:
 
 
 def notices(run: Run) -> list[int]:
-    """Steps whose checkpoint a notice asked for, and was measured to the end."""
+    """Return the steps whose checkpoint answered a notice and whose time from notice to manifest was recorded."""
     return [record.step for record in run.records() if record.notice_seconds is not None]
 
 
-def test_the_checkpoint_of_a_master_counts_though_the_others_went_on(
+def test_checkpoint_of_a_leaving_master_counts_though_the_others_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the Lighthouse. Writing takes so long that the worker is steps ahead when it is done."""
+    """The master hosts the Lighthouse. Its write takes so long that the worker is steps ahead at its end."""
     run = small(tmp_path, FOR_EVER, cluster={"workers": 1})
     there, write = threading.Event(), checkpoint.save_file
 
@@ -59,7 +59,7 @@ def test_the_checkpoint_of_a_master_counts_though_the_others_went_on(
 
 
 @pytest.mark.parametrize("name", ["master-0", "worker-0", "ps-0"])
-def test_with_servers_every_notice_becomes_a_checkpoint(tmp_path: Path, name: str) -> None:
+def test_notice_to_any_member_of_a_run_with_servers_becomes_a_checkpoint(tmp_path: Path, name: str) -> None:
     run = small(tmp_path, FOR_EVER, cluster={"workers": 1, "parameterServers": 2})
 
     def disturb(members: dict[str, Process]) -> None:
@@ -71,8 +71,10 @@ def test_with_servers_every_notice_becomes_a_checkpoint(tmp_path: Path, name: st
     assert steps(run) >= set(notices(run))
 
 
-def test_where_meetings_are_far_apart_each_writes_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is told to leave, or is lost, between two meetings finds trainers that do not listen."""
+def test_local_synchronization_with_meetings_far_apart_writes_a_checkpoint_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that leaves or is lost between two meetings finds trainers that do not listen."""
     alone = {"synchronization": "local", "every": 7}
     settings: dict[str, Any] = {"parallel": alone, "cluster": {"parameterServers": 2}, "checkpoints": {"every": 14}}
     run = small(tmp_path / "near", 28, **settings)
@@ -82,13 +84,13 @@ def test_where_meetings_are_far_apart_each_writes_a_checkpoint(tmp_path: Path, m
     far = small(tmp_path / "far", 28, **settings)
     together(far)
     assert far.losses() == run.losses()
-    assert steps(far) == {21, 28}  # two are kept
+    assert steps(far) == {21, 28}  # the newest two are kept
 
 
-def test_a_step_that_takes_longer_than_a_notice_allows_is_given_up(
+def test_step_that_takes_longer_than_a_notice_allows_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gradient of step 5 is not ready before the process is told to give up."""
+    """The gradient of step 5 is not ready before the process has to give up."""
     run = small(tmp_path, FOR_EVER)
     given_up, gradient = threading.Event(), Training.gradient
     cluster: list[Any] = []
@@ -113,10 +115,10 @@ def test_a_step_that_takes_longer_than_a_notice_allows_is_given_up(
     assert whole(run) == ["step-00000005-attempt-1"]
 
 
-def test_a_member_that_is_silent_in_the_middle_of_a_step_is_named(
+def test_member_that_is_silent_in_the_middle_of_a_step_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is here for the Lighthouse, but its gradient never comes: that ends in a bounded time, and with a name."""
+    """The member answers the Lighthouse but never sends its gradient: the others fail in a bounded time and name it."""
     monkeypatch.setattr("trainer.cluster.membership.COLLECTIVE", 5.0)
     monkeypatch.setattr("trainer.cluster.lighthouse.JOIN_TIMEOUT", 5.0)
     run = small(tmp_path, FOR_EVER, cluster={"workers": 1})
@@ -151,8 +153,8 @@ library.pthread_mutex_lock(mutex)
 """
 
 
-def test_a_notice_is_heard_while_a_library_waits() -> None:
-    """No handler of a signal runs then: the main thread is not back in the interpreter."""
+def test_notice_while_a_library_waits_is_heard() -> None:
+    """No signal handler runs then, because the main thread is not back in the interpreter."""
     with subprocess.Popen([sys.executable, "-c", DEAF], cwd=ROOT, stdout=subprocess.PIPE, text=True) as deaf:
         assert deaf.stdout is not None
         assert deaf.stdout.readline() == "waits\n"

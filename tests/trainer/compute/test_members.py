@@ -1,6 +1,6 @@
-"""Machines that are added, taken away and lost for good under a run: no step is lost, and the result is the same.
+"""Machines that are added, removed and lost for good during a run: no step is lost, and the result is the same.
 
-Those that are disturbed and come back are in test_faults.py.
+Machines that are disturbed and come back are in test_faults.py.
 """
 
 import os
@@ -15,13 +15,14 @@ pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
 STEPS = 500
 # At this rate another order of summation (a batch cut for 3 instead of 2 trainers) changes the losses by 3e-6 in all
-# steps. At the other tests' 0.01 the run is chaotic, and it changes them by 0.1: also in one process without faults.
+# steps. At the other tests' 0.01 the run is chaotic, and the order changes them by 0.1, also in one process without
+# faults.
 LONG = {"hyperparameters": {"steps": STEPS, "learningRate": 0.001}, "evaluation": {"every": STEPS}}
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """The same run, and nothing happens to it."""
+    """Return the same run without any change of its machines."""
     run = Run(tmp_path_factory.mktemp("calm"), **LONG)
     try:
         assert run.start().wait().state == "SUCCEEDED"
@@ -31,7 +32,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def as_undisturbed(run: Run, calm: Run) -> None:
-    """It ended as the undisturbed one did, with every step."""
+    """Assert that the run took every step and ended as the undisturbed one did."""
     assert run.wait().state == "SUCCEEDED"
     assert len(run.losses()) == STEPS
     assert run.losses() == pytest.approx(calm.losses(), abs=1e-4)
@@ -39,7 +40,7 @@ def as_undisturbed(run: Run, calm: Run) -> None:
 
 
 def scale(run: Run, workers: int) -> None:
-    """What Pulumi does when workerCount changes: the same job.json with another number."""
+    """Change the number of workers as Pulumi does: the same job.json with another number."""
     cluster = run.spec.cluster.model_copy(update={"workers": workers})
     run.spec = run.spec.model_copy(update={"cluster": cluster})
     run.write_spec()
@@ -53,7 +54,7 @@ def kill_compute(run: Run, name: str) -> int:
 
 
 def until_trainers(run: Run, number: int) -> None:
-    """Until the newest step was taken by so many."""
+    """Wait until the newest step was taken by this many trainers."""
 
     def there() -> bool:
         status = run.status()
@@ -64,8 +65,8 @@ def until_trainers(run: Run, number: int) -> None:
     run.until(there, f"a step by {number} trainers")
 
 
-def test_a_worker_is_added_and_then_the_master_killed_and_no_step_is_lost(calm: Run, new_run: NewRun) -> None:
-    """The master holds the Lighthouse. There is no checkpoint: only the other trainers have the state."""
+def test_run_whose_master_is_killed_after_a_worker_was_added_loses_no_step(calm: Run, new_run: NewRun) -> None:
+    """The master hosts the Lighthouse. Without a checkpoint, only the other trainers have the state."""
     run = new_run(**LONG, cluster={"workers": 1}, checkpoints={"every": 10 * STEPS})
     run.start()
     until_trainers(run, 2)
@@ -82,7 +83,7 @@ def test_a_worker_is_added_and_then_the_master_killed_and_no_step_is_lost(calm: 
     assert [record.attempt for record in run.records() if record.step == 1] == [1]
 
 
-def test_a_master_that_is_lost_for_good_is_replaced_by_a_worker(calm: Run, new_run: NewRun) -> None:
+def test_master_that_is_lost_for_good_is_replaced_by_a_worker(calm: Run, new_run: NewRun) -> None:
     run = new_run(**LONG, cluster={"workers": 1}, checkpoints={"every": 10 * STEPS})
     run.start()
     until_trainers(run, 2)
@@ -94,7 +95,7 @@ def test_a_master_that_is_lost_for_good_is_replaced_by_a_worker(calm: Run, new_r
     assert run.storage.read("runs/test-run/model/manifest.json")
 
 
-def test_a_worker_can_be_added_to_a_run_that_had_none_and_be_taken_away(calm: Run, new_run: NewRun) -> None:
+def test_worker_can_be_added_to_a_run_that_had_none_and_removed_again(calm: Run, new_run: NewRun) -> None:
     run = new_run(**LONG, checkpoints={"every": 10 * STEPS})
     run.start().until_step(20)
     scale(run, 1)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 NewRun = Callable[..., Run]
 
 
-def test_a_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> None:
+def test_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> None:
     status = undisturbed.status()
     assert status is not None
     assert (status.state, status.step, status.attempt) == ("SUCCEEDED", STEPS, 1)
@@ -34,7 +34,7 @@ def test_a_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> No
     assert status.finished is not None
     assert len(undisturbed.losses()) == STEPS
     first, last = undisturbed.validation()
-    assert last < first < 4.0  # 257 tokens: 5.5 nats before training
+    assert last < first < 4.0  # before training the loss over 257 tokens is 5.5 nats
 
     folder = undisturbed.storage.local_path("runs/test-run/model")
     assert folder is not None
@@ -48,13 +48,13 @@ def test_a_run_ends_with_a_model_that_transformers_loads(undisturbed: Run) -> No
     assert tokenizer.decode(tokenizer("one plus two")["input_ids"]) == "one plus two"
     text = pipeline("text-generation", model=str(folder))("one plus", max_new_tokens=8, do_sample=False)
     assert text[0]["generated_text"].startswith("one plus")
-    # It has learnt what the loss says: its loss on the same kind of text is near the last validation loss.
+    # The model learned what the loss says: its loss on the same kind of text is near the last validation loss.
     ids = torch.tensor(tokenizer("two plus two is four\none plus")["input_ids"])[None, :32]
     with torch.no_grad():
         assert float(model(ids, labels=ids).loss) < last + 1.0
 
 
-def test_a_finished_run_stays_finished(undisturbed: Run) -> None:
+def test_finished_run_that_is_started_again_stays_finished(undisturbed: Run) -> None:
     before = undisturbed.storage.list("runs/test-run/checkpoints"), undisturbed.status()
     undisturbed.start().wait()
     assert (undisturbed.storage.list("runs/test-run/checkpoints"), undisturbed.status()) == before
@@ -62,7 +62,7 @@ def test_a_finished_run_stays_finished(undisturbed: Run) -> None:
 
 
 def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRun) -> None:
-    """Bit for bit: two micro-batches a step, so both sum the same two gradients."""
+    """The losses are equal bit for bit: with two micro-batches a step, both runs sum the same two gradients."""
     run = new_run(cluster={"workers": 1})
     assert run.start(forked=False).wait().state == "SUCCEEDED"
     assert {record.trainers for record in run.steps()} == {2}
@@ -70,13 +70,13 @@ def test_two_trainers_compute_what_one_computes(undisturbed: Run, new_run: NewRu
     assert run.validation() == pytest.approx(undisturbed.validation(), abs=1e-6)
 
 
-def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_run: NewRun) -> None:
-    """Stopped, it saves its last step; killed, it takes the steps since its newest checkpoint again."""
+def test_run_that_was_stopped_and_then_killed_resumes_exactly(undisturbed: Run, new_run: NewRun) -> None:
+    """A stop saves the last step; after a kill the run takes the steps since its newest checkpoint again."""
     run = new_run()
     run.start().until_step(150)
     run.machines["master-0"].send_signal(signal.SIGTERM)
     stopped = run.wait()
-    assert stopped.state == "RUNNING"  # nobody ended it: it only has no machine
+    assert stopped.state == "RUNNING"  # nobody ended the run: it only has no machine
     assert stopped.step < STEPS
     assert run.machine("master-0").state == "stopped"
     run.start().until_step(stopped.step + 50)
@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_exactly(undisturbed: Run, new_
     assert run.validation() == undisturbed.validation()
 
 
-def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
+def test_damaged_newest_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> None:
     run = new_run()
     run.start().until_step(250)
     run.machines["master-0"].send_signal(signal.SIGTERM)
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_skipped(undisturbed: Run, new_run: NewRun) -> N
     assert run.losses() == undisturbed.losses()
 
 
-def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
+def test_run_with_sgd_and_dropout_resumes_exactly(new_run: NewRun) -> None:
     settings = {"optimizer": "sgd", "dropout": 0.1, "steps": 300}
     calm, run = new_run(hyperparameters=settings), new_run(hyperparameters=settings, checkpoints={"every": 50})
     assert calm.start().wait().state == "SUCCEEDED"
@@ -117,11 +117,14 @@ def test_sgd_and_dropout_resume_exactly_too(new_run: NewRun) -> None:
     assert run.start().wait().state == "SUCCEEDED"
     assert run.losses() == calm.losses()
     assert run.validation() == calm.validation()
-    assert saved_loss(run) == pytest.approx(run.validation()[-1], abs=1e-5)  # validated without dropout
+    assert saved_loss(run) == pytest.approx(run.validation()[-1], abs=1e-5)  # validation ran without dropout
 
 
 def saved_loss(run: Run) -> float:
-    """Mean validation loss of the newest checkpoint: of the model as it is trained, with its padded vocabulary."""
+    """Return the mean validation loss of the newest checkpoint.
+
+    It holds the model in training, with its padded vocabulary.
+    """
     spec = run.spec
     model = build(spec.model, from_bytes(), dropout=0.0, seed=0).eval()
     flat = Flat(model, torch.device("cpu"))
@@ -141,7 +144,7 @@ def validation_rows(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def exported_loss(run: Run) -> float:
-    """Mean validation loss of the exported model, as transformers computes it."""
+    """Return the mean validation loss of the exported model, as transformers computes it."""
     inputs, targets = validation_rows(run)
     folder = run.storage.local_path("runs/test-run/model")
     with torch.no_grad():
@@ -149,7 +152,7 @@ def exported_loss(run: Run) -> float:
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
 
 
-def test_a_run_that_lost_its_machine_at_the_very_end_writes_its_model(undisturbed: Run, new_run: NewRun) -> None:
+def test_run_that_lost_its_machine_before_the_export_writes_its_model(undisturbed: Run, new_run: NewRun) -> None:
     run = new_run()
     shutil.copytree(undisturbed.folder, run.folder, dirs_exist_ok=True)
     shutil.rmtree(run.folder / "runs/test-run/model")
@@ -162,15 +165,15 @@ def test_a_run_that_lost_its_machine_at_the_very_end_writes_its_model(undisturbe
 
 
 def test_bf16_stays_near_fp32(new_run: NewRun) -> None:
-    settings = {"steps": 100, "learningRate": 0.001}  # the other tests' rate makes much of small differences
+    settings = {"steps": 100, "learningRate": 0.001}  # the other tests' rate magnifies small differences
     run, exact = new_run(hyperparameters={**settings, "precision": "bf16"}), new_run(hyperparameters=settings)
     assert run.start().wait().state == exact.start().wait().state == "SUCCEEDED"
-    assert run.losses() != exact.losses()  # it really is another precision
+    assert run.losses() != exact.losses()  # the precision did change
     assert run.losses() == pytest.approx(exact.losses(), rel=2e-2)
     assert run.validation() == pytest.approx(exact.validation(), rel=2e-2)
 
 
-def test_fp16_needs_a_gpu(new_run: NewRun) -> None:
+def test_fp16_without_a_gpu_fails_the_run(new_run: NewRun) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     run = new_run(hyperparameters={"precision": "fp16"})
@@ -180,7 +183,7 @@ def test_fp16_needs_a_gpu(new_run: NewRun) -> None:
     assert run.machine("master-0").log == [status.reason.removeprefix("master-0: ")]
 
 
-def test_a_run_that_cannot_work_fails_at_once_with_the_reason(new_run: NewRun) -> None:
+def test_run_that_diverges_fails_without_a_restart_and_names_the_learning_rate(new_run: NewRun) -> None:
     run = new_run(
         hyperparameters={"learningRate": 10.0, "optimizer": "sgd", "gradientClip": 0.0, "warmupSteps": 0, "steps": 100}
     )

@@ -1,4 +1,4 @@
-"""The arithmetic of a run against the real thing."""
+"""The arithmetic of a run's size and speed, compared with real models."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from trainer.model.device import peak_speed
     st.integers(1, 40),
     st.integers(1, 200),
 )
-def test_parameters_of_any_model_are_what_the_real_one_has(
+def test_parameter_count_of_dimensions_equals_that_of_the_real_model(
     layers: int, heads: int, head_width: int, positions: int, tokens: int
 ) -> None:
     size = Dimensions(layers, heads * head_width, positions, padded_vocabulary(tokens))

@@ -1,4 +1,4 @@
-"""The bucket's layout: each path is the one that earlier buckets have, and a path names what it was made of."""
+"""The bucket's layout: paths stay those of earlier buckets, and each path can be parsed into its parts."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ def test_every_path_is_the_one_that_earlier_buckets_have() -> None:
 
 
 @given(ids, st.none() | st.integers(1, 10**6))
-def test_a_runs_files_name_their_run(run: str, trial: int | None) -> None:
+def test_paths_of_a_runs_files_name_their_run(run: str, trial: int | None) -> None:
     if trial is not None:
         assert paths.sweep_of(paths.trial_id(run, trial)) == run
         run = paths.trial_id(run, trial)
@@ -67,7 +67,7 @@ def test_a_runs_files_name_their_run(run: str, trial: int | None) -> None:
 
 
 @given(ids, counts, counts)
-def test_a_checkpoints_name_is_read_back(run: str, step: int, attempt: int) -> None:
+def test_checkpoint_name_is_parsed_into_step_and_attempt(run: str, step: int, attempt: int) -> None:
     name = paths.checkpoint_name(step, attempt)
     folder = f"{paths.checkpoints(run)}/{name}"
     assert paths.parse_checkpoint(name) == (step, attempt)
@@ -77,13 +77,13 @@ def test_a_checkpoints_name_is_read_back(run: str, step: int, attempt: int) -> N
 
 
 @given(st.text(max_size=40))
-def test_other_names_are_no_checkpoints(name: str) -> None:
+def test_other_names_are_not_parsed_as_checkpoints(name: str) -> None:
     parsed = paths.parse_checkpoint(name)
     assert parsed is None or int(name.split("-")[1]) == parsed[0]
 
 
 @given(ids, ids)
-def test_a_runs_machines_and_metrics_are_not_anothers(run: str, other: str) -> None:
+def test_paths_of_machines_and_metrics_belong_to_one_run_only(run: str, other: str) -> None:
     machine, metrics = paths.machine(run, "ps-1"), paths.metrics_file(run, 1, "ps-1", 0, 0)
     assert paths.is_machine(machine, run)
     assert paths.is_metrics(metrics, run)

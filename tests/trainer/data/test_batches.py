@@ -1,4 +1,4 @@
-"""Tokens, windows, batches and how a batch is cut: pure functions, held to their promises by hypothesis."""
+"""Tokens, windows, batches and how a batch is cut: pure functions, checked by property tests with hypothesis."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ from trainer.data.batches import TOKEN, Batches, Tokens, Windows, pieces
 def test_pieces_cover_a_batch_evenly(batch: int, length: int, trainers: int, most: int | None) -> None:
     parts = pieces(batch, length, trainers, most)
     rows = [row for part in parts for row in range(batch)[part]]
-    assert rows == list(range(batch))  # all of them, once, in order
+    assert rows == list(range(batch))  # every row appears once, in order
     sizes = [part.stop - part.start for part in parts]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
@@ -32,22 +32,24 @@ def test_pieces_cover_a_batch_evenly(batch: int, length: int, trainers: int, mos
 
 
 @given(batch=st.integers(1, 200), most=st.integers(1, 32), trainers=st.sampled_from([1, 2, 3, 4]))
-def test_pieces_are_a_multiple_of_the_trainers_where_they_can_be(batch: int, most: int, trainers: int) -> None:
+def test_number_of_pieces_is_a_multiple_of_the_trainers_where_the_batch_allows_it(
+    batch: int, most: int, trainers: int
+) -> None:
     count = len(pieces(batch, 8, trainers, most))
     assert count % trainers == 0 or count == batch
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    """The numbers 0 to 99 in four files, one of them empty."""
+    """Write the numbers 0 to 99 into four files, one of them empty."""
     files = []
     for i, (start, stop) in enumerate([(0, 37), (37, 37), (37, 80), (80, 100)]):
         files.append(tmp_path / f"{i}.bin")
         np.arange(start, stop).astype(TOKEN).tofile(files[-1])
-    return [f for f in files if f.stat().st_size]  # numpy cannot map an empty file, and data.py writes none
+    return [f for f in files if f.stat().st_size]  # numpy cannot map an empty file, and prepare() writes none
 
 
-def test_tokens_are_one_sequence(shards: list[Path]) -> None:
+def test_tokens_of_several_shards_are_one_sequence(shards: list[Path]) -> None:
     tokens = Tokens(shards)
     assert len(tokens) == 100
     for start, stop in [(0, 100), (0, 0), (36, 38), (30, 90), (99, 100), (100, 100)]:
@@ -59,21 +61,21 @@ def test_tokens_are_one_sequence(shards: list[Path]) -> None:
 
 def test_a_target_is_the_token_after_its_input(shards: list[Path]) -> None:
     windows = Windows(Tokens(shards), 9)
-    assert len(windows) == 11  # 99 targets
+    assert len(windows) == 11  # there are 99 targets
     inputs, targets = windows.rows(windows.first(100))
     assert inputs.flatten().tolist() == list(range(99))
     assert targets.flatten().tolist() == list(range(1, 100))
     assert windows.first(3).tolist() == [0, 1, 2]
 
 
-def test_too_few_tokens(shards: list[Path]) -> None:
+def test_windows_of_too_few_tokens_are_refused(shards: list[Path]) -> None:
     with pytest.raises(ValueError, match="100 tokens hold no window of 100"):
         Windows(Tokens(shards), 100)
 
 
 @given(batch=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), epochs=st.integers(1, 4))
 @settings(max_examples=30)
-def test_every_window_once_an_epoch(
+def test_batches_contain_every_window_once_an_epoch(
     tmp_path_factory: pytest.TempPathFactory, batch: int, seed: int, epochs: int
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "hundred.bin"
@@ -90,6 +92,6 @@ def test_batches_are_a_function_of_seed_and_step(shards: list[Path]) -> None:
         return [batches.batch(step).tolist() for step in steps]
 
     forward = draw(1, list(range(10)))
-    assert draw(1, [9, 3]) == [forward[9], forward[3]]  # whatever was asked before
+    assert draw(1, [9, 3]) == [forward[9], forward[3]]  # the order of the calls does not matter
     assert draw(2, list(range(10))) != forward
-    assert draw(1337, [0]) == [[10, 5, 1, 6]]  # on every machine, in every version
+    assert draw(1337, [0]) == [[10, 5, 1, 6]]  # this order holds on every machine and in every version

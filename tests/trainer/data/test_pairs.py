@@ -1,4 +1,4 @@
-"""Pairs from their file to the loss: which lines are refused, which part a pair is in, what a batch holds."""
+"""Pairs from their file to the loss: refused lines, the part that a pair is in, the content of a batch."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
 CPU = torch.device("cpu")
-END = 256  # end-of-text of the byte tokenizer
+END = 256  # the end-of-text token of the byte tokenizer
 LENGTH = 32
 
 
 def numerals(count: int = 400) -> list[dict[str, str]]:
-    """Sums, of different lengths; some prompts several times with other completions, some pairs twice."""
+    """Return sums of different lengths; some prompts occur with several completions, some pairs occur twice."""
     chance = random.Random(3)
     made = []
     for _ in range(count):
@@ -68,7 +68,7 @@ def batches(prepared: Prepared, batch: int = 16, length: int = LENGTH) -> PairBa
     return PairBatches(prepared.tokens("train"), prepared.examples("train"), batch, length, seed=5)
 
 
-# -- what prepare() makes of them --------------------------------------------------------------------------------------
+# -- the output of prepare() -------------------------------------------------------------------------------------------
 
 
 def test_every_pair_is_in_one_part_and_no_prompt_in_two(prepared: Prepared) -> None:
@@ -99,7 +99,7 @@ def test_a_prompt_stays_in_its_part_when_more_pairs_come(storage: Storage, prepa
     assert {pair.prompt for pair in prepared.pairs("test")} == {prompt for prompt in test if prompt[0] != "n"}
 
 
-def test_entropy_is_that_of_the_completions(storage: Storage) -> None:
+def test_unigram_entropy_is_that_of_the_completions(storage: Storage) -> None:
     pairs = [{"prompt": f"{i}", "completion": "a"} for i in range(100)]
     manifest = prepare(storage, *put(storage, lines(pairs), validation_fraction=0.3)).manifest
     n = manifest.train.examples
@@ -107,7 +107,7 @@ def test_entropy_is_that_of_the_completions(storage: Storage) -> None:
     assert manifest.validation.unigram_entropy == pytest.approx(-np.log((n + 1) / (2 * n + 257)))
 
 
-def test_a_trained_vocabulary_knows_the_training_part_alone(storage: Storage) -> None:
+def test_trained_vocabulary_knows_the_training_part_alone(storage: Storage) -> None:
     data = Data(path="", format="pairs", test_fraction=0.3)
     words = {"train": "abab", "validation": "cdcd", "test": "efef"}
     pairs = [{"prompt": p, "completion": words[part_of(p, data)] * 5} for p in map(str, range(300))]
@@ -118,7 +118,7 @@ def test_a_trained_vocabulary_knows_the_training_part_alone(storage: Storage) ->
 
 
 @pytest.mark.parametrize("name", ["test-examples.bin", "train.jsonl", "test-00000.bin"])
-def test_what_is_gone_is_made_again(storage: Storage, name: str) -> None:
+def test_prepared_file_that_is_missing_is_made_again(storage: Storage, name: str) -> None:
     data, fingerprint = put(storage, lines(numerals()))
     made = prepare(storage, data, fingerprint)
     storage.delete(f"{made.folder}/{name}")
@@ -126,7 +126,9 @@ def test_what_is_gone_is_made_again(storage: Storage, name: str) -> None:
     assert prepare(storage, data, fingerprint).manifest == made.manifest
 
 
-def test_from_a_bucket_elsewhere(gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_prepared_in_a_google_bucket_are_read_from_it(
+    gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     storage = open_storage(gcs_bucket)
     prepared = prepare(storage, *put(storage, lines(numerals())))
@@ -156,7 +158,7 @@ GOOD = b'{"prompt": "a", "completion": "b"}'
         (b"[" * 100_000, "not a pair, but lists in lists"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, what: str) -> None:
+def test_bad_line_is_refused_by_its_number_and_reason(tmp_path: Path, bad: bytes, what: str) -> None:
     file = tmp_path / "my.jsonl"
     file.write_bytes(GOOD + b"\n\n" + bad + b"\r\n" + GOOD)
     with pytest.raises(InputError, match=rf"^my:3: {what}: fix 1 bad line, or raise data.skipBadLines, which is 0$"):
@@ -166,7 +168,7 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, what: str) -> None:
     assert (lenient.skipped, lenient.done) == (1, lenient.size)
 
 
-def test_more_bad_lines_than_may_be_skipped(tmp_path: Path) -> None:
+def test_more_bad_lines_than_skip_bad_lines_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     file.write_bytes(b"\n".join([GOOD, b"x", GOOD, b"{}"] + [b"y"] * 10))
     words = r"^my:2: not JSON .* \(and line 4: no prompt; line 5: not JSON .*\): fix at least 4 bad lines, .* is 2$"
@@ -175,25 +177,25 @@ def test_more_bad_lines_than_may_be_skipped(tmp_path: Path) -> None:
     assert len(list(PairFile(file, "my", skip=12))) == 2
 
 
-def test_skipped_lines_are_counted(storage: Storage) -> None:
+def test_skipped_bad_lines_are_counted_in_the_manifest(storage: Storage) -> None:
     prepared = prepare(storage, *put(storage, lines(numerals()) + b"oops\n", skip_bad_lines=1))
     assert prepared.manifest.skipped == 1
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_byte_order_mark_before_the_first_line_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + GOOD)
     assert [line.content for line in PairFile(file, "my")] == [GOOD]
 
 
-def test_what_is_no_text_file(tmp_path: Path) -> None:
+def test_compressed_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     file.write_bytes(b"\x1f\x8b" + GOOD)
     with pytest.raises(InputError, match="my: this is compressed: gunzip it"):
         list(PairFile(file, "my", skip=5))
 
 
-def test_too_few_or_too_long(storage: Storage, prepared: Prepared) -> None:
+def test_check_enough_with_too_few_or_too_long_pairs_names_the_cause(storage: Storage, prepared: Prepared) -> None:
     check_enough(prepared, LENGTH, 16)
     with pytest.raises(InputError, match=r"the train part needs 400 of the 420 pairs \(train .*lower batchSize$"):
         check_enough(prepared, LENGTH, 400)
@@ -213,7 +215,7 @@ def test_too_few_or_too_long(storage: Storage, prepared: Prepared) -> None:
 
 @given(count=st.integers(1, 200), batch=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), epochs=st.integers(1, 4))
 @settings(max_examples=40)
-def test_every_example_once_an_epoch(
+def test_pair_batches_contain_every_example_once_an_epoch(
     tmp_path_factory: pytest.TempPathFactory, count: int, batch: int, seed: int, epochs: int
 ) -> None:
     batch = min(batch, count)
@@ -226,14 +228,14 @@ def test_every_example_once_an_epoch(
     drawn = [order.batch(step) for step in range(steps)]
     assert all(len(indices) == batch for indices in drawn)
     seen = Counter(np.concatenate(drawn).tolist())
-    assert min(seen.values()) >= epochs  # the last step may have begun one more
+    assert min(seen.values()) >= epochs  # the last step may have begun one more epoch
     assert sum(seen.values()) == steps * batch
     last = steps - 1
     again = PairBatches(Tokens([file]), examples, batch, LENGTH, seed)
-    assert again.batch(last).tolist() == drawn[last].tolist()  # whatever was asked before
+    assert again.batch(last).tolist() == drawn[last].tolist()  # the order of the calls does not matter
 
 
-def test_a_batch_is_of_about_one_length(prepared: Prepared) -> None:
+def test_pair_batch_holds_examples_of_about_one_length(prepared: Prepared) -> None:
     order, examples = batches(prepared, batch=16), prepared.examples("train")
     spreads = []
     for step in range(len(order) // 16):
@@ -242,10 +244,10 @@ def test_a_batch_is_of_about_one_length(prepared: Prepared) -> None:
         spreads.append(sizes[-1] - sizes[0])
     assert np.mean(spreads) < 0.3 * (examples["tokens"].max() - examples["tokens"].min())
     first = [int(examples["tokens"][order.batch(step)].max()) for step in range(len(order) // 16)]
-    assert first != sorted(first)  # not the short ones first
+    assert first != sorted(first)  # the batches do not begin with the shortest examples
 
 
-def test_rows(prepared: Prepared) -> None:
+def test_rows_of_a_batch_hold_pairs_and_count_only_completions_as_targets(prepared: Prepared) -> None:
     order, pairs = batches(prepared), prepared.pairs("train")
     indices = order.batch(0)
     inputs, targets = order.rows(indices)
@@ -259,8 +261,8 @@ def test_rows(prepared: Prepared) -> None:
         assert wanted[len(prompt) - 1] == completion[0]
 
 
-def test_a_long_prompt_loses_its_beginning(prepared: Prepared) -> None:
-    length = 8  # of at most 14 tokens before it
+def test_prompt_longer_than_the_sequence_loses_its_beginning(prepared: Prepared) -> None:
+    length = 8  # the prompts have at most 14 tokens more
     order, pairs, examples = batches(prepared, length=length), prepared.pairs("train"), prepared.examples("train")
     long = np.flatnonzero(examples["tokens"] > length + 1)
     assert prepared.truncated("train", length) == len(long) > 0
@@ -274,7 +276,7 @@ def test_a_long_prompt_loses_its_beginning(prepared: Prepared) -> None:
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_transformers_with_its_labels(prepared: Prepared) -> None:
+def test_masked_loss_equals_that_of_transformers_with_labels(prepared: Prepared) -> None:
     model = build(Model(layers=2, heads=2, width=16, positions=LENGTH), from_bytes(), 0.0, 1)
     order = batches(prepared)
     inputs, targets = map(torch.from_numpy, order.rows(order.batch(1)))
@@ -283,7 +285,7 @@ def test_the_loss_is_transformers_with_its_labels(prepared: Prepared) -> None:
     ours = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
     total = torch.zeros(())
-    for row, wanted in zip(inputs, targets, strict=True):  # one by one, nothing padded
+    for row, wanted in zip(inputs, targets, strict=True):  # each row is computed alone, without padding
         size = int((wanted != IGNORED).nonzero().max()) + 1
         logits = model(row[None, :size]).logits[0]
         total = total + torch.nn.functional.cross_entropy(logits, wanted[:size], ignore_index=-100, reduction="sum")
@@ -295,8 +297,11 @@ def test_the_loss_is_transformers_with_its_labels(prepared: Prepared) -> None:
 
 
 @pytest.mark.slow
-def test_the_loss_compiled(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and differentiated for all lengths at once. Not down to C++, which takes minutes for free lengths."""
+def test_compiled_loss_of_any_length_equals_the_eager_loss(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is traced and differentiated for all lengths at once.
+
+    It is not compiled to C++, which takes minutes for free lengths.
+    """
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
     model = build(Model(layers=1, heads=2, width=16, positions=LENGTH), from_bytes(), 0.0, 1)
     order, said = batches(prepared), list[str]()
@@ -325,7 +330,7 @@ def run_of_pairs(new_run: Callable[..., Run], hyper: dict[str, Any] | None = Non
     return run
 
 
-def test_runs_of_other_shapes_have_the_same_losses(new_run: Callable[..., Run]) -> None:
+def test_runs_with_other_numbers_of_trainers_have_the_same_losses(new_run: Callable[..., Run]) -> None:
     one = run_of_pairs(new_run).start()
     assert one.wait().state == "SUCCEEDED"
     two = run_of_pairs(new_run, cluster={"workers": 1}).start()
@@ -339,8 +344,8 @@ def test_runs_of_other_shapes_have_the_same_losses(new_run: Callable[..., Run]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_with_a_parameter_server(new_run: Callable[..., Run], clip: float) -> None:
-    """Without clipping it could send parameters early, if it knew how many tokens count."""
+def test_run_with_a_parameter_server_has_the_same_losses(new_run: Callable[..., Run], clip: float) -> None:
+    """Without clipping, a server could send parameters early if it knew how many tokens count."""
     shapes: list[dict[str, int]] = [{}, {"parameterServers": 1, "workers": 1}]
     hyper = {"gradientClip": clip, "steps": 30, "learningRate": 0.003}
     runs = [run_of_pairs(new_run, hyper=hyper, cluster=shape).start() for shape in shapes]
@@ -349,8 +354,8 @@ def test_with_a_parameter_server(new_run: Callable[..., Run], clip: float) -> No
 
 
 @pytest.mark.slow
-def test_trainers_that_go_several_steps_alone(new_run: Callable[..., Run]) -> None:
-    """What each moved counts by its share of the tokens, which is another at every step."""
+def test_local_synchronization_weighs_trainers_by_their_tokens(new_run: Callable[..., Run]) -> None:
+    """Each trainer's change counts by its share of the tokens, which differs from step to step."""
     parallel = {"synchronization": "local", "every": 10}
     run = run_of_pairs(new_run, cluster={"parameterServers": 1, "workers": 1}, parallel=parallel).start()
     assert run.wait().state == "SUCCEEDED"

@@ -58,11 +58,11 @@ def text_of(prepared: Prepared) -> str:
     return str(prepared.tokenizer().decode(ids, skip_special_tokens=False))
 
 
-# What prepare() writes
+# The output of prepare().
 
 
 @pytest.mark.parametrize("fields", [{"tokenizer": "byte"}, {"tokenizer": "train", "vocabulary_size": 500}])
-def test_all_of_the_text_is_in_the_shards(storage: Storage, fields: dict[str, object]) -> None:
+def test_shards_contain_all_of_the_text(storage: Storage, fields: dict[str, object]) -> None:
     data, fingerprint = put(storage, DOCUMENTS, **fields)
     prepared = prepare(storage, data, fingerprint)
     assert text_of(prepared) == DOCUMENTS
@@ -77,7 +77,7 @@ def test_all_of_the_text_is_in_the_shards(storage: Storage, fields: dict[str, ob
     assert Manifest.model_validate_json(storage.read(f"{prepared.folder}/manifest.json")) == manifest
 
 
-def test_entropy_is_that_of_the_counts_plus_one(folder: Storage) -> None:
+def test_unigram_entropy_is_that_of_the_counts_plus_one(folder: Storage) -> None:
     data, fingerprint = put(folder, "a" * 60 + "\n" + "b" * 40, validation_fraction=0.4)
     manifest = prepare(folder, data, fingerprint).manifest
     assert (manifest.train.tokens, manifest.validation.tokens, manifest.vocabulary_size) == (61, 40, 257)
@@ -86,7 +86,7 @@ def test_entropy_is_that_of_the_counts_plus_one(folder: Storage) -> None:
     assert manifest.train.unigram_entropy == pytest.approx(expected)
 
 
-def test_vocabulary_learns_nothing_of_the_held_out_part(folder: Storage) -> None:
+def test_trained_vocabulary_learns_nothing_of_the_held_out_part(folder: Storage) -> None:
     training = "abcdefgh\n" * 1000
     vocabulary = []
     for end in ("XYZXYZXYZ\n" * 50, "QRSQRSQRS\n" * 50):
@@ -109,7 +109,7 @@ def test_tokens_do_not_depend_on_processes_or_shards(folder: Storage, monkeypatc
     assert [a.tobytes() for a in one] == [b.tobytes() for b in two]
 
 
-def test_progress_ends_at_the_size(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_prepare_ends_at_the_texts_size(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_module, "chunks", lambda path, start, end: chunks(path, start, end, size=20_000))
     data, fingerprint = put(folder, DOCUMENTS)
     seen: list[tuple[int, int]] = []
@@ -120,7 +120,7 @@ def test_progress_ends_at_the_size(folder: Storage, monkeypatch: pytest.MonkeyPa
     assert seen[-1] == (size, size)
 
 
-def test_the_second_time_nothing_is_made(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_a_second_time_makes_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     data, fingerprint = put(storage, DOCUMENTS)
     assert find_prepared(storage, data, fingerprint) is None
     first = prepare(storage, data, fingerprint)
@@ -130,7 +130,7 @@ def test_the_second_time_nothing_is_made(storage: Storage, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("damage", ["manifest.json", "train-00000.bin", "tokenizer.json"])
-def test_what_is_damaged_is_made_again(folder: Storage, damage: str) -> None:
+def test_damaged_prepared_file_is_made_again(folder: Storage, damage: str) -> None:
     data, fingerprint = put(folder, DOCUMENTS)
     prepared = prepare(folder, data, fingerprint)
     if damage == "manifest.json":
@@ -141,7 +141,7 @@ def test_what_is_damaged_is_made_again(folder: Storage, damage: str) -> None:
     assert text_of(prepare(folder, data, fingerprint)) == DOCUMENTS
 
 
-def test_preparing_at_once_gives_one_result(storage: Storage) -> None:
+def test_prepare_by_four_threads_at_once_gives_one_result(storage: Storage) -> None:
     data, fingerprint = put(storage, DOCUMENTS, tokenizer="train", vocabulary_size=400)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: prepare(storage, data, fingerprint), range(4)))
@@ -149,14 +149,15 @@ def test_preparing_at_once_gives_one_result(storage: Storage) -> None:
     assert text_of(results[0]) == DOCUMENTS
 
 
-def test_the_first_manifest_counts(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_that_is_overtaken_keeps_the_first_manifest(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     data, fingerprint = put(folder, DOCUMENTS)
     encode = vocabularies.encode
     first: list[Prepared] = []
 
     def overtaken(*arguments: object) -> object:
         monkeypatch.setattr(vocabularies, "encode", encode)
-        first.append(prepare(folder, data, fingerprint))  # another one, from begin to end, in the midst of ours
+        # Another process prepares from begin to end in the middle of ours.
+        first.append(prepare(folder, data, fingerprint))
         return encode(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vocabularies, "encode", overtaken)
@@ -164,7 +165,7 @@ def test_the_first_manifest_counts(folder: Storage, monkeypatch: pytest.MonkeyPa
     assert text_of(first[0]) == DOCUMENTS
 
 
-def test_the_text_may_lie_in_another_bucket(
+def test_text_in_another_bucket_is_prepared_without_a_write_there(
     folder: Storage, gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -174,14 +175,14 @@ def test_the_text_may_lie_in_another_bucket(
     prepared = prepare(folder, data, fingerprint)
     assert text_of(prepared) == DOCUMENTS
     assert folder.list(prepared.folder)
-    assert [entry.path for entry in source.list("")] == [inside.path]  # where we may only read
+    assert [entry.path for entry in source.list("")] == [inside.path]  # we may only read that bucket
 
     missing = data.model_copy(update={"path": f"{gcs_bucket}/none.txt"})
     assert f"data.path {gcs_bucket}/none.txt: not in {gcs_bucket}" in error_of(folder, missing, "0" * 16)
     assert "SHA-256 differs" in error_of(folder, data, "0" * 16)
 
 
-def test_shards_of_a_bucket_are_fetched_once_and_checked(
+def test_shards_in_a_google_bucket_are_fetched_once_and_checked(
     gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -199,7 +200,7 @@ def test_shards_of_a_bucket_are_fetched_once_and_checked(
     assert not [file for file in (tmp_path / "other").rglob("*") if file.is_file()]
 
 
-def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+def test_memory_of_prepare_does_not_grow_with_the_text(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from trainer.data import prepare
@@ -223,10 +224,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
                 file.write(LINES)
         run = subprocess.run([sys.executable, "-c", code, str(bucket)], capture_output=True, text=True, check=True)
         grown.append(int(run.stdout))
-    assert grown[1] - grown[0] < 20  # MB, for 9 MB more of text that make 18 MB or more of Python's integers
+    # The limit is 20 MB, for 9 MB more of text, which would take 18 MB or more as Python's integers.
+    assert grown[1] - grown[0] < 20
 
 
-# What is wrong with a text
+# Errors in a text.
 
 
 def error_of(storage: Storage, data: Data, fingerprint: str) -> str:
@@ -248,31 +250,33 @@ def error_of(storage: Storage, data: Data, fingerprint: str) -> str:
         (b"text\n" * 99 + b"\x00\x01" * 9, "byte 495 is zero"),
     ],
 )
-def test_bad_text(folder: Storage, content: bytes, message: str, tokenizer: str) -> None:
+def test_text_that_cannot_be_trained_on_is_refused(
+    folder: Storage, content: bytes, message: str, tokenizer: str
+) -> None:
     data, fingerprint = put(folder, content, tokenizer=tokenizer)
     error = error_of(folder, data, fingerprint)
     assert message in error
     assert error.startswith(f"data.path {data.path}: ")
 
 
-def test_missing_text(storage: Storage) -> None:
+def test_missing_text_is_named(storage: Storage) -> None:
     assert "data.path data/0/none.txt" in error_of(storage, Data(path="data/0/none.txt", tokenizer="byte"), "0")
 
 
-def test_another_text_than_declared(storage: Storage) -> None:
+def test_text_that_differs_from_the_declared_fingerprint_is_refused(storage: Storage) -> None:
     data, fingerprint = put(storage, DOCUMENTS)
     storage.write(data.path, DOCUMENTS.encode() + b"!")
     assert data.path in error_of(storage, data, fingerprint)
 
 
-def test_full_disk(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_on_a_full_disk_says_how_much_is_free(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12, 10**12, 10**5))
     data, fingerprint = put(folder, LINES)
     assert "0 MB are free" in error_of(folder, data, fingerprint)
 
 
-def test_too_few_tokens_for_a_batch(folder: Storage) -> None:
+def test_check_enough_with_too_few_tokens_says_how_many_are_needed(folder: Storage) -> None:
     data, fingerprint = put(folder, "a" * 900 + "\n" + "b" * 100, validation_fraction=0.1)
     prepared = prepare(folder, data, fingerprint)
     check_enough(prepared, sequence_length=90, batch_size=10)
@@ -294,7 +298,7 @@ def test_check_text_reads_to_the_end(tmp_path: Path) -> None:
         check_text(tmp_path, "text")
 
 
-# Where the text is cut
+# Where the text is cut.
 
 
 @given(st.text(alphabet="aé\u4e2d \n", min_size=2, max_size=400), st.floats(0.01, 0.49), st.integers(1, 50))
@@ -320,19 +324,19 @@ def test_cuts_never_split_a_character(tmp_path_factory: pytest.TempPathFactory, 
         ("é" * 60, "é" * 50),
     ],
 )
-def test_held_out_part_begins_cleanly(tmp_path: Path, end: str, begins: str) -> None:
+def test_held_out_part_begins_at_a_document_line_or_character(tmp_path: Path, end: str, begins: str) -> None:
     path = tmp_path / "text.txt"
     text = ("x" * (10 * len(end.encode()) - len(end.encode())) + end).encode()
     path.write_bytes(text)
     assert text[held_out_start(path, len(text), 0.1) :].decode().startswith(begins)
 
 
-# Batches
+# Batches.
 
 
 @pytest.fixture
 def counting(tmp_path: Path) -> Callable[[int, int], Tokens]:
-    """Tokens 0, 1, 2, ... in shards of a given length."""
+    """Return a function that makes the tokens 0, 1, 2, ... in shards of a given length."""
 
     def make(n: int, shard: int) -> Tokens:
         files = []
@@ -354,7 +358,7 @@ def test_tokens_are_read_across_shards(counting: Callable[[int, int], Tokens]) -
     assert len(Tokens([])) == 0
 
 
-def test_targets_are_the_next_tokens_and_each_is_one_once(counting: Callable[[int, int], Tokens]) -> None:
+def test_targets_are_the_next_tokens_and_each_token_is_a_target_once(counting: Callable[[int, int], Tokens]) -> None:
     windows = Windows(counting(101, 33), 10)
     inputs, targets = windows.rows(windows.first(1000))
     assert inputs.shape == targets.shape == (10, 10)
@@ -366,15 +370,15 @@ def test_targets_are_the_next_tokens_and_each_is_one_once(counting: Callable[[in
         Windows(counting(10, 33), 10)
 
 
-def test_each_epoch_has_every_window_once_in_its_own_order(counting: Callable[[int, int], Tokens]) -> None:
-    batches = Batches(counting(231, 1000), 4, 10, seed=1)  # 23 windows: batches reach over the border
+def test_epochs_have_every_window_once_each_in_an_order_of_its_own(counting: Callable[[int, int], Tokens]) -> None:
+    batches = Batches(counting(231, 1000), 4, 10, seed=1)  # 23 windows make batches that cross the border of an epoch
     stream = np.concatenate([batches.batch(step) for step in range(23)]).reshape(4, 23)
     assert [sorted(epoch) for epoch in stream.tolist()] == [list(range(23))] * 4
     assert len({tuple(epoch) for epoch in stream.tolist()}) == 4
     assert batches.batch(0).shape == (4,)
 
 
-def test_order_depends_on_seed_and_step_alone(counting: Callable[[int, int], Tokens]) -> None:
+def test_order_of_batches_depends_on_seed_and_step_alone(counting: Callable[[int, int], Tokens]) -> None:
     tokens = counting(501, 1000)
     one, two, other = (Batches(tokens, 8, 5, seed) for seed in (7, 7, 8))
     forwards = [one.batch(step).tolist() for step in range(40)]
@@ -384,12 +388,12 @@ def test_order_depends_on_seed_and_step_alone(counting: Callable[[int, int], Tok
     assert Batches(tokens, 8, 5, 7).batch(10**12).shape == (8,)
 
 
-def test_order_stays_the_same_over_the_years(counting: Callable[[int, int], Tokens]) -> None:
-    # A run that is resumed with a later NumPy must go on in the same order: these numbers may never change.
+def test_order_of_batches_stays_the_same_with_every_numpy(counting: Callable[[int, int], Tokens]) -> None:
+    # A run that is resumed with a later NumPy must continue in the same order, so these numbers may never change.
     assert Batches(counting(51, 1000), 6, 5, seed=1337).batch(1).tolist() == [0, 9, 2, 3, 2, 6]
 
 
-def test_a_batch_larger_than_an_epoch(counting: Callable[[int, int], Tokens]) -> None:
+def test_batch_larger_than_an_epoch_repeats_windows(counting: Callable[[int, int], Tokens]) -> None:
     assert sorted(Batches(counting(31, 1000), 7, 10, 0).batch(0).tolist()[:6]) == [0, 0, 1, 1, 2, 2]
 
 

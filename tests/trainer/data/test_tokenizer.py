@@ -27,7 +27,7 @@ def tokens(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @given(TEXTS)
-def test_text_comes_back(text: str) -> None:
+def test_decoded_tokens_are_the_encoded_text(text: str) -> None:
     for tokenizer in (TRAINED, BYTES):
         assert tokenizer.decode(tokens(tokenizer, text), skip_special_tokens=False) == text
 
@@ -43,26 +43,26 @@ def test_tokens_of_the_pieces_are_those_of_the_whole(text: str, size: int) -> No
 
 
 @given(TEXTS)
-def test_bytes_are_their_own_ids(text: str) -> None:
+def test_byte_tokenizer_uses_bytes_as_ids(text: str) -> None:
     expected: list[int] = []
     for i, part in enumerate(text.split(END_OF_TEXT)):
         expected += [256] * (i > 0) + list(part.encode())
     assert tokens(BYTES, text) == expected
 
 
-def test_end_of_text_is_one_token_and_never_learned_from() -> None:
+def test_end_of_text_is_one_token_and_never_part_of_a_learned_one() -> None:
     for tokenizer in (TRAINED, BYTES):
         assert tokens(tokenizer, f"a{END_OF_TEXT}{END_OF_TEXT}b").count(vocabularies.end_of_text(tokenizer)) == 2
     learned = vocabularies.train([f"a{END_OF_TEXT}" * 500], 300)
-    assert learned.get_vocab_size() == 257  # nothing to merge is left
+    assert learned.get_vocab_size() == 257  # nothing is left to merge
 
 
-def test_training_learns_and_keeps_to_the_size() -> None:
+def test_trained_vocabulary_shortens_text_and_keeps_to_its_size() -> None:
     assert TRAINED.get_vocab_size() <= 400
     assert len(tokens(TRAINED, SAMPLE)) < len(SAMPLE) / 2
 
 
-def test_training_gives_the_same_in_another_process() -> None:
+def test_training_in_another_process_gives_the_same_vocabulary() -> None:
     code = "import sys; from trainer.data.tokenizer import train; print(train([sys.stdin.read()], 400).to_str())"
     other = subprocess.run(
         [sys.executable, "-c", code], input=SAMPLE, capture_output=True, text=True, check=True,
@@ -71,7 +71,7 @@ def test_training_gives_the_same_in_another_process() -> None:
     assert other.stdout.strip() == TRAINED.to_str()
 
 
-def test_transformers_loads_what_is_saved(tmp_path: Path) -> None:
+def test_saved_tokenizer_is_loaded_by_transformers(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     text = f"the dog's  ball, é\n{END_OF_TEXT}\n\n the\u4e2d"
@@ -98,25 +98,27 @@ def checkpoint(path: str | None) -> Data:
     return Data(path="x", tokenizer="checkpoint", vocabulary_path=path)
 
 
-def test_old_checkpoints_have_two_files(tmp_path: Path) -> None:
+def test_checkpoint_with_vocab_and_merges_files_is_loaded(tmp_path: Path) -> None:
     write_gpt2_files(tmp_path, ("vocab.json", "merges.txt"))
     assert tokens(vocabularies.build(checkpoint(str(tmp_path)), []), f"aab{END_OF_TEXT}")[-1] == 257
 
 
-def test_checkpoint_in_a_folder_and_in_a_bucket(tmp_path: Path) -> None:
+def test_checkpoint_is_loaded_from_a_path_and_from_an_address(tmp_path: Path) -> None:
     vocabularies.save_tokenizer(TRAINED, tmp_path, 10)
     for where in (str(tmp_path), tmp_path.as_uri()):
         assert tokens(vocabularies.build(checkpoint(where), []), SAMPLE) == tokens(TRAINED, SAMPLE)
 
 
 @pytest.mark.parametrize("names", vocabularies.GPT2_FILES)
-def test_another_vocabulary_is_not_taken_for_gpt2s(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_vocabulary_other_than_gpt2s_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
     write_gpt2_files(tmp_path, names)
     with pytest.raises(InputError, match=r"258 entries and 1 merges that are not GPT-2's.*fetch"):
         vocabularies.gpt2(str(tmp_path))
 
 
-def test_gpt2_from_a_bucket(gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_vocabulary_is_read_from_a_bucket(
+    gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = f"{gcs_bucket}/vocabulary/gpt2"
     with pytest.raises(InputError, match=f"vocabularyPath {where}: has neither vocab.json and merges.txt nor"):
         vocabularies.gpt2(where)
@@ -129,7 +131,7 @@ def test_gpt2_from_a_bucket(gcs_bucket: str, tmp_path: Path, monkeypatch: pytest
     assert tokens(vocabularies.gpt2(where), f"aab{END_OF_TEXT}")[-1] == 257
 
 
-def test_gpt2_from_its_files() -> None:
+def test_gpt2_vocabulary_of_the_original_files_gives_gpt2s_tokens() -> None:
     folder = os.environ.get("GPT2_VOCABULARY")
     if folder is None:
         pytest.skip("GPT2_VOCABULARY names no folder with GPT-2's two vocabulary files")
@@ -151,7 +153,7 @@ def word_tokenizer(with_end: bool) -> str:
         (word_tokenizer(True), "not byte-level"),
     ],
 )
-def test_checkpoints_that_cannot_be_used(tmp_path: Path, content: str, message: str) -> None:
+def test_checkpoint_whose_tokenizer_cannot_be_used_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError) as error:
         vocabularies.build(checkpoint(str(tmp_path)), [])
@@ -161,7 +163,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path: Path, content: str, message: 
 
 
 @pytest.mark.parametrize("where", [None, "/no/such/folder", "./none", "file:///no/such/bucket"])
-def test_checkpoints_that_are_not_there(where: str | None) -> None:
+def test_checkpoint_that_does_not_exist_is_refused(where: str | None) -> None:
     with pytest.raises(InputError, match=r"data\.vocabularyPath"):
         vocabularies.build(checkpoint(where), [])
 
@@ -176,5 +178,5 @@ def test_gpt2_without_a_hub_says_what_to_set(monkeypatch: pytest.MonkeyPatch) ->
     assert "\n" not in str(error.value)
 
 
-def test_encoding_gives_uint16_also_of_nothing() -> None:
+def test_encode_gives_uint16_also_for_an_empty_text() -> None:
     assert vocabularies.encode(BYTES, b"").dtype == vocabularies.encode(BYTES, b"a").dtype == np.uint16

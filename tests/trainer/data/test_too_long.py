@@ -1,4 +1,4 @@
-"""Pairs that are longer than sequenceLength: what is cut is said wherever one looks, what cannot be cut is refused."""
+"""Pairs longer than sequenceLength: cut prompts are counted everywhere, a completion that does not fit is refused."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from trainer.report.page import render_page
 from trainer.storage.factory import open_storage
 
 
-def test_how_many_prompts_are_cut(tmp_path: Path) -> None:
+def test_number_of_cut_prompts_is_reported_everywhere(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     data, mark = put(storage, lines(numerals()))
     prepared = prepare(storage, data, mark)
@@ -36,8 +36,8 @@ def test_how_many_prompts_are_cut(tmp_path: Path) -> None:
         }
     )  # fmt: skip
     said: list[str] = []
-    parts: Any = SimpleNamespace(spec=job, process=SimpleNamespace(log=said.append))
-    assembly._pairs(parts, prepared)
+    context: Any = SimpleNamespace(spec=job, host=SimpleNamespace(log=said.append))
+    assembly._pairs(context, prepared)
     (line,) = said
     assert line.startswith(
         f"data: {count} of {len(prepared.examples('train'))} examples are longer than sequenceLength 8:"
@@ -53,8 +53,8 @@ def test_how_many_prompts_are_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "train"])
-def test_a_completion_that_does_not_fit_is_told_before_anything_starts(tmp_path: Path, tokenizer: str) -> None:
-    """Of bytes at the preview, of a vocabulary that has to be learned first by `make data`."""
+def test_completion_that_does_not_fit_is_refused_before_the_run_starts(tmp_path: Path, tokenizer: str) -> None:
+    """With bytes as tokens the preview refuses it; with a vocabulary that has to be learned first, `make data` does."""
     (tmp_path / "data").mkdir()
     (tmp_path / "trainer").mkdir()
     chance = "".join(chr(ord("a") + (7 * i * i + 3 * i) % 26) for i in range(200))

@@ -1,4 +1,4 @@
-"""How good a model is at its task: what is counted, how answers are made, and what a run leaves of it."""
+"""How good a model is at its task: the metrics, the generated answers, and the files that a run leaves."""
 
 import hashlib
 import json
@@ -33,10 +33,10 @@ from trainer.runs.scores import Scores
 END = 256
 
 
-# -- what is counted ---------------------------------------------------------------------------------------------------
+# -- metrics -----------------------------------------------------------------------------------------------------------
 
 
-def test_translation() -> None:
+def test_translation_counts_exact_matches_chrf_and_bleu() -> None:
     right = translation(["1999-01-02", "2000-12-31"], [" 1999-01-02", "2000-12-31\n"])
     assert right == {"exact_match": 1.0, "chrf": pytest.approx(100), "bleu": pytest.approx(100)}
     half = translation(["1999-01-02", "2000-12-31"], ["1999-01-02", "1999-12-31"])
@@ -49,11 +49,11 @@ def test_translation() -> None:
     ("prompt", "expected"),
     [("XIV = ", "XIV"), ("Translate to French:\ngood day =>", "good day"), ("a-b →\n\n", "a-b"), ("", ""), ("=", "")],
 )
-def test_the_source_of_a_prompt(prompt: str, expected: str) -> None:
+def test_source_of_a_prompt_is_the_text_to_translate(prompt: str, expected: str) -> None:
     assert source(prompt) == expected
 
 
-def test_sentiment() -> None:
+def test_sentiment_counts_accuracy_and_confusion() -> None:
     expected, answers = ["good", "bad", "bad", "good"], ["good ", "bad", "good", "goood"]
     assert sentiment(expected, answers) == {"accuracy": 0.5}
     table = confusion(expected, answers)
@@ -66,7 +66,7 @@ def test_sentiment() -> None:
     assert confusion([str(i) for i in range(50)], [str(i) for i in range(50)]) is None
 
 
-def test_questions_are_counted_as_squad_does() -> None:
+def test_questions_count_matches_and_f1_as_squad_does() -> None:
     assert questions(["The Cat!"], ["cat"]) == {"exact_match": 1.0, "f1": 1.0}
     assert token_f1("red fish", "a red house boat") == pytest.approx(2 * 1 / (2 + 3))
     assert token_f1("red red", "red") == pytest.approx(2 / 3)
@@ -74,13 +74,13 @@ def test_questions_are_counted_as_squad_does() -> None:
     assert token_f1("the", "cat") == 0.0
 
 
-def test_retrieval() -> None:
+def test_retrieved_answer_is_the_rest_of_the_matching_sentence() -> None:
     assert retrieved("Ada keeps a cat. Ben lives in Oslo.\nWhere does Ben live? ") == "lives in oslo"
     assert retrieved("Ada keeps a cat. Ben keeps a dog.\nWhat keeps Ben?\nAnswer: ") == "dog"
     assert retrieved("What is this?") == retrieved("") == ""
 
 
-def test_baselines() -> None:
+def test_baseline_is_the_majority_label_for_sentiment_and_the_source_for_translation() -> None:
     trained = [Pair(str(i), "bad" if i % 3 else "good") for i in range(9)]
     majority = baseline("sentiment", [Pair("x", "good"), Pair("y", "bad"), Pair("z", "good")], trained)
     assert majority.name == "always 'bad'"
@@ -89,12 +89,12 @@ def test_baselines() -> None:
     assert copied.metrics["exact_match"] == 0.5
 
 
-# -- how answers are made ----------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT2LMHeadModel:
-    """Random, with weights so large that its choices are clear and depend on where a token stands."""
+    """Return a random model with weights so large that its choices are clear and depend on a token's position."""
     torch.manual_seed(5)
     config = GPT2Config(
         vocab_size=257, n_positions=32, n_embd=32, n_layer=2, n_head=2, initializer_range=0.4,
@@ -104,7 +104,7 @@ def model() -> GPT2LMHeadModel:
 
 
 def alone(model: GPT2LMHeadModel, prompt: bytes, most: int) -> str:
-    """Token by token, without batch, cache or padding."""
+    """Generate token by token, without batch, cache or padding."""
     ids = list(prompt)
     for _ in range(most):
         with torch.inference_mode():
@@ -123,30 +123,30 @@ PROMPTS = [letters * (1 + i % 3) for i, letters in enumerate(["a", "xyz", "hello
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_a_prompt_gets_the_answer_that_it_gets_alone(model: GPT2LMHeadModel, batch: int) -> None:
+def test_prompt_in_a_batch_gets_the_same_answer_as_alone(model: GPT2LMHeadModel, batch: int) -> None:
     expected = [alone(model, prompt.encode(), 8) for prompt in PROMPTS]
-    assert len(set(expected)) > 4  # else this says little
+    assert len(set(expected)) > 4  # with fewer different answers this test would prove little
     assert ask(model, PROMPTS, batch=batch) == Answers(expected, 0)
 
 
-def test_long_prompts_lose_their_beginning(model: GPT2LMHeadModel) -> None:
-    prompts = ["x" * 10 + "0123456789" * 2 + "abcde", "0123456789" * 2 + "abcde"]  # 32 - 8 + 1 are kept
+def test_prompt_longer_than_the_context_loses_its_beginning(model: GPT2LMHeadModel) -> None:
+    prompts = ["x" * 10 + "0123456789" * 2 + "abcde", "0123456789" * 2 + "abcde"]  # 32 - 8 + 1 tokens are kept
     found = ask(model, prompts)
     assert found.truncated == 1
     assert found.texts[0] == found.texts[1]
 
 
-def test_one_long_answer_does_not_take_the_prompts_away(model: GPT2LMHeadModel) -> None:
+def test_answer_limit_beyond_the_context_leaves_half_of_it_to_the_prompt(model: GPT2LMHeadModel) -> None:
     found = ask(model, ["0123456789"], longest=1000)
     assert found.truncated == 0
     assert found.texts == [alone(model, b"0123456789", 32 - 16 + 1)]
 
 
-def test_answers_end_at_end_of_text(model: GPT2LMHeadModel) -> None:
+def test_answer_ends_at_end_of_text(model: GPT2LMHeadModel) -> None:
     texts = ask(model, PROMPTS).texts
     likely = max(range(256), key=lambda byte: sum(text.encode().count(byte) for text in texts))
     row = model.transformer.wte.weight[END].clone()
-    with torch.no_grad():  # what it often says now ends a text
+    with torch.no_grad():  # a frequent byte of the answers now ends a text
         model.transformer.wte.weight[END] = model.transformer.wte.weight[likely] * 1.5
     try:
         shorter = ask(model, PROMPTS).texts
@@ -157,7 +157,7 @@ def test_answers_end_at_end_of_text(model: GPT2LMHeadModel) -> None:
             model.transformer.wte.weight[END] = row
 
 
-def test_progress_may_stop_it(model: GPT2LMHeadModel) -> None:
+def test_answer_is_stopped_by_an_error_of_the_progress_call(model: GPT2LMHeadModel) -> None:
     told: list[int] = []
 
     def progress(done: int, total: int) -> None:
@@ -167,15 +167,15 @@ def test_progress_may_stop_it(model: GPT2LMHeadModel) -> None:
 
     with pytest.raises(InterruptedError):
         ask(model, PROMPTS, batch=3, progress=progress)
-    assert told[0] == 0  # at the first token, not when a batch is done
+    assert told[0] == 0  # the call comes at the first token, not when a batch is done
     assert told[-1] == 3
 
 
-# -- what a run leaves -------------------------------------------------------------------------------------------------
+# -- files of a run ----------------------------------------------------------------------------------------------------
 
 
 def run_of_words(new_run: Callable[..., Run], task: str | None, steps: int, **more: Any) -> Run:
-    """Two classes, told by the prompt's one word."""
+    """Return a run with two classes, which the prompt's one word decides."""
     pairs = [
         {"prompt": f"{i} {'sun' if i % 3 else 'rain'}: ", "completion": "good" if i % 3 else "bad"} for i in range(300)
     ]
@@ -199,7 +199,7 @@ def scores_of(run: Run) -> Scores:
     return found
 
 
-def test_a_run_is_evaluated_at_its_end(new_run: Callable[..., Run]) -> None:
+def test_run_of_pairs_is_evaluated_at_its_end(new_run: Callable[..., Run]) -> None:
     run = run_of_words(new_run, "sentiment", 80, cluster={"workers": 1}).start()
     assert run.wait().state == "SUCCEEDED"
     found = scores_of(run)
@@ -214,7 +214,7 @@ def test_a_run_is_evaluated_at_its_end(new_run: Callable[..., Run]) -> None:
     assert f"{found.metrics['accuracy']:.1%}" in page
 
 
-def test_text_has_a_perplexity(new_run: Callable[..., Run]) -> None:
+def test_run_of_text_is_evaluated_by_its_perplexity(new_run: Callable[..., Run]) -> None:
     run = new_run(hyperparameters={"steps": 60}, evaluation={"every": 60, "sequences": 10**6, "task": "text"}).start()
     assert run.wait().state == "SUCCEEDED"
     found = scores_of(run)
@@ -227,13 +227,14 @@ def test_text_has_a_perplexity(new_run: Callable[..., Run]) -> None:
     with torch.inference_mode():
         loss = torch.nn.functional.cross_entropy(model(inputs).logits.flatten(0, 1), targets.flatten())
     assert found.metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
-    # What was validated on too, but by the model in training, which spends a little on rows that export cuts off.
+    # The run also validated on these sequences, but with the model in training, which gives a little probability to
+    # rows that the export cuts off.
     assert 0.98 < found.metrics["loss"] / run.validation()[-1] <= 1
     assert found.metrics["perplexity"] == pytest.approx(math.exp(found.metrics["loss"]))
     assert found.metrics["perplexity"] < found.baseline.metrics["perplexity"]
 
 
-def test_a_run_succeeds_though_it_cannot_be_evaluated(new_run: Callable[..., Run], tmp_path: Path) -> None:
+def test_run_that_cannot_be_evaluated_succeeds(new_run: Callable[..., Run], tmp_path: Path) -> None:
     run = run_of_words(new_run, "sentiment", 5)
     in_the_way = run.folder / "runs" / "test-run" / "predictions.jsonl"
     (in_the_way / "folder").mkdir(parents=True)

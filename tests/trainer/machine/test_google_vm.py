@@ -47,7 +47,7 @@ NewRun = Callable[..., Run]
 
 
 @pytest.mark.slow
-def test_a_preempted_master_checkpoints_comes_back_and_scales_the_finished_run_to_zero(
+def test_preempted_master_checkpoints_comes_back_and_scales_the_finished_run_to_zero(
     new_google_run: NewRun, new_vm: NewVm
 ) -> None:
     run = new_google_run(hyperparameters={"steps": 4000}, checkpoints={"every": 100_000})
@@ -74,7 +74,7 @@ def test_a_preempted_master_checkpoints_comes_back_and_scales_the_finished_run_t
     vm.metadata.set("instance/preempted", "FALSE")
     refused: list[str] = []
 
-    def refuse(path: str) -> int | None:  # as if the grant were still on its way
+    def refuse(path: str) -> int | None:  # the refusals simulate a grant that is still on its way
         if path.startswith("cloudscheduler/") and len(refused) < 1:
             refused.append(path)
             return 403
@@ -90,14 +90,14 @@ def test_a_preempted_master_checkpoints_comes_back_and_scales_the_finished_run_t
     assert run.machine("master-0").state == "finished"
 
     last_words = run.machine("master-0").log
-    assert vm.start(run).wait(PATIENCE) == 0  # a machine that boots after the end
+    assert vm.start(run).wait(PATIENCE) == 0  # this machine boots after the end of the run
     assert vm.rest.paths("cloudscheduler") == RUN_JOBS * 2
     assert run.machine("master-0").log == last_words
     assert vm.lines.read_text().count(SUCCEEDED) == 1
 
 
 @pytest.mark.slow
-def test_the_others_go_on_without_a_preempted_worker(new_google_run: NewRun, new_vm: NewVm) -> None:
+def test_preempted_worker_leaves_and_the_others_continue(new_google_run: NewRun, new_vm: NewVm) -> None:
     run = new_google_run(hyperparameters={"steps": 4000}, cluster={"workers": 1}, checkpoints={"every": 100_000})
     master, worker = new_vm(), new_vm("worker")
     process = master.start(run)
@@ -106,22 +106,22 @@ def test_the_others_go_on_without_a_preempted_worker(new_google_run: NewRun, new
     worker.metadata.set("instance/preempted", "TRUE")
     assert leaving.wait(PATIENCE) == 0
     step = run.machine("worker-x7kq").step
-    assert not worker.said("checkpoint step-")  # not its task
+    assert not worker.said("checkpoint step-")  # the checkpoint is not the worker's task
     run.until_step(step + 50)
     assert process.poll() is None
     assert not master.said(PREEMPTED)
     assert run.machine("master-0").restarts == 0
-    process.send_signal(signal.SIGTERM)  # a shutdown without a notice: the run goes on, on other machines
+    process.send_signal(signal.SIGTERM)  # this is a shutdown without a notice: the run continues on other machines
     assert process.wait(PATIENCE) == 0
     assert master.said("s after the notice")
     assert master.rest.paths("cloudscheduler") == []
 
 
-def test_a_failed_run_is_reported_and_scaled_to_zero(new_google_run: NewRun, new_vm: NewVm) -> None:
+def test_failed_run_is_reported_and_scaled_to_zero(new_google_run: NewRun, new_vm: NewVm) -> None:
     run = new_google_run()
     run.storage.delete(run.spec.data.path)
     vm = new_vm()
-    assert vm.start(run).wait(PATIENCE) == 0  # nothing is left to do here: boot.sh is not to try again
+    assert vm.start(run).wait(PATIENCE) == 0  # nothing is left to do here, so boot.sh must not try again
     status = run.status()
     assert status is not None
     assert status.state == "FAILED"
@@ -132,13 +132,13 @@ def test_a_failed_run_is_reported_and_scaled_to_zero(new_google_run: NewRun, new
     assert machine.state == "failed"
     assert "text.txt" in machine.log[-1]
 
-    worker = new_vm("worker")  # boots after the end
+    worker = new_vm("worker")  # this machine boots after the end of the run
     assert worker.start(run).wait(PATIENCE) == 0
     assert worker.rest.calls == []
     assert run.machine("worker-x7kq").state == "finished"
 
 
-def test_a_parameter_server_waits_for_its_grants_and_leaves_when_the_run_is_over(
+def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     new_google_run: NewRun, new_vm: NewVm, gcs_faults: Faults
 ) -> None:
     run = new_google_run()
@@ -161,7 +161,7 @@ def test_a_parameter_server_waits_for_its_grants_and_leaves_when_the_run_is_over
     assert vm.rest.calls == []
 
 
-def test_the_last_words_arrive_although_the_bucket_was_away(
+def test_last_message_of_a_machine_arrives_although_the_bucket_was_away(
     new_google_run: NewRun, new_vm: NewVm, gcs_faults: Faults
 ) -> None:
     run = new_google_run()
@@ -177,7 +177,7 @@ def test_the_last_words_arrive_although_the_bucket_was_away(
     assert any(PREEMPTED in line for line in machine.log)
 
 
-def test_a_job_that_this_image_does_not_know_is_seen_in_the_bucket(new_google_run: NewRun, new_vm: NewVm) -> None:
+def test_job_with_a_key_unknown_to_the_image_is_reported_in_the_bucket(new_google_run: NewRun, new_vm: NewVm) -> None:
     run = new_google_run()
     run.storage.write("runs/test-run/job.json", json.dumps({**run.spec.to_json(), "newKey": 1}).encode())
     vm = new_vm()
@@ -197,7 +197,7 @@ def _message(run: Run, name: str) -> str:
 
 
 class Supervisor:
-    """What scale_down() sees of one."""
+    """The part of a supervisor that scale_down() sees."""
 
     grace = heartbeat = 0.0
 
@@ -216,16 +216,17 @@ class Supervisor:
 
 @pytest.fixture
 def here(new_vm: NewVm, monkeypatch: pytest.MonkeyPatch) -> Vm:
-    """This process calls the VM's services. google.auth looks for a metadata server only once, when imported."""
+    """Let this process call the VM's services. Importing google.auth looks for a metadata server, once."""
     vm = new_vm()
     for key, value in vm.environment.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)  # other tests' fixtures may set it for long
+    # Fixtures of other tests may have set it for their whole session.
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setattr("google.auth.default", lambda scopes: (Credentials("ya29.test"), PROJECT))
     return vm
 
 
-def test_what_cannot_be_scaled_down_is_left_to_the_deadline(
+def test_group_that_cannot_be_scaled_down_is_left_to_the_deadline(
     here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google_vm, "PATIENCE", 0.0)
@@ -241,7 +242,7 @@ def test_what_cannot_be_scaled_down_is_left_to_the_deadline(
 
 
 @pytest.mark.parametrize("current", [{"run": "other", "launch": 1}, {"run": "test-run", "launch": 2}])
-def test_a_run_that_was_replaced_leaves_the_machines_of_the_next_one_alone(
+def test_scale_down_of_a_replaced_run_leaves_the_next_runs_machines_alone(
     here: Vm, new_run: Callable[..., Run], current: dict[str, Any]
 ) -> None:
     run, supervisor = new_run(), Supervisor()
@@ -254,14 +255,14 @@ def test_a_run_that_was_replaced_leaves_the_machines_of_the_next_one_alone(
 def test_metrics_of_a_sweep_are_those_of_the_trial_that_is_trained(
     here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without steps the alert for a stalled run fires."""
+    """Without the metric of steps the alert for a stalled run fires."""
     monkeypatch.setattr(cloud_metrics, "LEAST", 0.0)
     rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
     run, now = new_run(sweep={"params": [rate]}), time.time()
     monitoring = cloud_metrics.Monitoring(
         run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ()), "master-0", lambda line: None
     )
-    monitoring._started = 0.0  # long ago
+    monitoring._started = 0.0  # the start was long ago
     for number, step in ((1, 40), (2, 7)):
         record = Record(step=step, time=now + number, attempt=1, loss=3.5)
         body = (json.dumps(record.to_json()) + "\n").encode()
@@ -274,7 +275,9 @@ def test_metrics_of_a_sweep_are_those_of_the_trial_that_is_trained(
     assert max(here.rest.points(metric_names.SECONDS_SINCE_STEP)) < PATIENCE
 
 
-def test_metrics_say_where_the_run_is(here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_report_step_loss_speed_and_failure_of_the_run(
+    here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cloud_metrics, "EVERY", 0.05)
     monkeypatch.setattr(cloud_metrics, "LEAST", 0.0)
     run, lines = new_run(), []

@@ -1,4 +1,4 @@
-"""A machine as a whole: what its supervisor does when the process that computes ends, and when it is told to leave."""
+"""A machine as a whole: its supervisor when the computing process ends, and when the machine gets a notice."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NewRun = Callable[..., Run]
 
 
 def compute(run: Run, name: str) -> int:
-    """The process id of the one that computes, as soon as there is one."""
+    """Return the id of the computing process, as soon as there is one."""
     found: int = run.until(lambda: _machine_pid(run, name), f"a process of {name}")
     return found
 
@@ -59,44 +59,45 @@ def test_input_that_cannot_be_trained_fails_the_run_at_once_for_all_machines(new
     assert master.last_exit is not None
     assert master.last_exit.code == 2
     assert "Traceback" not in "".join(master.log)
-    assert worker.state == "finished"  # it was waiting for the data
+    assert worker.state == "finished"  # the worker was waiting for the data
     assert [run.machines[name].returncode for name in ("master-0", "worker-0")] == [1, 0]
 
 
-def test_an_error_that_comes_again_and_again_fails_the_run(new_run: NewRun) -> None:
-    """A file lies where a folder is to be made. It is not the input's fault, so it is tried again."""
+def test_error_that_comes_three_times_fails_the_run(new_run: NewRun) -> None:
+    """A file is in the place of a folder. The input is not at fault, so the process is tried again."""
     run = new_run()
     run.storage.write(f"data/{run.spec.fingerprint}/{run.spec.data.tokens_key()}", b"in the way")
     status = run.start().wait()
     machine = run.machine("master-0")
     assert status.state == "FAILED"
     assert status.reason == f"master-0: {machine.log[-1]}"
-    assert machine.restarts == 2  # tried three times
+    assert machine.restarts == 2  # the process was tried three times
     assert machine.last_exit is not None
     assert (machine.last_exit.code, machine.last_exit.reason) == (1, machine.log[-1])
     assert "Traceback" not in "".join(machine.log)
     assert status.traceback is None
 
 
-def test_a_program_that_crashes_again_and_again_fails_the_run_with_its_traceback(new_run: NewRun) -> None:
-    """Tokens that no model of this vocabulary knows: made so that no check sees them, the embedding refuses them."""
+def test_program_that_crashes_three_times_fails_the_run_with_its_traceback(new_run: NewRun) -> None:
+    """The shards hold tokens outside the vocabulary that no check sees; the embedding refuses them."""
     run = new_run()
     prepared = prepare.prepare(run.storage, run.spec.data, run.spec.fingerprint, lambda done, total: None)
     for shard in prepared.manifest.train.shards:
         run.storage.write(f"{prepared.folder}/{shard.name}", b"\xff\xff" * shard.tokens)
     status = run.start().wait()
     machine = run.machine("master-0")
-    assert (status.state, status.step, machine.restarts) == ("FAILED", 0, 2)  # tried three times
+    assert (status.state, status.step, machine.restarts) == ("FAILED", 0, 2)  # the process was tried three times
     assert status.traceback is not None
     assert 2 < len(status.traceback) <= 40
     assert status.traceback[-1].startswith("IndexError: ")
     assert status.reason == f"master-0: {status.traceback[-1]}"
-    assert machine.log[-len(status.traceback) :] == status.traceback  # of the last try alone
+    # The log holds the traceback of the last try alone.
+    assert machine.log[-len(status.traceback) :] == status.traceback
     assert sum("Traceback (most" in line for line in status.traceback) <= 1
 
 
-def test_a_process_that_is_killed_again_and_again_fails_the_run(new_run: NewRun) -> None:
-    """As one is that always runs out of memory: ten times without a step."""
+def test_process_that_is_killed_ten_times_without_a_step_fails_the_run(new_run: NewRun) -> None:
+    """A process that always runs out of memory is killed like this."""
     run = new_run().start()
     seen: set[int] = set()
     while run.machines["master-0"].poll() is None:
@@ -111,16 +112,16 @@ def test_a_process_that_is_killed_again_and_again_fails_the_run(new_run: NewRun)
 
 
 @pytest.mark.parametrize(("error", "code"), [(Unavailable, AWAY), (StorageError, 1), (NoProgress, AWAY)])
-def test_an_outage_is_no_failure_of_the_program(
+def test_outage_of_the_bucket_exits_with_the_code_of_an_outage(
     error: type[Exception], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """AWAY counts as a kill does: ten in a row without a step, and not three, fail the run."""
+    """AWAY counts like a kill: ten in a row without a step fail the run, three do not."""
 
     def away(url: str) -> None:
         raise error("the bucket does not answer")
 
     monkeypatch.setattr("trainer.compute.__main__.open_storage", away)
-    monkeypatch.setattr("trainer.compute.__main__.Process", lambda name: None)
+    monkeypatch.setattr("trainer.compute.__main__.Process", lambda name, address: None)
     monkeypatch.setattr("trainer.compute.__main__.die_with_parent", lambda: None)
     options = ["--bucket", "b", "--run", "r", "--name", "ps-0", "--role", "ps", "--address", "127.0.0.1"]
     monkeypatch.setattr(sys, "argv", ["compute", *options])
@@ -128,7 +129,7 @@ def test_an_outage_is_no_failure_of_the_program(
     assert capsys.readouterr().out == "the bucket does not answer\n"
 
 
-def test_a_killed_supervisor_takes_its_process_with_it(new_run: NewRun) -> None:
+def test_killed_supervisor_takes_its_process_with_it(new_run: NewRun) -> None:
     run = new_run().start()
     process = compute(run, "master-0")
     run.until_step(1)
@@ -136,7 +137,7 @@ def test_a_killed_supervisor_takes_its_process_with_it(new_run: NewRun) -> None:
     run.until(lambda: gone(process), "the end of the process that computes")
 
 
-def test_told_to_leave_while_it_starts(new_run: NewRun) -> None:
+def test_notice_while_the_process_starts_ends_it(new_run: NewRun) -> None:
     run = new_run().start()
     process = compute(run, "master-0")
     run.machines["master-0"].send_signal(signal.SIGTERM)
@@ -153,7 +154,7 @@ def test_machines_listen_on_this_machine_only_and_leave_a_run_that_has_ended(new
         parent = psutil.Process(machine.pid)
         for process in (parent, *parent.children(recursive=True)):
             listening += [c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert len(listening) >= 3  # the Lighthouse, and a store each
+    assert len(listening) >= 3  # at least a Lighthouse, and a store for each machine
     assert set(listening) == {"127.0.0.1"}
 
     processes = [compute(run, name) for name in run.machines]
@@ -165,8 +166,8 @@ def test_machines_listen_on_this_machine_only_and_leave_a_run_that_has_ended(new
         assert (machine.returncode, run.machine(name).state) == (0, "finished")
 
 
-def test_a_machine_that_was_believed_dead_comes_back(undisturbed: Run, new_run: NewRun) -> None:
-    """While it was frozen a newer cluster formed, and went away again: it starts anew from the newest checkpoint."""
+def test_machine_that_was_believed_dead_resumes_from_the_newest_checkpoint(undisturbed: Run, new_run: NewRun) -> None:
+    """While the machine was frozen, a newer cluster formed and ended."""
     run = new_run().start()
     run.until_step(50)
     lease = json.loads(run.storage.read("runs/test-run/cluster.json"))
@@ -180,7 +181,7 @@ def test_a_machine_that_was_believed_dead_comes_back(undisturbed: Run, new_run: 
     assert run.losses() == undisturbed.losses()
 
 
-def test_other_parameter_servers_are_a_new_start_for_everybody_and_other_threads_for_trainers(new_run: NewRun) -> None:
+def test_changed_number_of_servers_restarts_every_machine_and_changed_threads_restart_trainers(new_run: NewRun) -> None:
     run = new_run(hyperparameters={"steps": 100_000}, cluster={"parameterServers": 1}).start()
     run.until(lambda: _step(run, "ps-0") >= 5, "steps that the server reports")
     first = {name: compute(run, name) for name in ("master-0", "ps-0")}
@@ -217,7 +218,7 @@ def _declare(run: Run, **cluster: int) -> None:
     ],
     ids=["none", "empty", "damaged"],
 )
-def test_a_run_that_is_not_declared(new_run: NewRun, job: bytes | None, said: str) -> None:
+def test_machine_of_an_undeclared_run_exits_with_the_reason(new_run: NewRun, job: bytes | None, said: str) -> None:
     run = new_run()
     run.storage.delete("runs/test-run/job.json")
     if job is not None:
@@ -234,7 +235,7 @@ def test_a_run_that_is_not_declared(new_run: NewRun, job: bytes | None, said: st
     assert result.stderr.count("\n") == 1
 
 
-def test_a_process_that_is_told_to_leave_comes_back_as_its_machine_was_not(new_run: NewRun) -> None:
+def test_process_that_gets_sigterm_without_its_machine_is_restarted(new_run: NewRun) -> None:
     run = new_run(checkpoints={"every": 10000}).start()
     run.until_step(50)
     os.kill(compute(run, "master-0"), signal.SIGTERM)
@@ -243,10 +244,10 @@ def test_a_process_that_is_told_to_leave_comes_back_as_its_machine_was_not(new_r
     assert len(run.losses()) == STEPS
 
 
-def test_ten_outages_in_a_row_fail_a_run_and_three_do_not(
+def test_ten_outages_in_a_row_fail_the_run_and_three_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bucket is away for the last word, too: that is said as soon as it is back."""
+    """The bucket is away for the last status too: it is written as soon as the bucket is back."""
     run = Run(tmp_path)
     tried: list[int] = []
     said = iter([Unavailable("away"), Unavailable("away")])

@@ -1,4 +1,4 @@
-"""The machine of a sweep, from trial to trial: real files and decisions, with trials that are over at once."""
+"""The machine of a sweep, from trial to trial: real files and decisions, with trials that end at once."""
 
 import json
 import os
@@ -26,12 +26,12 @@ from trainer.runs.trials import Trial, best_trial, current_trial, read_trials, t
 from trainer.storage.base import Storage, Unavailable
 
 __all__ = ["new_run"]
-Ending = Callable[[JobSpec], float | str]  # a trial's validation loss, or why it fails
+Ending = Callable[[JobSpec], float | str]  # a trial's validation loss, or the reason why it fails
 
 
 @pytest.fixture(autouse=True)
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Machines take the signals of their process, which here is the tests' own."""
+    """Restore the signal handlers that a machine sets, because this process is the tests' own."""
     monkeypatch.setattr(sweep, "POLL", 0.01)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
@@ -40,7 +40,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class AtOnce(Supervisor):
-    """Says what a machine says, and trains nothing."""
+    """A machine that reports as a real one does and trains nothing."""
 
     def __init__(self, storage: Storage, spec: JobSpec, ending: Ending) -> None:
         super().__init__(storage, spec, "master-0", "master", "127.0.0.1")
@@ -79,15 +79,17 @@ def states(run: Run) -> list[str]:
     return [trial.state for trial in read_trials(run.storage, run.spec.run)]
 
 
-# -- what is varied ----------------------------------------------------------------------------------------------------
+# -- parameters --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [("learningRate", ["1e-3", "1E-4", "0.01"]), ("microBatchSize", ["null", "4"]), ("compile", ["false", "true"])],
 )
-def test_a_category_stays_as_it_is_written(new_run: Callable[..., Run], name: str, values: list[str]) -> None:
-    """0.001 is what is trained with, and "1e-3" what the next suggestion needs to know."""
+def test_category_of_a_parameter_stays_as_it_is_written(
+    new_run: Callable[..., Run], name: str, values: list[str]
+) -> None:
+    """The trial trains with 0.001, and the next suggestion needs the text "1e-3"."""
     listed = {"parameterName": name, "type": "CATEGORICAL", "categoricalValues": values}
     run = sweep_of(new_run, listed, trials=6)
     train(run, lambda job: 1.0)
@@ -95,10 +97,12 @@ def test_a_category_stays_as_it_is_written(new_run: Callable[..., Run], name: st
     assert {trial.parameters[name] for trial in read_trials(run.storage, run.spec.run)} == set(values)
 
 
-# -- how it ends -------------------------------------------------------------------------------------------------------
+# -- the sweep's end ---------------------------------------------------------------------------------------------------
 
 
-def test_an_error_of_the_master_ends_the_sweep(new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_the_sweeps_master_ends_the_sweep(
+    new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = sweep_of(new_run, RATE)
     monkeypatch.setattr(suggest, "suggest", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -111,14 +115,14 @@ def test_an_error_of_the_master_ends_the_sweep(new_run: Callable[..., Run], monk
     assert run.machine("master-0").state == "failed"
 
 
-def test_a_sweep_that_failed_has_a_report_and_is_tried_again(new_run: Callable[..., Run]) -> None:
+def test_failed_sweep_has_a_report_and_continues_in_the_next_launch(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE, trials=4)
     assert train(run, lambda job: rate(job) if job.run.endswith("/1") else "no memory") == 1
     assert states(run) == ["SUCCEEDED", "FAILED", "FAILED", "FAILED"]
     before = read_trials(run.storage, run.spec.run)
     page = run.storage.read("runs/test-run/report.html").decode()
     assert "3 trials in a row failed, the last one: no memory" in page
-    assert train(run) == 1  # in the same launch it has ended
+    assert train(run) == 1  # in the same launch the sweep has ended
 
     run.relaunch()
     asked: list[str] = []
@@ -138,7 +142,7 @@ def test_a_sweep_that_failed_has_a_report_and_is_tried_again(new_run: Callable[.
     assert "SUCCEEDED" in run.storage.read("runs/test-run/report.html").decode()
 
 
-def test_a_worker_waits_for_what_the_master_declares(new_run: Callable[..., Run]) -> None:
+def test_worker_of_a_sweep_waits_for_the_trial_that_the_master_declares(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE, trials=2)
     worker = SweepMachine(run.storage, run.spec, "worker", lambda job: AtOnce(run.storage, job, rate))
     assert worker._next() is None
@@ -157,7 +161,7 @@ def test_a_worker_waits_for_what_the_master_declares(new_run: Callable[..., Run]
     assert declared == 2 * [trial_id("test-run", number) for number in (1, 2)]
 
 
-def test_a_sweep_whose_trials_all_failed_is_tried_again(new_run: Callable[..., Run]) -> None:
+def test_sweep_whose_trials_all_failed_is_tried_again_in_the_next_launch(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE, trials=2)
     train(run, lambda job: "no memory")
     status = run.status()
@@ -168,7 +172,7 @@ def test_a_sweep_whose_trials_all_failed_is_tried_again(new_run: Callable[..., R
     assert states(run) == ["SUCCEEDED"] * 2
 
 
-def test_a_trial_whose_loss_is_no_number_is_not_tried_again(new_run: Callable[..., Run]) -> None:
+def test_trial_with_a_loss_that_is_not_finite_is_not_tried_again(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE, trials=2)
     table = [Trial(number=1, parameters={"learningRate": 0.1}, state="FAILED", reason="not a finite number")]
     update_status(run.storage, trial_id("test-run", 1), 1, state="SUCCEEDED")
@@ -179,7 +183,7 @@ def test_a_trial_whose_loss_is_no_number_is_not_tried_again(new_run: Callable[..
     assert current_trial(run.storage, "test-run", 2, table) == 2
 
 
-def test_a_sweep_that_is_stopped_has_a_report(new_run: Callable[..., Run]) -> None:
+def test_stopped_sweep_has_a_report(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE)
 
     def stopped(job: JobSpec) -> float:
@@ -191,8 +195,8 @@ def test_a_sweep_that_is_stopped_has_a_report(new_run: Callable[..., Run]) -> No
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_notice_while_a_machine_is_made_is_heard(new_run: Callable[..., Run], number: int) -> None:
-    """The signal reaches a supervisor before the sweep listens again: of the sweep's own machine, or of a trial's."""
+def test_notice_while_a_machine_is_made_ends_the_sweep(new_run: Callable[..., Run], number: int) -> None:
+    """The signal reaches the supervisor of the sweep's own machine, or of a trial's, before the sweep listens again."""
     run = sweep_of(new_run, RATE)
     asked: list[str] = []
     made: list[str] = []
@@ -209,9 +213,7 @@ def test_a_notice_while_a_machine_is_made_is_heard(new_run: Callable[..., Run], 
     assert run.machine("master-0").state == "stopped"
 
 
-def test_a_trial_that_an_outage_ends_is_taken_up_again(
-    new_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trial_that_an_outage_ends_is_resumed(new_run: Callable[..., Run], capsys: pytest.CaptureFixture[str]) -> None:
     run = sweep_of(new_run, RATE, trials=2)
     asked: list[str] = []
 
@@ -227,10 +229,10 @@ def test_a_trial_that_an_outage_ends_is_taken_up_again(
     assert "(the bucket does not answer); trying again" in capsys.readouterr().out
 
 
-# -- what the sweep's folder tells -------------------------------------------------------------------------------------
+# -- the sweep's folder ------------------------------------------------------------------------------------------------
 
 
-def test_earlier_boots_of_a_machine_are_paid_for(new_run: Callable[..., Run]) -> None:
+def test_cost_of_a_sweep_counts_earlier_boots_of_its_machine(new_run: Callable[..., Run]) -> None:
     """A trial's machine is the sweep's: in the sweep's folder its time counts over all trials and boots."""
     run = sweep_of(new_run, RATE)
     own = "runs/test-run/machines/master-0.json"
@@ -250,12 +252,12 @@ def test_earlier_boots_of_a_machine_are_paid_for(new_run: Callable[..., Run]) ->
     assert (last.state, last.before) == ("finished", 3660.0)
     assert [event.kind for event in last.history] == ["lost", "back", "left"]
     page = run.storage.read("runs/test-run/report.html").decode()
-    assert "1.02" in page  # hours, of the boot that was lost
+    assert "1.02" in page  # these hours include the boot that was lost
     of_trial = read(run.storage, trial_id("test-run", 2)).machines
     assert [machine.before for machine in of_trial] == [0.0]
 
 
-def test_the_best_trials_scores_are_the_sweeps(new_run: Callable[..., Run]) -> None:
+def test_scores_of_a_sweep_are_those_of_its_best_trial(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE)
 
     def scored(job: JobSpec) -> float:
@@ -277,7 +279,7 @@ def test_the_best_trials_scores_are_the_sweeps(new_run: Callable[..., Run]) -> N
     assert json.loads(line)["prompt"] == trial_id("test-run", best.number)
 
 
-def test_the_report_draws_a_line_for_each_trial(new_run: Callable[..., Run]) -> None:
+def test_report_of_a_sweep_draws_a_line_for_each_trial(new_run: Callable[..., Run]) -> None:
     run = sweep_of(new_run, RATE)
     train(run)
     page = render_page(run.storage, "test-run")
@@ -286,9 +288,9 @@ def test_the_report_draws_a_line_for_each_trial(new_run: Callable[..., Run]) -> 
     assert plot.count('class="best"') == 1
 
 
-def test_the_model_is_of_the_best_trials_hyperparameters(new_run: Callable[..., Run]) -> None:
+def test_trained_spec_of_a_sweep_has_the_best_trials_hyperparameters(new_run: Callable[..., Run]) -> None:
     length = {"parameterName": "sequenceLength", "type": "DISCRETE", "discreteValues": [8, 16]}
     run = sweep_of(new_run, length)
-    assert trained_spec(run.storage, run.spec).hyperparameters.sequence_length == 32  # none is done
+    assert trained_spec(run.storage, run.spec).hyperparameters.sequence_length == 32  # no trial is done
     train(run, lambda job: float(job.hyperparameters.sequence_length))
     assert trained_spec(run.storage, run.spec).hyperparameters.sequence_length == 8

@@ -1,4 +1,4 @@
-"""The model, its flat vectors and its loss, beside what transformers and torch compute themselves."""
+"""The model, its flat vectors and its loss, compared with what transformers and torch compute."""
 
 import json
 import shutil
@@ -61,15 +61,16 @@ def gradients(model: GPT2LMHeadModel) -> dict[str, torch.Tensor]:
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_transformers_own_times_the_tokens(model: GPT2LMHeadModel) -> None:
+def test_loss_is_that_of_transformers_times_the_tokens(model: GPT2LMHeadModel) -> None:
     tokens = batch()[0]
     with torch.no_grad():
-        own = model(tokens, labels=tokens).loss * tokens[:, 1:].numel()  # it predicts the token after each but the last
+        # The model predicts the token after each but the last.
+        own = model(tokens, labels=tokens).loss * tokens[:, 1:].numel()
         ours = make_loss(model, None, CPU)(tokens[:, :-1], tokens[:, 1:], 1.0)
     assert float(ours) == pytest.approx(float(own), rel=1e-5)
 
 
-def test_gradients_are_those_of_cross_entropy(model: GPT2LMHeadModel) -> None:
+def test_gradients_of_the_loss_are_those_of_cross_entropy(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
     reference(model, inputs, targets).backward()
     wanted = gradients(model)
@@ -80,7 +81,9 @@ def test_gradients_are_those_of_cross_entropy(model: GPT2LMHeadModel) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 48, 1000])
-def test_the_loss_in_chunks_is_the_loss(model: GPT2LMHeadModel, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_in_chunks_equals_the_whole_loss(
+    model: GPT2LMHeadModel, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs, targets = batch()
     loss = make_loss(model, None, CPU)
     whole = loss(inputs, targets, 1.0)
@@ -95,7 +98,7 @@ def test_the_loss_in_chunks_is_the_loss(model: GPT2LMHeadModel, chunk: int, monk
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_scale_is_in_the_gradient_and_not_in_the_loss(model: GPT2LMHeadModel) -> None:
+def test_loss_with_a_scale_multiplies_the_gradient_alone(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
     loss = make_loss(model, None, CPU)
     plain = loss(inputs, targets, 1.0)
@@ -109,7 +112,7 @@ def test_the_scale_is_in_the_gradient_and_not_in_the_loss(model: GPT2LMHeadModel
         torch.testing.assert_close(gradient / 8.0, wanted[name], rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_without_gradients(model: GPT2LMHeadModel) -> None:
+def test_loss_without_gradients_has_the_same_value(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
     with torch.no_grad():
         loss = make_loss(model, None, CPU)(inputs, targets, 1.0)
@@ -117,38 +120,38 @@ def test_the_loss_without_gradients(model: GPT2LMHeadModel) -> None:
     assert float(loss) == pytest.approx(float(reference(model, inputs, targets)), rel=1e-5)
 
 
-def test_bf16_is_near_fp32(model: GPT2LMHeadModel) -> None:
+def test_loss_in_bf16_is_near_that_in_fp32(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
     exact = float(make_loss(model, None, CPU)(inputs, targets, 1.0))
     half = make_loss(model, torch.bfloat16, CPU)(inputs, targets, 1.0)
     half.backward()  # type: ignore[no-untyped-call]
     assert float(half) == pytest.approx(exact, rel=2e-2)
-    assert float(half) != exact  # it really is another precision
+    assert float(half) != exact  # the precision did change
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 
 
 # -- the flat vectors --------------------------------------------------------------------------------------------------
 
 
-def test_flat_vectors_are_the_parameters(model: GPT2LMHeadModel) -> None:
+def test_flat_vectors_hold_the_models_parameters(model: GPT2LMHeadModel) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flat = Flat(model, CPU)
     assert all(start % ALIGNMENT == 0 for _, start, _, _ in flat.layout)
     names = [name for name, _, _, _ in flat.layout]
     assert names == [name for name, _ in reversed(list(model.named_parameters()))]
-    assert "lm_head.weight" not in names  # tied to transformer.wte.weight, which is there once
+    assert "lm_head.weight" not in names  # it is tied to transformer.wte.weight, which is there once
     assert names.count("transformer.wte.weight") == 1
     assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
     ends = [start + size for _, start, size, _ in flat.layout]
     assert all(end <= start for end, (_, start, _, _) in zip(ends, flat.layout[1:], strict=False))
     for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name  # moved, not changed
+        assert torch.equal(value, before[name]), name  # the value was moved, not changed
     with torch.no_grad():
         flat.parameters.fill_(0.5)
     assert all(bool((p == 0.5).all()) for p in model.parameters())
 
 
-def test_gradients_arrive_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
+def test_gradients_are_summed_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
     flat = Flat(model, CPU)
     inputs, targets = batch()
     make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
@@ -159,10 +162,10 @@ def test_gradients_arrive_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
         assert parameter.grad.data_ptr() == flat.gradients[start : start + size].data_ptr()
         assert bool((flat.gradients[start + size : -(-(start + size) // ALIGNMENT) * ALIGNMENT] == 0).all())
     make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(flat.gradients, 2 * once)  # micro-batches add up
+    torch.testing.assert_close(flat.gradients, 2 * once)  # Micro-batches add up
 
 
-def test_matrices_decay_and_vectors_do_not(model: GPT2LMHeadModel) -> None:
+def test_weight_decay_applies_to_matrices_and_not_to_vectors(model: GPT2LMHeadModel) -> None:
     flat = Flat(model, CPU)
     decayed = {name: decays for name, _, _, decays in flat.layout}
     assert decayed == {name: parameter.dim() == 2 for name, parameter in model.named_parameters()}
@@ -172,16 +175,16 @@ def test_matrices_decay_and_vectors_do_not(model: GPT2LMHeadModel) -> None:
 # -- building and exporting --------------------------------------------------------------------------------------------
 
 
-def test_the_vocabulary_is_padded_for_training_and_cut_for_export(tokenizer: Tokenizer, model: GPT2LMHeadModel) -> None:
-    assert model.config.vocab_size == 320  # 257 up to a multiple of 64
+def test_vocabulary_is_padded_for_training_and_cut_for_export(tokenizer: Tokenizer, model: GPT2LMHeadModel) -> None:
+    assert model.config.vocab_size == 320  # 257 is padded to a multiple of 64
     assert model.config.activation_function == TRAINED_ACTIVATION
     exported = _exportable(model, tokenizer.get_vocab_size())
     assert (exported.config.vocab_size, exported.config.activation_function) == (257, EXPORTED_ACTIVATION)
     assert exported.transformer.wte.weight.shape == (257, 24)
-    assert model.config.vocab_size == 320  # the one that trains is left as it was
+    assert model.config.vocab_size == 320  # the model in training is unchanged
 
 
-def test_an_exported_model_computes_what_the_trained_one_does(
+def test_exported_model_has_the_logits_of_the_trained_one(
     tokenizer: Tokenizer, model: GPT2LMHeadModel, tmp_path: Path
 ) -> None:
     inputs, _ = batch()
@@ -192,7 +195,7 @@ def test_an_exported_model_computes_what_the_trained_one_does(
         torch.testing.assert_close(loaded(inputs).logits, trained, rtol=0, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_model(tokenizer: Tokenizer, model: GPT2LMHeadModel) -> None:
+def test_build_with_the_same_seed_gives_the_same_model(tokenizer: Tokenizer, model: GPT2LMHeadModel) -> None:
     again, other = build(SMALL, tokenizer, 0.0, seed=1), build(SMALL, tokenizer, 0.0, seed=2)
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)]
     assert all(same)
@@ -201,7 +204,7 @@ def test_the_same_seed_gives_the_same_model(tokenizer: Tokenizer, model: GPT2LMH
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder as transformers saves one."""
+    """Return a function that writes a checkpoint's folder as transformers does."""
 
     def make(vocabulary: int = 257, name: str = "checkpoint", **settings: Any) -> Path:
         config = GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=24, n_layer=2, n_head=2, **settings)
@@ -212,19 +215,21 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_a_checkpoint_is_loaded_as_it_is(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+def test_checkpoint_is_loaded_with_the_logits_of_the_original(
+    tokenizer: Tokenizer, checkpoint: Callable[..., Path]
+) -> None:
     folder = checkpoint()
     loaded, original = build(Model(initialize=str(folder)), tokenizer, 0.0, 1), GPT2LMHeadModel.from_pretrained(folder)
     inputs, _ = batch()
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(inputs).logits, original.eval()(inputs).logits, rtol=0, atol=1e-5)
     assert loaded.config.activation_function == TRAINED_ACTIVATION
-    assert loaded.transformer.h[0].attn.attn_dropout.p == 0.0  # the checkpoint's own is 0.1
+    assert loaded.transformer.h[0].attn.attn_dropout.p == 0.0  # the checkpoint's own value is 0.1
     assert loaded.dtype == torch.float32
 
 
-def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
-    """Its tokenizer.json tells, where it has one."""
+def test_checkpoint_with_as_many_other_tokens_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+    """A tokenizer.json in the checkpoint's folder shows the difference."""
     folder = checkpoint(tokenizer.get_vocab_size())
     save_tokenizer(tokenizer, folder, 16)
     assert build(Model(initialize=str(folder)), tokenizer, 0.0, 1)
@@ -233,7 +238,7 @@ def test_a_checkpoint_of_as_many_other_tokens(tokenizer: Tokenizer, checkpoint: 
 
 
 def exchanged(found: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json whose tokens "a" and "b" have each other's ids."""
+    """Return a tokenizer.json whose tokens "a" and "b" have each other's ids."""
     entries = found["model"]["vocab"]
     entries["a"], entries["b"] = entries["b"], entries["a"]
     return found
@@ -249,15 +254,15 @@ def refused(tokenizer: Tokenizer, source: object) -> str:
     return line
 
 
-def test_a_checkpoint_that_is_not_there(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_checkpoint_that_does_not_exist_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert "no config.json" in refused(tokenizer, tmp_path / "nowhere")
 
 
-def test_an_empty_folder_is_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_checkpoint_in_an_empty_folder_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert "no config.json" in refused(tokenizer, tmp_path)
 
 
-def test_a_run_in_a_bucket_must_be_finished(
+def test_checkpoint_of_an_unfinished_run_in_a_bucket_is_refused(
     tokenizer: Tokenizer, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = tmp_path / "bucket" / "runs"
@@ -273,19 +278,19 @@ def test_a_run_in_a_bucket_must_be_finished(
     assert build(Model(initialize="gs://bucket/runs/two/model"), tokenizer, 0.0, 1).config.n_layer == 2
 
 
-def test_another_kind_of_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_checkpoint_of_another_kind_of_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path)
     assert "llama" in refused(tokenizer, tmp_path)
 
 
-def test_pickled_weights_are_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+def test_checkpoint_with_pickled_weights_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint()
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert "safetensors" in refused(tokenizer, folder)
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
+def test_checkpoint_with_a_vocabulary_smaller_than_the_tokenizers_is_refused(
     tokenizer: Tokenizer, checkpoint: Callable[..., Path]
 ) -> None:
     line = refused(tokenizer, checkpoint(vocabulary=100))
@@ -293,11 +298,11 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
     assert "257" in line
 
 
-def test_another_activation_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+def test_checkpoint_with_another_activation_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
     assert "relu" in refused(tokenizer, checkpoint(activation_function="relu"))
 
 
-def test_a_checkpoint_with_missing_weights_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+def test_checkpoint_with_missing_weights_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint()
     weights = load_file(folder / "model.safetensors")
     del weights["transformer.h.1.attn.c_attn.weight"]
@@ -305,14 +310,16 @@ def test_a_checkpoint_with_missing_weights_is_refused(tokenizer: Tokenizer, chec
     assert "transformer.h.1.attn.c_attn.weight" in refused(tokenizer, folder)
 
 
-def test_a_damaged_checkpoint_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+def test_damaged_checkpoint_is_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint()
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     refused(tokenizer, folder)
 
 
-def test_weights_of_another_size_are_refused(tokenizer: Tokenizer, checkpoint: Callable[..., Path]) -> None:
+def test_checkpoint_with_weights_of_another_size_is_refused(
+    tokenizer: Tokenizer, checkpoint: Callable[..., Path]
+) -> None:
     folder = checkpoint()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
@@ -322,7 +329,9 @@ def test_weights_of_another_size_are_refused(tokenizer: Tokenizer, checkpoint: C
 # -- torch.compile -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_compiler_training_goes_on(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_loss_without_a_compiler_falls_back_to_the_eager_one(
+    model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def compile_(loss: object, **_: object) -> Callable[..., torch.Tensor]:
         def fails(*_: object) -> torch.Tensor:
             raise RuntimeError("no C++ compiler\nand a long explanation")
@@ -339,7 +348,9 @@ def test_without_a_compiler_training_goes_on(model: GPT2LMHeadModel, monkeypatch
     assert said == ["torch.compile failed (no C++ compiler); continuing without it"]
 
 
-def test_a_torch_without_compile_trains_too(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_loss_in_a_torch_without_compile_falls_back_to_the_eager_one(
+    model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def compile_(*_: object, **__: object) -> None:
         raise RuntimeError("torch.compile is not supported on Python 3.99")
 
@@ -351,7 +362,7 @@ def test_a_torch_without_compile_trains_too(model: GPT2LMHeadModel, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_gives_the_same_loss_and_gradients(tokenizer: Tokenizer) -> None:
+def test_compiled_loss_has_the_value_and_gradients_of_the_eager_one(tokenizer: Tokenizer) -> None:
     model = build(Model(layers=1, heads=1, width=8, positions=16), tokenizer, dropout=0.0, seed=1).eval()
     flat, said = Flat(model, CPU), []
     eager = make_loss(model, None, CPU)

@@ -1,6 +1,6 @@
-"""LoRA: only its matrices are trained, travel and are checkpointed; what it exports loads as peft and transformers do.
+"""LoRA: a run trains, sends and checkpoints only its matrices; peft and transformers load its export.
 
-Real runs: `python -m trainer` from a checkpoint's folder, as on any machine.
+The runs are real: `python -m trainer` from a checkpoint's folder, as on any machine.
 """
 
 import json
@@ -28,12 +28,12 @@ from trainer.storage import manifest
 
 LORA = {"rank": 4, "alpha": 16}
 WIDTH, LAYERS, STEPS = 32, 2, 60
-TRAINED = 16 * 4 * WIDTH * LAYERS  # of rank 4, beside attention's and the MLP's matrices
+TRAINED = 16 * 4 * WIDTH * LAYERS  # matrices of rank 4 beside those of attention and the MLP
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as transformers writes it, with a tokenizer."""
+    """Write a checkpoint as transformers does, with a tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(5)
     shape = {"n_positions": 32, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2}
@@ -60,7 +60,7 @@ def run(folder: Path, base: Path, workers: int = 0, **hyper: object) -> Run:
 
 @pytest.fixture(scope="module")
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """One trainer, to the end."""
+    """Return a finished run of one trainer."""
     made = run(tmp_path_factory.mktemp("finished"), base)
     try:
         assert made.start().wait().state == "SUCCEEDED"
@@ -87,7 +87,7 @@ def logits(model: torch.nn.Module) -> Tensor:
     return result
 
 
-def test_it_begins_as_the_checkpoint_and_as_the_seed_says(base: Path) -> None:
+def test_lora_model_begins_as_the_checkpoint_with_matrices_of_the_seed(base: Path) -> None:
     first, again, other = (build(start(base), from_bytes(), 0.0, seed) for seed in (1, 1, 2))
     plain = build(Model(initialize=str(base)), from_bytes(), 0.0, 1)
     assert torch.equal(logits(first), logits(plain))
@@ -97,12 +97,12 @@ def test_it_begins_as_the_checkpoint_and_as_the_seed_says(base: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_the_gradients_are_those_that_autograd_finds(base: Path, precision: torch.dtype | None) -> None:
-    """The head's own backward pass leaves out what nobody needs."""
+def test_lora_gradients_are_those_that_autograd_computes(base: Path, precision: torch.dtype | None) -> None:
+    """The head's own backward pass leaves out the gradients that nobody needs."""
     model, cpu = build(start(base), from_bytes(), 0.0, 1), torch.device("cpu")
     flat = Flat(model, cpu)
     assert sum(size for _, _, size, _ in flat.layout) == TRAINED
-    with torch.no_grad():  # also the matrices that begin as zero
+    with torch.no_grad():  # this includes the matrices that begin as zero
         flat.parameters.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
     make_loss(model, precision, cpu)(tokens(), tokens(), 1.0).backward()  # type: ignore[no-untyped-call]
     ours = flat.gradients.clone()
@@ -114,10 +114,10 @@ def test_the_gradients_are_those_that_autograd_finds(base: Path, precision: torc
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-def test_it_learns_and_only_its_matrices_are_checkpointed(finished: Run) -> None:
+def test_lora_run_learns_and_checkpoints_only_its_matrices(finished: Run) -> None:
     losses = [loss for loss in finished.losses() if loss is not None]
     assert len(losses) == STEPS
-    assert losses[-1] < losses[0] - 0.2  # the head of a model that never learnt stays, too
+    assert losses[-1] < losses[0] - 0.2  # the head of a model that never learned also stays as it was
     folder = newest_checkpoint(finished)
     vectors = load_file(next(folder.glob("*.safetensors")))
     assert {name: len(vector) for name, vector in vectors.items()} == dict.fromkeys(
@@ -126,7 +126,7 @@ def test_it_learns_and_only_its_matrices_are_checkpointed(finished: Run) -> None
     assert all(".lora_" in name for name, *_ in json.loads((folder / paths.MANIFEST).read_text())["layout"])
 
 
-def test_the_export_is_the_merged_model_and_the_adapter(finished: Run, base: Path) -> None:
+def test_lora_export_holds_the_merged_model_and_the_adapter(finished: Run, base: Path) -> None:
     folder = exported(finished)
     assert not manifest.verify_manifest(folder)
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(
@@ -145,7 +145,7 @@ def test_the_export_is_the_merged_model_and_the_adapter(finished: Run, base: Pat
     assert "LoRA of rank 4, alpha 16" in (folder / "README.md").read_text()
 
 
-def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(finished: Run, base: Path, tmp_path: Path) -> None:
+def test_lora_run_resumes_exactly_from_a_checkpoint(finished: Run, base: Path, tmp_path: Path) -> None:
     again = run(tmp_path / "again", base)
     try:
         checkpoints = f"runs/{again.spec.run}/checkpoints"
@@ -159,7 +159,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(finished: Run, base
     assert [(exported(again) / n).read_bytes() for n in names] == [(exported(finished) / n).read_bytes() for n in names]
 
 
-def test_two_trainers_are_one(finished: Run, base: Path, tmp_path: Path) -> None:
+def test_lora_run_of_two_trainers_has_the_losses_of_one(finished: Run, base: Path, tmp_path: Path) -> None:
     two = run(tmp_path / "two", base, workers=1)
     try:
         assert two.start().wait().state == "SUCCEEDED"
@@ -168,8 +168,8 @@ def test_two_trainers_are_one(finished: Run, base: Path, tmp_path: Path) -> None
         two.end()
 
 
-def test_dropout_of_its_own(base: Path) -> None:
-    """A function of seed, step and index; not there in evaluation."""
+def test_lora_dropout_depends_on_seed_step_and_index_alone(base: Path) -> None:
+    """Evaluation has no dropout."""
     model, cpu = build(start(base, dropout=0.5), from_bytes(), 0.0, 1), torch.device("cpu")
     flat = Flat(model, cpu)
     with torch.no_grad():
@@ -185,8 +185,8 @@ def test_dropout_of_its_own(base: Path) -> None:
     assert found(False, 1) == found(False, 2)
 
 
-def test_from_one_run_to_the_next(tmp_path: Path) -> None:
-    """A stack file that names a finished run: all of it is found, and the next run begins where that one ended."""
+def test_lora_run_from_a_finished_run_begins_where_that_one_ended(tmp_path: Path) -> None:
+    """The stack file names the finished run; its vocabulary and model are found by that name."""
     bucket = tmp_path / "artifacts" / "local"
     first = Run(bucket, run="gpt2-2x32-00000000", hyperparameters={"steps": 150}, evaluation={"every": 150})
     second = None
@@ -207,7 +207,7 @@ def test_from_one_run_to_the_next(tmp_path: Path) -> None:
         second.write_spec()
         assert second.start().wait().state == "SUCCEEDED"
         assert (loss := second.losses()[0]) is not None
-        assert loss > first.validation()[-1]  # what it knows are small letters
+        assert loss > first.validation()[-1]  # the model knows small letters
         assert second.validation()[-1] < 0.8 * loss
         before, after = (GPT2LMHeadModel.from_pretrained(exported(run)) for run in (first, second))
         assert torch.equal(before.transformer.wte.weight, after.transformer.wte.weight)

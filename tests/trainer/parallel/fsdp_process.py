@@ -1,6 +1,7 @@
-"""What test_fsdp.py runs in two processes: `python -m tests.trainer.parallel.fsdp_process '{"folder": …, …}'`.
+"""The program of test_fsdp.py's two processes: `python -m tests.trainer.parallel.fsdp_process '{"folder": …, …}'`.
 
-The first starts the second, as in a run. It trains a tiny model on made-up rows to the end, and writes what it saw.
+The first process starts the second, as in a run. It trains a tiny model on made-up rows to the end, and writes its
+results.
 """
 
 import json
@@ -44,22 +45,25 @@ class Task:
     folder: str
     steps: int = 50
     precision: str = "fp32"
-    save_at: int = -1  # a checkpoint in the background
-    stop_at: int = -1  # the second process is told to leave
-    fail_at: int = -1  # the second process fails
-    hang_at: int = -1  # the first process waits for the second to be killed
+    save_at: int = -1  # the step at which a checkpoint is saved in the background
+    stop_at: int = -1  # the step at which the second process gets a notice
+    fail_at: int = -1  # the step at which the second process fails
+    hang_at: int = -1  # the step at which the first process waits for the second to be killed
 
     def start(self) -> list[str]:
         return [sys.executable, "-m", "tests.trainer.parallel.fsdp_process", json.dumps(asdict(self))]
 
 
 def new_model() -> GPT2LMHeadModel:
-    """15 rows of positions, 23 wide: nothing divides by two, and some tensors are smaller than the alignment."""
+    """Return a model of 17 positions and width 23.
+
+    Nothing divides by two, and some tensors are smaller than the alignment.
+    """
     return build(Model(layers=2, heads=1, width=23, positions=17), from_bytes(), 0.0, seed=1).eval()
 
 
 def rows(step: int) -> tuple[Tensor, Tensor]:
-    """A batch that can be learnt: counting, from anywhere."""
+    """Return a batch that can be learned: each row counts up from some number."""
     starts = torch.randint(0, 200, (HYPER.batch_size, 1), generator=torch.Generator().manual_seed(step))
     tokens = starts + torch.arange(HYPER.sequence_length + 1)
     return tokens[:, :-1], tokens[:, 1:]

@@ -22,10 +22,10 @@ from trainer.parallel.ownership import NORM_BLOCKS, Ownership, norm_block
 
 T = TypeVar("T")
 PATIENCE = 60.0
-SHAPES = [(1, 1), (2, 1), (3, 2), (2, 3)]  # trainers, servers
+SHAPES = [(1, 1), (2, 1), (3, 2), (2, 3)]  # numbers of trainers and servers
 WIRES = [torch.float32, torch.bfloat16]
 PLANS: list[Plan] = ["star", "hierarchical"]
-TOTAL, BUCKET = 64 * 71, 64 * 16  # a tail that is no whole bucket; 5 buckets: more than are on their way at a time
+TOTAL, BUCKET = 64 * 71, 64 * 16  # the last bucket is not whole, and there are 5, more than are sent at a time
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_shards_cover_the_vector_in_whole_blocks_and_are_balanced(
     shards, block = Ownership(total, servers, bucket * (1000 if large else 1)), norm_block(total)
     edges = [edge for pieces in shards.pieces for piece in pieces for edge in piece]
     assert edges == sorted(edges)
-    assert edges[::2] == [0, *edges[1:-1:2]] if edges else total == 0  # each begins where the one before it ends
+    assert edges[::2] == [0, *edges[1:-1:2]] if edges else total == 0  # each piece begins where the one before it ends
     assert all(edge % block == 0 or edge == total for edge in edges)
     assert [(pieces[0][0], pieces[-1][1]) for pieces in shards.pieces] == shards.buckets
     assert all(len(pieces) == servers for pieces in shards.pieces)
@@ -62,7 +62,7 @@ def test_shards_cover_the_vector_in_whole_blocks_and_are_balanced(
         assert [start for start, _ in places] == [0, *(stop for _, stop in places)][: len(places)]
 
 
-def test_gpt2_on_three_servers() -> None:
+def test_shards_of_gpt2_on_three_servers_are_of_equal_size() -> None:
     shards = Ownership(124_475_904, 3)
     assert len(shards.buckets) == 60
     assert [round(shards.size(server) / 2**20, 1) for server in range(3)] == [39.6, 39.6, 39.6]
@@ -89,7 +89,7 @@ class Members:
         return MemberGroup(members, rank, self.size, torch.device("cpu"))
 
     def all(self, call: Callable[[int], T]) -> list[T]:
-        """Call it for each rank, all at a time."""
+        """Call the function for each rank, all at the same time."""
         futures = [self._threads.submit(call, rank) for rank in range(self.size)]
         return [future.result(PATIENCE) for future in futures]
 
@@ -97,17 +97,17 @@ class Members:
         return [Exchange(group, self.trainers, self.shards, plan, wire) for group in self.groups]
 
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """What each server owns of a flat vector."""
+        """Return each server's part of a flat vector."""
         ranges = [self.shards.owned(server) for server in range(self.servers)]
         return [torch.cat([vector[start:stop] for start, stop in owned]) for owned in ranges]
 
     def empty(self) -> list[torch.Tensor]:
-        """A vector for each rank: whole for trainers, the own one for servers; never a right answer."""
+        """Return a vector of wrong values for each rank: whole for trainers, the own part for servers."""
         sizes = [TOTAL] * self.trainers + [self.shards.size(server) for server in range(self.servers)]
         return [torch.full((size,), torch.nan) for size in sizes]
 
     def gradients(self) -> list[torch.Tensor]:
-        """Of such different sizes that the order of a sum shows in its last bits."""
+        """Return gradients of such different sizes that the order of a sum shows in its last bits."""
         generator = torch.Generator().manual_seed(1)
         return [torch.randn(TOTAL, generator=generator) * 10.0**rank for rank in range(self.trainers)]
 
@@ -120,7 +120,7 @@ def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def in_order(gradients: list[torch.Tensor], wire: torch.dtype) -> torch.Tensor:
-    """The sum as it must be: of what travelled, in rank order, in fp32."""
+    """Return the expected sum: of the values that were sent, in rank order, in fp32."""
     total = gradients[0].to(wire).float()
     for gradient in gradients[1:]:
         total = total + gradient.to(wire).float()
@@ -129,8 +129,13 @@ def in_order(gradients: list[torch.Tensor], wire: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("wire", WIRES, ids=str)
 @pytest.mark.parametrize("plan", PLANS)
-def test_sums_are_made_in_rank_order_and_parameters_come_back(members: Members, plan: Plan, wire: torch.dtype) -> None:
-    """Twice, as buffers are used again. Both plans are compared with the same bits, so they are equal too."""
+def test_exchange_sums_in_rank_order_and_returns_the_parameters(
+    members: Members, plan: Plan, wire: torch.dtype
+) -> None:
+    """Each exchange runs twice, as buffers are reused.
+
+    Both plans are compared with the same bits, so they are equal too.
+    """
     exchanges, gradients = members.exchanges(plan, wire), members.gradients()
     for factor in (1.0, -3.0):
         scaled = [gradient * factor for gradient in gradients]
@@ -158,8 +163,10 @@ def test_sums_are_made_in_rank_order_and_parameters_come_back(members: Members, 
 
 @pytest.mark.parametrize("wire", WIRES, ids=str)
 @pytest.mark.parametrize("plan", PLANS)
-def test_interleaved(members: Members, plan: Plan, wire: torch.dtype) -> None:
-    """The new parameters are minus the sum: each piece must be there when the server is asked for them."""
+def test_interleaved_exchange_returns_parameters_while_gradients_are_sent(
+    members: Members, plan: Plan, wire: torch.dtype
+) -> None:
+    """The new parameters are minus the sum: each piece must be there when the server is asked for it."""
     exchanges, gradients = members.exchanges(plan, wire), members.gradients()
     expected = in_order(gradients, wire)
     results = members.empty()
@@ -179,8 +186,8 @@ def test_interleaved(members: Members, plan: Plan, wire: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_buckets_are_asked_for_and_told_in_order(members: Members, plan: Plan) -> None:
-    """What `ready` writes is what is sent; what `arrived` sees is there already."""
+def test_exchange_calls_ready_and_arrived_for_each_bucket_in_order(members: Members, plan: Plan) -> None:
+    """The exchange sends what `ready` wrote, and `arrived` sees the values that came."""
     exchanges = members.exchanges(plan, torch.float32)
     asked: list[list[int]] = [[] for _ in range(members.trainers)]
     told: list[list[int]] = [[] for _ in range(members.trainers)]
@@ -212,7 +219,7 @@ def test_buckets_are_asked_for_and_told_in_order(members: Members, plan: Plan) -
     assert told == [ascending[::-1]] * members.trainers
 
 
-def test_fill_is_exact_whatever_the_wire(members: Members) -> None:
+def test_fill_is_exact_with_a_bf16_wire(members: Members) -> None:
     exchanges, vectors = members.exchanges("star", torch.bfloat16), members.empty()
     vectors[0].copy_(torch.randn(TOTAL, generator=torch.Generator().manual_seed(2)))
     members.all(lambda rank: exchanges[rank].fill(vectors[rank]))
@@ -223,8 +230,8 @@ def test_fill_is_exact_whatever_the_wire(members: Members) -> None:
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("members", [(3, 2)], indirect=True, ids=str)
-@pytest.mark.parametrize("lost", [1, 4])  # a trainer, a server
-def test_a_member_that_is_lost_fails_the_others(members: Members, plan: Plan, lost: int) -> None:
+@pytest.mark.parametrize("lost", [1, 4])  # a trainer and a server
+def test_exchange_without_a_lost_member_fails_for_the_others(members: Members, plan: Plan, lost: int) -> None:
     exchanges, gradients, results = members.exchanges(plan, torch.float32), members.gradients(), members.empty()
 
     def step(rank: int) -> None:
@@ -239,7 +246,8 @@ def test_a_member_that_is_lost_fails_the_others(members: Members, plan: Plan, lo
                 raise RuntimeError("gone")
             else:
                 exchanges[rank].collect(results[rank])
-            members.groups[rank].sum(torch.ones(1))  # as the vote: not all have to do with the one that is lost
+            # This sum fails as the vote does: not every member exchanges data with the lost one.
+            members.groups[rank].sum(torch.ones(1))
         except RuntimeError:
             members.groups[rank].close()
         except GroupFailed:
@@ -252,11 +260,11 @@ def test_a_member_that_is_lost_fails_the_others(members: Members, plan: Plan, lo
 
 # -- the cost model ----------------------------------------------------------------------------------------------------
 
-REFERENCE = (10, 3, Links.of(32, 16))  # 10 n1-highmem-16, 3 n1-highmem-8
-SIZE = 497.8e6  # bytes of GPT-2
+REFERENCE = (10, 3, Links.of(32, 16))  # the reference job: 10 n1-highmem-16 and 3 n1-highmem-8
+SIZE = 497.8e6  # GPT-2's size in bytes
 
 
-def test_the_reference_job() -> None:
+def test_exchange_cost_of_the_reference_job_is_that_of_its_table() -> None:
     """The table of shared/facts/training.md, section 2, whose hierarchical plan is the interleaved one."""
     trainers, servers, links = REFERENCE
     assert exchange_cost.star(SIZE, *REFERENCE) == pytest.approx(1.66, abs=0.005)
@@ -270,14 +278,14 @@ def test_the_reference_job() -> None:
     )
 
 
-def test_sums_travel_as_fp32() -> None:
-    """bf16 halves all but what trainers forward to servers."""
+def test_exchange_cost_with_bf16_halves_all_but_the_forwarded_sums() -> None:
+    """Trainers forward their sums to servers as fp32."""
     halved = exchange_cost.hierarchical(SIZE / 2, *REFERENCE, sums=2.0)
     assert exchange_cost.hierarchical(SIZE, *REFERENCE) / 2 < halved < exchange_cost.hierarchical(SIZE, *REFERENCE)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(1, 100), st.floats(1, 100), st.booleans())
-def test_star_is_chosen_where_the_servers_keep_up(
+def test_choose_takes_star_where_the_servers_keep_up(
     trainers: int, servers: int, trainer: float, server: float, interleaved: bool
 ) -> None:
     links = Links.of(trainer, server)
@@ -293,7 +301,7 @@ def test_star_is_chosen_where_the_servers_keep_up(
             )
 
 
-def test_links_that_are_not_known() -> None:
+def test_choose_with_unknown_links_decides_by_the_numbers_of_members() -> None:
     links = Links.of(None, 16)
     assert exchange_cost.choose(SIZE, 4, 4, links) == "star"
     assert exchange_cost.choose(SIZE, 10, 3, links) == "hierarchical"

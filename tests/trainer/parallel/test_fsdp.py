@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Plain:
-    """The same training in one process, with what replicas are made of."""
+    """The same training in one process, made of the replicas' parts."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -74,14 +74,14 @@ class Plain:
 
 
 def ended(task: Task) -> tuple[int, str]:
-    """The first process's exit code, and what both said."""
+    """Return the first process's exit code, and the output of both."""
     with Path(task.folder, "output").open("w+") as output:
         code = Process(task.start(), ROOT, os.environ, output.fileno()).wait(PATIENCE)
         return code, Path(output.name).read_text()
 
 
 def run(task: Task, expected: int = 0) -> dict[str, Any]:
-    """Until both processes have ended; what the first one wrote."""
+    """Wait until both processes have ended; return the results that the first one wrote."""
     code, said = ended(task)
     assert code == expected, said
     results = [json.loads(Path(task.folder, f"result-{rank}.json").read_text()) for rank in range(2)]
@@ -98,20 +98,22 @@ def plain() -> Plain:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run of two processes with a checkpoint at step 25."""
+    """Return a run of two processes with a checkpoint at step 25."""
     folder = tmp_path_factory.mktemp("fsdp")
     return folder, run(Task(str(folder), save_at=25))
 
 
-def test_two_processes_train_as_one(plain: Plain, trained: tuple[Path, dict[str, Any]]) -> None:
+def test_fsdp_in_two_processes_has_the_losses_and_norms_of_one(
+    plain: Plain, trained: tuple[Path, dict[str, Any]]
+) -> None:
     _, found = trained
-    assert plain.losses[-1] < 0.7 * plain.losses[0]  # there is something to compare
+    assert plain.losses[-1] < 0.7 * plain.losses[0]  # the losses fall, so there is something to compare
     assert found["losses"] == pytest.approx(plain.losses, rel=0, abs=1e-5)
     assert found["norms"] == pytest.approx(plain.norms, rel=1e-4)
     assert found["norms"][0] == pytest.approx(plain.norms[0], rel=1e-6)
 
 
-def test_what_is_evaluated_and_exported_is_the_whole_model(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_fsdp_evaluates_and_exports_the_whole_model(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, found = trained
     model = new_model()
     model.load_state_dict(torch.load(folder / "exported.pt", weights_only=True))
@@ -124,7 +126,7 @@ def test_what_is_evaluated_and_exported_is_the_whole_model(trained: tuple[Path, 
         assert torch.equal(model.get_parameter(name), parameter), name
 
 
-def test_its_checkpoint_restores_into_one_process(
+def test_fsdp_checkpoint_of_two_processes_restores_into_one(
     plain: Plain, trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, _ = trained
@@ -136,14 +138,14 @@ def test_its_checkpoint_restores_into_one_process(
     assert resumed.train(HYPER.steps).losses == pytest.approx(plain.losses[25:], rel=0, abs=1e-5)
 
 
-def test_it_restores_the_checkpoint_of_one_process(plain: Plain, tmp_path: Path) -> None:
+def test_fsdp_in_two_processes_restores_the_checkpoint_of_one(plain: Plain, tmp_path: Path) -> None:
     Plain().train(25).save(tmp_path)
     found = run(Task(str(tmp_path), steps=30))
     assert found["from"] == 25
     assert found["losses"] == pytest.approx(plain.losses[25:30], rel=0, abs=1e-5)
 
 
-def test_a_part_damaged_for_one_process_is_passed_over_by_both(
+def test_fsdp_checkpoint_with_a_part_damaged_for_one_process_is_skipped_by_both(
     trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     folder, before = trained
@@ -153,30 +155,31 @@ def test_a_part_damaged_for_one_process_is_passed_over_by_both(
     copy.write(f"runs/{RUN}/checkpoints/step-00000050-attempt-1/part-00001-of-00002.safetensors", b"damaged")
     found = run(Task(str(tmp_path), steps=27))
     assert found["from"] == 25
-    assert found["losses"] == before["losses"][25:27]  # exactly: the same processes from the same state
+    # The losses are equal: the same processes start from the same state.
+    assert found["losses"] == before["losses"][25:27]
 
 
-def test_all_leave_after_the_same_step_when_one_is_told_to(tmp_path: Path) -> None:
+def test_fsdp_notice_to_one_process_lets_all_leave_after_the_same_step(tmp_path: Path) -> None:
     found = run(Task(str(tmp_path), stop_at=3), expected=LEFT)
     assert (found["step"], found["attempt"], found["whole"]) == (3, 1, True)
     again = run(Task(str(tmp_path), steps=4))
     assert (again["from"], again["step"], again["attempt"]) == (3, 4, 2)
 
 
-def test_bf16(plain: Plain, tmp_path: Path) -> None:
+def test_fsdp_in_bf16_has_losses_near_those_in_fp32(plain: Plain, tmp_path: Path) -> None:
     found = run(Task(str(tmp_path), steps=20, precision="bf16"))
     assert found["losses"] == pytest.approx(plain.losses[:20], rel=0, abs=3e-2)
-    assert found["losses"] != pytest.approx(plain.losses[:20], rel=0, abs=1e-5)  # it is not fp32
+    assert found["losses"] != pytest.approx(plain.losses[:20], rel=0, abs=1e-5)  # the precision is not fp32
 
 
-def test_a_failure_of_one_process_ends_all(tmp_path: Path) -> None:
+def test_fsdp_failure_of_one_process_ends_all(tmp_path: Path) -> None:
     code, said = ended(Task(str(tmp_path), fail_at=2))
     assert code == 1
     assert "ValueError: a fault" in said
 
 
 @pytest.mark.parametrize("killed", [1])
-def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
+def test_fsdp_kill_of_one_process_ends_all(tmp_path: Path, killed: int) -> None:
     first = Process(Task(str(tmp_path), hang_at=1).start(), ROOT, os.environ)
     try:
         end = time.monotonic() + PATIENCE
@@ -186,7 +189,7 @@ def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
             time.sleep(0.05)
         both = [psutil.Process(int((tmp_path / f"pid-{rank}").read_text())) for rank in range(2)]
         listening = [c.laddr.ip for p in both for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
-        assert set(listening) == {"127.0.0.1"}  # the store; nothing that another machine could reach
+        assert set(listening) == {"127.0.0.1"}  # the store listens, and nothing that another machine could reach
         both[killed].kill()
         assert first.wait(PATIENCE) != 0
         assert psutil.wait_procs(both, PATIENCE)[1] == []
@@ -198,8 +201,8 @@ def test_when_one_is_killed_all_end(tmp_path: Path, killed: int) -> None:
 FSDP: dict[str, Any] = {"parallel": {"parallelism": "fsdp"}, "cluster": {"workers": 0, "threads": 1, "processes": 2}}
 
 
-def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
-    """All start again at the newest checkpoint, and take the steps since then with the same losses."""
+def test_fsdp_run_that_loses_a_process_resumes_with_the_same_losses(new_run: Callable[..., Run]) -> None:
+    """All processes start again at the newest checkpoint and take the steps since then again."""
     run = new_run(**FSDP, hyperparameters={"steps": 250}, evaluation={"every": 125}, checkpoints={"every": 25})
     run.start().until_step(30)
     first = run.machine("master-0").trainer_pid
@@ -219,7 +222,7 @@ def test_a_whole_run_that_loses_a_process(new_run: Callable[..., Run]) -> None:
     assert run.storage.read(f"runs/{run.spec.run}/model/manifest.json")
 
 
-def test_a_notice_ends_all_processes_with_a_checkpoint(new_run: Callable[..., Run]) -> None:
+def test_fsdp_run_that_gets_a_notice_ends_all_processes_with_a_checkpoint(new_run: Callable[..., Run]) -> None:
     run = new_run(**FSDP, hyperparameters={"steps": 100_000}, checkpoints={"every": 100_000})
     run.start(forked=False).until_step(3)
     run.machines["master-0"].terminate()

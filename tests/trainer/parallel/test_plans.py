@@ -1,6 +1,6 @@
-"""Both plans with one to three servers, in many buckets, beside one process: the same losses. Members are threads here.
+"""Both plans with one to three servers in many buckets have the losses of one process. Members are threads here.
 
-Runs of real machines, which test_ps_server.py has, are too small for a second bucket of the usual size.
+The runs of real machines in test_ps_server.py are too small for a second bucket of the usual size.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ BUCKETS = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def many_buckets() -> Any:
-    """Of the model's 30,000 parameters."""
+    """Cut the model's 30,000 parameters into many buckets."""
     patch = pytest.MonkeyPatch()
     patch.setattr(Ownership.__init__, "__defaults__", (4096,))
     assert len(Ownership(30_000, 2).buckets) == BUCKETS
@@ -43,7 +43,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("servers", [1, 2, 3])
 @pytest.mark.parametrize("plan", ["star", "hierarchical"])
-def test_two_trainers_and_servers_compute_what_one_process_does(
+def test_two_trainers_with_servers_have_the_losses_of_one_process(
     tmp_path: Path, alone: Run, plan: str, servers: int
 ) -> None:
     run = taken(tmp_path, parallel={"plan": plan}, cluster={"workers": 1, "parameterServers": servers})
@@ -51,8 +51,8 @@ def test_two_trainers_and_servers_compute_what_one_process_does(
     assert run.validation() == pytest.approx(alone.validation(), abs=1e-6)
 
 
-def test_a_compiled_model_waits_for_its_parameters(tmp_path: Path, alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiled graph calls no hook that would wait for a bucket. What is compiled does not matter here."""
+def test_compiled_model_waits_for_its_parameters(tmp_path: Path, alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled graph calls no hook that would wait for a bucket. The compilation itself does not matter here."""
 
     def compiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
         return function
@@ -62,8 +62,9 @@ def test_a_compiled_model_waits_for_its_parameters(tmp_path: Path, alone: Run, m
     assert run.losses() == alone.losses()
 
 
-def test_without_clipping_parameters_come_back_while_gradients_go(tmp_path: Path) -> None:
-    unclipped = {"gradientClip": 0.0, "batchSize": 15}  # 480 tokens: to divide is not to multiply by the inverse
+def test_run_without_clipping_returns_parameters_while_gradients_are_sent(tmp_path: Path) -> None:
+    # With 480 tokens, division differs from multiplication by the inverse.
+    unclipped = {"gradientClip": 0.0, "batchSize": 15}
     calm = taken(tmp_path / "calm", hyperparameters=unclipped, cluster={"workers": 1})
     cluster = {"workers": 1, "parameterServers": 2}
     run = taken(tmp_path / "run", hyperparameters=unclipped, cluster=cluster)
@@ -72,7 +73,7 @@ def test_without_clipping_parameters_come_back_while_gradients_go(tmp_path: Path
 
 
 @pytest.mark.parametrize("plan", ["star", "hierarchical"])
-def test_bf16_on_the_wire_stays_near(tmp_path: Path, alone: Run, plan: str) -> None:
+def test_run_with_bf16_on_the_wire_has_losses_near_the_exact_ones(tmp_path: Path, alone: Run, plan: str) -> None:
     run = taken(tmp_path, parallel={"plan": plan, "wire": "bf16"}, cluster={"workers": 1, "parameterServers": 2})
-    assert run.losses() != alone.losses()  # it really travels rounded
+    assert run.losses() != alone.losses()  # the values were rounded on the wire
     assert run.losses() == pytest.approx(alone.losses(), rel=2e-2)

@@ -18,11 +18,15 @@ pytestmark = pytest.mark.slow
 STEPS = 30
 
 
-Lost = dict[str, tuple[set[int], set[int]]]  # by server: the steps whose vote it loses before and after it was held
+# For each server: the steps whose vote it loses before and after it was held.
+Lost = dict[str, tuple[set[int], set[int]]]
 
 
 class Forgetful(PsServer):
-    """Loses the vote of some steps: before it is held, so that nobody hears it, or after, so that all others do."""
+    """A server that loses the vote of some steps.
+
+    A vote lost before it is held reaches no member; one lost after it reaches all others.
+    """
 
     before: set[int]
     after: set[int]
@@ -43,7 +47,7 @@ class ForgetfulOuter(Forgetful, DilocoServer):
 
 
 def lives(folder: Path, lost: Lost, **overrides: Any) -> tuple[list[float | None], dict[str, list[str]]]:
-    """Losses of a run of one trainer and three servers, of which some lose votes; and what all said."""
+    """Return the losses and the log lines of a run of one trainer and three servers, some of which lose votes."""
     overrides["cluster"] = {"parameterServers": 3, **overrides.get("cluster", {})}
     run = small(folder, STEPS, **overrides)
 
@@ -70,8 +74,10 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> list[float | None]:
 
 
 @pytest.mark.parametrize("forgetful", ["ps-0", "ps-1", "ps-2"])
-def test_a_server_that_missed_the_vote_rolls_forward(tmp_path: Path, calm: list[float | None], forgetful: str) -> None:
-    """ps-0 writes the records: also of the step that it had missed."""
+def test_commit_when_one_server_missed_the_vote_rolls_it_forward(
+    tmp_path: Path, calm: list[float | None], forgetful: str
+) -> None:
+    """ps-0 writes the records, also of the step that it had missed."""
     lost = {1, 5, 6, STEPS - 1}
     losses, said = lives(tmp_path, {forgetful: (set(), lost)})
     assert losses == calm
@@ -81,14 +87,14 @@ def test_a_server_that_missed_the_vote_rolls_forward(tmp_path: Path, calm: list[
     ]
 
 
-def test_a_step_without_a_vote_is_taken_again(tmp_path: Path, calm: list[float | None]) -> None:
+def test_step_whose_vote_was_lost_before_it_was_held_is_taken_again(tmp_path: Path, calm: list[float | None]) -> None:
     losses, said = lives(tmp_path, {"ps-1": ({0, 4, 5}, {4})})
     assert losses == calm
     assert len(rolls(said["ps-1"])) == 1
     assert sum("lost before the vote" in line for line in said["ps-1"]) == 3
 
 
-def test_of_two_servers_that_missed_the_vote_both_roll_forward(tmp_path: Path, calm: list[float | None]) -> None:
+def test_commit_when_two_servers_missed_the_vote_rolls_both_forward(tmp_path: Path, calm: list[float | None]) -> None:
     losses, said = lives(tmp_path, {"ps-0": ({9}, {2, 7}), "ps-2": (set(), {2, 12})})
     assert losses == calm
     assert [len(rolls(said[name])) for name in ("ps-0", "ps-1", "ps-2")] == [2, 0, 2]
@@ -98,20 +104,22 @@ def test_of_two_servers_that_missed_the_vote_both_roll_forward(tmp_path: Path, c
     "settings",
     [
         {"parallel": {"plan": "hierarchical"}, "cluster": {"workers": 1}},
-        {"hyperparameters": {"gradientClip": 0.0}},  # parameters come back while gradients go
+        {"hyperparameters": {"gradientClip": 0.0}},  # parameters come back while gradients are sent
         {"parallel": {"synchronization": "local", "every": 5}, "cluster": {"workers": 1}},
     ],
     ids=["hierarchical", "interleaved", "local"],
 )
-def test_so_it_is_in_every_way_to_exchange(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_commit_when_servers_missed_votes_rolls_them_forward_in_every_exchange(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     undisturbed, _ = lives(tmp_path / "calm", {}, **settings)
     losses, said = lives(tmp_path / "lost", {"ps-0": ({10}, {5}), "ps-2": (set(), {0, 10})}, **settings)
     assert losses == undisturbed
     assert [len(rolls(said[name])) for name in ("ps-0", "ps-1", "ps-2")] == [1, 0, 2]
 
 
-def test_the_next_group_knows_a_vote_by_its_lineage() -> None:
-    """A sum that was prepared in another try is not the one that was committed."""
+def test_vote_of_the_previous_group_is_recognized_by_its_lineage() -> None:
+    """A sum that was prepared in another try differs from the one that was committed."""
     from trainer.training.progress import Progress
 
     here, there = Progress(step=3, lineage=9), Progress(step=3, lineage=9)

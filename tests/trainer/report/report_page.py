@@ -15,7 +15,7 @@ BEGAN = 1_790_000_000.0
 
 
 class Page(HTMLParser):
-    """Elements as (tag, attributes), rows of tables as lists of cells, and all text."""
+    """A parsed page: elements as (tag, attributes), rows of tables as lists of cells, and all text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Page(HTMLParser):
                 self.rows[-1][-1] = self.rows[-1][-1] + data
 
     def row(self, first: str) -> list[str]:
-        """The cells beside the first one of the row that begins with it."""
+        """Return the cells of the row that begins with this cell, without that one."""
         return next(row[1:] for row in self.rows if row and row[0] == first)
 
     def attributes(self, tag: str, name: str) -> list[str]:
@@ -63,7 +63,7 @@ def bucket(folder: Path) -> Storage:
 
 
 def declare(storage: Storage, run: str = "a-run", state: str = "SUCCEEDED", **overrides: Any) -> JobSpec:
-    """A run's job.json and status.json, one that took 100 s unless it says otherwise."""
+    """Write a run's job.json and status.json; by default the run took 100 s."""
     fields: dict[str, Any] = {
         "run": run,
         "model": {"layers": 2, "heads": 2, "width": 32, "positions": 32},
@@ -86,7 +86,7 @@ def declare(storage: Storage, run: str = "a-run", state: str = "SUCCEEDED", **ov
 
 
 def record(step: int, **fields: Any) -> Record:
-    """A step that took a second, at 256 tokens/s."""
+    """Return the record of a step that took a second, at 256 tokens/s."""
     usual = {"attempt": 1, "time": BEGAN + step}
     if not {"validation_loss", "notice_seconds"} & set(fields):
         usual |= {
@@ -102,7 +102,7 @@ def write_records(storage: Storage, records: Iterable[Record], run: str = "a-run
 
 
 def write_machine(storage: Storage, name: str, run: str = "a-run", **fields: Any) -> None:
-    """One that was there for an hour."""
+    """Write the status of a machine that ran for an hour."""
     role = {"m": "master", "w": "worker", "p": "ps"}[name[0]]
     usual = {"state": "finished", "started": BEGAN, "heartbeat": BEGAN + 3600, "pid": 1}
     machine = MachineStatus.model_validate({"name": name, "role": role, **usual, **fields})

@@ -1,4 +1,4 @@
-"""The report: as it is at the end of real runs, and what it says of files made by hand."""
+"""The report at the end of real runs, and its content for files made by hand."""
 
 import base64
 import hashlib
@@ -45,7 +45,7 @@ def made(storage: Storage, *compare: str) -> Page:
 
 
 @slow
-def test_a_run_ends_with_a_report(undisturbed: Run) -> None:
+def test_finished_run_has_a_report_with_its_losses(undisturbed: Run) -> None:
     page = read(undisturbed)
     losses, validation = undisturbed.losses(), undisturbed.validation()
     assert page.row("validation loss")[0] == f"{validation[-1]:.4f}"
@@ -65,7 +65,7 @@ def test_a_run_ends_with_a_report(undisturbed: Run) -> None:
 
 
 @slow
-def test_the_page_needs_nothing_else_and_runs_no_script_but_its_own(undisturbed: Run) -> None:
+def test_page_refers_to_no_other_file_and_runs_no_script_but_its_own(undisturbed: Run) -> None:
     page = read(undisturbed)
     used = {name for _, attributes in page.elements for name in attributes}
     assert not used & {"src", "href", "srcset", "action", "onload", "onclick"}
@@ -85,19 +85,19 @@ def test_the_page_needs_nothing_else_and_runs_no_script_but_its_own(undisturbed:
 
 
 @slow
-def test_a_failed_run_says_why(new_run: NewRun) -> None:
+def test_page_of_a_failed_run_gives_the_reason(new_run: NewRun) -> None:
     run = new_run(model={"initialize": "/not/there"})
     assert run.start().wait().state == "FAILED"
     page = read(run)
     status = run.status()
     assert status is not None
     assert f"FAILED {status.reason}" in page.text
-    assert run.machine("master-0").log[-1] in page.text  # its last words
-    assert "figure" not in [tag for tag, _ in page.elements]  # it took no step
+    assert run.machine("master-0").log[-1] in page.text  # the page shows the machine's last line
+    assert "figure" not in [tag for tag, _ in page.elements]  # the run took no step
 
 
 @slow
-def test_a_stopped_run_has_one_too_and_a_machine_that_comes_back_knows_its_past(new_run: NewRun) -> None:
+def test_stopped_run_has_a_report_and_its_restarted_machine_keeps_its_history(new_run: NewRun) -> None:
     run = new_run(hyperparameters={"steps": 100_000}).start()
     run.until_step(5)
     run.kill("master-0")
@@ -115,7 +115,7 @@ def test_a_stopped_run_has_one_too_and_a_machine_that_comes_back_knows_its_past(
 
 
 @slow
-def test_a_report_that_cannot_be_written_fails_no_run(new_run: NewRun) -> None:
+def test_report_that_cannot_be_written_does_not_fail_the_run(new_run: NewRun) -> None:
     run = new_run(hyperparameters={"steps": 5})
     run.storage.write("runs/test-run/report.html/in-the-way", b"")
     assert run.start().wait().state == "SUCCEEDED"
@@ -123,12 +123,12 @@ def test_a_report_that_cannot_be_written_fails_no_run(new_run: NewRun) -> None:
     assert run.machine("master-0").state == "finished"
 
 
-# -- what it says ------------------------------------------------------------------------------------------------------
+# -- content -----------------------------------------------------------------------------------------------------------
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> {{ 7*7 }} \x1b[31m"
 
 
-def test_whatever_is_in_the_files_stays_text(tmp_path: Path) -> None:
+def test_page_escapes_every_text_of_the_files(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     status = {"reason": HOSTILE, "traceback": [HOSTILE]}
     declare(storage, state="FAILED", status=status, data={"path": f"data/0/{HOSTILE}.txt"}, code=HOSTILE)
@@ -145,7 +145,7 @@ def test_whatever_is_in_the_files_stays_text(tmp_path: Path) -> None:
     assert "\x1b" not in page.html
 
 
-def test_steps_that_a_resume_undid_are_left_out(tmp_path: Path) -> None:
+def test_page_leaves_out_steps_that_a_resume_undid(tmp_path: Path) -> None:
     """Attempt 1 reached step 40; attempt 2 began again at 21 and was stopped at 30."""
     storage = bucket(tmp_path)
     declare(storage, state="STOPPED")
@@ -163,7 +163,7 @@ def test_steps_that_a_resume_undid_are_left_out(tmp_path: Path) -> None:
     assert "attempt 2 begins" in page.attributes("div", "title")
 
 
-def test_lines_that_are_not_understood_are_left_out(tmp_path: Path) -> None:
+def test_page_leaves_out_lines_that_are_not_records(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
     write_records(storage, [record(1), record(2)])
@@ -174,13 +174,13 @@ def test_lines_that_are_not_understood_are_left_out(tmp_path: Path) -> None:
     assert made(storage).row("training loss")[0] == "4.9600"
 
 
-def test_cost_is_the_list_price_times_the_time_of_each_machine(tmp_path: Path) -> None:
+def test_cost_on_the_page_is_the_list_price_times_the_time_of_each_machine(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     master = {"machineType": "n1-highmem-16", "accelerator": "nvidia-tesla-t4", "accelerators": 1, "usdPerHour": 2.0}
     worker = {"machineType": "n1-highmem-16", "spot": True, "usdPerHour": 0.5}
     declare(storage, hardware={"master": master, "worker": worker})
     write_machine(storage, "master-0")
-    write_machine(storage, "worker-0", before=7200.0)  # an hour, and two of earlier boots
+    write_machine(storage, "worker-0", before=7200.0)  # the machine ran for an hour, and for two in earlier boots
     write_machine(storage, "worker-1")
     page = made(storage)
     assert page.row("master n1-highmem-16 + 1 × nvidia-tesla-t4") == ["1", "1.00", "$2.0000", "$2.00"]
@@ -198,7 +198,7 @@ def test_cost_is_the_list_price_times_the_time_of_each_machine(tmp_path: Path) -
     assert "$" not in page.text
 
 
-def test_other_runs_are_compared_by_what_is_other_in_them(tmp_path: Path) -> None:
+def test_page_compares_other_runs_by_the_keys_that_differ(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
     write_records(storage, [record(50), record(50, validation_loss=4.0), record(100, validation_loss=3.5)])
@@ -217,10 +217,10 @@ def test_other_runs_are_compared_by_what_is_other_in_them(tmp_path: Path) -> Non
     assert "Validation loss of these runs" in over.text
     stops = json.loads(over.attributes("div", "data-stops")[1])
     assert stops[-1] == [charts.WIDTH, "step 100: a-run 3.5, other 3.25"]
-    assert [row[0] for row in over.rows if row[:1] == ["other"]] == ["other"]  # once
+    assert [row[0] for row in over.rows if row[:1] == ["other"]] == ["other"]  # the other run is listed once
 
 
-def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path: Path) -> None:
+def test_page_of_a_run_without_status_and_metrics_is_made(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
     storage.delete("runs/a-run/status.json")
@@ -232,7 +232,7 @@ def test_a_run_of_which_nothing_is_known_has_a_page(tmp_path: Path) -> None:
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_long_curve_keeps_its_spikes_and_stays_small() -> None:
+def test_thinned_curve_keeps_its_spikes_and_stays_small() -> None:
     chance = random.Random(1)
     points = [(float(i), chance.random()) for i in range(100_000)]
     points[12_345], points[67_890] = (12_345.0, 50.0), (67_890.0, -50.0)
@@ -250,7 +250,7 @@ def test_a_long_curve_keeps_its_spikes_and_stays_small() -> None:
     ("low", "high"), [(0.0, 0.003), (3.38, 6.96), (5.0, 5.0), (0.0, 0.0), (2e5, 3e7), (-3.0, -1.0)]
 )
 @pytest.mark.parametrize("zero", [False, True])
-def test_axes_hold_all_values(low: float, high: float, zero: bool) -> None:
+def test_axes_of_a_chart_hold_all_values(low: float, high: float, zero: bool) -> None:
     made = charts.chart("k", "t", "", [Series("s", "line", [(1.0, low), (1000.0, high)])], 1000, zero=zero)
     assert made is not None
     numbers = [int(n) for n in re.findall(r"-?\d+", made.lines[0].path)]
@@ -263,7 +263,7 @@ def test_axes_hold_all_values(low: float, high: float, zero: bool) -> None:
     assert [made.x_ticks[0].label, made.x_ticks[-1].label] == ["0", "1,000"]
 
 
-def test_a_logarithmic_axis_leaves_out_what_has_no_place_on_it() -> None:
+def test_logarithmic_axis_leaves_out_values_that_have_no_place_on_it() -> None:
     points = [(1.0, 0.0), (2.0, 0.02), (3.0, math.nan), (4.0, 300.0)]
     made = charts.chart("k", "t", "", [Series("s", "line", points)], 4, logarithmic=True)
     assert made is not None
@@ -272,7 +272,7 @@ def test_a_logarithmic_axis_leaves_out_what_has_no_place_on_it() -> None:
     assert charts.chart("k", "t", "", [Series("s", "line", points[:1])], 4, logarithmic=True) is None
 
 
-def test_a_smoothed_curve_leans_nowhere() -> None:
+def test_smoothed_straight_line_is_the_same_line() -> None:
     points = [(float(i), 2.0 * i) for i in range(500)]
     assert [y for _, y in charts.smoothed(points)] == pytest.approx([y for _, y in points])
 
@@ -285,7 +285,7 @@ def machine(**fields: Any) -> MachineStatus:
     return MachineStatus(**(usual | {"started": BEGAN, "heartbeat": BEGAN} | fields))
 
 
-def test_the_history_of_a_machine() -> None:
+def test_history_of_a_machine_holds_its_starts_exits_and_notices() -> None:
     first = history.after_boot(None, machine())
     ended = Exit(code=-9, reason="killed by SIGKILL", time=BEGAN + 5)
     second = history.after_report(first, first.model_copy(update={"last_exit": ended, "heartbeat": BEGAN + 6}), None)
@@ -310,7 +310,7 @@ def test_the_history_of_a_machine() -> None:
     assert [(a - BEGAN, b - BEGAN) for a, b in outcome.boots(again)] == [(0, 10), (60, 70), (100, 101)]
 
 
-def test_a_history_is_bounded_and_its_time_is_not() -> None:
+def test_history_of_a_machine_is_bounded_and_its_total_time_is_not() -> None:
     now = history.after_boot(None, machine(heartbeat=BEGAN + 1))
     for i in range(1, 200):
         now = history.after_boot(now, machine(started=BEGAN + 10 * i, heartbeat=BEGAN + 10 * i + 1))
@@ -318,7 +318,7 @@ def test_a_history_is_bounded_and_its_time_is_not() -> None:
     assert history.seconds_present(now) == 200
 
 
-def test_a_timeline_of_very_many_machines_draws_those_with_something_to_tell(tmp_path: Path) -> None:
+def test_timeline_of_very_many_machines_draws_those_with_events(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
     for i in range(timeline.SHOWN_MACHINES + 20):
@@ -343,7 +343,7 @@ def sampler(tmp_path: Path) -> Sampler:
     return Sampler(bucket(tmp_path), spec, model, tokenizer, list(b"once upon a "), print)
 
 
-def test_a_sample_is_the_same_for_the_same_model_and_disturbs_nothing(
+def test_sample_is_the_same_for_the_same_model_and_leaves_its_state_alone(
     sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.evaluation.sampler.SHARE", math.inf)
@@ -355,14 +355,14 @@ def test_a_sample_is_the_same_for_the_same_model_and_disturbs_nothing(
     sampler.close()
     one, two = samples.read(bucket(tmp_path), "a-run")
     assert (one.step, one.text) == (1, two.text)
-    assert one.prompt == "once upon a "  # half of the positions
+    assert one.prompt == "once upon a "  # the prompt takes half of the positions
     assert len(one.text) > 1
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, before, sampler._model.parameters()))
     assert all(parameter.grad is None for parameter in sampler._model.parameters())
 
 
-def test_a_sample_without_time_is_one_token(sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_without_time_is_one_token(sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.evaluation.sampler.SHARE", 0.0)
     passes = []
     sampler._model.transformer.register_forward_hook(lambda *_: passes.append(1))
@@ -372,14 +372,14 @@ def test_a_sample_without_time_is_one_token(sampler: Sampler, tmp_path: Path, mo
     assert len(samples.read(bucket(tmp_path), "a-run")) == 1
 
 
-def test_a_sample_that_fails_is_said_and_no_more(sampler: Sampler, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_that_fails_is_logged_and_raises_nothing(sampler: Sampler, capsys: pytest.CaptureFixture[str]) -> None:
     sampler._prompt = []
     sampler.take(3)
     sampler.close()
     assert capsys.readouterr().out.startswith("no sample of step 3 (")
 
 
-def test_of_very_many_samples_first_and_newest_stay(tmp_path: Path) -> None:
+def test_very_many_samples_keep_the_first_and_the_newest(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     for step in range(1, 301):
         samples.add(storage, "a-run", Sample(step=step, time=0, prompt="p", text="t"))
@@ -387,5 +387,5 @@ def test_of_very_many_samples_first_and_newest_stay(tmp_path: Path) -> None:
     assert steps[0] == 1
     assert steps[-1] == 300
     assert len(steps) < 2 * samples.KEPT
-    samples.add(storage, "a-run", Sample(step=50, time=0, prompt="p", text="t"))  # after a resume
+    samples.add(storage, "a-run", Sample(step=50, time=0, prompt="p", text="t"))  # a resume takes this step again
     assert samples.read(storage, "a-run")[-1].step == 50

@@ -1,4 +1,4 @@
-"""Metrics: every step's record is there in the end, whoever wrote it and whatever was lost."""
+"""Metrics: every step's record is there in the end, whichever member wrote it and whatever was lost."""
 
 import threading
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def new_metrics(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Metrics]:
-    """Nothing is written by itself, and no TensorBoard."""
+    """Return a function that makes Metrics which write only on demand, without TensorBoard."""
     monkeypatch.setattr(metrics_module, "FLUSH", 1000.0)
     monkeypatch.setattr(Metrics, "_tensorboard", lambda *_: None)
     return lambda name="master-0", where=storage: Metrics(where, RUN, name, print)
@@ -45,7 +45,7 @@ def steps(storage: Storage) -> list[int]:
     return [r.step for r in read_metrics(storage, RUN).steps]
 
 
-def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+def test_records_not_yet_written_are_written_by_close(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
     metrics = new_metrics()
     for step in (1, 2):
         metrics.add(record(step), leads=True)
@@ -59,14 +59,16 @@ def test_records_are_written_at_the_end(storage: Storage, new_metrics: Callable[
     ]
 
 
-def test_only_the_leader_writes(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+def test_metrics_are_written_by_the_leader_alone(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
     metrics = new_metrics("worker-0")
     metrics.add(record(1), leads=False)
     metrics.close()
     assert steps(storage) == []
 
 
-def test_who_leads_next_fills_in(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+def test_next_leader_writes_records_of_steps_before_it_led(
+    storage: Storage, new_metrics: Callable[..., Metrics]
+) -> None:
     worker = new_metrics("worker-0")
     worker.add(record(1), leads=False)
     worker.add(record(2), leads=True)
@@ -74,19 +76,20 @@ def test_who_leads_next_fills_in(storage: Storage, new_metrics: Callable[..., Me
     assert steps(storage) == [1, 2]
 
 
-def test_the_others_fill_in_if_the_leader_comes_back_without_its_records(
+def test_fill_in_writes_records_that_a_restarted_leader_lost(
     storage: Storage, new_metrics: Callable[..., Metrics]
 ) -> None:
     worker = new_metrics("worker-0")
     worker.add(record(1), leads=False)
     worker.fill_in()
-    assert steps(storage) == [1]  # at once: it may be killed before it writes anything in the background
+    # The write happens at once: the process may be killed before it writes anything in the background.
+    assert steps(storage) == [1]
     worker.add(record(2), leads=False)
     worker.close()
-    assert steps(storage) == [1]  # the leader writes those since
+    assert steps(storage) == [1]  # the leader writes the records since then
 
 
-def test_a_process_that_was_restarted_writes_over_nothing(
+def test_restarted_process_overwrites_no_metrics_file(
     storage: Storage, new_metrics: Callable[..., Metrics], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for begun in (100.0, 200.0):
@@ -97,7 +100,7 @@ def test_a_process_that_was_restarted_writes_over_nothing(
     assert steps(storage) == [100, 200]
 
 
-def test_of_a_step_that_was_taken_twice_the_newest_counts(
+def test_step_taken_in_two_attempts_has_the_newest_record(
     storage: Storage, new_metrics: Callable[..., Metrics]
 ) -> None:
     for name, attempt, loss in (("master-0", 2, 2.0), ("worker-0", 1, 1.0)):
@@ -107,7 +110,7 @@ def test_of_a_step_that_was_taken_twice_the_newest_counts(
     assert [r.loss for r in read_metrics(storage, RUN).steps] == [2.0]
 
 
-def test_large_files_are_followed_by_new_ones(
+def test_metrics_file_that_is_large_is_followed_by_a_new_one(
     storage: Storage, new_metrics: Callable[..., Metrics], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_module, "SEGMENT", 100)
@@ -121,7 +124,7 @@ def test_large_files_are_followed_by_new_ones(
 
 
 class Away(FileStorage):
-    """A bucket that does not take the first writes."""
+    """A bucket that refuses the first writes."""
 
     refuse = 2
 
@@ -132,22 +135,24 @@ class Away(FileStorage):
         return super().write(path, data, if_generation=if_generation)
 
 
-def test_what_could_not_be_written_is_written_later(tmp_path: Path, new_metrics: Callable[..., Metrics]) -> None:
+def test_records_that_could_not_be_written_are_written_later(
+    tmp_path: Path, new_metrics: Callable[..., Metrics]
+) -> None:
     storage = Away(tmp_path)
     metrics = new_metrics(where=storage)
     for step in (1, 2, 3):
         metrics.add(record(step), leads=True)
         metrics.flush()
     metrics.add(record(4), leads=True)
-    storage.refuse = 1  # at the very end, too
+    storage.refuse = 1  # the same holds at the very end
     metrics.close()
     assert steps(storage) == [1, 2, 3, 4]
 
 
-def test_the_records_of_a_checkpoints_steps_are_there_before_it(
+def test_records_of_steps_in_a_checkpoint_are_written_before_it(
     storage: Storage, new_metrics: Callable[..., Metrics]
 ) -> None:
-    """A process that is killed goes on from its checkpoint: nobody takes the steps before it again."""
+    """A process that is killed resumes from its checkpoint, so nobody takes the steps before it again."""
     metrics = new_metrics()
     for step in (1, 2, 3):
         metrics.add(record(step), leads=True)
@@ -159,7 +164,7 @@ def test_the_records_of_a_checkpoints_steps_are_there_before_it(
     metrics.close()
 
 
-def test_many_threads_write(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
+def test_records_are_kept_when_several_threads_flush(storage: Storage, new_metrics: Callable[..., Metrics]) -> None:
     metrics = new_metrics()
 
     def flush() -> None:

@@ -1,4 +1,4 @@
-"""The reader of metrics: what a later attempt undid is left out, and files that grow read as files that are whole."""
+"""The reader of metrics leaves out what a later attempt undid, and reads growing files as whole ones."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def step(number: int, attempt: int = 1, time: float | None = None) -> Record:
 
 
 def taken(records: list[Record]) -> list[tuple[int, int]]:
-    """Step and attempt of each."""
+    """Return the step and the attempt of each record."""
     return [(record.step, record.attempt) for record in records]
 
 
@@ -57,19 +57,19 @@ def test_evaluations_of_undone_steps_are_undone(storage: Storage) -> None:
     assert taken(read_metrics(storage, RUN).evaluations) == [(2, 1)]
 
 
-def test_a_step_that_was_taken_twice_in_an_attempt_has_its_newest_record(storage: Storage) -> None:
+def test_step_taken_twice_in_an_attempt_has_its_newest_record(storage: Storage) -> None:
     write(storage, 0, step(1), step(2), step(2, time=500.0))
     assert [record.time for record in read_metrics(storage, RUN).steps] == [101.0, 500.0]
 
 
-def test_the_newest_step_is_the_last_that_was_taken(storage: Storage) -> None:
+def test_newest_step_is_the_last_that_was_taken(storage: Storage) -> None:
     write(storage, 0, step(1), step(2), step(3), step(2, time=500.0))
     newest = read_metrics(storage, RUN).newest_step
     assert newest is not None
     assert (newest.step, newest.time) == (2, 500.0)
 
 
-def test_a_notice_is_no_step_and_is_never_undone(storage: Storage) -> None:
+def test_notice_is_no_step_and_is_never_undone(storage: Storage) -> None:
     notice = Record(step=2, time=103.0, attempt=1, notice_seconds=1.5)
     write(storage, 0, step(1), step(2), notice)
     write(storage, 1, step(2, attempt=2))
@@ -78,13 +78,13 @@ def test_a_notice_is_no_step_and_is_never_undone(storage: Storage) -> None:
     assert taken(metrics.steps) == [(1, 1), (2, 2)]
 
 
-def test_lines_of_another_version_are_counted_and_a_line_without_its_end_is_not(storage: Storage) -> None:
+def test_lines_of_another_version_are_counted_and_an_unfinished_line_is_not(storage: Storage) -> None:
     write(storage, 0, step(1), more=b'{"step": "two"}\n\n{"step": 3, "tim')
     metrics = read_metrics(storage, RUN)
     assert (taken(metrics.steps), metrics.unreadable) == ([(1, 1)], 1)
 
 
-def test_only_the_newest_files_are_read_where_so_many_are_asked_for(storage: Storage) -> None:
+def test_read_metrics_of_a_number_of_files_reads_the_newest(storage: Storage) -> None:
     for number in range(3):
         write(storage, number, step(number + 1))
     assert taken(read_metrics(storage, RUN, files=1).steps) == [(3, 1)]
@@ -92,7 +92,7 @@ def test_only_the_newest_files_are_read_where_so_many_are_asked_for(storage: Sto
     assert read_metrics(storage, "another-run", files=1).newest_step is None
 
 
-def test_a_file_that_did_not_change_is_not_read_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_file_is_not_read_again(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     write(storage, 0, step(1))
     reader = MetricsReader(storage, RUN)
     reader.read(storage.list(paths.metrics(RUN)))
@@ -109,14 +109,14 @@ records_of_a_run = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(records_of_a_run, st.lists(st.integers(1, 7)), st.integers(1, 3), st.data())
-def test_reading_as_files_grow_and_reading_the_whole_agree(
+def test_reading_growing_files_and_reading_whole_files_agree(
     tmp_path_factory: pytest.TempPathFactory,
     records: list[tuple[int, int, str]],
     pauses: list[int],
     members: int,
     data: st.DataObject,
 ) -> None:
-    """A watch looks while several members append; a report reads all at the end."""
+    """A watch reads while several members append; a report reads everything at the end."""
     storage = open_storage(str(tmp_path_factory.mktemp("bucket")))
     watch = MetricsReader(storage, RUN)
     files = [b""] * members

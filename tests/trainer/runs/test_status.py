@@ -1,4 +1,4 @@
-"""status.json: who may change it, and that no change is lost."""
+"""status.json: which writers may change it, and that no change is lost."""
 
 import threading
 from pathlib import Path
@@ -25,21 +25,21 @@ def now(storage: Storage) -> Status:
     return status
 
 
-def test_a_run_without_a_status(storage: Storage) -> None:
+def test_update_without_a_status_creates_it(storage: Storage) -> None:
     assert read_status(storage, RUN) is None
     assert is_over(storage, RUN, 1) is None
     assert update_status(storage, RUN, 1, state="STARTING").state == "STARTING"
     assert now(storage).launch == 1
 
 
-def test_other_fields_are_kept(storage: Storage) -> None:
+def test_update_keeps_the_other_fields(storage: Storage) -> None:
     update_status(storage, RUN, 1, state="RUNNING", step=7, attempt=1, started=100.0)
     update_status(storage, RUN, 1, step=8)
     status = now(storage)
     assert (status.state, status.step, status.attempt, status.started) == ("RUNNING", 8, 1, 100.0)
 
 
-def test_a_reason_ends_with_its_state(storage: Storage) -> None:
+def test_reason_is_removed_when_the_state_changes(storage: Storage) -> None:
     update_status(storage, RUN, 1, state="RECOVERING", reason="a member was lost")
     update_status(storage, RUN, 1, step=3)
     assert now(storage).reason == "a member was lost"
@@ -47,13 +47,13 @@ def test_a_reason_ends_with_its_state(storage: Storage) -> None:
     assert now(storage).reason == ""
 
 
-def test_the_run_started_when_its_first_step_did(storage: Storage) -> None:
+def test_started_time_is_that_of_the_first_leader(storage: Storage) -> None:
     update_status(storage, RUN, 1, state="RUNNING", started=100.0)
     update_status(storage, RUN, 1, state="RUNNING", started=200.0)  # another leader took over
     assert now(storage).started == 100.0
 
 
-def test_an_older_attempt_is_fenced_off(storage: Storage) -> None:
+def test_update_by_an_older_attempt_is_fenced(storage: Storage) -> None:
     update_status(storage, RUN, 1, state="RUNNING", step=10, attempt=2)
     with pytest.raises(Fenced, match="attempt 2"):
         update_status(storage, RUN, 1, state="RUNNING", step=11, attempt=1)
@@ -62,7 +62,7 @@ def test_an_older_attempt_is_fenced_off(storage: Storage) -> None:
     assert update_status(storage, RUN, 1, step=12, attempt=3).attempt == 3
 
 
-def test_an_older_launch_is_fenced_off(storage: Storage) -> None:
+def test_update_by_an_older_launch_is_fenced(storage: Storage) -> None:
     update_status(storage, RUN, 2, state="RUNNING", step=10, attempt=2)
     with pytest.raises(Fenced, match="launch 2"):
         update_status(storage, RUN, 1, state="FAILED", attempt=9)
@@ -70,7 +70,7 @@ def test_an_older_launch_is_fenced_off(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("final", sorted(FINAL_STATES))
-def test_what_has_ended_stays_ended(storage: Storage, final: str) -> None:
+def test_update_of_an_ended_run_is_fenced(storage: Storage, final: str) -> None:
     update_status(storage, RUN, 1, state=final, reason="so it is", finished=1.0)
     with pytest.raises(Fenced, match=final.lower()):
         update_status(storage, RUN, 1, state="RUNNING", attempt=9)
@@ -80,7 +80,7 @@ def test_what_has_ended_stays_ended(storage: Storage, final: str) -> None:
 
 
 @pytest.mark.parametrize("final", ["FAILED", "STOPPED"])
-def test_a_raised_launch_starts_it_again(storage: Storage, final: str) -> None:
+def test_update_by_a_raised_launch_starts_an_ended_run_again(storage: Storage, final: str) -> None:
     update_status(storage, RUN, 1, state="RUNNING", step=50, attempt=3, started=1.0)
     update_status(storage, RUN, 1, state=final, reason="so it is", finished=2.0)
     assert is_over(storage, RUN, 2) is None
@@ -90,14 +90,14 @@ def test_a_raised_launch_starts_it_again(storage: Storage, final: str) -> None:
     assert (status.reason, status.started, status.finished) == ("", None, None)
 
 
-def test_success_is_for_ever(storage: Storage) -> None:
+def test_update_of_a_succeeded_run_is_fenced_for_every_launch(storage: Storage) -> None:
     update_status(storage, RUN, 1, state="SUCCEEDED")
     with pytest.raises(Fenced):
         update_status(storage, RUN, 2, state="STARTING")
     assert is_over(storage, RUN, 2) is not None
 
 
-def test_changes_at_one_time_are_all_there(storage: Storage) -> None:
+def test_updates_at_the_same_time_are_all_kept(storage: Storage) -> None:
     """Each thread changes a field of its own, many times; a lost update would leave an old value."""
     fields = ["step", "started", "finished", "attempt"]
     update_status(storage, RUN, 1, state="RUNNING", started=0.0)
@@ -109,7 +109,7 @@ def test_changes_at_one_time_are_all_there(storage: Storage) -> None:
                 update_status(storage, RUN, 1, **{field: value})
                 if field != "started":
                     assert getattr(now(storage), field) == value
-        except BaseException as error:  # shown by the test, not by the thread
+        except BaseException as error:  # the test shows the error, not the thread
             errors.append(error)
 
     threads = [threading.Thread(target=change, args=(field,)) for field in fields]
@@ -125,7 +125,7 @@ def test_changes_at_one_time_are_all_there(storage: Storage) -> None:
 # -- the writer in the background --------------------------------------------------------------------------------------
 
 
-def test_only_the_leader_writes(storage: Storage) -> None:
+def test_status_is_written_by_the_leader_alone(storage: Storage) -> None:
     writers = [StatusWriter(storage, RUN, 1, print) for _ in range(2)]
     writers[0].set(leads=True, state="RUNNING", step=5)
     writers[1].set(leads=False, state="RUNNING", step=6)
@@ -134,7 +134,7 @@ def test_only_the_leader_writes(storage: Storage) -> None:
     assert now(storage).step == 5
 
 
-def test_a_fenced_writer_says_so(storage: Storage) -> None:
+def test_fenced_writer_gives_the_reason(storage: Storage) -> None:
     update_status(storage, RUN, 1, state="RUNNING", attempt=2)
     writer = StatusWriter(storage, RUN, 1, print)
     writer.set(leads=True, state="RUNNING", attempt=1, step=5)
@@ -144,7 +144,7 @@ def test_a_fenced_writer_says_so(storage: Storage) -> None:
 
 
 class Away(FileStorage):
-    """A bucket that does not take the first writes."""
+    """A bucket that refuses the first writes."""
 
     refuse = 1
 
@@ -155,7 +155,7 @@ class Away(FileStorage):
         return super().write(path, data, if_generation=if_generation)
 
 
-def test_what_could_not_be_written_is_written_later(tmp_path: Path) -> None:
+def test_status_that_could_not_be_written_is_written_later(tmp_path: Path) -> None:
     storage, said = Away(tmp_path), []
     told = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is suggested, and real small ones, to the best trial's model."""
+"""Sweeps: the suggestions, and small real sweeps up to the best trial's model."""
 
 import json
 import math
@@ -44,11 +44,11 @@ def history(of: Sweep, count: int, value: Callable[[dict[str, Any]], float]) -> 
 # -- suggestions -------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_history_gives_the_same_suggestion() -> None:
+def test_suggestion_is_the_same_for_the_same_history() -> None:
     of = declared(RATE, BATCH, OPTIMIZER)
     first = history(of, 8, lambda p: abs(p["learningRate"] - 0.003))
     assert first == history(of, 8, lambda p: abs(p["learningRate"] - 0.003))
-    assert first[7] != history(of, 8, lambda p: -p["learningRate"])[7]  # it learns from what was
+    assert first[7] != history(of, 8, lambda p: -p["learningRate"])[7]  # the suggestion depends on earlier results
     assert len({trial.parameters["learningRate"] for trial in first}) == 8
     for trial in first:
         made = search_space.applied(Hyperparameters(), trial.parameters)
@@ -56,12 +56,12 @@ def test_the_same_history_gives_the_same_suggestion() -> None:
         assert made.batch_size in (4, 8)
 
 
-def test_it_comes_closer_to_the_best() -> None:
+def test_suggestions_approach_the_best_value() -> None:
     trials = history(declared(RATE), 30, lambda p: abs(math.log10(p["learningRate"]) + 3))
     assert min(trial.value or 9 for trial in trials[15:]) < 0.15
 
 
-def test_a_reverse_logarithmic_scale_is_fine_at_its_upper_end() -> None:
+def test_suggestions_on_a_reverse_logarithmic_scale_are_dense_at_its_upper_end() -> None:
     ends = {"parameterName": "beta2", "minValue": 0.001, "maxValue": 0.999, "scaleType": "UNIT_REVERSE_LOG_SCALE"}
     of = declared({**RATE, **ends})
     drawn = [float(trial.parameters["beta2"]) for trial in history(of, 12, lambda p: 1.0)]
@@ -69,7 +69,7 @@ def test_a_reverse_logarithmic_scale_is_fine_at_its_upper_end() -> None:
     assert sum(value > 0.9 for value in drawn) > 6
 
 
-def test_categories_are_what_they_look_like() -> None:
+def test_categories_are_read_as_the_hyperparameters_type() -> None:
     made = search_space.applied(
         Hyperparameters(), {"compile": "true", "batchSize": "16", "optimizer": "sgd", "steps": 20.0}
     )
@@ -100,13 +100,13 @@ def test_categories_are_what_they_look_like() -> None:
         ([{**RATE, "parameterName": "seed"}], "seed, which is no hyperparameter that can be varied"),
     ],
 )
-def test_mistakes(params: list[dict[str, Any]], line: str) -> None:
+def test_search_space_mistakes_are_one_line_with_their_key(params: list[dict[str, Any]], line: str) -> None:
     (found,) = search_space.problems(declared(*params), Hyperparameters(), trainers=2, positions=1024)
     assert found.startswith("sweep.params")
     assert line in found
 
 
-def test_what_is_fine_has_no_problems() -> None:
+def test_search_space_without_mistakes_has_no_problems() -> None:
     assert search_space.problems(declared(RATE, BATCH, OPTIMIZER), Hyperparameters(), trainers=2, positions=1024) == []
 
 
@@ -115,22 +115,22 @@ def outcome(*losses: float) -> Outcome:
     return Outcome(None, None, [], records, [], [], [], [])  # type: ignore[arg-type]
 
 
-def test_worse_than_the_median_is_stopped() -> None:
+def test_trial_worse_than_the_median_is_stopped() -> None:
     of, before = (
         declared(RATE, enableTrialEarlyStopping=True),
         [outcome(3.0, 2.0), outcome(3.5, 2.5), outcome(4.0, 3.0)],
     )
     assert early_stop_reason(of, outcome(3.4), before) is None
-    assert early_stop_reason(of, outcome(3.6), before[:2]) is None  # too few to tell
+    assert early_stop_reason(of, outcome(3.6), before[:2]) is None  # two outcomes are too few for a decision
     reason = early_stop_reason(of, outcome(3.6), before)
     assert reason == "stopped early: validation loss 3.6000 at step 10, and the median of 3 trials is 3.5000"
-    assert early_stop_reason(of, outcome(3.6, 2.4), before) is None  # it has caught up
+    assert early_stop_reason(of, outcome(3.6, 2.4), before) is None  # the trial has caught up
     highest = of.model_copy(update={"goal": "MAXIMIZE"})
     assert early_stop_reason(highest, outcome(3.6), before) is None
     assert early_stop_reason(highest, outcome(3.4), before) is not None
 
 
-# -- real ones ---------------------------------------------------------------------------------------------------------
+# -- real sweeps -------------------------------------------------------------------------------------------------------
 
 SMALL = {
     "hyperparameters": {"steps": 40, "warmupSteps": 5},
@@ -140,13 +140,13 @@ SMALL = {
 
 
 @pytest.mark.slow
-def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]) -> None:
+def test_sweep_whose_machines_are_killed_ends_with_the_best_trials_model(new_run: Callable[..., Run]) -> None:
     run = new_run(**SMALL, cluster={"workers": 1}, sweep=declared(RATE, maxTrials=2).to_json())
     run.start()
     run.until(lambda: (s := run.status()) and s.step >= 1, "the first trial's end")
     second = trial_id(run.spec.run, 2)
     run.until(lambda: (s := read_status(run.storage, second)) and s.step >= 5, "steps of the second trial")
-    for name in list(run.machines):  # everything is lost, and comes back
+    for name in list(run.machines):  # every machine is lost and comes back
         run.kill(name)
     assert run.start().wait().state == "SUCCEEDED"
 
@@ -154,7 +154,7 @@ def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]
     assert [(trial.number, trial.state, trial.step) for trial in trials] == [(n, "SUCCEEDED", 40) for n in (1, 2)]
     of = run.spec.sweep
     assert of is not None
-    for number, trial in enumerate(trials):  # nothing depends on what was lost
+    for number, trial in enumerate(trials):  # nothing depends on the lost machines
         assert trial.parameters == suggest.suggest(of, run.spec.hyperparameters.seed, trials[:number])
     best = best_trial(of, trials)
     assert best is not None
@@ -176,8 +176,8 @@ def test_trials_to_the_best_ones_model_through_kills(new_run: Callable[..., Run]
 
 
 @pytest.mark.slow
-def test_three_failures_in_a_row_fail_the_sweep(new_run: Callable[..., Run]) -> None:
-    """The data is gone: nothing that a suggestion could mend."""
+def test_sweep_with_three_failed_trials_in_a_row_fails(new_run: Callable[..., Run]) -> None:
+    """The data is gone, which no suggestion could mend."""
     run = new_run(**SMALL, sweep=declared(RATE, maxTrials=9).to_json())
     run.storage.delete(run.spec.data.path)
     assert run.start().wait().state == "FAILED"
@@ -189,11 +189,11 @@ def test_three_failures_in_a_row_fail_the_sweep(new_run: Callable[..., Run]) -> 
 
 
 @pytest.mark.slow
-def test_a_hopeless_trial_is_stopped_early(new_run: Callable[..., Run]) -> None:
+def test_hopeless_trial_is_stopped_early(new_run: Callable[..., Run]) -> None:
     of = declared(RATE, enableTrialEarlyStopping=True, maxTrials=4)
     run = new_run(**{**SMALL, "hyperparameters": {"steps": 100_000, "warmupSteps": 5}}, sweep=of.to_json())
     done: list[Trial] = []
-    for number in (1, 2, 3):  # three that were perfect
+    for number in (1, 2, 3):  # three trials were perfect
         parameters = suggest.suggest(of, run.spec.hyperparameters.seed, done)
         job = suggest.job_of(run.spec, number, parameters)
         run.storage.write(f"runs/{job.run}/job.json", json.dumps(job.to_json()).encode())

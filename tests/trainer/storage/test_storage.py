@@ -1,4 +1,4 @@
-"""Both storages keep the same promises; what only one of them can get wrong is below."""
+"""Both storages keep the same promises; tests of only one of them come after those of both."""
 
 import multiprocessing
 import os
@@ -37,23 +37,23 @@ def noise(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-# What both promise
+# Promises of both storages.
 
 
-def test_what_is_written_is_read(storage: Storage) -> None:
+def test_read_returns_the_written_bytes_and_their_generation(storage: Storage) -> None:
     generation = storage.write("runs/r/status.json", b"{}")
     assert storage.read("runs/r/status.json") == b"{}"
     assert storage.read_generation("runs/r/status.json") == (b"{}", generation)
 
 
-def test_generations_grow_also_over_a_deletion(storage: Storage) -> None:
+def test_generations_grow_also_after_a_deletion(storage: Storage) -> None:
     generations = [storage.write("x", b"same") for _ in range(5)]
     storage.delete("x")
     generations.append(storage.write("x", b"same"))
     assert generations == sorted(set(generations))
 
 
-def test_conditional_writes(storage: Storage) -> None:
+def test_write_with_another_generation_than_the_files_is_a_conflict(storage: Storage) -> None:
     first = storage.write("lease", b"a", if_generation=0)
     with pytest.raises(Conflict):
         storage.write("lease", b"b", if_generation=0)
@@ -66,7 +66,7 @@ def test_conditional_writes(storage: Storage) -> None:
         storage.write("lease", b"e", if_generation=second)
 
 
-def test_of_many_writers_at_once_one_wins_each_generation(storage: Storage) -> None:
+def test_conditional_writes_at_once_have_one_winner_for_each_generation(storage: Storage) -> None:
     generation = storage.write("lease", b"start")
     for _ in range(3):
 
@@ -83,7 +83,7 @@ def test_of_many_writers_at_once_one_wins_each_generation(storage: Storage) -> N
         assert storage.read_generation("lease") == (str(name).encode(), generation)
 
 
-def test_absent_files(storage: Storage) -> None:
+def test_absent_file_is_not_found_and_may_be_deleted(storage: Storage) -> None:
     storage.write("folder/file", b"")
     for path in ("nothing", "folder", "folder/file/below"):
         with pytest.raises(FileNotFoundError, match=re.escape(path)):
@@ -92,7 +92,7 @@ def test_absent_files(storage: Storage) -> None:
     assert storage.read("folder/file") == b""
 
 
-def test_a_failed_download_leaves_nothing(storage: Storage, tmp_path: Path) -> None:
+def test_failed_download_leaves_no_file(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.download("nothing", tmp_path / "out" / "file")
     assert not list((tmp_path / "out").glob("*"))
@@ -109,18 +109,18 @@ def test_listing_is_by_folder_and_sorted(storage: Storage) -> None:
     assert storage.list("nowhere") == storage.list("current.json") == []
     entry = storage.list("runs/ab")[0]
     assert (entry.size, entry.generation) == (5, storage.read_generation(entry.path)[1])
-    assert abs(entry.updated - time.time()) < 86400  # seconds since the epoch, not ms
+    assert abs(entry.updated - time.time()) < 86400  # the value is in seconds since the epoch, not in ms
 
 
 @pytest.mark.parametrize("path", ["../x", "/x", "a//b", "a/../b", ".", "", "a/", "a\\b", ".lock", "a/.x.1.tmp"])
-def test_no_path_leads_out_or_to_our_own_files(storage: Storage, path: str) -> None:
+def test_path_outside_the_bucket_or_to_our_own_files_is_refused(storage: Storage, path: str) -> None:
     for call in (storage.read, storage.delete, lambda p: storage.write(p, b"")):
         with pytest.raises(StorageError, match="is not a path inside a bucket"):
             call(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 9 * MEBIBYTE])  # above 8 MiB the library uploads in several requests
-def test_files_of_any_size_go_and_come_back(
+def test_files_of_any_size_are_uploaded_and_downloaded_unchanged(
     storage: Storage, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google, "CHUNK_BYTES", 2 * MEBIBYTE)
@@ -140,13 +140,13 @@ def test_files_of_any_size_go_and_come_back(
     assert [p.name for p in target.parent.iterdir()] == ["target"]
 
 
-def test_same_size_other_content_does_not_match(storage: Storage, tmp_path: Path) -> None:
+def test_matches_is_false_for_other_content_of_the_same_size(storage: Storage, tmp_path: Path) -> None:
     storage.write("x", b"abc")
     (tmp_path / "y").write_bytes(b"abd")
     assert not storage.matches(tmp_path / "y", "x")
 
 
-def test_an_upload_can_be_conditional(storage: Storage, tmp_path: Path) -> None:
+def test_upload_with_another_generation_is_a_conflict(storage: Storage, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"1")
     storage.upload(source, "x", if_generation=0)
@@ -154,23 +154,23 @@ def test_an_upload_can_be_conditional(storage: Storage, tmp_path: Path) -> None:
         storage.upload(source, "x", if_generation=0)
 
 
-def test_a_missing_source_is_named(storage: Storage, tmp_path: Path) -> None:
+def test_upload_of_a_missing_source_names_it(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no-source"):
         storage.upload(tmp_path / "no-source", "x")
     assert storage.list("") == []
 
 
-# Addresses
+# Addresses.
 
 
 @pytest.mark.parametrize("url", ["s3://bucket", "http://host/x", "", "gs://", "gs:///x", "file://folder/x", "file:x"])
-def test_other_addresses_are_refused_with_a_remedy(url: str) -> None:
+def test_address_of_another_kind_is_refused_with_a_remedy(url: str) -> None:
     with pytest.raises(StorageError, match=r"write (gs|file)://"):
         open_storage(url)
 
 
 @pytest.mark.parametrize("name", ["with space", "100%", "q?a#b", "ünï"])
-def test_a_folders_url_leads_back_to_it(tmp_path: Path, name: str) -> None:
+def test_url_of_a_folder_opens_the_same_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     open_storage(str(folder)).write("x", b"1")
     assert (folder / "x").read_bytes() == b"1"
@@ -180,7 +180,7 @@ def test_a_folders_url_leads_back_to_it(tmp_path: Path, name: str) -> None:
     assert storage.local_path("x") == folder / "x"
 
 
-def test_file_users_do_not_pay_for_google(tmp_path: Path) -> None:
+def test_storage_in_a_folder_imports_none_of_googles_packages(tmp_path: Path) -> None:
     code = (
         "import sys; from trainer.storage.factory import open_storage; open_storage(sys.argv[1]).write('x', b'');"
         "print([m for m in sys.modules if m.startswith(('google', 'requests', 'torch'))])"
@@ -189,7 +189,7 @@ def test_file_users_do_not_pay_for_google(tmp_path: Path) -> None:
     assert run.stdout.strip() == "[]"
 
 
-# Folders
+# Folders.
 
 
 def _count_up(root: str, times: int) -> None:
@@ -204,7 +204,7 @@ def _count_up(root: str, times: int) -> None:
                 pass
 
 
-def test_processes_lose_no_update(tmp_path: Path) -> None:
+def test_updates_by_several_processes_are_all_kept(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
     storage.write("counter", b"0")
     context = multiprocessing.get_context("spawn")
@@ -216,7 +216,7 @@ def test_processes_lose_no_update(tmp_path: Path) -> None:
     assert storage.read("counter") == b"160"
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+def test_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
     contents = [bytes([i]) * 300_000 for i in range(3)]
     storage.write("x", contents[0])
@@ -240,7 +240,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
             reader.result()
 
 
-def test_writers_in_a_folder_that_is_being_emptied(tmp_path: Path) -> None:
+def test_writes_and_deletions_by_several_threads_leave_an_empty_folder(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
 
     def churn(name: int) -> None:
@@ -276,7 +276,7 @@ def test_generations_grow_where_dates_are_coarse(tmp_path: Path, monkeypatch: py
     assert storage.read_generation("x")[1] == generations[-1]
 
 
-def test_a_change_by_hand_is_a_conflict(tmp_path: Path) -> None:
+def test_file_changed_by_hand_is_a_conflict(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
     generation = storage.write("x", b"1")
     (tmp_path / "x").write_bytes(b"by hand")
@@ -284,7 +284,7 @@ def test_a_change_by_hand_is_a_conflict(tmp_path: Path) -> None:
         storage.write("x", b"2", if_generation=generation)
 
 
-def test_unfinished_files_are_not_listed_and_go_away(tmp_path: Path) -> None:
+def test_unfinished_files_are_not_listed_and_are_removed_later(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
     code = (
         "import os, sys; from trainer.storage.factory import open_storage; from pathlib import Path\n"
@@ -299,7 +299,7 @@ def test_unfinished_files_are_not_listed_and_go_away(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_a_writer_at_work_is_not_swept_away(tmp_path: Path) -> None:
+def test_unfinished_file_of_a_writer_at_work_is_not_removed(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path / "s")
     (tmp_path / "source").write_bytes(b"1" * 100)
     storage.upload(tmp_path / "source", "x", lambda n: storage.write("y", b"2") and None)
@@ -325,20 +325,22 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "outside" / "secret").read_bytes() == b"secret"
 
 
-def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+def test_storage_in_a_linked_folder_works(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     FileStorage(tmp_path / "link").write("a/x", b"1")
     assert [e.path for e in FileStorage(tmp_path / "link").list("")] == ["a/x"]
 
 
-def test_files_are_as_open_as_the_umask_says(tmp_path: Path) -> None:
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
     FileStorage(tmp_path).write("x", b"")
     (tmp_path / "plain").write_bytes(b"")
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_on_a_full_disk_is_an_error_and_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     storage = FileStorage(tmp_path)
@@ -362,7 +364,7 @@ def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path: Path, monkeypatch:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "x"]
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_write_that_is_impossible_is_an_error_of_one_line(tmp_path: Path) -> None:
     storage = FileStorage(tmp_path)
     storage.write("file", b"")
     with pytest.raises(StorageError, match=r"cannot write"):
@@ -374,18 +376,18 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         storage.write("long" * 100, b"")
 
 
-# Buckets under faults
+# Buckets under faults.
 
 
 def once(action: "list[str]", word: str) -> bool:
-    """True the first time that it is asked for a word."""
+    """Return True the first time that this word is asked for."""
     if word in action:
         return False
     action.append(word)
     return True
 
 
-def test_a_server_that_is_busy_is_asked_again(gcs_bucket: str, gcs_faults: Faults, tmp_path: Path) -> None:
+def test_busy_server_is_asked_again(gcs_bucket: str, gcs_faults: Faults, tmp_path: Path) -> None:
     busy = {"left": 0}
 
     def before(method: str, path: str) -> int | None:
@@ -408,7 +410,7 @@ def test_a_server_that_is_busy_is_asked_again(gcs_bucket: str, gcs_faults: Fault
     assert open_storage(gcs_bucket).list("") == []
 
 
-def test_a_server_that_stays_away_is_one_line(
+def test_server_that_does_not_answer_is_an_error_of_one_line(
     gcs_bucket: str, gcs_faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google, "RETRY", google.RETRY.with_timeout(0.3))
@@ -424,7 +426,7 @@ def test_a_server_that_stays_away_is_one_line(
 
 
 @pytest.mark.parametrize("size", [10, 9 * MEBIBYTE])
-def test_a_conditional_write_whose_answer_is_lost_is_no_conflict(
+def test_conditional_write_whose_answer_is_lost_is_no_conflict(
     gcs_bucket: str, gcs_faults: Faults, tmp_path: Path, size: int
 ) -> None:
     lost: list[str] = []
@@ -443,7 +445,7 @@ def test_a_conditional_write_whose_answer_is_lost_is_no_conflict(
         storage.upload(tmp_path / "source", "x", if_generation=0)
 
 
-def test_damage_on_the_way_down_is_seen(gcs_bucket: str, gcs_faults: Faults, tmp_path: Path) -> None:
+def test_damage_during_a_download_is_detected(gcs_bucket: str, gcs_faults: Faults, tmp_path: Path) -> None:
     storage = open_storage(gcs_bucket)
     storage.write("x", b"0123456789")
 
@@ -461,7 +463,7 @@ def test_damage_on_the_way_down_is_seen(gcs_bucket: str, gcs_faults: Faults, tmp
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_download_that_broke_goes_on_and_is_checked_as_a_whole(
+def test_download_that_broke_is_resumed_and_checked_as_a_whole(
     gcs_bucket: str, gcs_faults: Faults, tmp_path: Path, damaged: bool
 ) -> None:
     content = noise(3 * MEBIBYTE)
@@ -491,7 +493,7 @@ def test_a_download_that_broke_goes_on_and_is_checked_as_a_whole(
         assert sum(done) == len(content)
 
 
-def test_damage_on_the_way_up_is_seen(
+def test_damage_during_an_upload_is_detected(
     gcs_bucket: str, gcs_faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(method: str, path: str, answer: Answer) -> None:
@@ -504,7 +506,7 @@ def test_damage_on_the_way_up_is_seen(
         open_storage(gcs_bucket).upload(tmp_path / "source", "x")
 
 
-def test_an_upload_goes_on_after_a_busy_server(
+def test_upload_is_resumed_after_a_busy_server(
     gcs_bucket: str, gcs_faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google, "CHUNK_BYTES", 2 * MEBIBYTE)
@@ -524,7 +526,7 @@ def test_an_upload_goes_on_after_a_busy_server(
     assert sum(done) == 9 * MEBIBYTE  # bytes that were sent twice count once
 
 
-def test_a_stopped_upload_sends_only_the_parts_that_are_missing(
+def test_repeated_upload_after_a_stop_sends_only_the_missing_parts(
     gcs_bucket: str, gcs_faults: Faults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(google, "PART_BYTES", MEBIBYTE)
@@ -553,7 +555,9 @@ def test_a_stopped_upload_sends_only_the_parts_that_are_missing(
     assert [e.path for e in storage.list("")] == ["data/x"]  # the parts are gone
 
 
-def test_parts_of_another_file_are_not_used(gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_does_not_use_parts_of_another_file(
+    gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(google, "PART_BYTES", MEBIBYTE)
     source = tmp_path / "source"
     source.write_bytes(noise(3 * MEBIBYTE))
@@ -564,13 +568,13 @@ def test_parts_of_another_file_are_not_used(gcs_bucket: str, tmp_path: Path, mon
     assert [e.path for e in storage.list("")] == ["x"]
 
 
-def test_a_bucket_name_that_cannot_be(gcs_bucket: str) -> None:
+def test_impossible_bucket_name_is_refused(gcs_bucket: str) -> None:
     with pytest.raises(StorageError, match=r"gs://-x: Bucket names must"):
         open_storage("gs://-x")
 
 
-def test_only_objects_are_asked_for(gcs_bucket: str, gcs_faults: Faults) -> None:
-    """The accounts of a run may use objects, not look at buckets."""
+def test_google_storage_asks_for_objects_and_never_for_the_bucket(gcs_bucket: str, gcs_faults: Faults) -> None:
+    """The accounts of a run may use objects, but not read bucket metadata."""
     storage = open_storage(gcs_bucket)
     storage.write("x", b"1")
     storage.list("")
@@ -578,7 +582,7 @@ def test_only_objects_are_asked_for(gcs_bucket: str, gcs_faults: Faults) -> None
     assert all("/o" in request.split("?")[0] for request in gcs_faults.requests)
 
 
-def test_no_such_bucket(gcs_bucket: str, tmp_path: Path) -> None:
+def test_missing_bucket_is_an_error_with_its_name(gcs_bucket: str, tmp_path: Path) -> None:
     storage = open_storage("gs://no-such-bucket")
     (tmp_path / "x").write_bytes(b"")
     for call in (
@@ -593,7 +597,9 @@ def test_no_such_bucket(gcs_bucket: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "words"), [(401, "gcloud auth application-default login"), (403, "needs roles/storage.objectUser")]
 )
-def test_no_permission_says_what_to_grant(gcs_bucket: str, gcs_faults: Faults, status: int, words: str) -> None:
+def test_missing_permission_says_which_role_to_grant(
+    gcs_bucket: str, gcs_faults: Faults, status: int, words: str
+) -> None:
     storage = open_storage(gcs_bucket)
     gcs_faults.before = lambda method, path: status
     for call in (lambda: storage.write("x", b""), lambda: storage.read("x"), lambda: storage.list("")):
@@ -602,14 +608,16 @@ def test_no_permission_says_what_to_grant(gcs_bucket: str, gcs_faults: Faults, s
         assert "\n" not in str(caught.value)
 
 
-def test_no_credentials_says_how_to_log_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_say_how_to_log_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "no-key.json"))
     with pytest.raises(StorageError, match=r"no valid Google credentials; run `gcloud auth application-default login`"):
         open_storage("gs://bucket")
 
 
-def test_disk_full_during_a_download(gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_onto_a_full_disk_is_an_error(
+    gcs_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     storage = open_storage(gcs_bucket)
@@ -620,10 +628,10 @@ def test_disk_full_during_a_download(gcs_bucket: str, tmp_path: Path, monkeypatc
         storage.download("x", tmp_path / "target")
 
 
-# Manifests
+# Manifests.
 
 
-def test_a_manifest_describes_and_proves_a_folder(tmp_path: Path) -> None:
+def test_manifest_describes_and_proves_a_folder(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a").write_bytes(b"abc")
     (tmp_path / "sub" / "b").write_bytes(b"")
@@ -658,6 +666,6 @@ def test_a_manifest_describes_and_proves_a_folder(tmp_path: Path) -> None:
         b'{"files": {"x": null}}',
     ],
 )
-def test_what_is_no_manifest_is_refused_in_one_line(data: bytes) -> None:
+def test_invalid_manifest_is_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"^manifest\.json .*$"):
         manifest.parse(data)

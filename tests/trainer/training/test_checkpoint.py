@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, whoever wrote it and whoever reads it; what is damaged is passed over."""
+"""Checkpoints: any reader restores what any writer saved, and damaged checkpoints are skipped."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ def vectors(value: float) -> dict[str, Tensor]:
 
 
 class Book:
-    """Checkpoints of a bucket, and what they logged."""
+    """The Checkpoints of a bucket, and the lines that they logged."""
 
     def __init__(self, storage: Storage, keep: int = 2, keep_every: int | None = None, **options: Any) -> None:
         self.said: list[str] = []
@@ -44,7 +44,10 @@ class Book:
         self.checkpoints.wait()
 
     def restore(self, layout: Layout | None = LAYOUT, **options: Any) -> tuple[int, float] | None:
-        """(step, the value that fills the parameters) of what is restored; None, and nothing touched, if nothing is."""
+        """Restore and return (step, the value that fills the parameters).
+
+        Without a checkpoint nothing changes, and it returns None.
+        """
         into = vectors(-1.0)
         restored = self.checkpoints.restore(into, layout=layout, **options)
         assert len(set(into["parameters"].tolist())) == 1
@@ -69,7 +72,7 @@ def book(tmp_path: Path) -> Book:
     return Book(open_storage(str(tmp_path)))
 
 
-def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_checkpoint_is_restored_bit_for_bit(tmp_path: Path) -> None:
     checkpoints = CheckpointStore(open_storage(str(tmp_path)), RUN, Checkpoints(keep=2), print)
     saved = {"parameters": torch.randn(192), "moment1": torch.randn(192)}
     progress = Progress(
@@ -83,7 +86,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_through_google_storage(gcs_bucket: str) -> None:
+def test_checkpoints_in_google_storage_are_kept_and_restored(gcs_bucket: str) -> None:
     book = Book(open_storage(gcs_bucket))
     for step in (1, 2, 3):
         book.save(step)
@@ -93,10 +96,10 @@ def test_the_same_through_google_storage(gcs_bucket: str) -> None:
     book.storage.write(f"{FOLDER}/step-00000003-attempt-1/{PART}", b"damaged")
     assert book.restore() == (2, 2.0)
     book.save(2, value=9.0)
-    assert book.restore() == (2, 2.0)  # not written over
+    assert book.restore() == (2, 2.0)  # the checkpoint was not overwritten
 
 
-def test_what_changes_after_save_is_not_in_it(book: Book) -> None:
+def test_checkpoint_does_not_contain_changes_after_save(book: Book) -> None:
     values, progress = vectors(1.0), Progress(step=1)
     book.checkpoints.save(CheckpointShard(values, LAYOUT), progress, 1)
     for vector in values.values():
@@ -106,23 +109,23 @@ def test_what_changes_after_save_is_not_in_it(book: Book) -> None:
     assert book.restore() == (1, 1.0)
 
 
-def test_nothing_to_restore(book: Book) -> None:
+def test_restore_without_a_checkpoint_returns_none(book: Book) -> None:
     assert book.restore() is None
     assert book.said == []
     assert not book.checkpoints.whole(1, 1)
 
 
-def test_the_newest_is_restored(book: Book) -> None:
+def test_restore_takes_the_newest_checkpoint(book: Book) -> None:
     book.checkpoints = CheckpointStore(book.storage, RUN, Checkpoints(keep=10), book.said.append)
     for step, attempt in [(900, 1), (1000, 2), (1000, 10), (1000, 9), (999, 11)]:
         book.save(step, attempt, value=attempt)
-    assert book.restore() == (1000, 10.0)  # by number and not by letter: attempt 10 is after 9
+    assert book.restore() == (1000, 10.0)  # the order is by number, not by letter: attempt 10 is after 9
     assert book.restore(skip={"step-00001000-attempt-10"}) == (1000, 9.0)
     assert book.checkpoints.whole(999, 11)
     assert not book.checkpoints.whole(999, 10)
 
 
-def test_nothing_counts_before_the_metrics_are_flushed(book: Book) -> None:
+def test_checkpoint_does_not_count_before_the_metrics_are_flushed(book: Book) -> None:
     there: list[list[str]] = []
     book.save(1, before=lambda: there.append([entry.path.rpartition("/")[2] for entry in book.storage.list(FOLDER)]))
     assert there == [[PART]]
@@ -130,7 +133,7 @@ def test_nothing_counts_before_the_metrics_are_flushed(book: Book) -> None:
 
 
 class Held(FileStorage):
-    """A bucket that is slow: an upload takes until `save_another` was called."""
+    """A slow bucket: an upload takes until `save_another` was called."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -141,14 +144,14 @@ class Held(FileStorage):
         return super().upload(source, path, *further, **options)  # type: ignore[arg-type]
 
 
-def test_no_step_waits_for_a_checkpoint_that_is_being_written(tmp_path: Path) -> None:
+def test_save_does_not_wait_for_a_checkpoint_that_is_being_written(tmp_path: Path) -> None:
     storage = Held(tmp_path)
     book = Book(storage)
     taken: list[bool] = []
     storage.save_another = lambda: taken.append(
         book.checkpoints.save(
             CheckpointShard(vectors(2.0), LAYOUT), Progress(step=2), 1
-        )  # called while step 1 is under way
+        )  # called while step 1 is being written
     )
     book.save(1)
     assert taken == [False]
@@ -158,7 +161,7 @@ def test_no_step_waits_for_a_checkpoint_that_is_being_written(tmp_path: Path) ->
 
 @pytest.mark.parametrize("file", [PART, "manifest.json"])
 @pytest.mark.parametrize("damage", ["changed", "truncated", "missing", "empty"])
-def test_a_damaged_checkpoint_is_passed_over(book: Book, file: str, damage: str) -> None:
+def test_damaged_checkpoint_is_skipped(book: Book, file: str, damage: str) -> None:
     book.save(1)
     book.save(2)
     path = book.file(f"step-00000002-attempt-1/{file}")
@@ -171,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over(book: Book, file: str, damage: str)
         path.write_bytes({"changed": changed, "truncated": body[:-1], "empty": b""}[damage])
     assert book.restore() == (1, 1.0)
     if (file, damage) == ("manifest.json", "missing"):
-        assert book.said == []  # it was never whole: nobody promised it
+        assert book.said == []  # it was never whole, so no line reports it
         assert book.checkpoints.bad == set()
     else:
         assert len(book.said) == 1
@@ -198,7 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over(book: Book, file: str, damage: str)
     ],
     ids=str,
 )
-def test_a_manifest_that_says_something_else(book: Book, change: dict[str, object]) -> None:
+def test_checkpoint_with_a_manifest_of_other_values_is_skipped(book: Book, change: dict[str, object]) -> None:
     book.save(1)
     book.save(2)
     path = book.file("step-00000002-attempt-1/manifest.json")
@@ -208,27 +211,27 @@ def test_a_manifest_that_says_something_else(book: Book, change: dict[str, objec
     assert "\n" not in book.said[0]
 
 
-def test_another_models_checkpoint_is_not_loaded(book: Book) -> None:
+def test_checkpoint_of_another_model_is_skipped(book: Book) -> None:
     book.save(1)
     assert book.restore(ANOTHER) is None
     assert book.said == ["checkpoint step-00000001-attempt-1 is skipped: it holds another model"]
 
 
 @pytest.mark.parametrize("keys", [["parameters"], ["parameters", "moment1", "moment2"]], ids=str)
-def test_another_optimizers_checkpoint_is_not_loaded(book: Book, keys: list[str]) -> None:
+def test_checkpoint_of_another_optimizer_is_skipped(book: Book, keys: list[str]) -> None:
     book.save(1)
     assert book.checkpoints.restore({key: torch.zeros(192) for key in keys}) is None
     held = "moment1, parameters and not " + ", ".join(sorted(keys))
     assert book.said == [f"checkpoint step-00000001-attempt-1 is skipped: it holds {held}"]
 
 
-def test_the_newest_are_kept(book: Book) -> None:
+def test_newest_checkpoints_are_kept(book: Book) -> None:
     for step in range(1, 6):
         book.save(step)
     assert book.names() == ["step-00000004-attempt-1", "step-00000005-attempt-1"]
 
 
-def test_every_kth_is_kept_for_ever(tmp_path: Path) -> None:
+def test_every_kth_checkpoint_is_kept_for_ever(tmp_path: Path) -> None:
     book = Book(open_storage(str(tmp_path)), keep=1, keep_every=3)
     book.save(3, attempt=1)
     book.save(6, attempt=1)
@@ -238,15 +241,15 @@ def test_every_kth_is_kept_for_ever(tmp_path: Path) -> None:
     assert book.names() == ["step-00000003-attempt-1", "step-00000009-attempt-2", "step-00000011-attempt-2"]
 
 
-def test_what_was_begun_and_never_finished_is_cleaned_up(book: Book) -> None:
+def test_unfinished_checkpoint_is_removed(book: Book) -> None:
     book.save(1)
-    book.file("step-00000001-attempt-1/manifest.json").unlink()  # its writer was killed before it wrote this
+    book.file("step-00000001-attempt-1/manifest.json").unlink()  # its writer was killed before it wrote this file
     for step in (2, 3, 4):
         book.save(step)
     assert book.names() == ["step-00000003-attempt-1", "step-00000004-attempt-1"]
 
 
-def test_files_of_others_are_left_alone(book: Book) -> None:
+def test_files_that_are_not_checkpoints_are_left_alone(book: Book) -> None:
     for name in ("README.md", "my-copy/manifest.json", "step-00000001-attempt-1/notes/today.txt"):
         book.storage.write(f"{FOLDER}/{name}", b"mine")
     book.save(1)
@@ -267,11 +270,12 @@ def test_two_writers_of_one_step_do_not_mix(tmp_path: Path) -> None:
     assert first.restore() == (1, 3.0)
 
 
-def test_a_stale_writer_writes_no_manifest(tmp_path: Path) -> None:
+def test_fenced_writer_writes_no_manifest(tmp_path: Path) -> None:
     asked: list[bool] = []
 
     def fenced() -> bool:
-        asked.append(stale.file(f"step-00000009-attempt-1/{DESCRIPTION}").exists())  # as late as can be
+        # The question comes as late as possible.
+        asked.append(stale.file(f"step-00000009-attempt-1/{DESCRIPTION}").exists())
         return True
 
     current, stale = Book(open_storage(str(tmp_path))), Book(open_storage(str(tmp_path)), fenced=fenced)
@@ -295,14 +299,14 @@ class Full(FileStorage):
         return super().upload(source, path, *further, **options)  # type: ignore[arg-type]
 
 
-def test_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
+def test_save_on_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
     storage = Full(tmp_path)
     book = Book(storage)
     book.save(1)
     assert len(book.said) == 1
     assert "could not be written" in book.said[0]
     assert "free some space" in book.said[0]
-    assert book.restore() is None  # half of it is none of it
+    assert book.restore() is None  # half of a checkpoint is none
     storage.refuse = False
     book.save(2)
     assert book.restore() == (2, 2.0)
@@ -315,7 +319,7 @@ MODEL: Layout = [("c", 0, 1000, True), ("b", 1024, 64 * 20 - 1, True), ("a", 64 
 
 
 def cut(parts: int) -> list[Ranges]:
-    """Each part's ranges: pieces of three buckets, cut at odd places, as servers own them."""
+    """Return each part's ranges: pieces of three buckets, cut at odd places, as servers own them."""
     buckets = list(pairwise([0, 64 * 7, 64 * 31, TOTAL]))
     pieces = [[a + (b - a) * i // parts for i in range(parts + 1)] for a, b in buckets]
     return [[(bounds[part], bounds[part + 1]) for bounds in pieces] for part in range(parts)]
@@ -326,7 +330,7 @@ def take(vector: Tensor, ranges: Ranges) -> Tensor:
 
 
 def model_vectors() -> dict[str, Tensor]:
-    """Random in the tensors, zero in the padding."""
+    """Return vectors that are random in the tensors and zero in the padding."""
     whole = {key: torch.zeros(TOTAL) for key in ("parameters", "moment1", "moment2")}
     for vector in whole.values():
         for _, start, size, _ in MODEL:
@@ -335,7 +339,7 @@ def model_vectors() -> dict[str, Tensor]:
 
 
 class Parts:
-    """A checkpoint's writers, each with its own view of one bucket, as so many processes."""
+    """A checkpoint's writers, each with its own view of one bucket, like as many processes."""
 
     def __init__(self, url: str, ranges: list[Ranges]) -> None:
         self.whole, self.ranges = model_vectors(), ranges
@@ -362,7 +366,7 @@ def assert_readers_get(whole: dict[str, Tensor], url: str, readers: int, step: i
 
 
 @pytest.mark.parametrize("readers", [1, 2, 5])
-def test_three_parts_restore_onto_any_number_of_readers(tmp_path: Path, readers: int) -> None:
+def test_checkpoint_of_three_parts_restores_onto_any_number_of_readers(tmp_path: Path, readers: int) -> None:
     parts = Parts(str(tmp_path), cut(3))
     for part in (2, 0, 1):
         parts.save(part)
@@ -372,7 +376,7 @@ def test_three_parts_restore_onto_any_number_of_readers(tmp_path: Path, readers:
 
 def test_parts_may_leave_out_the_padding(tmp_path: Path) -> None:
     halves: list[Ranges] = [[], []]
-    for _, start, size, _ in MODEL:  # as fsdp cuts: rows of each tensor
+    for _, start, size, _ in MODEL:  # FSDP cuts like this: rows of each tensor
         halves[0].append((start, start + size // 2))
         halves[1].append((start + size // 2, start + size))
     parts = Parts(str(tmp_path), halves)
@@ -381,7 +385,7 @@ def test_parts_may_leave_out_the_padding(tmp_path: Path) -> None:
     assert_readers_get(parts.whole, str(tmp_path), 3)
 
 
-def test_a_reader_that_learns_the_model_from_the_checkpoint(tmp_path: Path) -> None:
+def test_reader_without_a_layout_takes_it_from_the_checkpoint(tmp_path: Path) -> None:
     parts = Parts(str(tmp_path), cut(2))
     parts.save(0)
     parts.save(1)
@@ -396,7 +400,7 @@ def test_a_reader_that_learns_the_model_from_the_checkpoint(tmp_path: Path) -> N
     assert all(torch.equal(into[key], take(parts.whole[key], ranges)) for key in parts.whole)
 
 
-def test_without_all_parts_it_does_not_count(tmp_path: Path) -> None:
+def test_checkpoint_without_all_parts_does_not_count(tmp_path: Path) -> None:
     parts = Parts(str(tmp_path), cut(3))
     for part in range(3):
         parts.save(part)
@@ -404,14 +408,14 @@ def test_without_all_parts_it_does_not_count(tmp_path: Path) -> None:
         parts.save(part, step=2)
     assert not parts.books[0].checkpoints.whole(2, 1)
     assert_readers_get(parts.whole, str(tmp_path), 1, step=1)
-    parts.save(1, step=2)  # late, but there
+    parts.save(1, step=2)  # the part is late, but there
     assert parts.books[0].checkpoints.whole(2, 1)
     assert_readers_get(parts.whole, str(tmp_path), 1, step=2)
     assert parts.said() == []
 
 
 class Abreast(FileStorage):
-    """A bucket that two writers share: no description is through before both are there."""
+    """A bucket that two writers share: no description is written before both arrive."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -427,7 +431,7 @@ class Abreast(FileStorage):
         return generation
 
 
-def test_two_that_see_all_parts_write_one_manifest(tmp_path: Path) -> None:
+def test_two_writers_that_see_all_parts_write_one_manifest(tmp_path: Path) -> None:
     parts, storage = Parts(str(tmp_path), cut(2)), Abreast(tmp_path)
     parts.books = [Book(storage), Book(storage)]
     writers = [threading.Thread(target=parts.save, args=(part,)) for part in range(2)]
@@ -453,7 +457,7 @@ def test_parts_of_different_steps_do_not_mix(tmp_path: Path) -> None:
     ]
 
 
-def test_damage_hurts_those_that_need_the_part(tmp_path: Path) -> None:
+def test_damaged_part_is_seen_only_by_readers_that_need_it(tmp_path: Path) -> None:
     parts = Parts(str(tmp_path), cut(2))
     for step in (1, 2):
         for part in range(2):
@@ -467,7 +471,7 @@ def test_damage_hurts_those_that_need_the_part(tmp_path: Path) -> None:
         assert restored is not None
         got.append((restored.name, book.checkpoints.bad))
     assert got == [(newest, set()), (older, {newest})]
-    # Now they agree: all pass over what one of them found damaged.
+    # Now they agree: all skip the checkpoint that one of them found damaged.
     into = {key: torch.zeros(sum(b - a for a, b in parts.ranges[0])) for key in parts.whole}
     restored = parts.books[0].checkpoints.restore(into, parts.ranges[0], skip={newest})
     assert restored is not None
@@ -475,7 +479,7 @@ def test_damage_hurts_those_that_need_the_part(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_parts_through_google_storage(gcs_bucket: str) -> None:
+def test_parts_in_google_storage_are_restored(gcs_bucket: str) -> None:
     parts = Parts(gcs_bucket, cut(3))
     for part in (2, 0, 1):
         parts.save(part)
@@ -492,8 +496,8 @@ def test_parts_through_google_storage(gcs_bucket: str) -> None:
     assert parts.books[2].checkpoints.bad == {"step-00000001-attempt-1"}
 
 
-def test_overlaps_of_ranges() -> None:
-    """Against the plain way: each element by itself."""
+def test_overlaps_of_ranges_equal_those_found_element_by_element() -> None:
+    """The plain way looks at each element by itself."""
     chance = torch.Generator().manual_seed(3)
 
     def some() -> Ranges:
@@ -513,7 +517,7 @@ def test_overlaps_of_ranges() -> None:
 # -- progress ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_scale_of_fp16_falls_at_once_and_grows_slowly() -> None:
+def test_scale_of_fp16_falls_at_once_and_grows_slowly() -> None:
     progress = Progress(scale=1024.0)
     progress.count(finite=False, scaled=True)
     assert (progress.step, progress.updates, progress.skipped, progress.scale) == (1, 0, 1, 512.0)
@@ -524,7 +528,7 @@ def test_the_scale_of_fp16_falls_at_once_and_grows_slowly() -> None:
     assert progress.scale == 1024.0
 
 
-def test_without_fp16_nothing_is_scaled() -> None:
+def test_scale_without_fp16_stays_one() -> None:
     progress = Progress()
     for finite in (True, False, True):
         progress.count(finite=finite, scaled=False)

@@ -1,4 +1,4 @@
-"""Optimizer, schedule and norm over flat vectors, beside torch's own on ordinary tensors."""
+"""Optimizer, schedule and norm over flat vectors, compared with torch's own on ordinary tensors."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ def model() -> GPT2LMHeadModel:
 
 
 def fill(flat: Flat, seed: int) -> None:
-    """A gradient drawn from the seed, in the flat vector; nothing in the gaps."""
+    """Write a gradient drawn from the seed into the flat vector, with zeros in the gaps."""
     generator = torch.Generator().manual_seed(seed)
     for _, start, size, _ in flat.layout:
         flat.gradients[start : start + size] = torch.randn(size, generator=generator)
@@ -39,7 +39,7 @@ def of_all(flat: Flat, hyper: Hyperparameters) -> Optimizer:
 
 
 def reference(model: GPT2LMHeadModel, flat: Flat, hyper: Hyperparameters) -> tuple[GPT2LMHeadModel, torch.optim.AdamW]:
-    """A copy on ordinary tensors, made before anything is updated, and torch's optimizer for it."""
+    """Return a copy on ordinary tensors, made before any update, and torch's optimizer for it."""
     plain = copy.deepcopy(model)
     for parameter in plain.parameters():
         parameter.data = parameter.data.clone()
@@ -62,7 +62,7 @@ def assert_same(model: GPT2LMHeadModel, other: GPT2LMHeadModel) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_adamw_is_torchs_adamw(model: GPT2LMHeadModel) -> None:
+def test_adamw_updates_as_torchs_adamw_does(model: GPT2LMHeadModel) -> None:
     hyper = Hyperparameters(weight_decay=0.1, beta1=0.8, beta2=0.9)
     flat = Flat(model, CPU)
     plain, adamw = reference(model, flat, hyper)
@@ -79,7 +79,7 @@ def test_adamw_is_torchs_adamw(model: GPT2LMHeadModel) -> None:
     assert all(float(vector.abs().sum()) > 0 for vector in optimizer.vectors)
 
 
-def test_decay_is_on_matrices_only(model: GPT2LMHeadModel) -> None:
+def test_weight_decay_changes_matrices_only(model: GPT2LMHeadModel) -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     flat = Flat(model, CPU)
     optimizer = of_all(flat, Hyperparameters(weight_decay=0.5))
@@ -89,7 +89,7 @@ def test_decay_is_on_matrices_only(model: GPT2LMHeadModel) -> None:
         torch.testing.assert_close(parameter, before[name] * factor)
 
 
-def test_adamw_goes_on_from_restored_vectors(model: GPT2LMHeadModel) -> None:
+def test_adamw_continues_exactly_from_restored_vectors(model: GPT2LMHeadModel) -> None:
     hyper = Hyperparameters()
     flat = Flat(model, CPU)
     optimizer = of_all(flat, hyper)
@@ -112,8 +112,8 @@ def test_adamw_goes_on_from_restored_vectors(model: GPT2LMHeadModel) -> None:
     assert resumed.updates == 4
 
 
-def test_the_number_of_updates_matters(model: GPT2LMHeadModel) -> None:
-    """Else the test above would pass whether or not it is restored."""
+def test_adamw_depends_on_the_number_of_updates(model: GPT2LMHeadModel) -> None:
+    """Otherwise the test above would pass whether or not the number is restored."""
     flat = Flat(model, CPU)
     start = flat.parameters.clone()
     results = []
@@ -135,11 +135,11 @@ def test_sgd_is_a_step_against_the_gradient(model: GPT2LMHeadModel) -> None:
     optimizer.update(0.25)
     torch.testing.assert_close(flat.parameters, before - 0.25 * flat.gradients)
     assert optimizer.vectors == []
-    optimizer.updates = 5  # nothing depends on it
+    optimizer.updates = 5  # nothing depends on this number
     assert optimizer.updates == 0
 
 
-def test_the_gaps_between_tensors_stay_zero(model: GPT2LMHeadModel) -> None:
+def test_gaps_between_tensors_stay_zero(model: GPT2LMHeadModel) -> None:
     flat = Flat(model, CPU)
     optimizer = of_all(flat, Hyperparameters())
     fill(flat, 1)
@@ -155,24 +155,24 @@ def test_the_gaps_between_tensors_stay_zero(model: GPT2LMHeadModel) -> None:
 # -- schedule ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
+def test_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
     hyper = Hyperparameters(learning_rate=1.0, warmup_steps=10, steps=110, final_fraction=0.1)
     rates = [learning_rate(hyper, step) for step in range(111)]
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert rates[10] == pytest.approx(1.0)
-    assert rates[60] == pytest.approx(0.55)  # half-way between 1 and 0.1
+    assert rates[60] == pytest.approx(0.55)  # this is half-way between 1 and 0.1
     assert rates[110] == pytest.approx(0.1)
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert learning_rate(hyper, 10_000) == pytest.approx(0.1)
 
 
-def test_the_constant_rate() -> None:
+def test_learning_rate_of_the_constant_schedule_stays_constant_after_the_warm_up() -> None:
     hyper = Hyperparameters(learning_rate=0.5, warmup_steps=2, steps=10, schedule="constant")
     assert [learning_rate(hyper, step) for step in (0, 1, 2, 9)] == [0.25, 0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (5, 5), (100, 10)])
-def test_a_warm_up_as_long_as_the_run(warmup: int, steps: int) -> None:
+def test_learning_rate_with_a_warm_up_as_long_as_the_run_stays_in_bounds(warmup: int, steps: int) -> None:
     hyper = Hyperparameters(learning_rate=1.0, warmup_steps=warmup, steps=steps)
     assert all(0 < learning_rate(hyper, step) <= 1.0 for step in range(steps + 1))
 
@@ -181,25 +181,25 @@ def test_a_warm_up_as_long_as_the_run(warmup: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 64, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 64])
-def test_the_norm_is_torchs(size: int) -> None:
+def test_norm_equals_torchs(size: int) -> None:
     vector = torch.randn(size, generator=torch.Generator().manual_seed(size))
     assert norm(squares(vector, BLOCK)) == pytest.approx(float(torch.linalg.vector_norm(vector.double())), rel=1e-12)
 
 
-def test_the_norm_of_nothing() -> None:
+def test_norm_of_zeros_is_zero() -> None:
     assert norm(squares(torch.zeros(100), BLOCK)) == 0.0
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("place", [0, BLOCK + 3])
-def test_what_is_not_finite_makes_the_norm_not_finite(bad: float, place: int) -> None:
+def test_norm_of_a_value_that_is_not_finite_is_not_finite(bad: float, place: int) -> None:
     vector = torch.ones(BLOCK + 64)
     vector[place] = bad
     assert not math.isfinite(norm(squares(vector, BLOCK)))
 
 
-def test_large_gradients_do_not_overflow() -> None:
-    """In fp32 their squares would."""
+def test_norm_of_large_gradients_does_not_overflow() -> None:
+    """In fp32 their squares would overflow."""
     assert norm(squares(torch.full((BLOCK + 64,), 1e30), BLOCK)) == pytest.approx(1e30 * math.sqrt(BLOCK + 64))
 
 
@@ -207,12 +207,12 @@ def test_large_gradients_do_not_overflow() -> None:
 
 
 def cut(vector: torch.Tensor, ranges: Ranges) -> torch.Tensor:
-    """What a server that owns `ranges` holds of a flat vector."""
+    """Return the part of a flat vector that a server with these ranges holds."""
     return torch.cat([vector[start:stop] for start, stop in ranges])
 
 
 def shards_of(total: int, servers: int) -> list[Ranges]:
-    """As the parameter servers of a larger model own it: several buckets."""
+    """Cut the vector like the parameter servers of a larger model: in several buckets."""
     shards = Ownership(total, servers, bucket=4096)
     assert len(shards.buckets) > 3
     return [shards.owned(server) for server in range(servers)]
@@ -221,7 +221,7 @@ def shards_of(total: int, servers: int) -> list[Ranges]:
 @pytest.mark.parametrize("servers", [1, 2, 3])
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}], ids=["adamw", "sgd"])
 def test_servers_update_as_one_process_does(model: GPT2LMHeadModel, servers: int, settings: dict[str, str]) -> None:
-    """Bit for bit, decay included, wherever the vector is cut."""
+    """The results are equal bit for bit, decay included, wherever the vector is cut."""
     hyper = Hyperparameters.model_validate({"weightDecay": 0.1, **settings})
     flat = Flat(model, CPU)
     total = len(flat.parameters)
@@ -246,9 +246,9 @@ def test_servers_update_as_one_process_does(model: GPT2LMHeadModel, servers: int
 
 
 @pytest.mark.parametrize("servers", [1, 2, 3])
-def test_the_norm_does_not_depend_on_the_number_of_servers(servers: int) -> None:
-    """Bit for bit: each server squares its own blocks, and they are summed in the order of the vector."""
-    total = 3 * 64 * 8192 + 640  # so that a block has 256 elements, and the last one fewer
+def test_norm_does_not_depend_on_the_number_of_servers(servers: int) -> None:
+    """It is equal bit for bit: each server squares its own blocks, and they are summed in the order of the vector."""
+    total = 3 * 64 * 8192 + 640  # with this size a block has 256 elements, and the last one fewer
     block = norm_block(total)
     assert block == 256
     vector = torch.randn(total, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, total)
@@ -265,8 +265,8 @@ def test_the_norm_does_not_depend_on_the_number_of_servers(servers: int) -> None
     assert norm(found) == norm(squares(vector, block))
 
 
-def test_a_server_that_owns_nothing_updates_nothing() -> None:
-    """More servers than there are blocks."""
+def test_optimizer_of_a_server_without_parameters_updates_nothing() -> None:
+    """There are more servers than blocks."""
     optimizer = Optimizer(torch.zeros(0), torch.zeros(0), segments([("a", 0, 64, True)], 64, []), Hyperparameters())
     optimizer.updates = 3
     optimizer.update(0.1)
