@@ -5,7 +5,7 @@ import pytest
 
 from scripts import default_corpus
 from scripts.support.common import UserError
-from trainer.contract.spec import END_OF_TEXT
+from trainer.contract.options import END_OF_TEXT
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 

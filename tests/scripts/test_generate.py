@@ -17,7 +17,8 @@ from scripts.generate import main, session
 from scripts.support.common import UserError
 from scripts.support.writing import Sampling, Writer, load
 from tests.scripts.tiny_model import POSITIONS, tiny_model
-from trainer.contract.spec import Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Data, Hyperparameters, Model
+from trainer.contract.spec import JobSpec
 from trainer.runs.records import Status
 from trainer.storage.factory import open_storage
 

@@ -13,7 +13,8 @@ from scripts import download_model, watch
 from scripts.support import common
 from scripts.support.common import UserError
 from tests.scripts.google import FakeGoogle, project
-from trainer.contract.spec import Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Data, Hyperparameters, Model
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.runs.records import Status
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage

@@ -21,7 +21,8 @@ from scripts.support.common import UserError
 from scripts.support.render import picture
 from scripts.support.run_files import RunFiles
 from scripts.watch import watch
-from trainer.contract.spec import Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Data, Hyperparameters, Model
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.runs.records import Exit, MachineStatus, Record, Status
 from trainer.storage.base import Entry, StorageError
 from trainer.storage.factory import open_storage
