@@ -15,7 +15,7 @@ from infra.fleet.prices import Cost, machine_cost
 from infra.review import exposure
 from infra.review.values import UNKNOWN
 from infra.stack.keys import RunLimits
-from trainer.contract.spec import Hyperparameters
+from trainer.contract.options import Hyperparameters
 
 Enforcement = Literal["mandatory", "advisory"]
 RUN = "gpt2-training:run:TrainingRun"  # its inputs are the settings of the stack file

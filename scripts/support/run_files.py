@@ -1,6 +1,6 @@
-"""What a run left in its bucket, read again and again cheaply: the data that scripts.watch shows.
+"""Read a run's files repeatedly and cheaply, for scripts.watch.
 
-Only objects whose generation changed are read, and of those only lines that are new are parsed.
+Only objects whose generation has changed are read, and only their new lines are parsed.
 """
 
 import json
@@ -13,7 +13,8 @@ from typing import TypeVar, cast
 from pydantic import ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import ROLES, JobSpec, Strict
+from trainer.contract.options import Strict
+from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs.metrics_reader import MetricsReader
 from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
 from trainer.runs.trials import Trial, current_trial, read_trials

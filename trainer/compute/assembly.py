@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 from trainer.cluster.announcement import Announcement
 from trainer.contract import errors
 from trainer.contract.errors import InputError
-from trainer.contract.spec import Task
+from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate

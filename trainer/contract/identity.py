@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.contract.spec import Data, Hyperparameters, Model, Parallel, Sweep
+from trainer.contract.options import Data, Hyperparameters, Model, Parallel, Sweep
 
 
 def run_id(

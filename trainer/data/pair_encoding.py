@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from trainer.contract.identity import sha256_of
-from trainer.contract.spec import Data
+from trainer.contract.options import Data
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import EXAMPLE
 from trainer.data.pairs import PARTS, PairFile, PairLine, part_of

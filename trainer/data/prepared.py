@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.identity import sha256_of
-from trainer.contract.spec import Data, Strict
+from trainer.contract.options import Data, Strict
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import EXAMPLE, TOKEN, Tokens, tokens_cut_off
 from trainer.data.pairs import Pair, SplitName, parse_pair

@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from trainer.contract.errors import InputError, first_line
-from trainer.contract.spec import END_OF_TEXT, Data
+from trainer.contract.options import END_OF_TEXT, Data
 from trainer.data.text import pieces
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage

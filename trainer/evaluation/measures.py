@@ -13,7 +13,7 @@ from statistics import fmean
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from trainer.contract.spec import Task
+from trainer.contract.options import Task
 from trainer.data.pairs import Pair
 from trainer.runs.scores import Baseline, Confusion
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from trainer.contract.spec import Lora
+from trainer.contract.options import Lora
 
 # All matrices of GPT-2's blocks: two of attention, two of the MLP. Both have a c_proj.
 TARGETS = ["c_attn", "c_proj", "c_fc"]

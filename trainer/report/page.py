@@ -25,7 +25,7 @@ from trainer.contract.wording import duration, printable
 from trainer.data.prepared import find_prepared
 from trainer.report import timeline
 from trainer.report.charts import Chart, Point, Series, chart, smoothed
-from trainer.report.figures import costs, figures, headlines, loss, speed, total
+from trainer.report.figures import Pick, communication_share, costs, figures, headlines, loss, speed, total
 from trainer.report.sweep_plot import plot
 from trainer.runs import outcome, scores
 from trainer.runs.outcome import Outcome
@@ -188,7 +188,7 @@ def charts(this: Outcome, named: Sequence[Outcome]) -> list[Chart]:
     percent = "% of the hardware's peak"
     made.append(noisy("mfu", "MFU", percent, lambda r: None if r.mfu is None else 100 * r.mfu, zero=True))
     # The cluster.
-    if any(map(_share, this.steps)):
+    if any(map(communication_share, this.steps)):
         made.append(
             noisy(
                 "network",

@@ -30,7 +30,8 @@ from infra.stack.config import ConfigError, StackConfig
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
 from tests.infra.google_graph import read as load
 from trainer.contract import geometry
-from trainer.contract.spec import SIZES, Cluster, Hyperparameters, JobSpec, Parallel
+from trainer.contract.options import SIZES, Hyperparameters, Parallel
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.data.batches import pieces
 from trainer.runs.records import Status
 from trainer.storage.factory import open_storage
