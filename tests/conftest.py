@@ -4,9 +4,9 @@ from hypothesis import settings
 
 pytest_plugins = ["tests.gcs", "tests.warm_python"]
 
-# What a shell starts in the background ignores Ctrl-C, and so does all that it starts; some tests send it to commands.
+# A process that a shell starts in the background ignores Ctrl-C, as do its children; some tests send it to commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A machine that is busy is slow, and that is no failure.
+# A busy machine is slow, which is no failure.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")

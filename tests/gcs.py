@@ -28,12 +28,15 @@ def _free_port() -> int:
 
 
 class NotStarted(Exception):
-    """fake-gcs-server did not come up; what it printed."""
+    """fake-gcs-server did not start; the message is its output."""
 
 
 @contextlib.contextmanager
 def fake_gcs_server(log: Path) -> Iterator[str]:
-    """host:port of a server that keeps its objects in memory. Raises ToolError where it cannot be built."""
+    """Start a server that keeps its objects in memory; yield its host:port.
+
+    Raises ToolError where it cannot be built.
+    """
     program = build("fake-gcs-server")
     for _ in range(3):  # another process may take the port first
         address = f"127.0.0.1:{_free_port()}"
@@ -50,7 +53,7 @@ def fake_gcs_server(log: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def gcs_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a server that lives until the tests end."""
+    """Yield host:port of a server that runs until the tests end."""
     try:
         with fake_gcs_server(tmp_path_factory.mktemp("gcs") / "log") as address:
             yield address
@@ -74,13 +77,13 @@ def _answers(process: "subprocess.Popen[bytes]", address: str) -> bool:
             connection.request("GET", "/_internal/healthcheck")
             return connection.getresponse().status == 200
         except OSError:
-            continue  # polled without a pause: it takes some milliseconds
+            continue  # the loop has no pause, as the start takes some milliseconds
     return False
 
 
 @pytest.fixture
 def gcs_bucket(gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The gs:// address of a new, empty bucket; STORAGE_EMULATOR_HOST leads to it."""
+    """Return the gs:// address of a new, empty bucket; STORAGE_EMULATOR_HOST leads to it."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     gcs.Client(project="test", credentials=AnonymousCredentials()).create_bucket(name)
@@ -92,16 +95,17 @@ class Answer:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
-    cut_after: int | None = None  # bytes of the body, then the connection breaks
+    cut_after: int | None = None  # after this many bytes of the body the connection breaks
 
 
 @dataclass
 class Faults:
-    """What the proxy does; each hook sees the method and path (with query) of a request."""
+    """The proxy's hooks; each sees the method and path (with query) of a request."""
 
-    before: Callable[[str, str], int | None] = lambda method, path: None  # a status to answer instead of asking
-    after: Callable[[str, str, Answer], None] = lambda method, path, answer: None  # may change the answer
-    requests: list[str] = field(default_factory=list)  # "METHOD path", as they came
+    # It may return a status to answer without the server.
+    before: Callable[[str, str], int | None] = lambda method, path: None
+    after: Callable[[str, str, Answer], None] = lambda method, path, answer: None  # it may change the answer
+    requests: list[str] = field(default_factory=list)  # "METHOD path" of each request, in their order
 
 
 class _Server(ThreadingHTTPServer):
@@ -112,7 +116,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def failing_proxy(upstream: str) -> Iterator[tuple[str, Faults]]:
-    """host:port of a proxy before a server at `upstream`, and the hooks that make it fail."""
+    """Start a proxy before a server at `upstream`; yield its host:port and the hooks that make it fail."""
     faults = Faults()
     server = _Server(("127.0.0.1", 0), _handler(upstream, faults))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -127,7 +131,7 @@ def failing_proxy(upstream: str) -> Iterator[tuple[str, Faults]]:
 
 @pytest.fixture
 def gcs_faults(gcs_address: str, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """Puts a proxy before gcs_bucket; set its hooks to make the network or the server fail. Retries are quick."""
+    """Put a proxy before gcs_bucket; set its hooks to make the network or the server fail. Retries are quick."""
     with failing_proxy(gcs_address) as (address, faults):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{address}")
         monkeypatch.setattr(google, "RETRY", google.RETRY.with_delay(0.01, 0.05).with_timeout(20))
@@ -164,7 +168,7 @@ def _handler(upstream: str, faults: Faults) -> type[BaseHTTPRequestHandler]:
             response = connection.getresponse()
             here = self.headers["Host"]
             passed = [
-                (name, value.replace(upstream, here))  # the Location of a resumable upload
+                (name, value.replace(upstream, here))  # this changes the Location of a resumable upload
                 for name, value in response.getheaders()
                 if name.lower() not in ("content-length", "transfer-encoding", "connection")
             ]

@@ -1,4 +1,4 @@
-"""The examples: their data is made the same every time and holds what it says, their stack files fit it, one learns."""
+"""The examples: their data is the same every time and right, their stack files fit it, and models learn from it."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ DATA = Data(path="x", format="pairs")
 
 
 def parts(name: str) -> tuple[list[Pair], list[Pair]]:
-    """Training part and test part."""
+    """Return the training part and the test part."""
     made = data.pairs(name)
     return tuple([p for p in made if part_of(p.prompt, DATA) == part] for part in ("train", "test"))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", data.EXAMPLES)
-def test_the_same_every_time(name: str) -> None:
+def test_example_data_is_the_same_every_time(name: str) -> None:
     made = data.pairs(name)
     assert made == data.pairs(name)
     assert len(made) == len({pair.prompt for pair in made}) == data.EXAMPLES[name][1]
@@ -43,20 +43,20 @@ def test_the_same_every_time(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "same"),
     [
-        ("translation", lambda pair: pair.completion),  # the day
-        ("sentiment", lambda pair: pair.prompt.partition(": ")[0]),  # the name
-        ("sentiment", lambda pair: pair.prompt.partition(": ")[2]),  # the statement
+        ("translation", lambda pair: pair.completion),  # the same day
+        ("sentiment", lambda pair: pair.prompt.partition(": ")[0]),  # the same name
+        ("sentiment", lambda pair: pair.prompt.partition(": ")[2]),  # the same statement
         ("questions", lambda pair: pair.prompt),
     ],
 )
-def test_nothing_of_the_test_part_was_trained_on(name: str, same: Callable[[Pair], str]) -> None:
+def test_example_data_shares_nothing_between_training_and_test_part(name: str, same: Callable[[Pair], str]) -> None:
     trained, test = parts(name)
     assert len(test) > 300
     assert not {same(pair) for pair in trained} & {same(pair) for pair in test}
 
 
-def test_words_are_held_out_of_negation() -> None:
-    """The test part has them negated, the training part only as they are."""
+def test_sentiment_data_negates_held_out_words_in_the_test_part_alone() -> None:
+    """The training part has these words only without a negation."""
 
     def negated(pairs: list[Pair]) -> list[str]:
         said = [pair.prompt.partition(": ")[2] for pair in pairs]
@@ -72,7 +72,7 @@ def test_words_are_held_out_of_negation() -> None:
     assert all(any(word in pair.prompt for pair in trained) for word in data.HELD_OUT)
 
 
-def test_what_is_true() -> None:
+def test_answers_in_the_example_data_are_true() -> None:
     for pair in data.pairs("questions"):
         told, asked = pair.prompt.splitlines()
         person = next(name for name in data.PEOPLE.split() if name in asked)
@@ -89,7 +89,7 @@ def test_what_is_true() -> None:
     ]  # fmt: skip
 
 
-def test_baselines_are_low() -> None:
+def test_baselines_on_the_example_data_are_low() -> None:
     for name, metric, most in (
         ("translation", "exact_match", 0.01),
         ("sentiment", "accuracy", 0.6),
@@ -103,7 +103,7 @@ def test_baselines_are_low() -> None:
 
 
 def checkout(folder: Path, name: str) -> Path:
-    """What a stack file needs beside it."""
+    """Make the files that a stack file needs beside it."""
     (folder / "trainer").mkdir()
     (folder / "trainer" / "code.py").write_text("pass\n")
     (folder / "Pulumi.yaml").write_bytes((ROOT / "Pulumi.yaml").read_bytes())
@@ -121,13 +121,13 @@ def declared(folder: Path, name: str) -> JobSpec:
 
 
 @pytest.mark.parametrize("name", ["text", *data.EXAMPLES])
-def test_the_stack_file_fits_the_data(tmp_path: Path, name: str) -> None:
+def test_stack_file_of_an_example_fits_its_data(tmp_path: Path, name: str) -> None:
     job = declared(tmp_path, name)
     assert job.evaluation.task == name
     assert job.data.format == ("text" if name == "text" else "pairs")
 
 
-def test_a_task_needs_its_format(tmp_path: Path) -> None:
+def test_task_of_an_example_needs_its_format(tmp_path: Path) -> None:
     folder = checkout(tmp_path, "sentiment")
     stack = folder / "Pulumi.sentiment.yaml"
     for task, given in (("text", "pairs"), ("questions", "text")):
@@ -139,7 +139,7 @@ def test_a_task_needs_its_format(tmp_path: Path) -> None:
         assert f"evaluation.task: found {task}, and data.format is {given}; use " in line
 
 
-def test_the_sweeps_stack_file_is_one_and_its_mistakes_are_told(tmp_path: Path) -> None:
+def test_stack_file_of_the_sweep_is_valid_and_its_mistakes_are_reported(tmp_path: Path) -> None:
     job = declared(tmp_path, "sweep")
     assert job.sweep is not None
     assert {parameter.parameter_name for parameter in job.sweep.params} == {"learningRate", "gradientClip"}
@@ -156,7 +156,7 @@ def test_the_sweeps_stack_file_is_one_and_its_mistakes_are_told(tmp_path: Path) 
 
 
 def trained(new_run: Callable[..., Run], name: str, content: bytes, model: dict[str, Any], **hyper: Any) -> Run:
-    """As its stack file says but for `model` and `hyper`, and by one trainer."""
+    """Train by an example's stack file with one trainer; `model` and `hyper` replace its settings."""
     file = load.from_file(name).file
     fingerprint = hashlib.sha256(content).hexdigest()[:16]
     path = f"data/{fingerprint}/{name}"
@@ -173,25 +173,25 @@ def trained(new_run: Callable[..., Run], name: str, content: bytes, model: dict[
 
 
 def score(run: Run, metric: str) -> tuple[float, float]:
-    """The model's and its baseline's."""
+    """Return the model's score and its baseline's."""
     found = scores.read(run.storage, run.spec.run)
     assert found is not None
     return found.metrics[metric], found.baseline.metrics[metric]
 
 
 @pytest.mark.slow
-def test_sentiment_learns(new_run: Callable[..., Run]) -> None:
+def test_model_learns_sentiment(new_run: Callable[..., Run]) -> None:
     run = trained(new_run, "sentiment", data.lines(data.pairs("sentiment")), {}, steps=300)
     accuracy, majority = score(run, "accuracy")
     assert accuracy > 0.85 > 0.6 > majority
 
 
-# In some seconds smaller models learn the beginning of it: how texts look, what is asked for.
+# In some seconds smaller models learn the beginning of a task: the form of the texts, and the kind of answer.
 SMALL: dict[str, Any] = {"learningRate": 0.006, "warmupSteps": 20, "batchSize": 32}
 
 
 @pytest.mark.slow
-def test_text_learns(new_run: Callable[..., Run]) -> None:
+def test_model_learns_text(new_run: Callable[..., Run]) -> None:
     sources = b"".join(path.read_bytes() for path in sorted((ROOT / "trainer").rglob("*.py")))
     run = trained(new_run, "text", sources, {"layers": 2}, **SMALL | {"batchSize": 16}, steps=150, sequenceLength=64)
     perplexity, unigram = score(run, "perplexity")
@@ -199,8 +199,8 @@ def test_text_learns(new_run: Callable[..., Run]) -> None:
 
 
 @pytest.mark.slow
-def test_translation_learns(new_run: Callable[..., Run]) -> None:
-    """Dates, though not yet the right ones."""
+def test_model_learns_translation(new_run: Callable[..., Run]) -> None:
+    """The model writes dates, though not yet the right ones."""
     content = data.lines(data.pairs("translation", 2000))
     run = trained(new_run, "translation", content, {"layers": 2, "width": 64}, **SMALL, steps=150)
     chrf, copied = score(run, "chrf")
@@ -208,8 +208,11 @@ def test_translation_learns(new_run: Callable[..., Run]) -> None:
 
 
 @pytest.mark.slow
-def test_questions_learn(new_run: Callable[..., Run]) -> None:
-    """A home where a home is asked for, though not yet whose: the loss falls long before answers are right."""
+def test_model_learns_questions(new_run: Callable[..., Run]) -> None:
+    """The model answers a home where a home is asked for, though not yet whose.
+
+    The loss falls long before answers are right.
+    """
     content = data.lines(data.pairs("questions", 4000))
     run = trained(new_run, "questions", content, {"layers": 2, "width": 64}, **SMALL, steps=200)
     prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)

@@ -1,4 +1,4 @@
-"""Nothing that is loaded may execute code: no pickles, and no code that comes with a model."""
+"""No loaded file may execute code: no pickles, and no code that comes with a model."""
 
 import ast
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def unsafe(code: str) -> Iterator[str]:
                     yield f"{word.arg}={ast.unparse(word.value)}"
 
 
-def test_nothing_that_is_loaded_may_execute_code() -> None:
+def test_sources_load_nothing_that_may_execute_code() -> None:
     found = {path.relative_to(ROOT).as_posix(): list(unsafe(path.read_text(encoding="utf-8"))) for path in sources()}
     assert len(found) > 100
     assert {path: lines for path, lines in found.items() if lines} == {}
@@ -48,5 +48,5 @@ def test_nothing_that_is_loaded_may_execute_code() -> None:
         "f(trust_remote_code=x)",
     ],
 )
-def test_what_would_be_found(code: str) -> None:
+def test_search_for_unsafe_loading_finds_each_kind(code: str) -> None:
     assert list(unsafe(code))

@@ -1,4 +1,4 @@
-"""tests/warm_python: what is forked behaves as what is started."""
+"""tests/warm_python: a forked program behaves like a started one."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def told(python: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_program_finds_what_it_was_given(python: str, tmp_path: Path) -> None:
+def test_program_gets_its_arguments_environment_and_input(python: str, tmp_path: Path) -> None:
     found = told(python, tmp_path)
     environment = {name: value for name, value in found.pop("environment").items() if name not in ("LC_CTYPE", "PWD")}
     assert environment == {"PATH": os.environ["PATH"], "WHO": "a\nb=c"}
@@ -82,12 +82,12 @@ def test_a_program_finds_what_it_was_given(python: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("word", "status", "said"), [("3", 3, ""), ("null", 0, ""), ('"sorry"', 1, "sorry\n")])
-def test_its_exit_status(python: str, tmp_path: Path, word: str, status: int, said: str) -> None:
+def test_program_exits_with_its_status(python: str, tmp_path: Path, word: str, status: int, said: str) -> None:
     done = run(python, tmp_path, "exit", word)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
 
 
-def test_an_exception_and_programs_in_other_forms(python: str, tmp_path: Path) -> None:
+def test_program_of_any_form_runs_and_an_exception_is_printed(python: str, tmp_path: Path) -> None:
     done = run(python, tmp_path, "raise")
     assert done.returncode == 1
     assert done.stderr.endswith('raise ValueError("a mistake")\nValueError: a mistake\n')
@@ -98,7 +98,7 @@ def test_an_exception_and_programs_in_other_forms(python: str, tmp_path: Path) -
     assert b"No module named 'beside'" in isolated.stderr
 
 
-def test_signals(python: str, tmp_path: Path) -> None:
+def test_program_gets_signals(python: str, tmp_path: Path) -> None:
     for word, number, status in (
         ("handle", signal.SIGINT, 130), ("wait", signal.SIGINT, -signal.SIGINT), ("wait", signal.SIGTERM, -15),
     ):  # fmt: skip
@@ -109,18 +109,19 @@ def test_signals(python: str, tmp_path: Path) -> None:
             assert program.wait(timeout=60) == status
 
 
-def test_who_kills_what_was_started_kills_the_program(python: str, tmp_path: Path) -> None:
+def test_killing_the_started_process_kills_the_program(python: str, tmp_path: Path) -> None:
     with start(python, tmp_path, "wait") as program:
         assert program.stdout
         handle = os.pidfd_open(int(program.stdout.readline()))
         program.kill()
         assert program.wait(timeout=60) == -signal.SIGKILL
-        assert select.select([handle], [], [], 60)[0]  # readable when the process has ended
+        assert select.select([handle], [], [], 60)[0]  # it is readable when the process has ended
         os.close(handle)
 
 
-def test_output_and_inherited_descriptors(python: str, tmp_path: Path) -> None:
-    with start(python, tmp_path, "write") as program:  # as Pulumi's provider of dynamic resources tells its port
+def test_program_writes_output_at_once_and_inherits_descriptors(python: str, tmp_path: Path) -> None:
+    # Pulumi's provider of dynamic resources prints its port like this.
+    with start(python, tmp_path, "write") as program:
         assert program.stdout
         assert program.stdout.readline() == b"1234\n"
         program.kill()
@@ -128,6 +129,6 @@ def test_output_and_inherited_descriptors(python: str, tmp_path: Path) -> None:
     with start(python, tmp_path, "close", str(writing), pass_fds=[writing]) as program:
         os.close(writing)
         assert os.read(reading, 10) == b"x"
-        assert os.read(reading, 10) == b""  # closed by the program, and nobody else has it
+        assert os.read(reading, 10) == b""  # the program closed it, and nobody else has it
         program.kill()
     os.close(reading)

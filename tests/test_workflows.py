@@ -20,13 +20,13 @@ ACTIONS = [*FILES, *(ROOT / ".github" / "actions").glob("*/action.yml")]
 
 
 def jobs() -> list[tuple[str, str, dict[str, Any]]]:
-    """(file, job, its content)."""
+    """Yield (file, job, its content)."""
     return [(file.stem, name, job) for file in FILES for name, job in yaml.safe_load(file.read_text())["jobs"].items()]
 
 
 @pytest.mark.slow
-def test_actionlint_finds_nothing() -> None:
-    """With shellcheck, which is in the environment."""
+def test_workflows_pass_actionlint() -> None:
+    """actionlint calls shellcheck, which is in the environment."""
     done = subprocess.run([build("actionlint"), *FILES], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
     scripts = [ROOT / ".github" / name for name in ("changed_stacks", "comment", "stack_there")]
@@ -34,7 +34,7 @@ def test_actionlint_finds_nothing() -> None:
     assert (script.returncode, script.stdout) == (0, "")
 
 
-def test_every_action_is_pinned_by_its_hash() -> None:
+def test_actions_are_pinned_by_their_hashes() -> None:
     used = [line.strip() for file in ACTIONS for line in file.read_text().splitlines() if "uses:" in line]
     others = [line for line in used if "uses: ./" not in line]
     assert others
@@ -55,14 +55,14 @@ def test_rights_are_given_job_by_job() -> None:
     }
 
 
-def test_who_deploys_waits_for_approval_and_who_reads_does_not() -> None:
+def test_jobs_that_deploy_wait_for_approval_and_jobs_that_read_do_not() -> None:
     for file, name, job in jobs():
         said = json.dumps(job)
         assert ("PIPELINE_DEPLOYER" in said) == (job.get("environment") == ENVIRONMENT), (file, name)
         assert not ("PIPELINE_DEPLOYER" in said and "PIPELINE_PREVIEWER" in said), (file, name)
 
 
-def test_a_forks_code_meets_no_credentials() -> None:
+def test_code_of_a_fork_runs_without_credentials() -> None:
     found = {name: job for file, name, job in jobs() if file == "review"}
     same = "github.event.pull_request.head.repo.full_name == github.repository"
     assert same in found["review"]["if"]
@@ -73,7 +73,7 @@ def test_a_forks_code_meets_no_credentials() -> None:
     assert checkout["with"]["ref"] == "${{ github.event.repository.default_branch }}"
 
 
-def test_nothing_that_a_stranger_writes_is_put_into_a_script() -> None:
+def test_scripts_contain_no_text_that_a_stranger_writes() -> None:
     steps = [(f"{file}: {name}", step) for file, name, job in jobs() for step in job["steps"]]
     for path in ACTIONS[len(FILES) :]:
         steps += [(path.parent.name, step) for step in yaml.safe_load(path.read_text())["runs"]["steps"]]
@@ -82,18 +82,18 @@ def test_nothing_that_a_stranger_writes_is_put_into_a_script() -> None:
         assert "${{" not in step.get("run", ""), where
 
 
-def test_the_comment_is_found_again_by_the_reviews_mark() -> None:
+def test_comment_script_finds_its_comment_by_the_reviews_mark() -> None:
     assert f"mark='{MARK}'" in (ROOT / ".github" / "comment").read_text()
 
 
-def test_the_cli_keeps_to_the_policies_before_a_merge_and_after_it() -> None:
+def test_workflows_check_the_policies_before_and_after_a_merge() -> None:
     said = {name: json.dumps(job) for file, name, job in jobs() if file in ("review", "deploy")}
     assert "pulumi up --yes --non-interactive --policy-pack policy" in said["up"]
     assert "pulumi preview --policy-pack policy" in said["review"]
     assert said["up"].count("tools/setup_policy") == said["review"].count("tools/setup_policy") == 1
 
 
-def test_every_variable_is_in_the_docs() -> None:
+def test_variables_of_the_workflows_are_in_the_docs() -> None:
     text = (ROOT / "docs" / "pipeline.md").read_text()
     used = {name for file in FILES for name in re.findall(r"vars\.(\w+)", file.read_text())}
     assert used == {"STACKS", "PIPELINE_PROVIDER", "PIPELINE_PREVIEWER", "PIPELINE_DEPLOYER"}
@@ -106,7 +106,7 @@ def test_every_variable_is_in_the_docs() -> None:
 def changed(
     folder: Path, files: list[str], gone: list[str] | None = None, base: str = "HEAD~1"
 ) -> tuple[str, list[str]]:
-    """The outputs `changed` and `list` for the stacks dev and single after a commit that changes these files."""
+    """Return the outputs `changed` and `list` for the stacks dev and single after a commit that changes these files."""
 
     def git(*command: str) -> None:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
@@ -143,18 +143,18 @@ def changed(
         (["data/my-data.txt.lock.json"], ["dev", "single"]),
     ],
 )
-def test_which_stacks_a_change_is_about(tmp_path: Path, files: list[str], expected: list[str]) -> None:
+def test_changed_stacks_are_those_of_the_changed_files(tmp_path: Path, files: list[str], expected: list[str]) -> None:
     (tmp_path / "checkout").mkdir()
     assert changed(tmp_path / "checkout", files) == (" ".join(expected), expected)
 
 
-def test_without_a_base_all_stacks_are_looked_at(tmp_path: Path) -> None:
+def test_changed_stacks_without_a_base_are_all(tmp_path: Path) -> None:
     (tmp_path / "checkout").mkdir()
-    nothing = "0" * 40  # what GitHub says of a branch's first push
+    nothing = "0" * 40  # GitHub gives this base for a branch's first push
     assert changed(tmp_path / "checkout", ["README.md"], base=nothing) == ("dev single", ["dev", "single"])
 
 
-def test_a_stack_whose_file_is_gone_is_reviewed_and_not_deployed(tmp_path: Path) -> None:
+def test_changed_stacks_with_a_deleted_file_are_reviewed_and_not_deployed(tmp_path: Path) -> None:
     (tmp_path / "checkout").mkdir()
     gone = ["Pulumi.dev.yaml"]
     assert changed(tmp_path / "checkout", [], gone) == ("dev", [])
@@ -164,7 +164,7 @@ def test_a_stack_whose_file_is_gone_is_reviewed_and_not_deployed(tmp_path: Path)
 
 # -- .github/comment ---------------------------------------------------------------------------------------------------
 
-# As far as the script uses it: it lists the comment's id, and says what is written where.
+# The calls of gh that the script makes: it lists the comment's id, and prints the text and its address.
 GH = """#!/usr/bin/env bash
 case "$*" in
   *--paginate*) printf '%s' "$THERE" ;;
@@ -174,7 +174,7 @@ esac
 
 
 def commented(folder: Path, review: str, changed: str, listed: str, there: str = "") -> str:
-    """What is sent to GitHub. there: the id of the comment that a former push got."""
+    """Return the calls to GitHub. there: the id of the comment that a former push got."""
     (folder / "gh").write_text(GH)
     (folder / "gh").chmod(0o755)
     (folder / "review.md").write_text(review)
@@ -189,7 +189,7 @@ def commented(folder: Path, review: str, changed: str, listed: str, there: str =
     return subprocess.run([script], cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
 
 
-def test_the_comment_is_written_once_and_then_anew(tmp_path: Path) -> None:
+def test_comment_is_written_once_and_then_replaced(tmp_path: Path) -> None:
     assert (
         commented(tmp_path, "text\n", "dev", '["dev"]')
         == "api repos/a/b/issues/7/comments --field body=@review.md\ntext\n"
@@ -198,8 +198,8 @@ def test_the_comment_is_written_once_and_then_anew(tmp_path: Path) -> None:
     assert again == "api --method PATCH repos/a/b/issues/comments/12 --field body=@review.md\ntext\n"
 
 
-def test_a_comment_of_a_former_push_does_not_stay(tmp_path: Path) -> None:
-    assert commented(tmp_path, "", "", "[]") == ""  # nobody was told anything
+def test_comment_of_a_former_push_is_replaced_when_no_stack_changes(tmp_path: Path) -> None:
+    assert commented(tmp_path, "", "", "[]") == ""  # there was no earlier comment
     undone = commented(tmp_path, "", "", "[]", there="12\n")
     assert "comments/12" in undone
     assert f"**No changes**: no stack is touched.\n\n{MARK}\n" in undone
@@ -213,7 +213,7 @@ def test_a_comment_of_a_former_push_does_not_stay(tmp_path: Path) -> None:
 
 # -- the jobs' own scripts, with stubs of what they call ---------------------------------------------------------------
 
-# UNREADY: the stack for which prepare_data fails. SAID, CONFIG: why `pulumi stack` and `pulumi config get` fail.
+# UNREADY: the stack for which prepare_data fails. SAID, CONFIG: the errors of `pulumi stack` and `pulumi config get`.
 PULUMI = """#!/usr/bin/env bash
 echo "pulumi $*" >> calls
 case "$1" in
@@ -231,7 +231,7 @@ esac
 
 
 def ran(folder: Path, file: str, part: str, **environment: str) -> tuple[int, str, list[str]]:
-    """Exit code, output and calls of the step with that part in its script, run as GitHub does."""
+    """Run the step with that part in its script as GitHub does; return its exit code, output and calls."""
     (script,) = [
         step["run"]
         for name, _, job in jobs()
@@ -255,13 +255,13 @@ def ran(folder: Path, file: str, part: str, **environment: str) -> tuple[int, st
     return done.returncode, done.stdout + done.stderr, (folder / "calls").read_text().splitlines()
 
 
-def test_a_wrong_setting_is_for_the_review_to_say(tmp_path: Path) -> None:
+def test_review_step_continues_when_prepare_data_fails(tmp_path: Path) -> None:
     code, _, calls = ran(tmp_path, "review", "scripts.review", CHANGED="dev single", UNREADY="dev")
     assert (code, len(calls)) == (0, 3)
     assert calls[2].startswith("python -m scripts.review --base main ")
 
 
-def test_the_drift_of_the_next_stack_is_looked_for_all_the_same(tmp_path: Path) -> None:
+def test_drift_step_continues_with_the_next_stack_and_fails(tmp_path: Path) -> None:
     code, _, calls = ran(tmp_path, "drift", "--refresh", STACKS="dev single", UNREADY="dev")
     assert code == 1
     assert [call.split()[-1] for call in calls if call.startswith("pulumi preview")] == ["single"]
@@ -271,7 +271,7 @@ MISSING = "no stack named 'dev' found"
 
 
 @pytest.mark.parametrize(("said", "code", "previews"), [("", 0, 1), (MISSING, 0, 0), ("no credentials", 1, 0)])
-def test_policies_are_passed_over_only_for_a_stack_that_is_not_there(
+def test_review_step_skips_policies_only_for_a_missing_stack(
     tmp_path: Path, said: str, code: int, previews: int
 ) -> None:
     found, text, calls = ran(tmp_path, "review", "pulumi preview --policy-pack", CHANGED="dev", SAID=said)
@@ -289,7 +289,7 @@ def test_policies_are_passed_over_only_for_a_stack_that_is_not_there(
         ("no credentials", "", None),
     ],
 )
-def test_where_the_image_goes_is_asked_and_not_guessed(
+def test_deploy_step_reads_the_images_region_from_the_stack(
     tmp_path: Path, said: str, config: str, region: str | None
 ) -> None:
     code, text, calls = ran(tmp_path, "deploy", "docker login", STACK="dev", SAID=said, CONFIG=config)

@@ -1,10 +1,10 @@
 """Python programs that start at once: forked from a server that has imported the large libraries.
 
 `python -m trainer` spends ten seconds of a core on importing torch and transformers, and the suite starts it hundreds
-of times. What is started here is a process of its own as any other: with its own environment and descriptors, killed
-and waited for, and so are the Python programs that it starts. Only `exec` is left out, and with it a hash seed and
-modules of its own. Some tests start the command itself, as a machine does: those with forked=False, tests/google_cloud
-and tests/image.
+of times. A program started here is a process of its own like any other: with its own environment and descriptors,
+killed and waited for, and so are the Python programs that it starts. Only `exec` is left out, and with it a hash seed
+and modules of its own. Some tests start the command itself, as a machine does: those with forked=False,
+tests/google_cloud and tests/image.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Of what trainer/ needs, what takes long. Not trainer/ itself, which each process imports anew, and not Google's, which
-# looks for a metadata server when it is imported.
+# The slow imports of trainer/. Not trainer/ itself, which each process imports anew, and not Google's packages, which
+# look for a metadata server when they are imported.
 LIBRARIES = [
     "torch", "torch.distributed.fsdp", "torch.distributed.device_mesh", "torchft.coordination", "safetensors.torch",
     "transformers.models.gpt2.modeling_gpt2", "peft",
 ]  # fmt: skip
-# What libraries read while they are imported; as trainer/machine/supervisor.py sets it.
+# Libraries read these variables while they are imported; the values are those of trainer/machine/supervisor.py.
 SETTINGS = {
     "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -39,14 +39,14 @@ SETTINGS = {
 def start(
     command: list[str], cwd: Path, environment: Mapping[str, str], output: int = 1, *, forked: bool = True
 ) -> "Process | subprocess.Popen[bytes]":
-    """`[sys.executable, "-m", module, ...]`: a fork, or the command itself; stdout and stderr go to `output`."""
+    """Start `[sys.executable, "-m", module, ...]` as a fork or by itself; stdout and stderr go to `output`."""
     if forked:
         return Process(command, cwd, environment, output)
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output)
 
 
 class Process:
-    """A fork as start() makes it, with the methods of subprocess.Popen."""
+    """A fork made by start(), with the methods of subprocess.Popen."""
 
     def __init__(self, command: list[str], cwd: Path, environment: Mapping[str, str], output: int = 1) -> None:
         self.args = command
@@ -96,7 +96,7 @@ def _server() -> Any:
 
 
 class _Descriptor:
-    """An open file's number, which is another one in the process that receives it."""
+    """An open file's number, which differs in the process that receives it."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -126,14 +126,14 @@ def _program(command: list[str], cwd: str, environment: dict[str, str], output: 
 
 
 def _become(command: list[str]) -> NoReturn:
-    """The program that the command says, to its end."""
-    gc.freeze()  # what was there before is never collected: it would close descriptors that are somebody else's now
+    """Run the command's program to its end."""
+    gc.freeze()  # earlier objects are never collected: that would close descriptors that belong to something else now
     sys.orig_argv, sys.argv = list(command), [sys.executable, *command[command.index("-m") + 2 :]]
     for name, number in (("stdout", 1), ("stderr", 2)):
         at_once = number == 2 or "PYTHONUNBUFFERED" in os.environ
         setattr(sys, name, open(number, "w", 1 if at_once else -1, closefd=False, errors="backslashreplace"))  # noqa: SIM115
     for module in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
-        del sys.modules[module]  # imported by the process that this one was forked from
+        del sys.modules[module]  # the process that this one was forked from has imported it
     code = 0
     try:
         runpy.run_module(command[command.index("-m") + 1], run_name="__main__", alter_sys=True)
@@ -144,7 +144,7 @@ def _become(command: list[str]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    vars(threading)["_shutdown"]()  # as the interpreter does: executors end, then other threads are waited for
+    vars(threading)["_shutdown"]()  # the interpreter does the same: executors end, then other threads are waited for
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -152,9 +152,9 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: bool, keep: Any, *others: Any) -> int:
-    """In the place of _posixsubprocess.fork_exec: Python's programs are forked, others are started as ever.
+    """Replace _posixsubprocess.fork_exec: fork Python's programs, and start others as usual.
 
-    Of its options those that trainer/ uses: no preexec_fn, no process group, no other user.
+    It supports the options that trainer/ uses: no preexec_fn, no process group, no other user.
     """
     if args[0] != sys.executable or "-m" not in args:
         return really(args, executables, close, keep, *others)
@@ -182,7 +182,7 @@ def _fork(really: Callable[..., int], args: list[Any], executables: Any, close: 
             os.environ.clear()
             for name, _, value in (os.fsdecode(entry).partition("=") for entry in environment):
                 os.environ[name] = value
-        os.close(failed)  # only now does Popen return, and may signals be sent
+        os.close(failed)  # only now does Popen return, and signals may be sent
         _become([os.fsdecode(word) for word in args])
     except BaseException:
         traceback.print_exc()

@@ -18,8 +18,8 @@ import torch
 
 from tests.image.engine import Engine
 
-PROGRAMS = ("sh", "find", "sha256sum", "id", "touch", "useradd")  # called by trainer/Dockerfile and by the tests
-# Parts of the standard library that nothing here needs, packages beside it, and Debian's mark of a Python into which
+PROGRAMS = ("sh", "find", "sha256sum", "id", "touch", "useradd")  # trainer/Dockerfile and the tests call these programs
+# Parts of the standard library that nothing here needs, the packages in it, and Debian's mark of a Python into which
 # pip may not install, which python:* images do not have.
 LEFT_OUT = re.compile(
     r".*/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|config-[^/]*|[^/]*\.opt-\d\.pyc|site-packages|dist-packages"
@@ -63,7 +63,10 @@ def _base(engine: Engine, tag: str, *, furnished: bool) -> str:
 
 
 def _add_python(tar: tarfile.TarFile) -> Path:
-    """Add Python under the paths that it has here, pip, and PROGRAMS. Returns where Python looks for packages."""
+    """Add Python under the paths that it has here, pip, and PROGRAMS.
+
+    Return the folder in which Python looks for packages.
+    """
     python, library = Path(sys.executable).resolve(), Path(sysconfig.get_path("stdlib"))
     programs = {name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") for name in PROGRAMS}
     files = {Path("/usr/bin", name): Path(path) for name, path in programs.items() if path}
@@ -95,7 +98,7 @@ def _libraries(files: Iterable[Path]) -> set[Path]:
 
 
 def _copy(tar: tarfile.TarFile, source: Path, name: Path) -> None:
-    """Add a file, or a folder with what it holds, readable for everyone."""
+    """Add a file, or a folder with its content, readable for everyone."""
 
     def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         if LEFT_OUT.fullmatch("/" + entry.name.removeprefix(str(name).lstrip("/"))):

@@ -1,4 +1,4 @@
-"""What is in an image of the trainer, as its own container sees it."""
+"""The content of an image of the trainer, as its own container sees it."""
 
 import hashlib
 from pathlib import Path
@@ -28,7 +28,8 @@ def assert_holds_the_code_and_nothing_else(engine: Engine, image: str, source: P
     expected = {f"/app/trainer/{name}": hashlib.sha256(code).hexdigest() for name, code in copied(source).items()}
     lines = inside("find", "/app", "-not", "-type", "d", "-exec", "sha256sum", "{}", "+").splitlines()
     assert {path: digest for digest, path in map(str.split, lines)} == expected
-    assert inside("sh", "-c", "touch /app/trainer/x || id -u").endswith(str(UID))  # it cannot change its own code
+    # The trainer cannot change its own code.
+    assert inside("sh", "-c", "touch /app/trainer/x || id -u").endswith(str(UID))
     variables = engine.docker("inspect", "--format", "{{range .Config.Env}}{{println .}}{{end}}", image).split()
     assert {variable.partition("=")[0] for variable in variables} == {"PATH", "PYTHONUNBUFFERED"}
 

@@ -20,10 +20,10 @@ import pytest
 
 from tools.go_tools import cache_root
 
-PATIENCE = 60.0  # seconds for a server to answer
+PATIENCE = 60.0  # seconds in which a server must answer
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
-USER, TOKEN = "oauth2accesstoken", "ya29.test"  # who may use the registry: the VMs of tests.trainer.google_vm
-HTPASSWD = f"{USER}:$2b$04$4Q3sISMlEFF6Y6VamsUdreO95LB5VZ97ABupLsUrAhNri7.pGNqwS\n"  # bcrypt of the token
+USER, TOKEN = "oauth2accesstoken", "ya29.test"  # the user of the registry: the VMs of tests.trainer.google_vm
+HTPASSWD = f"{USER}:$2b$04$4Q3sISMlEFF6Y6VamsUdreO95LB5VZ97ABupLsUrAhNri7.pGNqwS\n"  # the token's bcrypt hash
 
 Answer = TypeVar("Answer")
 
@@ -50,7 +50,7 @@ class Engine:
         self.variables = {**({"DOCKER_HOST": host} if host else {}), **variables}
 
     def docker(self, *arguments: str, check: bool = True, given: str | None = None) -> str:
-        """What it prints on stdout, stripped. A failure fails the test with the command's last lines."""
+        """Run a docker command; return its stdout, stripped. A failure fails the test with the command's last lines."""
         done = subprocess.run(
             [self.client, *arguments], env={**os.environ, **self.variables}, capture_output=True, text=True, input=given
         )
@@ -62,7 +62,7 @@ class Engine:
         return bool(self.docker("images", "--quiet", image))
 
     def push(self, image: str) -> str:
-        """NAME@sha256:DIGEST of what was pushed; logged in for that moment only."""
+        """Push an image; return NAME@sha256:DIGEST. The login lasts for that moment only."""
         address = image.partition("/")[0]
         with tempfile.TemporaryDirectory() as login:
             configured = ("--config", login)
@@ -76,7 +76,7 @@ class Engine:
         self.docker("build", "--network", network, "--tag", tag, *words, *options, str(folder))
 
     def has_buildkit(self) -> bool:
-        """Whether this client can build with BuildKit: by its plugin buildx, or itself, as it did before version 23."""
+        """Return whether this client can build with BuildKit, by its plugin buildx or, before version 23, by itself."""
         if self.docker("buildx", "version", check=False):
             return True
         return int(self.docker("version", "--format", "{{.Client.Version}}").partition(".")[0]) < 23
@@ -84,7 +84,10 @@ class Engine:
 
 @contextmanager
 def running(*, keep: bool = False) -> Iterator[Engine]:
-    """The engine that answers here, else one of our own, whose images are kept if `keep`. Skips where there is none."""
+    """Yield the engine of this machine, or one of our own, whose images are kept if `keep`.
+
+    Skips where there is none.
+    """
     client = shutil.which("docker")
     if client is None:
         missing("there is no Docker here", "docker.io")
@@ -98,8 +101,8 @@ def running(*, keep: bool = False) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory(prefix="gpt2-docker-") as folder, ExitStack() as stack:
         images = stack.enter_context(_kept("engine")) if keep else Path(folder)
         host, log = f"unix://{folder}/docker.sock", images / "log"
-        # In mounts of its own, which end with it, and without a network of its own: all containers use the host's, and
-        # the firewall stays as it is.
+        # The engine runs in mounts of its own, which end with it, and without a network of its own: all containers use
+        # the host's, and the firewall stays as it is.
         command = [
             "unshare", "--mount", daemon, "--host", host, "--data-root", str(images / "data"),
             "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
@@ -110,12 +113,12 @@ def running(*, keep: bool = False) -> Iterator[Engine]:
             _wait(lambda: engine.docker("info", "--format", "{{.ServerVersion}}", check=False), log)
             yield engine
             if keep:
-                engine.docker("image", "prune", "--force")  # what a newer build replaced
+                engine.docker("image", "prune", "--force")  # this removes images that a newer build replaced
 
 
 @contextmanager
 def registry() -> Iterator[str]:
-    """The loopback address of a registry; Docker trusts those without TLS. Its layers are kept for the next test.
+    """Yield the loopback address of a registry; Docker trusts those without TLS. Its layers are kept for the next test.
 
     It wants a login, as Google's does.
     """
@@ -137,7 +140,7 @@ def registry() -> Iterator[str]:
 
 @contextmanager
 def _kept(name: str) -> Iterator[Path]:
-    """A folder of the cache for one test at a time: layers of an earlier one spare minutes."""
+    """Return a folder of the cache for one test at a time: the layers of an earlier one save minutes."""
     folder = cache_root() / "image-test" / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

@@ -1,8 +1,8 @@
-"""The image for real: trainer/Dockerfile, built, pushed, pulled and run by boot.sh's own words, trains to the end.
+"""The real image: trainer/Dockerfile, built, pushed, pulled and run by boot.sh's own commands, trains to the end.
 
-`make image-test`; not part of `make test`, as it takes minutes, gigabytes, root and a Docker engine. Two images are
-built of the same code. One installs its requirements for real and trains. The other is pushed and pulled; it gets this
-environment's packages as a volume, because a registry takes minutes for PyTorch's layer.
+`make image-test` runs it; it is not part of `make test`, as it takes minutes, gigabytes, root and a Docker engine. Two
+images are built of the same code. One installs its requirements and trains. The other is pushed and pulled; it gets
+this environment's packages as a volume, because a registry takes minutes for PyTorch's layer.
 """
 
 import os
@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 BOOT = ROOT / "infra/google/boot.sh"
 RUN = "gpt2-0123abcd"
 STEPS = 2000
-# What boot.sh calls. Two words are others here: machines share an engine, so each has a name of its own for its
-# container; and Cloud Logging's driver needs Google, so Docker's own log driver stands in, with the same option. The
-# packages come as a volume. boot.sh throws away what a container prints; here it is kept.
+# The docker command that boot.sh calls. It differs in two options: machines share an engine, so each container has a
+# name of its own; and Cloud Logging's driver needs Google, so Docker's own log driver replaces it, with the same
+# option. The packages come as a volume. boot.sh throws away a container's output; here it is kept.
 DOCKER = """#!/bin/bash
 words=()
 for word; do
@@ -61,7 +61,7 @@ class Machine:
 
     def start(self) -> None:
         environment = {
-            **os.environ,  # with the address of the test's bucket
+            **os.environ,  # it has the address of the test's bucket
             **self._engine.variables,
             **self.vm.environment,
             "PATH": f"{self._folder}:{os.environ['PATH']}",
@@ -76,7 +76,7 @@ class Machine:
             self.boot = subprocess.Popen([BOOT], env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def wait(self) -> None:
-        """Until the script has left, content."""
+        """Wait until the script has ended without an error."""
         assert self.boot is not None
         assert self.boot.wait(PATIENCE) == 0, self.said() + self.printed()
 
@@ -87,7 +87,7 @@ class Machine:
         return (self._folder / "trainer.log").read_text()
 
     def inspect(self, what: str) -> str:
-        """A field of the running container; empty where there is none."""
+        """Return a field of the running container; empty where there is none."""
         return self._engine.docker("inspect", "--format", what, self.container, check=False)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder trainer/ as it was when the test began, with two things that belong in no image."""
+    """Copy the folder trainer/ at the start of the test, with two files that belong in no image."""
     folder = tmp_path_factory.mktemp("image") / "trainer"
     shutil.copytree(ROOT / "trainer", folder)
     (folder / "key.json").write_text("secret")
@@ -117,7 +117,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(engine: Engine, source: Path) -> Iterator[str]:
-    """NAME@sha256:DIGEST of trainer/Dockerfile's image in a registry, without the requirements' code."""
+    """Return NAME@sha256:DIGEST of trainer/Dockerfile's image in a registry, without the requirements' code."""
     with engines.registry() as address:
         name = f"{address}/my-project/gpt2-dev/trainer"
         engine.build(source, f"{name}:test", network="none", BASE=base.furnished(engine))
@@ -142,8 +142,8 @@ def new_machine(tmp_path: Path, engine: Engine, image: str) -> Iterator[Callable
         machine.close()
 
 
-def test_the_image_with_its_own_packages_trains(engine: Engine, source: Path, tmp_path: Path) -> None:
-    tag = "gpt2-training-test-trainer"  # kept: its layer of packages spares the next test minutes
+def test_image_with_its_own_packages_trains(engine: Engine, source: Path, tmp_path: Path) -> None:
+    tag = "gpt2-training-test-trainer"  # the tag is kept: its layer of packages saves the next test minutes
     engine.build(source, tag, BASE=base.bare(engine))
     contents.assert_holds_the_code_and_nothing_else(engine, tag, source)
     contents.assert_every_module_imports(engine, tag, source)
@@ -158,12 +158,12 @@ def test_the_image_with_its_own_packages_trains(engine: Engine, source: Path, tm
     assert (status.state, status.step) == ("SUCCEEDED", 40)
 
 
-def test_the_pushed_image_holds_the_code_and_nothing_else(engine: Engine, image: str, source: Path) -> None:
+def test_pushed_image_holds_the_code_and_nothing_else(engine: Engine, image: str, source: Path) -> None:
     contents.assert_holds_the_code_and_nothing_else(engine, image, source)
 
 
-def test_the_registry_wants_a_login(engine: Engine, image: str, tmp_path: Path) -> None:
-    """Else boot.sh's login would prove nothing."""
+def test_registry_refuses_a_pull_without_a_login(engine: Engine, image: str, tmp_path: Path) -> None:
+    """Otherwise boot.sh's login would prove nothing."""
     assert engine.docker("--config", str(tmp_path), "pull", "--quiet", image, check=False) == ""
 
 
@@ -172,7 +172,7 @@ def test_containers_train_to_the_end(
 ) -> None:
     # Without its worker the run waits, so it cannot end before the worker is back.
     cluster = {"workers": 1, "minWorkers": 1, "parameterServers": 1}
-    # A checkpoint that is being written when the worker is told to leave would hold it for its whole grace of 100 s.
+    # A checkpoint in progress when the worker gets its notice would hold it for its whole grace of 100 s.
     written = {"checkpoints": {"every": STEPS}, "hyperparameters": {"steps": STEPS}}
     local = Run(tmp_path / "source", run=RUN, cluster=cluster, **written)
     run = into_bucket(local, gcs_bucket)
@@ -188,7 +188,7 @@ def test_containers_train_to_the_end(
         assert {line.split()[1] for line in processes} == {str(UID)}, role
         assert TOKEN not in machine.inspect("{{json .Config}}")
 
-    # A machine is shut down: process 1 of its container gets the signal, saves what is its own and leaves in time.
+    # A machine is shut down: process 1 of its container gets the signal, saves its own files and leaves in time.
     worker = machines["worker"]
     assert worker.boot is not None
     worker.boot.send_signal(signal.SIGTERM)
@@ -212,7 +212,8 @@ def test_containers_train_to_the_end(
     assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == 257
     assert AutoTokenizer.from_pretrained(folder).decode([104, 105])
 
-    # google-auth in the container found the metadata server: each call came with the VM's token, or stands in `wrong`.
+    # google-auth in the container found the metadata server: each call came with the VM's token, or is listed in
+    # `wrong`.
     master = machines["master"].vm
     assert [machine.vm.rest.wrong for machine in machines.values()] == [[], [], []]
     assert master.rest.paths("cloudscheduler") == [f"{job}:run" for job in JOBS]

@@ -1,6 +1,6 @@
-"""The image's files: the same for code_hash, for Cloud Build's package and for each of Docker's builders.
+"""The image's files are the same for code_hash, for Cloud Build's package and for each of Docker's builders.
 
-Nothing is downloaded: the base is empty, or this machine's own Python. The whole image is tested by `make image-test`.
+Nothing is downloaded: the base is empty, or this machine's own Python. `make image-test` tests the whole image.
 """
 
 import io
@@ -36,7 +36,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder trainer/ as it is here, with more files that belong into the image, and with some that do not."""
+    """Copy the folder trainer/ with more files that belong into the image, and with some that do not."""
     folder = tmp_path_factory.mktemp("context") / "trainer"
     shutil.copytree(ROOT / "trainer", folder)
     for name in [*BELONGS, *BELONGS_NOT]:
@@ -49,26 +49,26 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in code_files(folder)}
 
 
-def test_the_code_is_each_file_that_is_committed(context: Path) -> None:
+def test_code_is_each_committed_file(context: Path) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT / "trainer", capture_output=True, text=True, check=True)
     committed = {name for name in listed.stdout.splitlines() if (ROOT / "trainer" / name).is_file()}
     assert {"Dockerfile", ".dockerignore", "requirements.txt", "__main__.py"} <= committed <= names(ROOT / "trainer")
     assert names(context) == names(ROOT / "trainer") | set(BELONGS)
 
 
-def test_the_package_for_cloud_build_is_the_code(context: Path) -> None:
+def test_package_for_cloud_build_is_the_code(context: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(pack(context))) as tar:
         assert set(tar.getnames()) == names(context)
 
 
 def test_dockerignore_leaves_the_code(context: Path) -> None:
-    """As its patterns read; where there is an engine, its builders are asked."""
+    """The patterns are read here; where there is an engine, its builders read them too."""
     rules = images.ignore_rules(context / ".dockerignore")
     assert set(images.context_files(context, rules)) == set(contents.copied(context))
 
 
 @pytest.mark.parametrize("kit", ["0", "1"], ids=["classic builder", "BuildKit"])
-def test_each_builder_copies_the_code_and_nothing_else(engine: Engine, context: Path, tmp_path: Path, kit: str) -> None:
+def test_builder_copies_the_code_and_nothing_else(engine: Engine, context: Path, tmp_path: Path, kit: str) -> None:
     packed = tmp_path / "packed"
     with tarfile.open(fileobj=io.BytesIO(pack(context))) as tar:
         tar.extractall(packed, filter="data")
@@ -91,8 +91,8 @@ def test_each_builder_copies_the_code_and_nothing_else(engine: Engine, context: 
 
 
 @pytest.mark.slow
-def test_the_container_holds_the_code_and_imports_every_module(engine: Engine, context: Path) -> None:
-    """All of the Dockerfile but for the packages, whose code comes from this environment."""
+def test_container_holds_the_code_and_imports_every_module(engine: Engine, context: Path) -> None:
+    """The whole Dockerfile except the packages, whose code comes from this environment."""
     for name in BELONGS:  # they are no modules
         (context / name).unlink()
     tag = "gpt2-training-test-furnished"

@@ -1,4 +1,4 @@
-"""The rules as a policy pack, by the real CLI and the language host that tools/ builds, on a Google stack."""
+"""The rules as a policy pack, with the real CLI and the language host that tools/ builds, on a Google stack."""
 
 import re
 import subprocess
@@ -12,12 +12,13 @@ PACK = CHECKOUT / "policy"
 
 
 @pytest.mark.slow
-def test_the_cli_stops_what_breaks_a_rule(cloud: StandIn) -> None:
+def test_cli_stops_a_preview_that_breaks_a_rule(cloud: StandIn) -> None:
     subprocess.run([CHECKOUT / "tools" / "setup_policy"], check=True)
     preview = ("preview", "--policy-pack", str(PACK))
     said = cloud.pulumi(*preview, stack="single")
     assert "✅ gpt2-training@v1.0.0" in said, said
-    assert re.search(r"estimatedCostUsd: \{\s+high: 0\.\d+\s+low : 0\.\d+\s+\}\s", said), said  # what it would cost
+    # This is the expected cost.
+    assert re.search(r"estimatedCostUsd: \{\s+high: 0\.\d+\s+low : 0\.\d+\s+\}\s", said), said
     assert re.search(r"hourlyCostUsd +: 0\.79\s", said), said
 
     network = cloud.root / "infra" / "google" / "network.py"

@@ -1,4 +1,4 @@
-"""Each rule on what the program declares for Pulumi.dev.yaml: nothing to find, and what is found after one change."""
+"""Each rule on the resources that the program declares for Pulumi.dev.yaml: no finding, and one after each change."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def resources(folder: Path, **changes: Any) -> list[Resource]:
 
 
 def changed(declared: list[Resource], name: str, change: Callable[[Props], Any]) -> list[Resource]:
-    """The same with another `name`, which there must be."""
+    """Return the resources with a change of the one called `name`, which must exist."""
     found = copy.deepcopy(declared)
     (one,) = [one for one in found if one.name == name and not one.type.endswith(("dynamic/google:Launch", "Machines"))]
     change(one.properties)
@@ -47,14 +47,14 @@ def said(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(one.rule, one.level) for one in findings]
 
 
-def test_the_committed_stack_breaks_no_rule(declared: list[Resource]) -> None:
+def test_committed_stack_breaks_no_rule(declared: list[Resource]) -> None:
     assert check(declared) == []
     kinds = {one.type for one in declared}
     assert {rules.RUN, rules.BUCKET, rules.GROUP, rules.TEMPLATES[0], "pulumi:providers:gcp"} <= kinds
 
 
-def test_what_only_a_deployment_tells_is_no_finding(declared: list[Resource]) -> None:
-    """As a preview: a value, or all that a template is, is not known."""
+def test_value_that_is_unknown_in_a_preview_is_no_finding(declared: list[Resource]) -> None:
+    """In a preview a value, or all of a template, is unknown."""
     whole = changed(declared, WORKER, lambda p: p.update(dict.fromkeys(p, UNKNOWN)))
     assert check(whole) == []
     part = changed(declared, WORKER, lambda p: p["metadata"].update({"gpt2-image": UNKNOWN}))
@@ -98,7 +98,7 @@ CASES: list[tuple[str, str, Callable[[Props], Any], str]] = [
 
 
 @pytest.mark.parametrize(("rule", "name", "change", "words"), CASES)
-def test_a_rule_finds_one_change(
+def test_rule_finds_one_change(
     declared: list[Resource], rule: str, name: str, change: Callable[[Props], Any], words: str
 ) -> None:
     (finding,) = check(changed(declared, name, change))
@@ -123,13 +123,11 @@ def test_a_rule_finds_one_change(
         ),
     ],
 )
-def test_what_another_resource_would_bring_in(
-    declared: list[Resource], rule: str, kind: str, properties: Props
-) -> None:
+def test_rule_finds_another_resource(declared: list[Resource], rule: str, kind: str, properties: Props) -> None:
     assert said(check(added(declared, kind, **properties))) == [(rule, "mandatory")]
 
 
-def test_a_lone_machine_is_held_to_the_rules_of_all(declared: list[Resource]) -> None:
+def test_lone_machine_is_held_to_the_rules_of_all_machines(declared: list[Resource]) -> None:
     found = check(added(declared, rules.INSTANCE, machineType="a2-highgpu-8g", zone="us-central1-a"))
     assert {one.rule for one in found} == {
         *("labels", "termination-time", "gpu-maintenance", "image-digest", "cost-limit")
@@ -139,7 +137,7 @@ def test_a_lone_machine_is_held_to_the_rules_of_all(declared: list[Resource]) ->
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        (WORKER, lambda p: p[NIC][0].update({ACCESS: []})),  # as Google answers
+        (WORKER, lambda p: p[NIC][0].update({ACCESS: []})),  # Google answers with this form
         (WORKER, scheduling(terminationTime=None, maxRunDuration={"seconds": 3600})),
         (WORKER, scheduling(instanceTerminationAction="STOP")),
         (SSH, lambda p: p.update(sourceRanges=["0.0.0.0/0"], direction="EGRESS")),
@@ -155,11 +153,13 @@ def test_a_lone_machine_is_held_to_the_rules_of_all(declared: list[Resource]) ->
         ),
     ],
 )
-def test_what_is_allowed(declared: list[Resource], name: str, change: Callable[[Props], Any]) -> None:
+def test_change_that_is_allowed_gives_no_finding(
+    declared: list[Resource], name: str, change: Callable[[Props], Any]
+) -> None:
     assert check(changed(declared, name, change)) == []
 
 
-def test_a_stack_that_keeps_nothing_may_destroy_its_buckets(tmp_path: Path) -> None:
+def test_stack_that_keeps_nothing_may_destroy_its_buckets(tmp_path: Path) -> None:
     kept_nothing = resources(tmp_path, keepArtifacts=False, image=IMAGE)
     assert [one.properties["forceDestroy"] for one in kept_nothing if one.type == rules.BUCKET] == [True, True]
     assert check(kept_nothing) == []
@@ -175,7 +175,7 @@ def test_a_stack_that_keeps_nothing_may_destroy_its_buckets(tmp_path: Path) -> N
         (None, 0.5, "with adamw"),
     ],
 )
-def test_advice_on_the_learning_rate(
+def test_learning_rate_that_is_unusual_gets_advice(
     declared: list[Resource], optimizer: str | None, rate: float, advice: str | None
 ) -> None:
     given = {"learningRate": rate} | ({"optimizer": optimizer} if optimizer else {})

@@ -18,7 +18,7 @@ SHELLS = [
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout that is set up, in a folder with a blank in its name."""
+    """Make a checkout that is set up, in a folder with a blank in its name."""
     root = tmp_path / "my checkout"
     (root / "tools").mkdir(parents=True)
     shutil.copy(ACTIVATE, root / "tools")
@@ -44,7 +44,7 @@ def variables(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_it_sets_up_python_pulumi_and_state(name: str, checkout: Path) -> None:
+def test_activate_sets_up_python_pulumi_and_state(name: str, checkout: Path) -> None:
     found = variables(shell(name, "set -eu; . tools/activate; env; echo WHERE=$(command -v pulumi)", checkout))
     home = checkout.parent / "home"
     assert found["VIRTUAL_ENV"] == str(checkout / ".venv")
@@ -58,7 +58,7 @@ def test_it_sets_up_python_pulumi_and_state(name: str, checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_what_the_person_has_set_stays(name: str, checkout: Path) -> None:
+def test_activate_keeps_variables_that_the_person_has_set(name: str, checkout: Path) -> None:
     own = {
         "PULUMI_HOME": "/own",
         "PULUMI_BACKEND_URL": "gs://team",
@@ -73,11 +73,11 @@ def test_what_the_person_has_set_stays(name: str, checkout: Path) -> None:
     found = variables(shell(name, ". tools/activate; env", checkout, PULUMI_CONFIG_PASSPHRASE="x"))
     assert found["PULUMI_CONFIG_PASSPHRASE"] == "x"
     found = variables(shell(name, ". tools/activate; env", checkout, PULUMI_BACKEND_URL="gs://team"))
-    assert "PULUMI_CONFIG_PASSPHRASE" not in found  # an empty one would protect nothing
+    assert "PULUMI_CONFIG_PASSPHRASE" not in found  # an empty passphrase would protect nothing
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_a_team_names_its_state_in_the_project(name: str, checkout: Path) -> None:
+def test_activate_leaves_the_backend_of_the_project_file(name: str, checkout: Path) -> None:
     (checkout / "Pulumi.yaml").write_text("name: gpt2-training\nbackend: {url: gs://team}\n")
     found = variables(shell(name, ". tools/activate; env", checkout))
     assert not {"PULUMI_BACKEND_URL", "PULUMI_CONFIG_PASSPHRASE"} & set(found)
@@ -85,7 +85,7 @@ def test_a_team_names_its_state_in_the_project(name: str, checkout: Path) -> Non
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_another_checkout_in_the_same_shell_has_a_state_of_its_own(name: str, checkout: Path) -> None:
+def test_activate_of_another_checkout_sets_its_own_state(name: str, checkout: Path) -> None:
     found = variables(
         shell(name, ". tools/activate; env", checkout, PULUMI_BACKEND_URL="file:///elsewhere/.pulumi-state")
     )
@@ -93,7 +93,7 @@ def test_another_checkout_in_the_same_shell_has_a_state_of_its_own(name: str, ch
 
 
 @pytest.mark.parametrize("name", ["bash", SHELLS[2]])
-def test_it_can_be_sourced_from_anywhere_and_twice(name: str, checkout: Path, tmp_path: Path) -> None:
+def test_activate_can_be_sourced_from_anywhere_and_twice(name: str, checkout: Path, tmp_path: Path) -> None:
     command = f"cd /; . '{checkout}/tools/activate'; . '{checkout}/tools/activate'; env"
     found = variables(shell(name, command, checkout))
     assert found["VIRTUAL_ENV"] == str(checkout / ".venv")
@@ -102,7 +102,7 @@ def test_it_can_be_sourced_from_anywhere_and_twice(name: str, checkout: Path, tm
 
 @pytest.mark.parametrize("name", SHELLS)
 @pytest.mark.parametrize("missing", [".venv", ".venv/pulumi-path", "../cli"])
-def test_what_is_missing_is_one_line_and_stops(name: str, checkout: Path, missing: str) -> None:
+def test_activate_stops_with_one_line_when_a_file_is_missing(name: str, checkout: Path, missing: str) -> None:
     target = checkout / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     result = shell(name, ". tools/activate && echo went on", checkout)

@@ -1,4 +1,4 @@
-"""tools/get_pulumi.py and tools/go_tools.py, run as a person runs them, with stand-ins for pulumi, curl and go."""
+"""tools/get_pulumi.py and tools/go_tools.py, run as by a person, with scripts in place of pulumi, curl and go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
-# What the stand-ins, which are sh scripts, need from the system; the tests' PATH has nothing else.
+# The system's commands that these sh scripts need; the tests' PATH has nothing else.
 SYSTEM_COMMANDS = ["sh", "cat", "chmod", "mkdir", "dirname", "mktemp", "rm"]
 
 GO = """#!/bin/sh
@@ -38,7 +38,7 @@ chmod 755 "$4/bin/"*
 
 
 class Machine:
-    """A machine with a checkout, an empty home and a PATH made of stand-ins only."""
+    """A machine with a checkout, an empty home and a PATH of scripts only."""
 
     def __init__(self, root: Path) -> None:
         self.stand, self.path, self.home, self.cache = (root / n for n in ("stand", "path", "home", "cache"))
@@ -86,7 +86,7 @@ class Machine:
         return len(file.read_text().splitlines()) if file.exists() else 0
 
     def gate(self) -> None:
-        """Make the stand-in for `go build` say that it has started, then wait."""
+        """Let the script for `go build` report its start and then wait."""
         for name in ("started", "gate"):
             os.mkfifo(self.stand / name)
 
@@ -98,7 +98,7 @@ class Machine:
         assert (self.stand / "started").read_text() == "yes\n"
 
     def entries(self) -> list[str]:
-        """What the cache holds, but for locks and logs."""
+        """Return the cache's entries, without locks and logs."""
         return sorted(f.name for f in self.cache.glob("*") if f.suffix not in (".lock", ".log"))
 
 
@@ -120,14 +120,14 @@ def own_pulumi(machine: Machine, version: str, host: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("version", ["v3.248.0", "3.300.1", "v4.0.0", "v3.301.0-alpha.1+dirty"])
-def test_a_recent_pulumi_on_path_is_used(machine: Machine, version: str) -> None:
+def test_recent_pulumi_on_path_is_used(machine: Machine, version: str) -> None:
     folder = own_pulumi(machine, f"echo {version}")
     assert machine.run() == (0, str(folder), "")
     assert not machine.cache.exists()
     assert (machine.checkout / ".venv/pulumi-path").read_text() == f"{folder}\n"
 
 
-def test_the_language_host_may_lie_beside_the_program_that_a_link_on_path_points_to(machine: Machine) -> None:
+def test_language_host_beside_the_target_of_a_link_on_path_is_used(machine: Machine) -> None:
     folder = own_pulumi(machine, "echo v3.300.0")
     machine.environment["PATH"] = str(machine.path)
     (machine.path / "pulumi").symlink_to(folder / "pulumi")
@@ -144,7 +144,7 @@ def test_the_language_host_may_lie_beside_the_program_that_a_link_on_path_points
         ("echo v3.300.0", False, "it has no pulumi-language-python"),
     ],
 )
-def test_another_pulumi_on_path_is_left_alone_and_one_is_built(
+def test_unusable_pulumi_on_path_is_left_alone_and_one_is_built(
     machine: Machine, version: str, host: bool, why: str
 ) -> None:
     folder = own_pulumi(machine, version, host)
@@ -156,7 +156,7 @@ def test_another_pulumi_on_path_is_left_alone_and_one_is_built(
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_what_go_builds_is_complete_and_built_once(machine: Machine) -> None:
+def test_pulumi_built_with_go_is_complete_and_built_once(machine: Machine) -> None:
     status, out, err = machine.run()
     assert status == 0, err
     names = {f.name for f in Path(out).iterdir() if os.access(f, os.X_OK)}
@@ -169,7 +169,7 @@ def test_what_go_builds_is_complete_and_built_once(machine: Machine) -> None:
     assert list(machine.home.iterdir()) == []
 
 
-def test_a_changed_language_host_is_a_new_folder(machine: Machine) -> None:
+def test_changed_language_host_gives_a_new_folder(machine: Machine) -> None:
     _, before, _ = machine.run()
     with (machine.checkout / "tools/language_host.py").open("a") as file:
         file.write("# changed\n")
@@ -179,7 +179,7 @@ def test_a_changed_language_host_is_a_new_folder(machine: Machine) -> None:
     assert (Path(after) / "language_host.py").read_text().endswith("# changed\n")
 
 
-def test_the_official_installer_comes_before_a_build(machine: Machine) -> None:
+def test_official_installer_is_tried_before_a_build(machine: Machine) -> None:
     (machine.stand / "install.sh").write_text(INSTALLER)
     machine.script("curl", '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncat "$STAND/install.sh" > "$2"\n')
     status, out, err = machine.run()
@@ -197,7 +197,7 @@ def test_the_official_installer_comes_before_a_build(machine: Machine) -> None:
         (INSTALLER.replace("echo v3.259.0", "echo v3.1.0"), "did not bring a working 3.259.0"),
     ],
 )
-def test_an_installer_that_does_not_work_is_followed_by_a_build(machine: Machine, installer: str, why: str) -> None:
+def test_failed_installer_is_followed_by_a_build(machine: Machine, installer: str, why: str) -> None:
     (machine.stand / "install.sh").write_text(installer)
     machine.script("curl", '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncat "$STAND/install.sh" > "$2"\n')
     status, out, err = machine.run()
@@ -212,7 +212,7 @@ def last_line(err: str) -> str:
     return err.splitlines()[-1]
 
 
-def test_without_go_and_installer_it_says_what_to_install(machine: Machine) -> None:
+def test_missing_go_and_installer_say_what_to_install(machine: Machine) -> None:
     (machine.path / "go").unlink()
     (machine.path / "curl").unlink()
     status, out, err = machine.run()
@@ -228,7 +228,7 @@ def test_without_go_and_installer_it_says_what_to_install(machine: Machine) -> N
     ("variable", "value", "said"),
     [("GO_VERSION", "go1.19.8", "install Go 1.21 or later"), ("GO_FAILS", "1", "go: some/module: 403 Forbidden")],
 )
-def test_a_go_that_does_not_do_is_one_line(machine: Machine, variable: str, value: str, said: str) -> None:
+def test_unusable_go_is_one_line(machine: Machine, variable: str, value: str, said: str) -> None:
     machine.environment[variable] = value
     status, out, err = machine.run()
     assert (status, out) == (1, "")
@@ -236,7 +236,7 @@ def test_a_go_that_does_not_do_is_one_line(machine: Machine, variable: str, valu
     assert machine.entries() == []
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(machine: Machine) -> None:
+def test_unwritable_cache_is_one_line(machine: Machine) -> None:
     machine.cache.write_text("a file, not a folder")
     status, _, err = machine.run()
     assert status == 1
@@ -258,7 +258,7 @@ def test_two_set_ups_at_once_build_once(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_build_leaves_nothing(machine: Machine, number: signal.Signals, status: int) -> None:
+def test_interrupted_build_leaves_nothing(machine: Machine, number: signal.Signals, status: int) -> None:
     machine.gate()
     process = machine.start()
     machine.wait_until_started()
@@ -269,20 +269,20 @@ def test_an_interrupted_build_leaves_nothing(machine: Machine, number: signal.Si
     assert machine.entries() == []
 
 
-def test_a_killed_build_is_cleared_away_by_the_next(machine: Machine) -> None:
+def test_killed_build_is_cleared_away_by_the_next(machine: Machine) -> None:
     machine.gate()
     process = machine.start()
     machine.wait_until_started()
     process.kill()
     process.wait()
-    assert len(machine.entries()) == 1  # a hidden, partial folder
-    machine.open_gate()  # lets the orphaned go end
+    assert len(machine.entries()) == 1  # this is a hidden, partial folder
+    machine.open_gate()  # the orphaned go can end now
     status, out, _ = machine.run()
     assert status == 0
     assert machine.entries() == [Path(out).parent.name]
 
 
-def test_any_pinned_tool_can_be_built(machine: Machine) -> None:
+def test_go_tools_builds_any_pinned_tool(machine: Machine) -> None:
     status, out, _ = machine.run("-m", "tools.go_tools", "fake-gcs-server")
     assert status == 0
     assert Path(out).name == "fake-gcs-server"

@@ -46,7 +46,7 @@ def program(folder: Path, text: str = "", **options: str) -> lang.ProgramInfo:
     return lang.ProgramInfo(root_directory=str(folder), program_directory=str(folder), entry_point=".", options=struct)
 
 
-def test_a_start_runs_no_code_of_pulumi_but_its_messages() -> None:
+def test_start_imports_nothing_of_pulumi_but_its_messages() -> None:
     command = [sys.executable, "-X", "importtime", "-u", ROOT / "tools" / "language_host.py", "127.0.0.1:1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -59,7 +59,7 @@ def test_a_start_runs_no_code_of_pulumi_but_its_messages() -> None:
     assert {name for name in ours if not name.startswith("pulumi.runtime.proto")} == set()
 
 
-def test_simple_calls(calls: Any, tmp_path: Path) -> None:
+def test_handshake_info_and_other_simple_calls_are_answered(calls: Any, tmp_path: Path) -> None:
     info = program(tmp_path)
     calls.Handshake(lang.LanguageHandshakeRequest(engine_address="127.0.0.1:1"))
     assert calls.GetPluginInfo(Empty()).version == version("pulumi")
@@ -77,10 +77,10 @@ def test_required_packages_are_the_installed_pulumi_packages(calls: Any, tmp_pat
     assert found["gcp"] == ("resource", version("pulumi_gcp"))
 
 
-def test_packages_of_another_virtual_environment(calls: Any, tmp_path: Path) -> None:
+def test_required_packages_are_those_of_the_projects_virtual_environment(calls: Any, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
     packages = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"
-    (packages / "ours.pth").write_text(f"{Path(grpc.__file__).parents[1]}\n")  # it can run the host
+    (packages / "ours.pth").write_text(f"{Path(grpc.__file__).parents[1]}\n")  # with this file it can run the host
     for name, plugin in [("pulumi_mine", '{"resource": true, "version": "7.0.0", "server": "x"}'), ("other", "{}")]:
         (packages / f"{name}-1.2.dist-info").mkdir()
         (packages / f"{name}-1.2.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.2\n")
@@ -91,7 +91,7 @@ def test_packages_of_another_virtual_environment(calls: Any, tmp_path: Path) -> 
     assert "other" not in {p.name for p in answer.packages}
 
 
-def test_program_dependencies(calls: Any, tmp_path: Path) -> None:
+def test_program_dependencies_are_direct_or_all_packages(calls: Any, tmp_path: Path) -> None:
     def names(transitive: bool) -> set[str]:
         request = lang.GetProgramDependenciesRequest(info=program(tmp_path), transitiveDependencies=transitive)
         return {d.name for d in calls.GetProgramDependencies(request).dependencies}
@@ -101,7 +101,7 @@ def test_program_dependencies(calls: Any, tmp_path: Path) -> None:
     assert "grpcio" not in names(False)
 
 
-def test_a_missing_virtual_environment_is_named(calls: Any, tmp_path: Path) -> None:
+def test_missing_virtual_environment_is_named(calls: Any, tmp_path: Path) -> None:
     info = program(tmp_path, virtualenv="gone")
     said = calls.Run(lang.RunRequest(info=info, pwd=str(tmp_path))).error
     assert "virtualenv is 'gone'" in said
@@ -127,18 +127,18 @@ def test_run_plugin_runs_a_policy_pack_in_its_own_folder(calls: Any, tmp_path: P
     assert f"pack {tmp_path}\n".encode() in b"".join(a.stdout for a in calls.RunPlugin(request))
 
 
-def test_an_interrupted_host_ends_its_plugins(calls: Any, host: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_interrupted_host_ends_its_plugins(calls: Any, host: subprocess.Popen[str], tmp_path: Path) -> None:
     text = "import os, signal, sys\nprint(os.getpid(), flush=True)\nsignal.pause()\n"
     request = lang.RunPluginRequest(info=program(tmp_path, text), kind="resource", pwd=str(tmp_path))
     plugin = int(next(calls.RunPlugin(request)).stdout)
     handle = os.pidfd_open(plugin)
     host.send_signal(signal.SIGINT)
     assert host.wait(timeout=30) == 0
-    assert select.select([handle], [], [], 30)[0]  # readable when the process has ended
+    assert select.select([handle], [], [], 30)[0]  # it is readable when the process has ended
     os.close(handle)
 
 
-def test_without_the_sdk_it_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_sdk_is_one_line_with_the_command_to_run(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     command = [tmp_path / "bare" / "bin" / "python", ROOT / "tools" / "language_host.py", "127.0.0.1:1"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -229,7 +229,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.mark.slow
-def test_the_whole_life_of_a_stack(project: Project) -> None:
+def test_stack_is_previewed_made_and_destroyed_with_the_host(project: Project) -> None:
     stack_file = (project.folder / "Pulumi.local.yaml").read_bytes()
     status, said = project.run("preview")
     assert status == 0, said
@@ -250,7 +250,7 @@ def test_the_whole_life_of_a_stack(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_errors_of_a_program(project: Project) -> None:
+def test_error_of_a_program_is_shown_without_the_hosts_frames(project: Project) -> None:
     project.main("import pulumi\nraise pulumi.RunError('trainingInput.workerCount: -1, use 0 or more')\n")
     status, said = project.run("preview")
     assert status != 0
@@ -261,7 +261,7 @@ def test_errors_of_a_program(project: Project) -> None:
     status, said = project.run("preview")
     assert status != 0
     assert "ZeroDivisionError" in said
-    assert "language_host.py" not in said  # only the person's own frames
+    assert "language_host.py" not in said  # only the person's own frames are shown
 
     project.main("raise SystemExit(3)\n")
     status, said = project.run("preview")

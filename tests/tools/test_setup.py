@@ -1,4 +1,4 @@
-"""tools/setup and tools/install_packages, with a python, a pip and a uv that only note how they were called."""
+"""tools/setup and tools/install_packages, with a python, a pip and a uv that only note their calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Each call is a line of `calls`: of uv with its settings. A file `no-uv` or `uv-fails` makes what it says.
+# Each call is a line of `calls`, for uv with its settings. A file `no-uv` or `uv-fails` causes that case.
 PYTHON = """#!/bin/sh
 echo "python $*" >> calls
 case "$*" in
@@ -33,7 +33,7 @@ echo "uv $* $(env | grep -E '^(UV_|SSL_CERT_FILE|ALL_PROXY)' | sort | tr '\\n' '
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout without an environment, in a folder with a blank in its name."""
+    """Make a checkout without an environment, in a folder with a blank in its name."""
     root = tmp_path / "my checkout"
     (root / "tools").mkdir(parents=True)
     for name in ("setup", "install_packages"):
@@ -48,7 +48,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def setup(checkout: Path, **variables: str) -> tuple[list[str], str]:
-    """How the packages were installed, and what set-up printed."""
+    """Run set-up; return the calls that installed packages, and its output."""
     (checkout / "calls").unlink(missing_ok=True)
     environment = {"PATH": os.environ["PATH"], "PYTHON": "./fake-python", **variables}
     done = subprocess.run(
@@ -67,12 +67,12 @@ def test_uv_installs_the_packages(checkout: Path) -> None:
     )
 
 
-def test_a_second_set_up_installs_nothing(checkout: Path) -> None:
+def test_second_set_up_installs_nothing(checkout: Path) -> None:
     setup(checkout)
     assert setup(checkout) == ([], "")
 
 
-def test_a_changed_requirement_is_installed_into_the_same_environment(checkout: Path) -> None:
+def test_changed_requirement_is_installed_into_the_same_environment(checkout: Path) -> None:
     setup(checkout)
     with (checkout / "trainer" / "requirements.txt").open("a") as file:
         file.write("another==1.0\n")
@@ -81,7 +81,7 @@ def test_a_changed_requirement_is_installed_into_the_same_environment(checkout: 
     assert installed.startswith("uv pip install")
 
 
-def test_an_interrupted_installation_is_made_anew(checkout: Path) -> None:
+def test_interrupted_installation_is_repeated(checkout: Path) -> None:
     interrupted = UV.replace("[ ! -e uv-fails ]", "kill -9 $PPID")
     (checkout / "fake-uv").write_text(interrupted)
     with pytest.raises(AssertionError):
@@ -92,7 +92,7 @@ def test_an_interrupted_installation_is_made_anew(checkout: Path) -> None:
     assert installed.startswith("uv pip install")
 
 
-def test_without_a_uv_one_line_says_so_and_pip_installs(checkout: Path) -> None:
+def test_missing_uv_is_reported_and_pip_installs(checkout: Path) -> None:
     (checkout / "no-uv").touch()
     (_, installed), said = setup(checkout)
     assert installed.startswith("python -m pip install ")
@@ -100,7 +100,7 @@ def test_without_a_uv_one_line_says_so_and_pip_installs(checkout: Path) -> None:
     assert "uv cannot be had: ERROR: No matching distribution found for uv" in said
 
 
-def test_where_uv_fails_pip_installs(checkout: Path) -> None:
+def test_failing_uv_is_followed_by_pip(checkout: Path) -> None:
     (checkout / "uv-fails").touch()
     (_, by_uv, by_pip), said = setup(checkout)
     assert by_uv.startswith("uv pip install")
@@ -108,7 +108,7 @@ def test_where_uv_fails_pip_installs(checkout: Path) -> None:
     assert "pip tries it" in said
 
 
-def test_uv_looks_where_pip_is_told_to_look(checkout: Path) -> None:
+def test_uv_uses_the_indexes_and_settings_of_pip(checkout: Path) -> None:
     (checkout / "pip-settings").write_text(
         ":env:.cert='/ours.pem'\n:env:.index-url='https://first.invalid/simple'\n"
         "global.cert='/theirs.pem'\nglobal.extra-index-url='\\nhttps://second.invalid/simple\\nhttps://third.invalid'\n"

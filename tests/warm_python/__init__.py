@@ -1,10 +1,10 @@
 """A virtual environment whose `python` starts at once: server.py forks it, with the large libraries imported.
 
-Each `pulumi` command starts Python up to eight times: our language host one to three times, what lists the packages,
-the program, the provider of our dynamic resources, and in tests/google_cloud the stand-ins of two plugins. What they
-spend is the time to import pulumi, grpc and pulumi_gcp. A fork has that behind it, and otherwise is a process of its
-own: descriptors, environment, current folder, modules of the project, signals, exit status; killed when the one that
-the CLI started is killed. What a fork does not have is a hash seed of its own and descriptors other than 0, 1 and 2.
+Each `pulumi` command starts Python up to eight times: our language host one to three times, its search for packages,
+the program, the provider of our dynamic resources, and in tests/google_cloud the two stand-in plugins. Their time goes
+into importing pulumi, grpc and pulumi_gcp. A fork has these imports behind it, and otherwise is a process of its own:
+descriptors, environment, current folder, modules of the project, signals, exit status; it is killed when the process
+that the CLI started is killed. A fork has no hash seed of its own and no descriptors other than 0, 1 and 2.
 
 Tests marked `cold` get the real python, as a person does: those of starting, of a killed `up`, and a whole life each of
 the local stack and of the one on Google Cloud.
@@ -22,7 +22,7 @@ import pytest
 from tests import warm
 
 HERE = Path(__file__).parent
-# What takes long, and nothing of the project: tests edit that. Google's modules are those that infra/google uses.
+# The slow imports, and nothing of the project, which tests edit. Google's modules are those that infra/google uses.
 PULUMI = [
     "pulumi", "pulumi.dynamic", "pulumi.policy", "dill", "grpc", "yaml", "pydantic", "psutil", "requests",
     "pulumi_docker_build", "google.cloud.storage", "googleapiclient.discovery",
@@ -31,27 +31,27 @@ PULUMI = [
         "serviceaccount", "storage",
     )),
 ]  # fmt: skip
-# What libraries read of the environment when they are imported is to be nobody's.
+# The variables that libraries read when they are imported must be nobody's.
 PERSONAL = ("PULUMI_", "GOOGLE_", "CLOUDSDK_", "GCLOUD_", "GCE_METADATA_", "STORAGE_EMULATOR_", "PYTHON")
 
 
 @pytest.fixture(scope="session")
 def forked_pulumi(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A virtual environment for what the CLI starts."""
+    """Yield a virtual environment for the processes of the CLI."""
     with _environment(tmp_path_factory.mktemp("pulumi"), PULUMI, nested=False) as home:
         yield home
 
 
 @pytest.fixture(scope="session")
 def forked_trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A virtual environment for the trainer, which starts others of its kind."""
+    """Yield a virtual environment for the trainer, which starts others of its kind."""
     with _environment(tmp_path_factory.mktemp("trainer"), warm.LIBRARIES, nested=True) as home:
         yield home
 
 
 @pytest.fixture
 def virtual_environment(request: pytest.FixtureRequest) -> Path:
-    """The one that a test's project has, and that is active when its commands run."""
+    """Return the virtual environment of a test's project, which is active when its commands run."""
     if request.node.get_closest_marker("cold"):
         return Path(sys.prefix)
     found: Path = request.getfixturevalue("forked_pulumi")
@@ -60,7 +60,10 @@ def virtual_environment(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def cli_environment(request: pytest.FixtureRequest, virtual_environment: Path) -> dict[str, str]:
-    """What the CLI finds of it. Without `cold` it saves a stack's state only at the end: nobody ends it before."""
+    """Return the CLI's environment.
+
+    Without `cold` the CLI saves a stack's state only at its end, as nobody ends it before.
+    """
     found = {"VIRTUAL_ENV": str(virtual_environment)}
     if not request.node.get_closest_marker("cold"):
         found["PULUMI_SKIP_CHECKPOINTS"] = "true"

@@ -1,4 +1,4 @@
-"""What runs as `python`: it has the server fork a process that uses its descriptors, and ends as that process ends.
+"""The program called `python`: the server forks a process that uses its descriptors, and it ends as that process ends.
 
 `python -IS client.py SOCKET [the arguments of python]`. It imports built-in modules alone, and so starts in 15 ms.
 """
@@ -17,10 +17,10 @@ def main(path: str, arguments: list[str]) -> None:
     rest = list(arguments)
     while rest and rest[0] in FLAGS:
         rest.pop(0)
-    if not rest or (rest[0].startswith("-") and rest[0] != "-m"):  # -c, -V, a program on stdin
+    if not rest or (rest[0].startswith("-") and rest[0] != "-m"):  # this is -c, -V or a program on stdin
         os.execv(sys.executable, [sys.executable, *arguments])
     inherited = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
-    inherited = [number for number in inherited if is_open(number)]  # not that of the listing
+    inherited = [number for number in inherited if is_open(number)]  # the descriptor of the listing itself is left out
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         server.connect(path)
@@ -31,7 +31,7 @@ def main(path: str, arguments: list[str]) -> None:
     descriptors = b"".join(number.to_bytes(4, sys.byteorder) for number in inherited)
     server.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
     server.sendall(asked)
-    for number in inherited:  # who reads from a pipe shall see it end when the process closes it
+    for number in inherited:  # the reader of a pipe must see its end when the process closes it
         os.close(number)
     child = int.from_bytes(server.recv(4), "big")
     for number in PASSED_ON:

@@ -1,7 +1,8 @@
 """The server: it imports libraries once and forks a process for each client.
 
-`python -I server.py SOCKET PYTHON LIBRARY...`, PYTHON being sys.executable of what it forks. It ends, and all that it
-forked with it, when its stdin ends. Its environment has a variable ROOM, as long as any environment of a process.
+`python -I server.py SOCKET PYTHON LIBRARY...`, where PYTHON is the sys.executable of the forked processes. It ends,
+with all processes that it forked, when its stdin ends. Its environment has a variable ROOM, as long as any environment
+of a process.
 """
 
 import atexit
@@ -26,7 +27,7 @@ Request = tuple[int, int, list[str], str, dict[str, str], list[int]]  # see clie
 
 
 class Server:
-    """One thread, or the processes that it forks could wait for locks that nobody holds."""
+    """The server, with one thread: the processes that it forks could otherwise wait for locks that nobody holds."""
 
     def __init__(self, path: str, libraries: list[str]) -> None:
         self.base = list(sys.path)
@@ -35,18 +36,19 @@ class Server:
         self.listener.listen(128)
         print("listening", flush=True)
         for name in libraries:  # a client that comes early waits
-            hasattr(importlib.import_module(name), "one")  # pulumi_gcp's modules are lazy until they are looked at
+            hasattr(importlib.import_module(name), "one")  # pulumi_gcp's modules are lazy until an attribute is read
         if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208
             sys.exit(f"tests/warm_python: one of {', '.join(libraries)} starts a thread when it is imported")
         gc.collect()
-        gc.freeze()  # no process ever looks through these, or closes a descriptor that was one of ours
-        self.clients: dict[int, socket.socket] = {}  # by the process that was forked for it
+        gc.freeze()  # no process ever collects these objects, or closes a descriptor that was one of ours
+        self.clients: dict[int, socket.socket] = {}  # the key is the process that was forked for the client
         self.waking, self.woken = socket.socketpair()
         for end in (self.waking, self.woken):
             end.setblocking(False)
         signal.set_wakeup_fd(self.woken.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGINT, signal.SIGTERM):  # meant for the tests, which end us by closing our stdin
+        # These signals are for the tests, which end the server by closing its stdin.
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         self.selector = selectors.DefaultSelector()
         for file in (self.listener, self.waking, sys.stdin):
@@ -64,7 +66,7 @@ class Server:
                         self.waking.recv(4096)
                     self.reap()
                 elif self.clients.get(key.data) is key.fileobj:
-                    kill(key.data)  # the client was killed, for it says nothing by itself
+                    kill(key.data)  # the client was killed, as it sends nothing by itself
                     self.selector.unregister(key.fileobj)
 
     def accept(self) -> None:
@@ -114,14 +116,14 @@ def answer(client: socket.socket, number: int) -> None:
 
 
 def kill(child: int) -> None:
-    """The process and what it started, but for what has left its session."""
+    """Kill the process and its children, except those that left its session."""
     for end in (os.kill, os.killpg):  # it may not have its group yet
         with contextlib.suppress(ProcessLookupError):
             end(child, signal.SIGKILL)
 
 
 def become(request: Request, descriptors: list[int], base: list[str]) -> NoReturn:
-    """In the forked process: the program that the client was started for, to its end."""
+    """Run the client's program to its end, in the forked process."""
     code = 1
     try:
         code = run(request, descriptors, base)
@@ -171,7 +173,7 @@ def run(request: Request, descriptors: list[int], base: list[str]) -> int:
 
 
 def ended(rest: list[str]) -> int:
-    """Run `-m MODULE ARGUMENT...` or `FILE ARGUMENT...`; the exit status."""
+    """Run `-m MODULE ARGUMENT...` or `FILE ARGUMENT...`; return the exit status."""
     code, interrupted = 0, False
     try:
         if rest[0] == "-m":
@@ -187,7 +189,7 @@ def ended(rest: list[str]) -> int:
     except BaseException as error:
         traceback.print_exc()
         code, interrupted = 1, isinstance(error, KeyboardInterrupt)
-    # As the interpreter does: executors end, other threads are waited for, then what was registered is called.
+    # The interpreter does the same: executors end, other threads are waited for, then registered functions are called.
     vars(threading)["_shutdown"]()
     vars(atexit)["_run_exitfuncs"]()
     for stream in (sys.stdout, sys.stderr):
@@ -200,7 +202,7 @@ def ended(rest: list[str]) -> int:
 
 
 def show(environment: dict[str, str]) -> None:
-    """Write the environment where the kernel looks for it: whose a process is, others read in /proc/PID/environ."""
+    """Write the environment where the kernel looks for it: others read a process's owner in /proc/PID/environ."""
     start, end = (int(field) for field in Path("/proc/self/stat").read_text().rpartition(")")[2].split()[47:49])
     text = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
     if len(text) > end - start:
@@ -211,7 +213,7 @@ def show(environment: dict[str, str]) -> None:
 
 
 def parent_of(pid: int) -> int:
-    """Of the client, as its process has no other parent than all others have."""
+    """Return the parent of a client. The forked process has the server as its parent, like all others."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -225,7 +227,7 @@ def main(arguments: list[str]) -> NoReturn:
         server.serve()
     finally:
         server.end()
-        os._exit(0)  # nothing is to be written by libraries that say good-bye
+        os._exit(0)  # libraries must not write anything at the exit
 
 
 if __name__ == "__main__":
