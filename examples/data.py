@@ -1,6 +1,6 @@
-"""Makes the pairs that the examples train on: translation, sentiment, questions. Nobody's text, the same every time.
+"""Make the pairs of the examples translation, sentiment and questions. They are nobody's text, the same every time.
 
-`make data STACK=sentiment` calls it for a stack whose file is not there yet; `python -m examples.data sentiment` does
+`make data STACK=sentiment` calls this for a stack whose file is not there yet. `python -m examples.data sentiment` does
 the same.
 """
 
@@ -44,26 +44,26 @@ FIRST_DAY, LAST_DAY = datetime.date(1200, 1, 1).toordinal(), datetime.date(2099,
 
 
 def number(value: int) -> str:
-    """0 to 99 in words."""
+    """Return a number from 0 to 99 in words."""
     tens, ones = divmod(value, 10)
     return NUMBERS[value] if value < 20 else TENS[tens] + (f"-{NUMBERS[ones]}" if ones else "")
 
 
 def ordinal(value: int) -> str:
-    """1 to 99 in words, as in "the twenty-third"."""
+    """Return an ordinal from 1 to 99 in words, as in "the twenty-third"."""
     if value > 20 and value % 10:
         return f"{TENS[value // 10]}-{ordinal(value % 10)}"
     return IRREGULAR.get(value) or (number(value)[:-1] + "ieth" if value >= 20 else number(value) + "th")
 
 
 def year(value: int) -> str:
-    """As it is read: eighteen hundred, eighteen oh five, eighteen ninety-four."""
+    """Return a year as it is spoken: eighteen hundred, eighteen oh five, eighteen ninety-four."""
     century, rest = divmod(value, 100)
     return f"{number(century)} {'hundred' if not rest else number(rest) if rest > 9 else f'oh {number(rest)}'}"
 
 
 def translation(chance: Random) -> Iterator[Pair]:
-    """Each day once, so that those of the test part are not in the training part in other words."""
+    """Yield each day once, so that the training part does not have the test part's days in other words."""
     for number_of_day in chance.sample(range(FIRST_DAY, LAST_DAY + 1), LAST_DAY + 1 - FIRST_DAY):
         day = datetime.date.fromordinal(number_of_day)
         month = MONTHS[day.month - 1]
@@ -101,8 +101,8 @@ BAD = [
     "bland",
     "disappointing",
 ]
-HELD_OUT = {"superb", "friendly", "perfect", "stale", "rude", "boring"}  # never negated but in the test part
-PARTED = Data(path="", format="pairs")  # whose fractions the stack file has
+HELD_OUT = {"superb", "friendly", "perfect", "stale", "rude", "boring"}  # negated in the test part alone
+PARTED = Data(path="", format="pairs")  # with the fractions of the stack file
 ASPECTS = [
     "food",
     "service",
@@ -121,7 +121,7 @@ DEGREES = ["", "", "very ", "really ", "quite "]
 PLAIN = ["The {a} was {d}{w}.", "I found the {a} {d}{w}.", "What {d}{w} {a}!", "They serve {d}{w} {a}, I think."]
 NEGATED = ["The {a} was not {w}.", "I would not call the {a} {w}.", "Nobody can say the {a} was {w}."]
 NEGATED += ["The {a} was never {w}.", "The {a} was anything but {w}."]
-NEGATION = 0.2  # with a half, no word alone would tell anything, and learning would take many times longer
+NEGATION = 0.2  # with a half, no single word would be a hint, and learning would take many times longer
 START, MIDDLE, END = (
     ["b", "br", "d", "f", "g", "gl", "k", "l", "m", "n", "p", "r", "s", "st", "t", "v", "z"],
     ["a", "e", "i", "o", "u", "ai", "ou"],
@@ -130,15 +130,15 @@ START, MIDDLE, END = (
 
 
 def invented(chance: Random) -> str:
-    """A name such as Glomaind."""
+    """Return a name such as Glomaind."""
     pick = chance.choice
     return (pick(START) + pick(MIDDLE) + pick(START) + pick(MIDDLE) + pick(END)).capitalize()
 
 
 def sentiment(chance: Random) -> Iterator[Pair]:
-    """Each name and each statement once, so that both are new in the test part.
+    """Yield each name and each statement once, so that both are new in the test part.
 
-    Words that are HELD_OUT are negated in the test part alone: what "not" does to them, other words have to tell.
+    Words that are HELD_OUT are negated in the test part alone: the model has to learn from other words what "not" does.
     """
     seen: set[str] = set()
     while True:
@@ -163,7 +163,7 @@ def _review(chance: Random, said: str, *, good: bool) -> Pair:
 # -- questions: facts of a few people, and a question about one of them ------------------------------------------------
 
 PEOPLE = "Ada Ben Cora Dan Eva Finn Gus Hana Ida Jon Kim Leo Mia Nils Olga Paul Rita Sam Tom Una Vera Will Yara Zoe"
-FACTS: dict[str, tuple[str, str, str]] = {  # what is told, what is asked, the answers
+FACTS: dict[str, tuple[str, str, str]] = {  # the fact, the question, the answers
     "home": ("{p} lives in {v}.", "Where does {p} live?", "Arvik Belmar Corda Dunfell Elsted Fornay Gralow Hestia"),
     "job": ("{p} works as a {v}.", "What is the work of {p}?", "baker pilot nurse farmer tailor singer doctor miner"),
     "pet": ("{p} keeps a {v}.", "Which animal has {p}?", "cat dog parrot rabbit turtle horse goat lizard"),
@@ -189,7 +189,7 @@ def questions(chance: Random) -> Iterator[Pair]:
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
-EXAMPLES: dict[str, tuple[Callable[[Random], Iterator[Pair]], int]] = {  # and how many pairs
+EXAMPLES: dict[str, tuple[Callable[[Random], Iterator[Pair]], int]] = {  # and the number of pairs
     "translation": (translation, 12_000),
     "sentiment": (sentiment, 4_000),
     "questions": (questions, 20_000),
@@ -197,7 +197,7 @@ EXAMPLES: dict[str, tuple[Callable[[Random], Iterator[Pair]], int]] = {  # and h
 
 
 def pairs(name: str, count: int | None = None) -> list[Pair]:
-    """The pairs of an example, no prompt twice."""
+    """Return the pairs of an example, each prompt once."""
     make, usual = EXAMPLES[name]
     found: dict[str, Pair] = {}
     for pair in make(Random(f"{SEED} {name}")):  # noqa: S311
@@ -208,17 +208,17 @@ def pairs(name: str, count: int | None = None) -> list[Pair]:
 
 
 def lines(found: list[Pair]) -> bytes:
-    """JSON lines as trainer/data/pairs.py reads them."""
+    """Return pairs as JSON lines, as trainer/data/pairs.py reads them."""
     return "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in found).encode()
 
 
 def default_path(name: str) -> Path:
-    """Where the stack files look for it, from the checkout's top level."""
+    """Return the path in the stack files, relative to the checkout's top level."""
     return Path("data") / f"{name}.jsonl"
 
 
 def ensure(name: str, target: Path) -> None:
-    """Writes an example's pairs to `target` if nothing is there, and says what it did. Raises UserError."""
+    """Write an example's pairs to `target` if nothing is there, and print the result. Raises UserError."""
     if target.exists():
         print(f"{target} is there ({megabytes(target.stat().st_size)}): kept")
         return
