@@ -31,7 +31,7 @@ from google.cloud import storage as gcs
 from tests.gcs import fake_gcs_server
 from tools.go_tools import cache_root
 from trainer.contract import paths
-from trainer.contract.spec import END_OF_TEXT, Checkpoints, Hyperparameters, Model
+from trainer.contract.options import END_OF_TEXT, Checkpoints, Hyperparameters, Model
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
 from trainer.model.loss import make_loss

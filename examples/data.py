@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from scripts.support.common import UserError, megabytes, run_main
-from trainer.contract.spec import Data
+from trainer.contract.options import Data
 from trainer.data.pairs import Pair, part_of
 from trainer.storage.base import new_file
 

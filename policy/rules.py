@@ -14,8 +14,8 @@ from infra.fleet.catalog import MACHINE_TYPES
 from infra.fleet.prices import Cost, machine_cost
 from infra.review import exposure
 from infra.review.values import UNKNOWN
-from infra.stack.keys import Limits
-from trainer.contract.spec import Hyperparameters
+from infra.stack.keys import RunLimits
+from trainer.contract.options import Hyperparameters
 
 Enforcement = Literal["mandatory", "advisory"]
 RUN = "gpt2-training:run:TrainingRun"  # its inputs are the settings of the stack file
@@ -240,7 +240,7 @@ def _cost_limit(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str]]
         limit = limits.get("maxCostUsd")
         if not isinstance(limit, (int, float)):
             continue
-        hours = float(limits.get("maxHours", Limits().max_hours))
+        hours = float(limits.get("maxHours", RunLimits().max_hours))
         hourly = sum(_machine_costs(resources), Cost(0))
         total = hourly.times(hours)
         costs = f"machines cost {hourly.usd:.2f} USD an hour and {total.usd:.2f} in limits.maxHours, {hours:g}"

@@ -12,7 +12,7 @@ import tokenize
 from pathlib import Path
 
 from scripts.support.common import CHECKOUT, UserError, megabytes, run_main
-from trainer.contract.spec import END_OF_TEXT
+from trainer.contract.options import END_OF_TEXT
 
 DEFAULT = Path("data/default.txt")
 LARGEST = 6_000_000  # bytes: enough for a small model, tokenized in seconds

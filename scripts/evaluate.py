@@ -18,7 +18,8 @@ from rich.table import Table
 from scripts.support.common import UserError, add_bucket_arguments, bucket_url, find_run, run_address, run_main
 from scripts.support.writing import load, model_folder
 from trainer.contract import paths
-from trainer.contract.spec import JobSpec, Task, format_problem
+from trainer.contract.options import Task, format_problem
+from trainer.contract.spec import JobSpec
 from trainer.data.prepared import Prepared, find_prepared
 from trainer.report.page import write_page
 from trainer.runs import scores

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
-from infra.google.quotas import Check, Limits, check_quotas
+from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
@@ -75,7 +75,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
     checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
     checks += machine_types(api, config, fleet, fleet.zones)
     checks.append(_image(api, config))
-    return checks + check_quotas(config, fleet, Limits(api, config.project, config.region))
+    return checks + check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
 
 
 def here(config: StackConfig, fleet: Fleet) -> list[Check]:

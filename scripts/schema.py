@@ -1,6 +1,6 @@
 """Write docs/stack.schema.json, by which editors complete stack files, and docs/reference.md, which explains every key.
 
-Both are made from the descriptions in infra/stack/keys.py and trainer/contract/spec.py. --check only reports whether
+Both are made from the descriptions in infra/stack/keys.py and trainer/contract/options.py. --check only reports whether
 they are as the descriptions say; the exit code is 1 if not.
 """
 
@@ -41,7 +41,7 @@ PULUMI = {
 }
 HEAD = f"""# Every key of a stack file
 
-Made by `make schema` from `infra/stack/keys.py` and `trainer/contract/spec.py`: do not edit it here. The same
+Made by `make schema` from `infra/stack/keys.py` and `trainer/contract/options.py`: do not edit it here. The same
 descriptions are in [{SCHEMA.name}]({SCHEMA.name}). The first line of a stack file names it, so that an editor
 with a YAML language server completes keys and shows what they mean.
 

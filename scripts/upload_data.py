@@ -22,6 +22,7 @@ from scripts.support.common import (
     stack_bucket,
 )
 from trainer.contract import paths
+from trainer.contract.identity import sha256_of
 from trainer.data.pairs import PairFile
 from trainer.data.text import check_text, decode, size_of
 from trainer.storage.base import Storage
@@ -43,7 +44,7 @@ def upload(storage: Storage, path: Path) -> Uploaded:
         before = path.stat()
         with progress_bar("checking", size) as progress:
             check_text(path, str(path), progress)
-        digest = sha256(path)
+        digest = sha256_of(path)
         target = paths.text(digest[:16], path.name)  # as identity.fingerprint()
         if storage.matches(path, target):
             return Uploaded(target, digest, size, there=True)
@@ -56,11 +57,6 @@ def upload(storage: Storage, path: Path) -> Uploaded:
         storage.delete(target)  # else it would lie under a fingerprint that is not its own
         raise UserError(f"{path}: it changed while it was uploaded; wait until nothing writes it and run again")
     return Uploaded(target, digest, size, there=False)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TextCheck:

@@ -16,7 +16,8 @@ from infra.stack.config import ConfigError
 from infra.stack.keys import data_format
 from tests.trainer.conftest import new_run
 from tests.trainer.running import ROOT, Run
-from trainer.contract.spec import Data, JobSpec
+from trainer.contract.options import Data
+from trainer.contract.spec import JobSpec
 from trainer.data.pairs import Pair, part_of
 from trainer.data.prepared import find_prepared
 from trainer.evaluation.measures import baseline

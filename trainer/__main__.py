@@ -61,7 +61,7 @@ def _machine(storage: Storage, spec: JobSpec, arguments: argparse.Namespace) -> 
 
 
 def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
-    from trainer.machine import google_vm  # needs packages that nothing local needs
+    from trainer.machine import google_vm  # 0.1 s of imports, Google's packages, that no local machine needs
 
     where = paths.job(arguments.run)
     spec = google_vm.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))

@@ -3,7 +3,7 @@
 from pydantic.alias_generators import to_camel
 
 from infra.stack.keys import GOOGLE_ONLY, TIERS, StackFile, data_format
-from trainer.contract import search_space, spec
+from trainer.contract import options, search_space
 
 
 def combination_problems(file: StackFile) -> list[str]:
@@ -52,7 +52,7 @@ def combination_problems(file: StackFile) -> list[str]:
             if name in file.data.model_fields_set
         ]
     task = file.evaluation.task
-    if task is not None and (problem := spec.format_problem(task, data_format(file.data))):
+    if task is not None and (problem := options.format_problem(task, data_format(file.data))):
         if file.data.format is None and task != "text":  # the format was taken from the file's name
             problem += ", or set data.format: pairs"
         problems.append(problem)

@@ -13,7 +13,7 @@ from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.sizing import memory, workload
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
-from trainer.contract.spec import Parallel
+from trainer.contract.options import Parallel
 
 # N1 machines to compare with: those whose CPU trains, and those whose CPU only feeds the attached GPUs.
 ALONE = ("n1-standard-8", "n1-highcpu-16", "n1-standard-16", "n1-standard-32", "n1-standard-96")

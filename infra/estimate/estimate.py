@@ -17,7 +17,7 @@ from infra.inputs.data_lock import read_lock
 from infra.sizing import memory, workload
 from infra.sizing.ranges import NOTHING, Range, total
 from infra.stack.config import StackConfig
-from infra.stack.keys import Limits
+from infra.stack.keys import RunLimits
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
 
@@ -187,7 +187,7 @@ def _priced(name: str, units: float, price: float | None, words: str, what: str,
     return Part(name, Range(usd if sure else 0, usd), words, () if price is not None else (what,))
 
 
-def fits(estimated: Estimate, limits: Limits) -> bool | None:
+def fits(estimated: Estimate, limits: RunLimits) -> bool | None:
     """Return whether the job will surely end within maxHours and maxCostUsd.
 
     None if that depends on a price that is not known. If the known prices alone are too much, it does not.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from infra.fleet.catalog import machine_label
 from infra.fleet.host import host_label
 from infra.sizing import workload
-from trainer.contract import geometry, paths, spec
+from trainer.contract import geometry, options, paths, spec
 from trainer.runs.metrics_reader import read_metrics
 from trainer.runs.records import Status
 from trainer.runs.status import read_status
@@ -26,7 +26,7 @@ WARM_UP = 5  # first steps, which are not counted
 STALLS = 0.01  # the part of the steps, the slowest, that is not counted: a member was lost, or a machine slept
 
 
-class Measured(spec.Strict):
+class Measured(options.Strict):
     """The speed of one finished run, whose trainers all had the same machine.
 
     machine: the machine in words (RoleMachines.label). finished: seconds since the epoch. steps: how many were counted.
@@ -53,7 +53,7 @@ class Measured(spec.Strict):
 
 
 def kind_of(
-    size: geometry.Dimensions, hyper: spec.Hyperparameters, cluster: spec.Cluster, parallel: spec.Parallel
+    size: geometry.Dimensions, hyper: options.Hyperparameters, cluster: spec.Cluster, parallel: options.Parallel
 ) -> Kind:
     """Return the kind of a run: on the same machines, two runs of one kind take the same time for the same batch."""
     return {

@@ -10,7 +10,7 @@ from infra.sizing import workload
 from infra.sizing.ranges import NOTHING, Range
 from infra.sizing.speed import GPUS, HERE, HERE_ORIGIN, Speed, cpu_speed, gbps, gpu_speed, half_precision
 from infra.stack.config import StackConfig
-from trainer.contract import exchange_cost, geometry, spec
+from trainer.contract import exchange_cost, geometry, options, spec
 
 # Seconds of a quorum, a vote and the loop: 3 ms on one machine (docs/performance.md); between machines ours.
 COORDINATION_HERE, COORDINATION = Range(0.003, 0.03), Range(0.005, 0.05)
@@ -120,7 +120,7 @@ def _likeness(fleet: Fleet, kind: Kind, runs: list[Measured]) -> Likeness | None
     return comparable(runs, labels.pop(), kind) if len(labels) == 1 else None
 
 
-def _speed(fleet: Fleet, hyper: spec.Hyperparameters) -> tuple[Speed, str]:
+def _speed(fleet: Fleet, hyper: options.Hyperparameters) -> tuple[Speed, str]:
     """Return the speed of the slowest trainer, for which the others wait, and its origin."""
     if fleet.local:  # the trainers share the cores
         cores = fleet.master.machine.vcpus

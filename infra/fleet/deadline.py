@@ -4,12 +4,12 @@ import datetime
 import math
 
 from infra.fleet.fleet import Fleet
-from infra.stack.keys import Limits
+from infra.stack.keys import RunLimits
 
 HOUR = 3600  # seconds
 
 
-def launch_hours(limits: Limits, fleet: Fleet) -> float:
+def launch_hours(limits: RunLimits, fleet: Fleet) -> float:
     """Return the hours from a launch to its end: maxHours, or fewer if maxCostUsd is used up before."""
     cost = fleet.hourly
     if limits.max_cost_usd is None or not cost.exact:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pulumi
 
 from infra.fleet.fleet import Fleet
-from infra.google.quotas import Check, Limits, check_quotas
+from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import API_OFF, ApiError, GoogleApi
 
@@ -24,7 +24,7 @@ def report(
     try:
         api = connect()
         checks = machine_types(api, config, fleet, [zone])
-        checks += check_quotas(config, fleet, Limits(api, config.project, config.region))
+        checks += check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
     except ApiError as error:
         not_checked(str(error), parent)
         return

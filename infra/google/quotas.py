@@ -1,6 +1,6 @@
 """Check whether Google's quotas are enough for a stack. `up` and scripts.preflight ask.
 
-Limits come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
+They come from the Cloud Quotas API, which knows every GPU, or else from Compute Engine, which also knows the use.
 """
 
 import math
@@ -71,7 +71,7 @@ def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
     return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics], unknown
 
 
-class Limits:
+class QuotaLimits:
     """The limits of a project and a region, read once each."""
 
     def __init__(self, api: GoogleApi, project: str, region: str) -> None:
@@ -134,7 +134,7 @@ def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | No
     return None
 
 
-def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Check]:
+def check_quotas(config: StackConfig, fleet: Fleet, limits: QuotaLimits) -> list[Check]:
     """Check each quota that the stack needs."""
     wanted, families = needs(fleet, config.file.network.nat)
     checks: list[Check] = []
@@ -146,7 +146,7 @@ def check_quotas(config: StackConfig, fleet: Fleet, limits: Limits) -> list[Chec
     return checks
 
 
-def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
+def _regional(need: Need, limits: QuotaLimits, region: str) -> list[Check]:
     """Check a quota of the region, and the separate one of Spot machines."""
     limit = limits.of(need.metric)
     if not need.spot:
@@ -159,7 +159,7 @@ def _regional(need: Need, limits: Limits, region: str) -> list[Check]:
     return [_judge(need.metric, need.on_demand, limit, region), *checks] if need.on_demand else checks
 
 
-def _everywhere(need: Need, limits: Limits) -> list[Check]:
+def _everywhere(need: Need, limits: QuotaLimits) -> list[Check]:
     """Check a quota over all regions. Sources disagree whether Spot machines count in it."""
     limit, both = limits.of(need.metric), need.on_demand + need.spot
     if limit is not None and need.on_demand <= limit.value < both:

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES
+from trainer.contract.options import Hyperparameters, Model
 from trainer.contract.settings import TYPE_KEYS
-from trainer.contract.spec import Hyperparameters, Model, Role
+from trainer.contract.spec import Role
 
 State = Literal["mapped", "replaced", "left out", "to fill in"]
 # For each of AI Platform's own names: the nearest N1 machine, and the GPUs that it had.

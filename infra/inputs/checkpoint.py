@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from infra.stack.config import StackConfig
 from trainer.contract import errors, identity, paths, wording
+from trainer.contract.geometry import VOCABULARY_MULTIPLE
 from trainer.runs.status import read_status
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
@@ -21,7 +22,6 @@ RUN = re.compile(r"[a-z0-9-]+-[0-9a-f]{8}(/trials/\d+)?")
 ADDRESS = re.compile(rf"(?P<bucket>(gs|file)://.+)/{paths.RUNS}/(?P<run>[^/]+(/trials/\d+)?)(/model)?/*")
 FOLDER = ("/", "./", "../", "~")  # a hub id begins with none of these
 TOKENS = {"byte": 257, "gpt2": 50257}
-PADDING = 64  # a checkpoint's token table may have up to 63 rows more than there are tokens
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def misfits(config: StackConfig, folder: Path) -> list[str]:
             f" {named}; use at most {positions}"
         )
     known = TOKENS.get(data.tokenizer)
-    if known is not None and isinstance(vocabulary, int) and not known <= vocabulary < known + PADDING:
+    if known is not None and isinstance(vocabulary, int) and not known <= vocabulary < known + VOCABULARY_MULTIPLE:
         lines.append(
             f"data.tokenizer: {data.tokenizer} has {known:,} tokens, and {named} knows {vocabulary:,} others; set"
             " data.tokenizer: checkpoint"
@@ -112,7 +112,7 @@ def misfits(config: StackConfig, folder: Path) -> list[str]:
 
 def _other_tokens(folder: Path, kind: Literal["byte", "gpt2"]) -> bool:
     """Return whether a checkpoint's tokenizer.json has other tokens than this tokenizer."""
-    from trainer.data import tokenizer  # its import takes a moment, and few stacks need it
+    from trainer.data import tokenizer  # 0.1 s of imports, the tokenizers' library, that few stacks need
 
     try:
         return tokenizer.has_other_tokens((folder / "tokenizer.json").read_text(encoding="utf-8"), kind)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from trainer.contract.errors import InputError
-from trainer.contract.spec import Strict
+from trainer.contract.options import Strict
 from trainer.storage.base import explain, new_file
 
 # The rule of each key in words, for errors that would else show a regular expression.

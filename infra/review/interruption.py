@@ -23,7 +23,7 @@ LAUNCH = "pulumi-python:dynamic/google:Launch"
 
 
 @dataclass(frozen=True)
-class RoleMachines:
+class DeclaredMachines:
     """The machines of a role, before and after the change."""
 
     role: str  # as a word
@@ -69,7 +69,7 @@ def look_up_run(bucket: str, run: str) -> RunSnapshot | str | None:
     return RunSnapshot(status.state, status.step, checkpoint)
 
 
-def machines(preview: Preview) -> list[RoleMachines]:
+def machines(preview: Preview) -> list[DeclaredMachines]:
     """Return the machines of each role that has any, the master first."""
     found = []
     for role, words in ROLE_NAMES.items():
@@ -86,7 +86,7 @@ def machines(preview: Preview) -> list[RoleMachines]:
         kinds = [_kind(_side(templates[0], side)) if templates else "process here" for side in (0, 1)]
         ended = count[0] > 0 and (not count[1] or any(step.op == "replace" for step in [*groups, *processes]))
         if groups or processes:
-            found.append(RoleMachines(words, (count[0], count[1]), (kinds[0], kinds[1]), ended))
+            found.append(DeclaredMachines(words, (count[0], count[1]), (kinds[0], kinds[1]), ended))
     return found
 
 

@@ -14,7 +14,7 @@ SHOWN_CHARACTERS = 160  # most characters of a value
 
 
 @dataclass(frozen=True)
-class Change:
+class ValueChange:
     """A leaf that differs. It is None on the side that lacks it."""
 
     path: str  # httpTarget.headers[0]
@@ -32,15 +32,15 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[Change]:
+def differences(old: Any, new: Any, path: str = "") -> list[ValueChange]:
     """Return the differences between two plain() values, in order of their paths. Lists without objects are leaves."""
     return list(_differences(old, new, path))
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[Change]:
+def _differences(old: Any, new: Any, path: str) -> Iterator[ValueChange]:
     if is_asset(old) or is_asset(new):
         if _content(old) != _content(new):
-            yield Change(path, old, new)
+            yield ValueChange(path, old, new)
     elif isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
@@ -49,7 +49,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[Change]:
             old_item, new_item = (side[i] if i < len(side) else None for side in (old, new))
             yield from _differences(old_item, new_item, f"{path}[{i}]")
     elif old != new:
-        yield Change(path, old, new)
+        yield ValueChange(path, old, new)
 
 
 def is_asset(value: Any) -> bool:

@@ -11,7 +11,7 @@ from infra.estimate.estimate import estimate
 from infra.fleet.fleet import resolve_fleet
 from infra.fleet.prices import Cost
 from infra.review.access import Access, access
-from infra.review.interruption import Interruption, RoleMachines, RunLookup, declared, interruption, machines
+from infra.review.interruption import DeclaredMachines, Interruption, RunLookup, declared, interruption, machines
 from infra.review.losses import DataChanges, data_changes
 from infra.review.redaction import masked
 from infra.review.steps import Op, Preview, PreviewStep
@@ -67,7 +67,7 @@ class Review:
     gone: bool  # the change removes the stack's file
     data: DataChanges
     run: Interruption | None
-    machines: tuple[RoleMachines, ...]
+    machines: tuple[DeclaredMachines, ...]
     access: Access
     prices: tuple[Price | None, Price | None]
     settings: tuple[SettingChange, ...]
@@ -200,7 +200,7 @@ def _first_of(lines: Sequence[str]) -> str:
     return lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
 
 
-def _machines(roles: Sequence[RoleMachines]) -> Iterator[str]:
+def _machines(roles: Sequence[DeclaredMachines]) -> Iterator[str]:
     for role in roles:
         if role.count[0] != role.count[1]:
             yield f"{role.count[0]} → {role.count[1]} {role.role}{'' if role.count[1] == 1 else 's'}"

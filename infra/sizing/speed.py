@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from infra.fleet.catalog import ACCELERATORS, MachineType
 from infra.sizing.ranges import NOTHING, Range
 from trainer.contract.geometry import PEAKS, PeakSpeed
-from trainer.contract.spec import Hyperparameters
+from trainer.contract.options import Hyperparameters
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.inputs.checkpoint import TOKENS, locate
 from infra.stack.config import StackConfig
-from trainer.contract import errors, spec
+from trainer.contract import errors, options
 from trainer.contract.geometry import Dimensions, padded_vocabulary
 
 
@@ -22,14 +22,14 @@ def dimensions(config: StackConfig) -> Dimensions | None:
     return dimensions_of(model, config.file.data, config.root)
 
 
-def dimensions_of(model: spec.Model, data: spec.Data, root: Path) -> Dimensions | None:
+def dimensions_of(model: options.Model, data: options.Data, root: Path) -> Dimensions | None:
     """Return the size of a model, or None as dimensions() does. root: where a checkpoint's relative path starts."""
     start = model.initialize
     if start is None:
         layers, _, width = model.dimensions()
         tokens = {"train": data.vocabulary_size, **TOKENS}[data.tokenizer]
         return Dimensions(layers, width, model.positions, padded_vocabulary(tokens))
-    published = spec.SIZES.get(start.rpartition("/")[2])
+    published = options.SIZES.get(start.rpartition("/")[2])
     if published and start.count("/") <= 1 and not start.startswith((".", "~", "/")):
         return Dimensions(published[0], published[2], 1024, TOKENS["gpt2"])
     try:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from trainer.contract import spec
+from trainer.contract import options, spec
 
 DEFAULT_TEXT = Path("data/default.txt")
 # AI Platform's presets: the numbers of workers and of parameter servers, besides one master.
@@ -41,7 +41,7 @@ DIGITS = "[0-9]{1,6}"
 Count = Annotated[int, Field(ge=0, le=1000), BeforeValidator(_digits)]
 
 
-class TrainingInput(spec.Strict):
+class TrainingInput(options.Strict):
     """Machines and hyperparameters, in the words of AI Platform's trainingInput."""
 
     scale_tier: Literal["CUSTOM", "BASIC", "BASIC_GPU", "STANDARD_1", "PREMIUM_1"] = Field(
@@ -71,8 +71,8 @@ class TrainingInput(spec.Strict):
         description="The number of parameter servers, each of which holds a part of the parameters and of the"
         " optimizer's state. With 0 the trainers exchange gradients among themselves; the result is the same.",
     )
-    hyperparameters: spec.Hyperparameters = Field(
-        spec.Hyperparameters(), description="What is optimized and how. A change of one of these is a new run."
+    hyperparameters: options.Hyperparameters = Field(
+        options.Hyperparameters(), description="What is optimized and how. A change of one of these is a new run."
     )
 
     def counts(self) -> tuple[int, int]:
@@ -86,14 +86,14 @@ class TrainingInput(spec.Strict):
         return {"master": master, "worker": worker, "ps": server}
 
 
-class Accelerator(spec.Strict):
+class Accelerator(options.Strict):
     """GPUs of each master and worker."""
 
     type: str = Field(description="The GPU model, such as nvidia-tesla-t4.")
     count: int = Field(1, ge=1, le=8, description="The number of GPUs of each machine.")
 
 
-class Machines(spec.Strict):
+class MachineSettings(options.Strict):
     """What the machines on Google Cloud have in common."""
 
     accelerator: Accelerator | None = Field(
@@ -127,7 +127,7 @@ class Machines(spec.Strict):
     )
 
 
-class Limits(spec.Strict):
+class RunLimits(options.Strict):
     """When Google ends the machines, whatever the trainer does."""
 
     max_hours: float = Field(
@@ -149,7 +149,7 @@ class Limits(spec.Strict):
     )
 
 
-class Network(spec.Strict):
+class NetworkSettings(options.Strict):
     """The machines' way to the internet."""
 
     nat: bool = Field(
@@ -159,7 +159,7 @@ class Network(spec.Strict):
     )
 
 
-class Pipeline(spec.Strict):
+class PipelineSettings(options.Strict):
     """The GitHub repository whose workflows preview and deploy the stack."""
 
     repository: str = Field(
@@ -168,7 +168,7 @@ class Pipeline(spec.Strict):
     )
 
 
-class StackFile(spec.Strict):
+class StackFile(options.Strict):
     """All keys of this project that a stack file may have."""
 
     platform: Literal["local", "google"] = Field(
@@ -179,19 +179,21 @@ class StackFile(spec.Strict):
     training_input: TrainingInput = Field(
         description="Machines and hyperparameters, in the words of AI Platform's trainingInput."
     )
-    model: spec.Model = Field(
+    model: options.Model = Field(
         description="The network: a size by name, or layers, heads and width, or a checkpoint to start from. A change"
         " is a new run."
     )
-    data: spec.Data = Field(description="The text and how it becomes tokens. A change is a new run.")
-    evaluation: spec.Evaluation = Field(spec.Evaluation(), description="How often and on what the model is measured.")
-    checkpoints: spec.Checkpoints = Field(
-        spec.Checkpoints(),
+    data: options.Data = Field(description="The text and how it becomes tokens. A change is a new run.")
+    evaluation: options.Evaluation = Field(
+        options.Evaluation(), description="How often and on what the model is measured."
+    )
+    checkpoints: options.Checkpoints = Field(
+        options.Checkpoints(),
         description="How often a run is saved. It continues from a checkpoint after a crash, or after pulumi destroy"
         " and pulumi up.",
     )
-    parallel: spec.Parallel = Field(spec.Parallel(), description="How the trainers share a step's work.")
-    sweep: spec.Sweep | None = Field(
+    parallel: options.Parallel = Field(options.Parallel(), description="How the trainers share a step's work.")
+    sweep: options.Sweep | None = Field(
         None, description="Train many trials with other hyperparameters, one after the other, and keep the best model."
     )
     launch: int = Field(
@@ -201,14 +203,16 @@ class StackFile(spec.Strict):
         description="Raise it by one to start a run again that FAILED or was STOPPED: it continues from its newest"
         " checkpoint. On Google Cloud it also takes the next zone.",
     )
-    machines: Machines = Field(
-        Machines(), description="Google Cloud only: what the machines have in common. A change replaces them."
+    machines: MachineSettings = Field(
+        MachineSettings(), description="Google Cloud only: what the machines have in common. A change replaces them."
     )
-    limits: Limits = Field(
-        Limits(), description="Google Cloud only: when Google ends the machines, whatever the trainer does."
+    limits: RunLimits = Field(
+        RunLimits(), description="Google Cloud only: when Google ends the machines, whatever the trainer does."
     )
-    network: Network = Field(Network(), description="Google Cloud only: the machines' way to the internet.")
-    pipeline: Pipeline | None = Field(
+    network: NetworkSettings = Field(
+        NetworkSettings(), description="Google Cloud only: the machines' way to the internet."
+    )
+    pipeline: PipelineSettings | None = Field(
         None, description="Google Cloud only: the GitHub repository whose workflows preview and deploy the stack."
     )
     image: str | None = Field(
@@ -224,7 +228,7 @@ class StackFile(spec.Strict):
     )
 
 
-def data_format(data: spec.Data) -> Literal["text", "pairs"]:
+def data_format(data: options.Data) -> Literal["text", "pairs"]:
     """Return what the data file is: as the stack file says, else by its name."""
     return data.format or ("pairs" if data.path.lower().endswith(".jsonl") else "text")
 

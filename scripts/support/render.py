@@ -9,8 +9,8 @@ from rich.text import Text
 
 from scripts.support.curve import loss_curve, sparkline
 from scripts.support.run_files import Machine, Snapshot, perplexity
+from trainer.contract.options import Sweep
 from trainer.contract.settings import written
-from trainer.contract.spec import Sweep
 from trainer.contract.wording import duration, printable
 from trainer.runs.records import State
 from trainer.runs.trials import Trial, best_trial

@@ -13,7 +13,8 @@ from typing import TypeVar, cast
 from pydantic import ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import ROLES, JobSpec, Strict
+from trainer.contract.options import Strict
+from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs.metrics_reader import MetricsReader
 from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
 from trainer.runs.trials import Trial, current_trial, read_trials

@@ -1,4 +1,4 @@
-"""Buckets and objects: they lie in fake-gcs-server, so that the trainer, the scripts and Pulumi see the same bytes."""
+"""Buckets and objects. They are in fake-gcs-server, so that the trainer, the scripts and Pulumi see the same bytes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Storage:
             connection.close()
 
     def json(self, verb: str, path: str, body: Json | None = None) -> Json | None:
-        """None for 404."""
+        """Return the answer as JSON; None for 404."""
         status, content = self.request(verb, path, json.dumps(body).encode() if body is not None else b"")
         if status == 404:
             return None
@@ -49,7 +49,7 @@ class Storage:
         return self.json("GET", f"/storage/v1/b/{name}")
 
     def objects(self, bucket: str, prefix: str = "", versions: bool = False) -> list[Json] | None:
-        """None where the bucket is missing."""
+        """Return the bucket's objects; None where the bucket is missing."""
         items: list[Json] = []
         query = {"prefix": prefix, "versions": str(versions).lower()}
         while True:
@@ -137,7 +137,7 @@ class Object(Behaviour):
             return None
         if found["md5Hash"] == state.get("md5hash"):
             return {**state, **_outputs(found)}
-        data = self.storage.content(state["bucket"], state["name"]) or b""  # someone else wrote it
+        data = self.storage.content(state["bucket"], state["name"]) or b""  # another program wrote it
         text = data.decode(errors="replace")
         changed: Json = (
             {"content": text}
@@ -182,7 +182,7 @@ def register(cloud: Cloud) -> None:
         page = storage.json("GET", f"/storage/v1/b?project={args['project']}") or {}
         prefix = args.get("prefix") or ""
         every = sorted(b["name"] for b in page.get("items") or [])
-        # The server is shared by tests: a bucket is the project's if we know so, or by its name.
+        # Tests share the server: a bucket is the project's if the registry has it, or by its name.
         ours = {r.id for r in cloud.find(BUCKET, project=args["project"])}
         mine = [n for n in every if n.startswith(prefix) and (n in ours or n.startswith(args["project"]))]
         buckets = [{"name": n, "labels": {}, "location": "", "selfLink": "", "storageClass": "STANDARD"} for n in mine]

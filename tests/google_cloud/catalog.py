@@ -1,6 +1,7 @@
-"""What the stand-in's Google has on offer: zones, machine types, accelerators, image families, quotas.
+"""The stand-in cloud's offer: zones, machine types, accelerators, image families, quotas.
 
-A small cut of the real tables, with sources in Google's documentation on GPUs, regions and Deep Learning VM images.
+It is a small part of the real tables, with sources in Google's documentation on GPUs, regions and Deep Learning VM
+images.
 """
 
 import re
@@ -12,9 +13,9 @@ ZONES = {
     "europe-west1": ("b", "c", "d"),
     "europe-west4": ("a", "b", "c"),
 }
-MEMORY_GB = {"n1-standard": 3.75, "n1-highmem": 6.5, "n1-highcpu": 0.9}  # of one vCPU
+MEMORY_GB = {"n1-standard": 3.75, "n1-highmem": 6.5, "n1-highcpu": 0.9}  # the memory of one vCPU
 N1_CPUS = (1, 2, 4, 8, 16, 32, 64, 96)
-BUILT_IN = {  # machine type -> vCPUs, GB, accelerator, count
+BUILT_IN = {  # each machine type with its vCPUs, GB, accelerator and count
     "g2-standard-4": (4, 16, "nvidia-l4", 1),
     "g2-standard-8": (8, 32, "nvidia-l4", 1),
     "g2-standard-12": (12, 48, "nvidia-l4", 1),
@@ -32,7 +33,7 @@ BUILT_IN = {  # machine type -> vCPUs, GB, accelerator, count
     "a3-highgpu-1g": (26, 234, "nvidia-h100-80gb", 1),
     "a3-highgpu-8g": (208, 1872, "nvidia-h100-80gb", 8),
 }
-ACCELERATORS = {  # -> zones
+ACCELERATORS = {  # each accelerator with its zones
     "nvidia-tesla-t4": {
         *("us-central1-a", "us-central1-b", "us-central1-c", "us-central1-f", "us-east1-c", "us-east1-d"),
         *("us-west1-a", "us-west1-b", "europe-west1-b", "europe-west1-c", "europe-west1-d"),
@@ -59,7 +60,7 @@ ACCELERATORS = {  # -> zones
     "nvidia-a100-80gb": {"us-central1-a", "us-central1-c", "europe-west4-a"},
     "nvidia-h100-80gb": {"us-central1-a", "us-central1-b", "us-central1-c", "us-west1-a", "europe-west4-b"},
 }
-FAMILIES = {  # project -> families, each with one image
+FAMILIES = {  # each project with its families, each of one image
     "deeplearning-platform-release": (
         "common-cu129-ubuntu-2204-nvidia-580",
         "common-cu129-ubuntu-2404-nvidia-580",
@@ -79,7 +80,7 @@ REGION_QUOTAS = (
     *("PREEMPTIBLE_NVIDIA_P4_GPUS", "PREEMPTIBLE_NVIDIA_L4_GPUS", "PREEMPTIBLE_NVIDIA_A100_GPUS"),
     "PREEMPTIBLE_NVIDIA_A100_80GB_GPUS",
 )
-QUOTA_FAMILIES = ("H100", "H100_MEGA", "H200", "B200")  # GPUs whose quota has the family as a dimension
+QUOTA_FAMILIES = ("H100", "H100_MEGA", "H200", "B200")  # these GPUs have a quota with the family as a dimension
 PROJECT_QUOTAS = ("GPUS_ALL_REGIONS", "CPUS_ALL_REGIONS")
 
 
@@ -92,7 +93,7 @@ def region_of(zone: str) -> str:
 
 
 def machine(name: str, zone: str) -> tuple[int, float, str, int] | None:
-    """vCPUs, GB, built-in accelerator, their count; None where the zone has no such machine type."""
+    """Return vCPUs, GB, built-in accelerator and its count; None where the zone has no such machine type."""
     if zone not in zones():
         return None
     if name in BUILT_IN:
@@ -110,7 +111,7 @@ def machines(zone: str) -> list[str]:
 
 
 def quotas_of(machine_type: str, zone: str, accelerators: dict[str, int], spot: bool) -> dict[str, float]:
-    """How much of which quota one VM takes."""
+    """Return the quotas that one VM takes."""
     known = machine(machine_type, zone)
     assert known, f"{machine_type} in {zone}"
     cpus, _, accelerator, count = known

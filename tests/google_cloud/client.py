@@ -1,4 +1,4 @@
-"""Calls of the daemon."""
+"""Calls to the daemon."""
 
 import http.client
 import json
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 class Refused(Exception):
-    """The daemon's answer is an error: the text is what the real provider would show."""
+    """The daemon's answer is an error: the text is the one that the real provider would show."""
 
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)
@@ -15,13 +15,13 @@ class Refused(Exception):
 
 
 class Client:
-    """Threads may share it: each call has its own connection. No proxy is ever asked."""
+    """A client that threads may share: each call has its own connection. No proxy is ever asked."""
 
     def __init__(self, url: str) -> None:
         self._host = urlsplit(url).netloc
 
     def request(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """(status, JSON). Raises Refused where nobody answers."""
+        """Send a request; return (status, JSON). Raises Refused where nobody answers."""
         connection = http.client.HTTPConnection(self._host, timeout=900)
         try:
             connection.request(verb, path, json.dumps(body) if body is not None else None)
@@ -34,7 +34,7 @@ class Client:
             connection.close()
 
     def call(self, path: str, body: Any) -> Any:
-        """The answer to a POST. Raises Refused."""
+        """Return the answer to a POST. Raises Refused."""
         status, answer = self.request("POST", path, body)
         if status >= 300:
             error = answer["error"]

@@ -1,4 +1,4 @@
-"""The stand-in cloud's clock, which a test can set: what is due by then happens, in the order of its dates."""
+"""The stand-in cloud's clock, which a test can set: timers that are due by then fire in the order of their dates."""
 
 import functools
 import heapq
@@ -24,7 +24,7 @@ class Timer:
 
 
 class Clock:
-    """One a cloud. Its thread calls what is due; the calls are to be short."""
+    """The clock of one cloud. Its thread makes the calls that are due, which must be short."""
 
     def __init__(self) -> None:
         self._ahead = 0.0  # seconds before the real time
@@ -38,7 +38,7 @@ class Clock:
         return time.time() + self._ahead
 
     def set(self, epoch: float) -> None:
-        """It is this moment now; time goes on from there."""
+        """Set the time; it continues from there."""
         with self._changed:
             self._ahead = epoch - time.time()
             self._changed.notify_all()
@@ -59,7 +59,7 @@ class Clock:
         while True:
             with self._changed:
                 while not self._closed and (not self._timers or self._timers[0].when > self.now()):
-                    # An hour at most: waits of years do not fit into what the system can wait.
+                    # It waits an hour at most: the system cannot wait for years.
                     self._changed.wait(min(self._timers[0].when - self.now(), 3600.0) if self._timers else None)
                 if self._closed:
                     return
@@ -76,10 +76,10 @@ def clock_of(cloud: Cloud) -> Clock:
 
 
 def stamp(epoch: float) -> str:
-    """RFC 3339, as Google writes it."""
+    """Return the time in RFC 3339, as Google writes it."""
     return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def epoch_of(text: str) -> float:
-    """Raises ValueError for what is no RFC 3339 date."""
+    """Return the time of an RFC 3339 date. Raises ValueError for any other text."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -1,7 +1,7 @@
-"""The stand-in cloud's state: what exists, who may do what, what was asked to go wrong. One object a daemon.
+"""The stand-in cloud's state: its resources, grants and requested faults. A daemon has one such object.
 
-Who adds a type of resource that lives (boots VMs, fires at a date) writes a Behaviour and puts it into
-`cloud.behaviours[token]` in the `register(cloud)` of a module that daemon.py mounts.
+A new type of resource that does something by itself (boots VMs, fires at a date) needs a Behaviour, which the
+`register(cloud)` of a module that daemon.py mounts puts into `cloud.behaviours[token]`.
 """
 
 import json
@@ -17,50 +17,58 @@ from tests.google_cloud.errors import CloudError
 
 __all__ = ["Behaviour", "Cloud", "CloudError", "Fault", "Resource"]
 Json = dict[str, Any]
-# On in every new project.
+# These are enabled in every new project.
 ALWAYS_ON = ("storage", "logging", "monitoring", "serviceusage", "bigquery", "cloudtrace", "servicemanagement")
 
 
 class Behaviour:
-    """How the resources of one type live. This one keeps what it is given.
+    """The behaviour of one type's resources. This one keeps what it is given.
 
     `props` and `state` are flat dicts with camelCase keys: the inputs, with `project` and, where the type has one,
-    `region` or `location` filled in; and what names.outputs gives (selfLink, ...). Every method may raise CloudError.
-    Nothing holds `cloud.lock` while one of these runs.
+    `region` or `location` filled in; and the values of names.outputs (selfLink, ...). Every method may raise
+    CloudError. Nothing holds `cloud.lock` while one of these runs.
     """
 
     def __init__(self, cloud: "Cloud", token: str) -> None:
         self.cloud, self.token = cloud, token
 
     def check_create(self, props: Json) -> None:
-        """Whatever forbids the creation, before anything is made. (The API, the rules, references and 409 for what
-        this registry has are looked at by Cloud.create already.)"""
+        """Raise the error that forbids the creation, before anything is made.
+
+        Cloud.create has already checked the API, the rules, references and conflicts (409) with this registry.
+        """
 
     def create(self, id: str, props: Json) -> Json:  # noqa: A002
-        """Make it; the outputs beyond props. The resource stands in the registry already; an error takes it out."""
+        """Make the resource; return the outputs beyond props. The registry has it already; an error removes it."""
         return {}
 
     def read(self, id: str, state: Json) -> Json | None:  # noqa: A002
-        """The state as the cloud has it now; None if it is gone. state is {} for what the registry does not have."""
+        """Return the state as the cloud has it now, or None if it is gone.
+
+        state is {} for a resource that the registry does not have.
+        """
         return state or None
 
     def update(self, id: str, olds: Json, news: Json) -> Json:  # noqa: A002
-        """Change it; olds is what the cloud has, news the same with the changed inputs. Outputs that changed."""
+        """Change the resource; return the changed outputs.
+
+        olds is the cloud's state, news the same with the changed inputs.
+        """
         return {}
 
     def check_delete(self, id: str, state: Json) -> None:  # noqa: A002
-        """Whatever forbids the deletion, such as a bucket that is not empty."""
+        """Raise the error that forbids the deletion, such as that of a bucket that is not empty."""
 
     def delete(self, id: str, state: Json) -> None:  # noqa: A002
-        """Take it away. The registry forgets it when this returns."""
+        """Delete the resource. The registry forgets it when this returns."""
 
 
 @dataclass
 class Resource:
     token: str
     id: str
-    state: Json  # inputs and outputs, as the cloud has them
-    given: set[str] = field(default_factory=set)  # the keys of state that are inputs: read() shows them as such
+    state: Json  # the inputs and outputs, as the cloud has them
+    given: set[str] = field(default_factory=set)  # the keys of state that are inputs: read() returns them as such
 
     def to_json(self) -> Json:
         return {"token": self.token, "id": self.id, "state": self.state, "given": sorted(self.given)}
@@ -71,47 +79,48 @@ class Fault:
     """An error for calls of one type and operation ("*" is any)."""
 
     token: str = "*"
-    operation: str = "*"  # create, read, update, delete, invoke
+    operation: str = "*"  # one of create, read, update, delete, invoke
     status: int = 503
     reason: str = "backendError"
     message: str = "The service is currently unavailable."
-    times: int = 1  # -1: always
+    times: int = 1  # -1 means always
 
     def matches(self, token: str, operation: str) -> bool:
         return self.times != 0 and self.token in ("*", token) and self.operation in ("*", operation)
 
 
 class Cloud:
-    """Everything one test's Google knows.
+    """The whole Google Cloud of one test.
 
     folder: for this daemon alone (state.json is written there; VMs may keep their files below it).
     url: http://127.0.0.1:PORT of the daemon. storage: http://127.0.0.1:PORT of fake-gcs-server.
-    lock: guards `resources` and whatever else several threads change; held for moments only.
+    lock: guards `resources` and everything else that several threads change; it is held for moments only.
     """
 
     def __init__(self, folder: Path, url: str, storage: str) -> None:
         self.folder, self.url, self.storage = folder, url, storage
         self.lock = threading.RLock()
-        self.resources: dict[tuple[str, str], Resource] = {}  # by (token, id)
+        self.resources: dict[tuple[str, str], Resource] = {}  # the keys are (token, id)
         self.behaviours: dict[str, Behaviour] = {}
-        self.invokes: dict[str, Callable[[Json], Json]] = {}  # token -> args with `project`, `region` -> result
-        self.images: dict[str, str] = {}  # pushed: NAME:TAG -> sha256:..., and NAME@sha256:... -> sha256:...
-        self.apis: set[str] = set()  # enabled: "PROJECT/compute.googleapis.com"
+        # Each token has a function from args with `project` and `region` to a result.
+        self.invokes: dict[str, Callable[[Json], Json]] = {}
+        self.images: dict[str, str] = {}  # pushed images: NAME:TAG -> sha256:..., and NAME@sha256:... -> sha256:...
+        self.apis: set[str] = set()  # enabled APIs: "PROJECT/compute.googleapis.com"
         self.faults: list[Fault] = []
         self.delay = 0.0  # seconds that every provider call takes
-        self.closing: list[Callable[[], None]] = []  # called when the daemon ends (stop VMs, timers)
+        self.closing: list[Callable[[], None]] = []  # these are called when the daemon ends (stop VMs, timers)
         self._numbers = 1000000000
 
     # What other modules ask. -------------------------------------------------------------------------------------
 
     def find(self, token: str, **props: Any) -> list[Resource]:
-        """The resources of a type whose state has these values."""
+        """Return the resources of a type whose state has these values."""
         with self.lock:
             found = [r for r in self.resources.values() if r.token == token]
         return [r for r in found if all(r.state.get(k) == v for k, v in props.items())]
 
     def change(self, token: str, id: str, **props: Any) -> None:  # noqa: A002
-        """Change a resource behind Pulumi's back (REST resize, a hand in the console): a refresh shows it."""
+        """Change a resource without Pulumi (REST resize, a person in the console): a refresh shows it."""
         with self.lock:
             resource = self.resources[token, id]
             resource.state.update(props)
@@ -119,7 +128,7 @@ class Cloud:
         self.dump()
 
     def forget(self, token: str, id: str) -> None:  # noqa: A002
-        """Delete a resource behind Pulumi's back."""
+        """Delete a resource without Pulumi."""
         behaviour = self._behaviour(token)
         with self.lock:
             resource = self.resources[token, id]
@@ -129,17 +138,17 @@ class Cloud:
         self.dump()
 
     def allowed(self, member: str, permission: str, resource: str) -> bool:
-        """Whether a grant lets `member` ("serviceAccount:EMAIL") do that with `resource`.
+        """Return whether a grant lets `member` ("serviceAccount:EMAIL") do that with `resource`.
 
-        resource: "projects/P", "buckets/NAME", "projects/P/locations/L/repositories/ID", "projects/P/..." (a grant
-        on the project counts for all that is in it). Grants with a condition count for nothing here.
+        resource: "projects/P", "buckets/NAME", "projects/P/locations/L/repositories/ID", "projects/P/..." (a grant on
+        the project counts for everything in it). Grants with a condition do not count here.
         """
         from tests.google_cloud import iam
 
         return iam.allowed(self, member, permission, resource)
 
     def require_api(self, project: str, api: str) -> None:
-        """403 where a project has not enabled an API ("compute")."""
+        """Raise 403 where a project has not enabled an API ("compute")."""
         if api and api not in ALWAYS_ON and f"{project}/{api}.googleapis.com" not in self.apis:
             raise CloudError(
                 403,
@@ -149,7 +158,7 @@ class Cloud:
             )
 
     def fault(self, token: str, operation: str) -> None:
-        """Raise what was asked for with POST /faults for this call, if anything; take the time the API takes."""
+        """Raise the fault that POST /faults requested for this call, if any; take the time that the API takes."""
         if self.delay:
             time.sleep(self.delay)
         with self.lock:
@@ -203,7 +212,7 @@ class Cloud:
             if after is None:
                 self.resources.pop((token, id), None)
                 return None
-            if resource is None:  # made by someone else
+            if resource is None:  # another program made it
                 given = {k for k in after if k in names.inputs_of(token)}
                 resource = self.resources[token, id] = Resource(token, id, after, given)
             changed = {k: v for k, v in after.items() if before.get(k) != v}
@@ -212,7 +221,10 @@ class Cloud:
         return resource
 
     def update(self, token: str, id: str, changed: Json, removed: Iterable[str], project: str) -> Resource:  # noqa: A002
-        """changed: new values of inputs (and planned outputs); removed: inputs that are no longer set."""
+        """Update a resource.
+
+        changed: new values of inputs (and planned outputs); removed: inputs that are no longer set.
+        """
         self.fault(token, "update")
         self.require_api(project, names.KINDS[token].api)
         with self.lock:
@@ -240,7 +252,7 @@ class Cloud:
         with self.lock:
             resource = self.resources.get((token, id))
         if resource is None:
-            return  # the real provider takes a 404 for a success as well
+            return  # the real provider also counts a 404 as a success
         policy = resource.state.get("deletionPolicy", "DELETE")
         if policy == "ABANDON":
             return
@@ -261,7 +273,7 @@ class Cloud:
         return self.invokes[token](args)
 
     def dump(self) -> None:
-        """Write state.json for whoever looks into a failed test."""
+        """Write state.json for people who look into a failed test."""
         with self.lock:
             text = json.dumps([r.to_json() for r in self.resources.values()], indent=1, sort_keys=True)
             part = self.folder / "state.part"

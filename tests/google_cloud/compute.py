@@ -1,4 +1,4 @@
-"""Compute Engine's resources that live: templates, groups, resize requests; and what tests ask to go wrong with VMs."""
+"""Compute Engine's resources: templates, groups, resize requests; and the faults of VMs that tests request."""
 
 import re
 from typing import Any
@@ -17,12 +17,12 @@ LONGEST = 120 * 86400  # seconds that a VM may run
 
 
 def last(path: str) -> str:
-    """The name at the end of an id or a link (a template's unique link has its number behind a "?")."""
+    """Return the name at the end of an id or a link (a template's unique link has its number behind a "?")."""
     return path.rpartition("/")[2].partition("?")[0]
 
 
 def template_of(cloud: Cloud, group: Json) -> Json:
-    """The newest version's template. Raises CloudError 404."""
+    """Return the newest version's template. Raises CloudError 404."""
     name = last(group["versions"][0]["instanceTemplate"])
     for resource in cloud.find(TEMPLATE, name=name, project=group["project"], region=group["region"]):
         return resource.state
@@ -98,7 +98,7 @@ class Groups(Behaviour):
 
 
 class ResizeRequest(Behaviour):
-    """Flex-start: so many VMs more, for a time."""
+    """Flex-start: a number of VMs more, for a time."""
 
     api = "compute.googleapis.com"
 
@@ -115,7 +115,7 @@ class ResizeRequest(Behaviour):
 
 
 def resize(cloud: Cloud, id: str, size: int) -> None:  # noqa: A002
-    """As REST and resize requests do it: behind Pulumi's back. Raises CloudError 404."""
+    """Resize a group without Pulumi, as REST and resize requests do. Raises CloudError 404."""
     fleet_of(cloud).resize(id, size)
     cloud.change(GROUP, id, targetSize=size)
 
@@ -139,7 +139,7 @@ def register(cloud: Cloud) -> list[Route]:
     fleet, clock = fleet_of(cloud), clock_of(cloud)
 
     def vms(_: Request, __: re.Match[str]) -> tuple[int, Any]:
-        """Every name in every group, with what a test may want to look into."""
+        """Return every name in every group, with the values that a test may read."""
         return 200, [
             {
                 "name": instance.name,
@@ -159,24 +159,24 @@ def register(cloud: Cloud) -> list[Route]:
     def fault(request: Request, match: re.Match[str]) -> tuple[int, Any]:
         asked = request.json()
         match match["fault"]:
-            case "preempt":  # {instance, notice, after: seconds from the notice to the shutdown}
+            case "preempt":  # fields: instance, notice, after (seconds from the notice to the shutdown)
                 fleet.preempt(asked["instance"], bool(asked.get("notice")), asked.get("after"))
-            case "crash":  # {instance}
+            case "crash":  # field: instance
                 fleet.machine(asked["instance"]).kill()
-            case "freeze":  # {instance}
+            case "freeze":  # field: instance
                 fleet.machine(asked["instance"]).freeze()
-            case "capacity":  # {zone, available}
+            case "capacity":  # fields: zone, available
                 change = fleet.exhausted.discard if asked.get("available") else fleet.exhausted.add
                 change(asked["zone"])
-            case "quota":  # {metric, limit}
+            case "quota":  # fields: metric, limit
                 fleet.limits[asked["metric"]] = float(asked["limit"])
-            case "boot":  # {never}
+            case "boot":  # field: never
                 fleet.never_boot = bool(asked["never"])
-            case "grace":  # {seconds} of every shutdown
+            case "grace":  # field: seconds of every shutdown
                 fleet.grace = float(asked["seconds"])
-            case "clock":  # {epoch} or {ahead: seconds}
+            case "clock":  # fields: epoch, or ahead in seconds
                 clock.set(float(asked["epoch"]) if "epoch" in asked else clock.now() + float(asked["ahead"]))
-            case "storage":  # {status, times, instance, only}; {} ends it
+            case "storage":  # fields: status, times, instance, only; without fields the fault ends
                 with cloud.lock:
                     storage_faults(cloud)[:] = [StorageFault(**asked)] if asked else []
             case other:

@@ -45,7 +45,7 @@ class StandIn:
     # Pulumi. -----------------------------------------------------------------------------------------------------
 
     def pulumi(self, *arguments: str, stack: str = "dev", ok: bool | None = True) -> str:
-        """A pulumi command; its whole output, with --json without stderr.
+        """Run a pulumi command; return its whole output, with --json without stderr.
 
         ok: it must succeed; False: it must fail; None: either.
         """
@@ -65,47 +65,53 @@ class StandIn:
         return self.pulumi("destroy", "--skip-preview", *arguments, stack=stack, ok=ok)
 
     def preview(self, *arguments: str, stack: str = "dev") -> list[Json]:
-        """The steps of `preview --json`."""
+        """Return the steps of `preview --json`."""
         steps: list[Json] = json.loads(self.pulumi("preview", "--json", *arguments, stack=stack))["steps"]
         return steps
 
     def steps(self, stack: str = "dev", *arguments: str) -> dict[str, str]:
-        """What a preview would do: {resource name: operation}, but for what stays the same."""
+        """Return the operations of a preview as {resource name: operation}, without unchanged resources."""
         steps = self.preview(*arguments, stack=stack)
         return {s["urn"].rsplit("::", 1)[1]: s["op"] for s in steps if s["op"] != "same"}
 
     def outputs(self, stack: str = "dev") -> Json:
-        """The stack's outputs."""
+        """Return the stack's outputs."""
         found: Json = json.loads(self.pulumi("stack", "output", "--json", "--show-secrets", stack=stack))
         return found
 
     # The cloud. --------------------------------------------------------------------------------------------------
 
     def call(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Any route of the daemon: (status, JSON)."""
+        """Call any route of the daemon; return (status, JSON)."""
         return Client(self.url).request(verb, path, body)
 
     def fault(self, token: str = "*", operation: str = "*", **fields: Any) -> None:
-        """The next provider call of that type and operation fails; fields: status, reason, message, times (-1: all)."""
+        """Let the next provider call of that type and operation fail.
+
+        fields: status, reason, message, times (-1: all).
+        """
         self._post("/faults", {"token": token, "operation": operation, **fields})
 
     def slow(self, seconds: float) -> None:
-        """Every provider call takes that long."""
+        """Let every provider call take this long."""
         self._post("/faults", {"delay": seconds})
 
     def heal(self) -> None:
-        """No faults and no delay any more."""
+        """End all faults and delays."""
         self._post("/faults", {"clear": True})
 
     def resources(self) -> dict[str, list[str]]:
-        """What the cloud has: {type token: [ids]}."""
+        """Return the cloud's resources as {type token: [ids]}."""
         found: dict[str, list[str]] = {}
         for resource in self.call("GET", "/resources")[1]:
             found.setdefault(resource["token"], []).append(resource["id"])
         return found
 
     def state(self, token: str, id: str = "") -> Json:  # noqa: A002
-        """Inputs and outputs of a resource, as the cloud has them; without an id, of the only one of its type."""
+        """Return inputs and outputs of a resource, as the cloud has them.
+
+        Without an id, it is the only one of its type.
+        """
         every = self.call("GET", "/resources")[1]
         found = [r["state"] for r in every if r["token"] == token and id in ("", r["id"])]
         assert len(found) == 1, f"{len(found)} of {token} {id}"
@@ -113,11 +119,11 @@ class StandIn:
         return state
 
     def change(self, token: str, id: str, **props: Any) -> None:  # noqa: A002
-        """A hand in the console changes a resource."""
+        """Change a resource as a person in the console does."""
         self._post("/resources", {"token": token, "id": id, "props": props})
 
     def remove(self, token: str, id: str) -> None:  # noqa: A002
-        """A hand in the console deletes a resource."""
+        """Delete a resource as a person in the console does."""
         self._post("/resources", {"token": token, "id": id})
 
     def allowed(self, member: str, permission: str, resource: str) -> bool:
@@ -125,16 +131,16 @@ class StandIn:
         return bool(self._post("/allowed", {"member": member, "permission": permission, "resource": resource}))
 
     def images(self) -> dict[str, str]:
-        """What the registry has: {NAME:TAG or NAME@digest: digest}."""
+        """Return the registry's images as {NAME:TAG or NAME@digest: digest}."""
         found: dict[str, str] = self.call("GET", "/images")[1]
         return found
 
     def storage(self, url: str) -> Storage:
-        """gs://bucket/... as the trainer reads it."""
+        """Open gs://bucket/... as the trainer does."""
         return open_storage(url)
 
     def gcs(self) -> gcs.Client:
-        """Google's own client on the emulator."""
+        """Return Google's own client on the emulator."""
         return gcs.Client(project=self.project, credentials=AnonymousCredentials())
 
     def enable(self, *services: str) -> None:
@@ -142,7 +148,7 @@ class StandIn:
         self._post("/apis", {"enable": [f"{self.project}/{service}.googleapis.com" for service in services]})
 
     def script(self, *arguments: str, ok: bool | None = True) -> str:
-        """`python -m ...` in the project's copy; stdout and stderr."""
+        """Run `python -m ...` in the project's copy; return stdout and stderr."""
         done = self._run(str(self.root / ".venv" / "bin" / "python"), "-m", *arguments, check=False)
         if ok is not None and ok != (done.returncode == 0):
             pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{self.log()}")
@@ -161,7 +167,7 @@ class StandIn:
         path.write_text(path.read_text().replace(old, new))
 
     def log(self) -> str:
-        """The daemon's own words."""
+        """Return the daemon's log."""
         return (self.folder / "log").read_text()[-4000:]
 
     def _post(self, path: str, body: Json) -> Any:
@@ -226,23 +232,23 @@ def cloud(
 
 @pytest.fixture
 def life(cloud: StandIn) -> Callable[..., Any]:
-    """Makes a small run: a tests.google_cloud.life.Life, from its settings."""
-    from tests.google_cloud.life import Life  # it imports this module
+    """Return a function that makes a small run, a tests.google_cloud.life.Life, from its settings."""
+    from tests.google_cloud.life import Life  # life.py imports this module
 
     return lambda **settings: Life(cloud, **settings)
 
 
 @pytest.fixture
 def lab(tmp_path: Path, gcs_address: str) -> Iterator[Any]:
-    """The stand-in cloud without Pulumi: a tests.google_cloud.lab.Lab."""
-    from tests.google_cloud.lab import laboratory  # it imports this module
+    """Return the stand-in cloud without Pulumi: a tests.google_cloud.lab.Lab."""
+    from tests.google_cloud.lab import laboratory  # lab.py imports this module
 
     with laboratory(tmp_path / "cloud", gcs_address) as found:
         yield found
 
 
 def copy_project(root: Path, project: str) -> None:
-    """What a person has who has cloned the repository and set gcp:project; the environment is this one."""
+    """Make the checkout of a person who has cloned the repository and set gcp:project; the environment is this one."""
     ignore = shutil.ignore_patterns("__pycache__", "logs")
     for name in ("infra", "trainer", "scripts", "requirements"):
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignore)
@@ -272,7 +278,7 @@ def daemon_url(folder: Path, daemon: "subprocess.Popen[bytes]") -> str | None:
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60, every: float = 0.02) -> Any:
-    """The first truthy value of a condition. Fails the test when there is none in time."""
+    """Return the first truthy value of a condition. Fails the test when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
@@ -282,7 +288,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60, every
 
 
 def stop(daemon: "subprocess.Popen[bytes]", url: str) -> None:
-    """End the daemon and every process that carries its mark, such as VMs and what runs on them."""
+    """End the daemon and every process that carries its mark, such as VMs and the processes on them."""
     daemon.terminate()
     try:
         daemon.wait(timeout=10)
@@ -292,7 +298,8 @@ def stop(daemon: "subprocess.Popen[bytes]", url: str) -> None:
     if not url:
         return
     mark = f"GPT2_TRAINING_STANDIN={url}".encode()
-    while marked := [pid for pid in living() if carries(pid, mark)]:  # one may start another while we look
+    # A process may start another one during the search.
+    while marked := [pid for pid in living() if carries(pid, mark)]:
         for pid in marked:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -305,7 +312,7 @@ def living() -> list[int]:
 
 
 def carries(pid: int, mark: bytes) -> bool:
-    """Whether a process was started with this variable (a zombie has no environment left)."""
+    """Return whether a process was started with this variable (a zombie has no environment left)."""
     try:
         return mark in (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
     except OSError:

@@ -37,11 +37,11 @@ class Request:
     verb: str
     path: str  # decoded, without the query
     query: dict[str, list[str]]
-    headers: dict[str, str]  # keys in lower case
+    headers: dict[str, str]  # the keys are in lower case
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; {} if there is none."""
+        """Return the body as JSON; {} if there is none."""
         return json.loads(self.body) if self.body else {}
 
 
@@ -50,7 +50,7 @@ Route = tuple[str, str, Handler]
 
 
 def register(cloud: Cloud) -> list[Route]:
-    """The routes of this module: the plugin's calls, faults, and what tests ask."""
+    """Return the routes of this module: the plugin's calls, faults, and requests of tests."""
 
     def create(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
         ask = request.json()
@@ -76,7 +76,7 @@ def register(cloud: Cloud) -> list[Route]:
         return 200, cloud.invoke(ask["token"], ask["args"])
 
     def faults(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
-        """{"delay": seconds} and/or the fields of a Fault; {"clear": true} ends all of them."""
+        """Set {"delay": seconds} and/or the fields of a Fault; {"clear": true} ends all of them."""
         ask = request.json()
         with cloud.lock:
             if ask.pop("clear", False):
@@ -92,7 +92,7 @@ def register(cloud: Cloud) -> list[Route]:
             return 200, [r.to_json() for r in cloud.resources.values()]
 
     def change(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
-        """{"token", "id", "props"} is drift; without props the resource is gone."""
+        """Change a resource by {"token", "id", "props"}; without props delete it."""
         ask = request.json()
         if (ask["token"], ask["id"]) not in cloud.resources:
             raise CloudError(404, "notFound", f"{ask['token']} {ask['id']} was not found")
@@ -103,7 +103,10 @@ def register(cloud: Cloud) -> list[Route]:
         return 200, {}
 
     def apis(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
-        """{"enable": ["PROJECT/compute.googleapis.com"], "disable": [...]}: all that are enabled then."""
+        """Enable and disable APIs: {"enable": ["PROJECT/compute.googleapis.com"], "disable": [...]}.
+
+        Return all that are enabled then.
+        """
         ask = request.json()
         with cloud.lock:
             cloud.apis |= set(ask.get("enable", []))
@@ -118,7 +121,7 @@ def register(cloud: Cloud) -> list[Route]:
             return 200, dict(cloud.images)
 
     def token(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
-        """OAuth's token endpoint, for whoever deploys."""
+        """Answer as OAuth's token endpoint, for the deployer."""
         return 200, {"access_token": "stand-in-deployer", "expires_in": 3600, "token_type": "Bearer"}
 
     calls = {"create": create, "read": read, "update": update, "delete": delete, "invoke": invoke}
@@ -154,7 +157,7 @@ def handler_for(routes: list[Route]) -> type[BaseHTTPRequestHandler]:
                 status, body = self._find(request)
             except CloudError as error:
                 status, body = error.status, error.to_json()
-            except Exception as error:  # a fault of the stand-in itself: the test must see where
+            except Exception as error:  # this is a fault of the stand-in cloud itself: the test must see its place
                 traceback.print_exc()
                 status, body = 500, CloudError(500, "standInBroken", f"{error!r}; see the daemon's log").to_json()
             content = b"" if status == 204 else json.dumps(body).encode()
@@ -165,7 +168,7 @@ def handler_for(routes: list[Route]) -> type[BaseHTTPRequestHandler]:
                 self.end_headers()
                 self.wfile.write(content)
             except ConnectionError:
-                self.close_connection = True  # who asked is gone
+                self.close_connection = True  # the client is gone
 
         def _find(self, request: Request) -> tuple[int, Any]:
             for verb, pattern, handler in table:
@@ -194,7 +197,7 @@ def main() -> None:
     routes: list[Route] = []
     server = Server(("127.0.0.1", 0), handler_for([]))
     url = f"http://127.0.0.1:{server.server_port}"
-    os.environ["GPT2_TRAINING_STANDIN"] = url  # whatever is started from here carries the mark
+    os.environ["GPT2_TRAINING_STANDIN"] = url  # every process that is started from here carries the mark
     cloud = Cloud(options.folder, url, os.environ["STORAGE_EMULATOR_HOST"])
     for module in (iam, buckets, images):
         module.register(cloud)
@@ -207,7 +210,7 @@ def main() -> None:
     assert not unknown, f"no such type: {unknown}"
 
     def stop(*_: object) -> None:
-        threading.Thread(target=server.shutdown).start()  # shutdown waits for the loop, which this thread runs
+        threading.Thread(target=server.shutdown).start()  # shutdown() waits for the loop, which this thread runs
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

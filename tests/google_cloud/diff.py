@@ -1,4 +1,4 @@
-"""What changes between two sets of inputs, and whether that replaces the resource."""
+"""The changes between two sets of inputs, and whether they replace the resource."""
 
 import json
 import re
@@ -9,14 +9,15 @@ from tests.google_cloud import names
 from tests.google_cloud.schema import ASSETS, SIGNATURE
 
 Json = dict[str, Any]
-COMPUTED = ("pulumiLabels", "effectiveLabels", "contextHash")  # planned outputs whose change is a change
+# A change of these planned outputs is a change of the resource.
+COMPUTED = ("pulumiLabels", "effectiveLabels", "contextHash")
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 # The schema has `replaces` for inputs only; a template's effective labels cannot change either.
 REPLACES = {TEMPLATE: ("labels", "effectiveLabels")}
 
 
 def changes(token: str, olds: Json, news: Json, ignored: tuple[str, ...] = ()) -> dict[str, str]:
-    """{path: ADD | DELETE | UPDATE, with _REPLACE where it replaces}, in the order of the paths."""
+    """Return {path: ADD | DELETE | UPDATE, with _REPLACE where it replaces}, in the order of the paths."""
     found = {}
     known = names.inputs_of(token)
     for key in sorted({*olds, *news}):
@@ -25,7 +26,7 @@ def changes(token: str, olds: Json, news: Json, ignored: tuple[str, ...] = ()) -
         default = names.VIRTUAL.get(key)
         old, new = olds.get(key, default), news.get(key, default)
         if key == "location" and isinstance(old, str) and isinstance(new, str) and old.upper() == new.upper():
-            continue  # Google says EU, people say eu
+            continue  # Google writes EU where people write eu
         replaces = key in REPLACES.get(token, ())
         for path, kind, replace in _changes(known.get(key, {}), old, new, key, replaces):
             if not any(path == i or path.startswith((f"{i}.", f"{i}[")) for i in ignored):
@@ -52,14 +53,14 @@ def _changes(shape: Json, old: Any, new: Any, path: str, replaces: bool) -> Iter
 
 
 def _replaces_below(shape: Json) -> bool:
-    """Whether a whole object that comes or goes has a part that replaces."""
+    """Return whether a whole object that is added or removed has a part that replaces."""
     inner = shape.get("array") or shape
     properties = names.table()["types"].get(inner.get("ref"), {}).get("properties", {})
     return any(p.get("replaces") for p in properties.values())
 
 
 def same(old: Any, new: Any) -> bool:
-    """Whether two values mean the same. Lists of strings are sets for Google; assets are what they contain."""
+    """Return whether two values mean the same. Lists of strings are sets for Google; assets count by their content."""
     if names.UNKNOWN in (_text(old), _text(new)):
         return False
     if is_asset(old) and is_asset(new):
@@ -78,7 +79,7 @@ def is_asset(value: Any) -> bool:
 
 
 def computed_changes(token: str, state: Json, planned: Json, ignored: tuple[str, ...] = ()) -> dict[str, str]:
-    """Changes that no input shows: default labels of the provider, files of an image's context."""
+    """Return changes that no input shows: default labels of the provider, files of an image's context."""
     found = {}
     for key in COMPUTED:
         if key in state and key in planned and not same(state[key], planned[key]):
@@ -89,14 +90,17 @@ def computed_changes(token: str, state: Json, planned: Json, ignored: tuple[str,
 
 
 def same_fixed_name(token: str, name: str, olds: Json, news: Json) -> bool:
-    """Whether both have the same name of the program's choice: then the old one must go before the new one comes."""
+    """Return whether the program gave both the same name.
+
+    Then the old one must be deleted before the new one is made.
+    """
     key = names.KINDS[token].name
     given = news.get(key) if key else None
     return bool(given) and olds.get(key) == given and not re.fullmatch(re.escape(name) + "-[0-9a-f]{7}", str(given))
 
 
 def unknown_after_update(token: str) -> tuple[str, ...]:
-    """Outputs that an update may change."""
+    """Return the outputs that an update may change."""
     if token == names.IMAGE:
         return ("digest", "ref")
     if token == "gcp:storage/bucketObject:BucketObject":
@@ -105,7 +109,7 @@ def unknown_after_update(token: str) -> tuple[str, ...]:
 
 
 def default_labels(configuration: dict[str, str]) -> dict[str, str]:
-    """The labels that the provider gives to everything, out of its (JSON-encoded) configuration."""
+    """Return the labels that the provider gives to everything, from its (JSON-encoded) configuration."""
     labels: dict[str, str] = json.loads(configuration.get("defaultLabels") or "{}")
     if configuration.get("addPulumiAttributionLabel", "true") != "false":
         labels["goog-pulumi-provisioned"] = "true"

@@ -1,7 +1,7 @@
-"""Google's discovery documents, as a judge of REST calls: does the method exist, is every parameter and field known?
+"""Google's discovery documents as a check of REST calls: the method exists, every parameter and field is known.
 
-The documents come with the package google-api-python-client, one for each API; none of them is fetched. A call is
-named as trainer/gcloud/api.py does it: service, verb, path behind the service's base, query, body.
+The documents come with the package google-api-python-client, one for each API; none of them is fetched. A call is named
+as in trainer/gcloud/api.py: service, verb, path behind the service's base, query, body.
 """
 
 import functools
@@ -25,7 +25,7 @@ VERSIONS = {
     "monitoring": "v3",
     "serviceusage": "v1",
 }
-# Cloud Quotas has no document in the package: who plays or calls it must look at its reference (rest.py does).
+# Cloud Quotas has no document in the package: a server or caller of it must follow its reference, as rest.py does.
 UNDOCUMENTED = {"cloudquotas": "v1"}
 BOUNDS = {
     "int32": (-(2**31), 2**31 - 1),
@@ -33,7 +33,7 @@ BOUNDS = {
     "int64": (-(2**63), 2**63 - 1),
     "uint64": (0, 2**64 - 1),
 }
-SHAPES = {  # what a string of a format looks like in JSON
+SHAPES = {  # the JSON form of a string of each format
     "byte": r"[A-Za-z0-9+/_-]*={0,2}",
     "date-time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)",
     "google-datetime": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)",
@@ -42,7 +42,7 @@ SHAPES = {  # what a string of a format looks like in JSON
 
 
 class Refused(Exception):
-    """One line: what about a call, or about an answer, Google's documents do not know."""
+    """One line: the part of a call, or of an answer, that Google's documents do not know."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Method:
 
     id: str
     verb: str
-    path: re.Pattern[str]  # of the whole path; its groups are the parameters in it
-    parameters: Mapping[str, dict[str, Any]]  # of the query, the API's common ones included
-    request: dict[str, Any] | None  # schemas, as the document has them
+    path: re.Pattern[str]  # it matches the whole path; its groups are the parameters in it
+    parameters: Mapping[str, dict[str, Any]]  # the parameters of the query, the API's common ones included
+    request: dict[str, Any] | None  # these are schemas, in the document's form
     response: dict[str, Any] | None
 
 
@@ -90,7 +90,7 @@ class Api:
         )
 
     def check(self, verb: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Method:
-        """The method that a call means; `path` stands behind the service's base. Raises Refused.
+        """Return the method of a call whose `path` is relative to the service's base. Raises Refused.
 
         `query` maps a name to a value, or to a list of them where the parameter may be repeated.
         """
@@ -104,7 +104,7 @@ class Api:
         return method
 
     def check_answer(self, method: Method, body: Any) -> None:
-        """Whether Google could have answered this. Raises Refused."""
+        """Check that Google could have answered this. Raises Refused."""
         if method.response is None:
             if body not in (None, {}):
                 raise Refused(f"{method.id} answers nothing, not {_short(body)}")
@@ -112,7 +112,7 @@ class Api:
             self._check_value(f"{method.id}: answer", method.response, body, asked=False)
 
     def parts(self, method: Method, path: str) -> dict[str, str]:
-        """The parameters in a path that fits the method, such as {"project": ...}."""
+        """Return the parameters in a path that fits the method, such as {"project": ...}."""
         match = method.path.fullmatch(self._full(path))
         assert match, f"{path} is no path of {method.id}"
         return match.groupdict()
@@ -146,7 +146,7 @@ class Api:
                 raise Refused(f"{method.id}: the query parameter {name!r} is missing")
 
     def _check_text(self, where: str, schema: dict[str, Any], value: Any) -> None:
-        """A query parameter: whatever its type, it is sent as text."""
+        """Check a query parameter, which is sent as text whatever its type."""
         if isinstance(value, bool):  # requests writes True, which Google does not read
             raise Refused(f"{where}: {value} would be sent as {str(value)!r}; write 'true' or 'false'")
         text = str(value)
@@ -164,7 +164,7 @@ class Api:
         if "$ref" in schema:
             schema = self._schemas[schema["$ref"]]
         if value is None:
-            return  # as if it were not there
+            return  # a null counts as an absent value
         match schema.get("type"):
             case "object":
                 self._check_object(where, schema, value, asked)
@@ -175,7 +175,7 @@ class Api:
                     self._check_value(f"{where}[{index}]", schema["items"], item, asked)
             case "string":
                 if isinstance(value, int) and not isinstance(value, bool) and schema.get("format") in BOUNDS:
-                    value = str(value)  # Google reads these as numbers too
+                    value = str(value)  # Google also reads these as numbers
                 if not isinstance(value, str):
                     raise Refused(f"{where} is a string, not {_short(value)}")
                 self._check_string(where, schema, value)
@@ -223,7 +223,10 @@ class Api:
 
 
 def _placeholder(part: str, parameters: Mapping[str, dict[str, Any]]) -> str:
-    """`{project}` is one segment of a path, unless its pattern says more; `{+name}` is what its pattern says."""
+    """Return the pattern of a placeholder.
+
+    `{project}` is one segment of a path unless its pattern allows more; `{+name}` is what its pattern says.
+    """
     name = part.strip("{}+")
     pattern = parameters.get(name, {}).get("pattern", "")
     inner = pattern.removeprefix("^").removesuffix("$") or (".+" if "+" in part else "[^/:]+")
@@ -236,6 +239,6 @@ def _short(value: Any) -> str:
 
 @functools.cache
 def api(service: str) -> Api:
-    """An API by the name that GoogleApi gives it. Raises KeyError for one whose document is not in use here."""
+    """Return an API by the name that GoogleApi gives it. Raises KeyError for one whose document is not in use here."""
     documents = Path(googleapiclient.discovery_cache.__file__).parent / "documents"
     return Api(json.loads((documents / f"{service}.{VERSIONS[service]}.json").read_text()))

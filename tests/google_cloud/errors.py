@@ -1,4 +1,4 @@
-"""What Google answers when it says no."""
+"""Google's errors."""
 
 from typing import Any
 
@@ -11,6 +11,6 @@ class CloudError(Exception):
         self.status, self.reason, self.message = status, reason, message
 
     def to_json(self) -> dict[str, Any]:
-        """The body of the answer, as Google's REST APIs have it."""
+        """Return the body of the answer, in the form of Google's REST APIs."""
         errors = [{"message": self.message, "reason": self.reason, "domain": "global"}]
         return {"error": {"code": self.status, "message": self.message, "status": self.reason, "errors": errors}}

@@ -1,4 +1,4 @@
-"""The managed instance groups and their VMs: as many as wanted, made anew when lost, as far as there is capacity."""
+"""The managed instance groups and their VMs: as many as wanted, made anew when lost, within the capacity."""
 
 import functools
 import random
@@ -25,7 +25,7 @@ class Instance:
     name: str
     action: str = "CREATING"  # Google's currentAction
     machine: Machine | None = None
-    leaving: bool = False  # it is being deleted
+    leaving: bool = False  # the instance is being deleted
 
 
 @dataclass(eq=False)
@@ -34,14 +34,14 @@ class Group:
     project: str
     region: str
     name: str
-    base: str  # of the names of its VMs
+    base: str  # the beginning of its VMs' names
     zone: str
-    target: int  # VMs
+    target: int  # the number of VMs
     repair: bool
     template: Json
-    run_seconds: float | None = None  # how long a resize request asks for its VMs
+    run_seconds: float | None = None  # the run time that a resize request asks for its VMs
     instances: dict[str, Instance] = field(default_factory=dict)
-    errors: list[Json] = field(default_factory=list)  # as listErrors has them
+    errors: list[Json] = field(default_factory=list)  # the form is that of listErrors
 
     def wanted(self, name: str) -> Wanted:
         scheduling = self.template.get("scheduling") or {}
@@ -63,7 +63,7 @@ class Group:
 
 
 def accelerators(template: Json) -> dict[str, int]:
-    """Those that are attached, by type."""
+    """Return the attached accelerators by type."""
     attached = template.get("guestAccelerators") or []
     return {one["type"].rpartition("/")[2]: int(one.get("count", 1)) for one in attached if one.get("count", 1)}
 
@@ -77,8 +77,8 @@ class Fleet:
         self._closed = False
         self.groups: dict[str, Group] = {}
         self.exhausted: set[str] = set()  # zones without capacity
-        self.limits: dict[str, float] = {}  # quotas that are not plenty: metric -> limit, in every region
-        self.never_boot = False  # VMs from now on are switched on, but run no startup script
+        self.limits: dict[str, float] = {}  # quotas with a limit: metric -> limit, in every region
+        self.never_boot = False  # if set, new VMs are switched on but run no startup script
         self.grace: float | None = None  # seconds of a shutdown, instead of Google's
 
     # -- groups ----------------------------------------------------------------------------------------------------
@@ -89,27 +89,27 @@ class Fleet:
             self._settle(group)
 
     def group(self, id: str) -> Group:  # noqa: A002
-        """Raises CloudError 404."""
+        """Return a group. Raises CloudError 404."""
         with self._changed:
             if id not in self.groups:
                 raise CloudError(404, "notFound", f"The resource '{id}' was not found")
             return self.groups[id]
 
     def resize(self, id: str, target: int) -> None:  # noqa: A002
-        """Raises CloudError 404. The VMs come and go after that."""
+        """Set a group's size; its VMs are made and deleted after that. Raises CloudError 404."""
         with self._changed:
             group = self.group(id)
             group.target = target
             self._settle(group)
 
     def use_template(self, id: str, template: Json, repair: bool) -> None:  # noqa: A002
-        """For VMs from now on: the update policy is OPPORTUNISTIC."""
+        """Set the template of new VMs: the update policy is OPPORTUNISTIC."""
         with self._changed:
             group = self.group(id)
             group.template, group.repair = template, repair
 
     def remove(self, id: str) -> None:  # noqa: A002
-        """Delete a group; returns when its VMs are gone. Raises CloudError where they do not go."""
+        """Delete a group; returns when its VMs are gone. Raises CloudError where they do not end."""
         with self._changed:
             group = self.group(id)
             group.target = 0
@@ -119,7 +119,7 @@ class Fleet:
             del self.groups[id]
 
     def recreate(self, id: str, names: list[str]) -> None:  # noqa: A002
-        """Raises CloudError 400 for a name that is not in the group."""
+        """Make VMs anew. Raises CloudError 400 for a name that is not in the group."""
         with self._changed:
             group = self.group(id)
             for name in names:
@@ -133,13 +133,13 @@ class Fleet:
             self._settle(group)
 
     def settle(self) -> None:
-        """What stood in the way may have gone: capacity, a quota."""
+        """Try again to make VMs, as capacity or a quota may have changed."""
         with self._changed:
             for group in self.groups.values():
                 self._settle(group)
 
     def close(self) -> None:
-        """All power goes off."""
+        """Switch all VMs off."""
         with self._changed:
             self._closed = True
             machines = self.machines()
@@ -155,14 +155,14 @@ class Fleet:
             ]
 
     def machine(self, name: str) -> Machine:
-        """Raises CloudError 404 for a VM that is not on."""
+        """Return a VM. Raises CloudError 404 for one that is not on."""
         for machine in self.machines():
             if machine.wanted.name == name:
                 return machine
         raise CloudError(404, "notFound", f"The resource 'instances/{name}' was not found")
 
     def preempt(self, name: str, notice: bool, after: float | None = None) -> None:
-        """`after`: seconds from the notice to the shutdown."""
+        """Preempt a VM. `after`: seconds from the notice to the shutdown."""
         machine = self.machine(name)
         machine.preempt(notice)
         if notice:
@@ -173,7 +173,7 @@ class Fleet:
 
     def _settle(self, group: Group) -> None:
         staying = [instance for instance in group.instances.values() if not instance.leaving]
-        staying.sort(key=lambda instance: instance.machine is None)  # those without a VM go first
+        staying.sort(key=lambda instance: instance.machine is None)  # instances without a VM leave first
         for instance in staying[group.target :]:
             self._delete(group, instance)
         for _ in range(group.target - len(staying)):
@@ -208,7 +208,7 @@ class Fleet:
             machine.boot()
 
     def _problem(self, group: Group) -> tuple[str, str] | None:
-        """Why no VM can come: code and message of Google's error."""
+        """Return why no VM can be made: code and message of Google's error."""
         end, wanted = self._end_of(group), group.wanted("")
         if end is not None and end <= self._clock.now():
             text = f"Invalid value for field 'resource.scheduling.terminationTime': '{stamp(end)}'. It is in the past."
@@ -238,12 +238,12 @@ class Fleet:
         return used
 
     def used(self, region: str) -> Counter[str]:
-        """How much of each quota the VMs take."""
+        """Return how much of each quota the VMs take."""
         with self._changed:
             return self._used(region)
 
     def _end_of(self, group: Group) -> float | None:
-        """When a VM that boots now must end."""
+        """Return when a VM that boots now must end."""
         scheduling = group.template.get("scheduling") or {}
         if until := scheduling.get("terminationTime"):
             return epoch_of(until)
@@ -251,7 +251,7 @@ class Fleet:
         return self._clock.now() + float(seconds) if seconds else None
 
     def _note(self, group: Group, instance: Instance, code: str, message: str) -> None:
-        """One error for each VM and cause, though Google tries again and again."""
+        """Note one error for each VM and cause, though Google tries again and again."""
         action = {"action": instance.action, "instance": f"{instance_url(group, instance.name)}"}
         for error in group.errors:
             if error["instanceActionDetails"] == action and error["error"]["code"] == code:

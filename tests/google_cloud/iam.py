@@ -1,4 +1,4 @@
-"""Who may do what: grants are the member resources of the cloud; service accounts; enabled APIs."""
+"""Permissions: grants, which are the member resources of the cloud; service accounts; enabled APIs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.google_cloud.errors import CloudError
 Json = dict[str, Any]
 ACCOUNT = "gcp:serviceaccount/account:Account"
 CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"
-MEMBERS = {  # token -> the property that names what the grant is on
+MEMBERS = {  # each token has the property that names the target of the grant
     "gcp:projects/iAMMember:IAMMember": "project",
     "gcp:storage/bucketIAMMember:BucketIAMMember": "bucket",
     "gcp:serviceaccount/iAMMember:IAMMember": "serviceAccountId",
@@ -19,7 +19,7 @@ MEMBERS = {  # token -> the property that names what the grant is on
 }
 _OBJECTS_READ = ("storage.objects.get", "storage.objects.list")
 _OBJECTS_WRITE = (*_OBJECTS_READ, "storage.objects.create", "storage.objects.delete", "storage.objects.update")
-ROLES = {  # the permissions that this project's machines and people come by; "*" is everything
+ROLES = {  # the permissions that this project's machines and people use; "*" is everything
     "roles/owner": ("*",),
     "roles/editor": ("*",),
     "roles/storage.objectViewer": _OBJECTS_READ,
@@ -60,7 +60,7 @@ ROLES = {  # the permissions that this project's machines and people come by; "*
     "roles/cloudbuild.builds.builder": ("cloudbuild.builds.create", *_OBJECTS_WRITE),
     "roles/iap.tunnelResourceAccessor": ("iap.tunnelInstances.accessViaIAP",),
     "roles/compute.osLogin": ("compute.instances.osLogin",),
-    **dict.fromkeys(  # of the pipeline's accounts, in whose name nothing is asked of the stand-in
+    **dict.fromkeys(  # these are roles of the pipeline's accounts, in whose name no test calls the stand-in cloud
         (
             "roles/artifactregistry.admin",
             "roles/cloudscheduler.admin",
@@ -96,7 +96,7 @@ class Grant(NamedTuple):
 
 
 def grants(cloud: Cloud) -> Iterator[Grant]:
-    """All grants without a condition."""
+    """Return all grants without a condition."""
     for token, key in MEMBERS.items():
         for found in cloud.find(token):
             state = found.state
@@ -167,7 +167,7 @@ class Member(Behaviour):
 
 
 class CustomRole(Behaviour):
-    """A role's id is blocked for weeks after the role was deleted."""
+    """A custom role, whose id is blocked for weeks after its deletion."""
 
     def __init__(self, cloud: Cloud, token: str) -> None:
         super().__init__(cloud, token)

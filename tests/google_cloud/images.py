@@ -1,4 +1,4 @@
-"""Container images: the registry's repositories, and what docker-build would have built and pushed."""
+"""Container images: the registry's repositories, and the images that docker-build would have built and pushed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TAG = re.compile(
 
 
 def context_hash(props: Json, folder: Path) -> str:
-    """SHA-256 of what a build would see: the Dockerfile and the context's files that .dockerignore leaves.
+    """Return the SHA-256 of a build's files: the Dockerfile and the context's files that .dockerignore leaves.
 
     Relative paths are those of `folder`; unknown inputs give an unknown hash. ValueError: a file is missing.
     """
@@ -67,7 +67,7 @@ def ignore_rules(path: Path) -> list[str]:
 
 
 def digest_of(props: Json) -> str:
-    """The digest that the image will have: the same inputs give the same image here."""
+    """Return the digest that the image will have: the same inputs give the same image here."""
     keys = ("contextHash", "buildArgs", "platforms", "target", "labels")
     content = json.dumps({k: props.get(k) for k in keys}, sort_keys=True)
     return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
@@ -110,7 +110,7 @@ class Image(Behaviour):
 
 class Repository(Behaviour):
     def delete(self, id: str, state: Json) -> None:  # noqa: A002
-        """The images go with it."""
+        """Delete the repository with its images."""
         with self.cloud.lock:
             for name in [n for n in self.cloud.images if n.startswith(state["registryUri"] + "/")]:
                 del self.cloud.images[name]

@@ -1,4 +1,4 @@
-"""Puts the plugins into a PULUMI_HOME of a test's own; never into one that a person uses."""
+"""Install the plugins into a PULUMI_HOME of a test's own; never into one that a person uses."""
 
 import functools
 import importlib.metadata
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.google_cloud import schema
 
-# service -> path of its base below the daemon's address; see trainer/gcloud/api.py
+# Each service with the path of its base below the daemon's address; see trainer/gcloud/api.py.
 SERVICES = {
     "ARTIFACTREGISTRY": "artifactregistry/v1/",
     "CLOUDBUILD": "cloudbuild/v1/",
@@ -27,7 +27,7 @@ SERVICES = {
 
 def install(home: Path, python: Path) -> None:
     """Install both plugins below `home` (PULUMI_HOME); that python runs them."""
-    schema.sdk()  # made once a machine; the CLI would not wait for it
+    schema.sdk()  # it is made once a machine; the CLI would not wait for it
     for package, distribution in (("gcp", "pulumi_gcp"), ("docker-build", "pulumi_docker_build")):
         version = importlib.metadata.version(distribution)
         folder = home / "plugins" / f"resource-{package}-v{version}"
@@ -39,12 +39,15 @@ def install(home: Path, python: Path) -> None:
 
 
 def environment(url: str, storage: str, folder: Path) -> dict[str, str]:
-    """What leads plugins, scripts and VMs to the stand-in cloud. `folder` gets a credentials file for the deployer."""
+    """Return the environment that directs plugins, scripts and VMs to the stand-in cloud.
+
+    `folder` gets a credentials file for the deployer.
+    """
     credentials = folder / "deployer.json"
     deployer = {
         "type": "service_account",
         "client_email": "deployer@stand-in.iam.gserviceaccount.com",
-        "private_key": _key(),  # for nothing but the daemon's token_uri, which looks at no signature
+        "private_key": _key(),  # it is used for the daemon's token_uri alone, which checks no signature
         "token_uri": f"{url}/token",
     }
     credentials.write_text(json.dumps(deployer))
@@ -64,7 +67,7 @@ def _key() -> str:
 
 
 def without_google(environ: dict[str, str] | None = None) -> dict[str, str]:
-    """An environment in which nothing of a person's own Google Cloud or Pulumi is left."""
+    """Return an environment without a person's own Google Cloud or Pulumi."""
     theirs = (
         "PULUMI_",
         "GOOGLE_",

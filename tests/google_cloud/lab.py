@@ -63,7 +63,7 @@ class Lab:
         return f"{name}@{PROJECT}.iam.gserviceaccount.com"
 
     def grant(self, email: str, *permissions: str) -> None:
-        """A custom role with just these permissions, on the project."""
+        """Grant a custom role with just these permissions on the project."""
         role = f"role_{abs(hash((email, permissions)))}"
         self.create(
             "gcp:projects/iAMCustomRole:IAMCustomRole",
@@ -73,7 +73,7 @@ class Lab:
         self.create("gcp:projects/iAMMember:IAMMember", props)
 
     def group(self, script: str = SLEEPER, size: int = 1, name: str = "g", status: int = 200, **template: Any) -> str:
-        """A template and a group of it; the group's id."""
+        """Make a template and a group of it; return the group's id."""
         boot = {"boot": True, "sourceImage": FAMILY}
         scheduling = {
             "provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
@@ -102,7 +102,7 @@ class Lab:
         return found
 
     def running(self, count: int, but: str = "") -> list[Json]:
-        """Waits until so many VMs are on and have said "up"; none has the id `but`."""
+        """Wait until this many VMs are on and have printed "up"; none has the id `but`."""
 
         def found() -> list[Json] | None:
             vms = [vm for vm in self.vms() if vm["status"] == "RUNNING" and vm["id"] != but]
@@ -155,7 +155,7 @@ def wait_until(condition: Callable[[], Any], what: Callable[[], str], seconds: f
 
 @contextlib.contextmanager
 def laboratory(folder: Path, gcs_address: str) -> Iterator[Lab]:
-    """At its end there must be no violation, and no process of a VM."""
+    """Start a lab; at its end there must be no violation, and no process of a VM."""
     storage, base = f"http://{gcs_address}", without_google()
     folder.mkdir()
     daemon = start_daemon(folder, {**base, "STORAGE_EMULATOR_HOST": storage})

@@ -1,4 +1,4 @@
-"""A small run on the stand-in cloud: its stack file, and what tests ask of it while it lives."""
+"""A small run on the stand-in cloud: its stack file, and the questions of tests while it runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +17,8 @@ from trainer.storage.factory import open_storage
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
 FIREWALL = "gcp:compute/firewall:Firewall"
 BUCKET = "gcp:storage/bucket:Bucket"
-PATIENCE = 300.0  # seconds for anything to happen on a busy machine with two cores
-# The smallest run that has everything: a master, Spot workers, checkpoints.
+PATIENCE = 300.0  # seconds that anything may take on a busy machine with two cores
+# The smallest run with all parts: a master, Spot workers, checkpoints.
 STACK = """config:
   gcp:project: {project}
   gcp:region: us-central1
@@ -39,7 +39,7 @@ STACK = """config:
 
 
 class Life:
-    """A stack on the stand-in cloud, and what a test asks of it."""
+    """A stack on the stand-in cloud, with the calls of a test."""
 
     def __init__(self, cloud: StandIn, *, workers: int = 1, steps: int = 60, every: int = 20) -> None:
         self.cloud, self.root = cloud, cloud.root
@@ -74,7 +74,7 @@ class Life:
             return condition()
 
         try:
-            # A look reads the stack file and the bucket: looking all the time would take a core from the trainers.
+            # Each look reads the stack file and the bucket: without a pause it would take a core from the trainers.
             return wait_for(look, what, PATIENCE, every=0.25)
         except BaseException:
             for vm in self.vms():
@@ -89,7 +89,7 @@ class Life:
         self.until(lambda: set(self.sizes().values()) == {0} and not self.vms(), "the groups at zero")
 
     def training(self, step: int = 1) -> None:
-        """Until so many steps are done and everyone takes part."""
+        """Wait until this many steps are done and every machine takes part."""
 
         def there() -> bool:
             now = self.status()
@@ -107,6 +107,6 @@ class Life:
 
 
 def no_violations(cloud: StandIn) -> None:
-    """No call that Google's documents do not know."""
+    """Assert that no call was unknown to Google's documents."""
     status, found = cloud.call("GET", "/violations")
     assert (status, found) == (200, []), found

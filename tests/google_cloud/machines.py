@@ -1,7 +1,7 @@
 """A VM of the stand-in cloud: a folder, a metadata server, a way to storage, and the processes of its startup script.
 
-The VM is on until it is stopped or lost, also after its startup script has ended, as a real one is. All of its
-processes carry a mark in their environment (infra/local/processes.py), so that none survives it.
+The VM is on until it is stopped or lost, also after its startup script has ended, like a real one. All of its processes
+carry a mark in their environment (infra/local/processes.py), so that none survives it.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from tests.google_cloud.metadata import MetadataServer, tokens_of, tree
 from tests.google_cloud.storage_proxy import StorageProxy
 
 BIN = Path(__file__).parent / "bin"
-ADDRESS = "127.0.0.1"  # of every VM: the trainer binds gloo to the loopback interface for this one only
+ADDRESS = "127.0.0.1"  # every VM has this address: only for it does the trainer bind gloo to the loopback interface
 NOTICE = 120.0  # seconds from a preemption's notice to the shutdown
-GRACE = {True: 30.0, False: 90.0}  # seconds from the shutdown to the end of power; Spot or not
-KEPT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR")  # of the daemon's environment
+GRACE = {True: 30.0, False: 90.0}  # seconds from the shutdown to the end of power, for Spot and other VMs
+KEPT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR")  # these variables of the daemon's environment are kept
 KEPT_PREFIXES = ("LC_", "BOOT_", "SSL_", "COVERAGE_")
 
 
@@ -41,7 +41,7 @@ class Wanted:
     machine_type: str
     spot: bool
     gpus: int
-    account: str  # e-mail of its service account
+    account: str  # the e-mail address of its service account
     attributes: dict[str, str]
 
 
@@ -54,9 +54,9 @@ class Machine:
         self.folder = cloud.folder / "vms" / wanted.name
         self._disk = self.folder / self.id  # a machine that is made anew has an empty disk
         self._disk.mkdir(parents=True)
-        self.serial = self.folder / "serial.log"  # of all machines that had this name
+        self.serial = self.folder / "serial.log"  # the log of all machines that had this name
         self.mark = f"{mark_of(cloud)}{wanted.name}/{self.id}/"
-        self.script_exit: int | None = None  # of the startup script
+        self.script_exit: int | None = None  # the exit status of the startup script
         self.ended = threading.Event()
         self._ending = threading.Lock()
         # fmt: off
@@ -88,7 +88,7 @@ class Machine:
         threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
     def environment(self) -> dict[str, str]:
-        """What the startup script finds. GPT2_TRAINING_STANDIN_* is for the commands in bin/."""
+        """Return the startup script's environment. GPT2_TRAINING_STANDIN_* is for the commands in bin/."""
         kept = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
         overrides = {
             f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{service.upper()}": f"{self._cloud.url}/{service}/{version}/"
@@ -123,7 +123,7 @@ class Machine:
             log.write(f"--- {self.wanted.name}: {text}\n".encode())
 
     def preempt(self, notice: bool) -> None:
-        """Say in the metadata that it comes; without notice it has come."""
+        """Announce a preemption in the metadata; without notice, shut down at once."""
         if notice:
             self._note("is told of its preemption")
             self.metadata.set("instance/preempted", "TRUE")
@@ -131,19 +131,19 @@ class Machine:
             self.kill()
 
     def freeze(self) -> None:
-        """All processes stand still, as in a VM that hangs; only kill() and the end of a shutdown's time help."""
+        """Stop all processes, as in a VM that hangs; only kill() and the end of a shutdown's time help."""
         for process in processes.marked(self.mark):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGSTOP)
 
     def stop(self, grace: float | None = None) -> None:
-        """Shut down as by the power button, then switch off. Returns at once; `ended` says when it is over."""
+        """Shut down like the power button, then switch off. Returns at once; `ended` is set when it is over."""
         limit = GRACE[self.wanted.spot] if grace is None else grace
         self._note(f"shuts down, within {limit:g} s")
         threading.Thread(target=self._end, args=(limit,), name=f"stop {self.wanted.name}", daemon=True).start()
 
     def kill(self) -> None:
-        """The power goes off, now. Returns when nothing of it runs any more."""
+        """Switch the power off now. Returns when none of its processes runs any more."""
         self._end(0.0)
 
     def _end(self, grace: float) -> None:
@@ -155,7 +155,7 @@ class Machine:
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
-            psutil.wait_procs(members, timeout=0.05)  # a zombie that nobody waits for would take all of it
+            psutil.wait_procs(members, timeout=0.05)  # a zombie that nobody waits for would take all of the time
         with self._ending:
             if self.ended.is_set():
                 return
@@ -167,5 +167,5 @@ class Machine:
 
 
 def mark_of(cloud: Cloud) -> str:
-    """What the marks of all VMs of a cloud start with; processes.marked(...) finds what lives."""
+    """Return the beginning of the marks of all VMs of a cloud; processes.marked(...) finds their processes."""
     return f"{cloud.folder}::"

@@ -1,7 +1,7 @@
 """The metadata server of one VM, and the access tokens that such servers hand out.
 
 It answers as Google's does: only with the header Metadata-Flavor: Google, values as text, folders as JSON with
-recursive=true, and with wait_for_change=true only once the value is another than that of last_etag.
+recursive=true, and with wait_for_change=true only once the value differs from that of last_etag.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from tests.google_cloud.cloud import Cloud, CloudError
 
 FLAVOR = ("Metadata-Flavor", "Google")
 ROOT = "/computeMetadata/v1/"
-LIFETIME = 3599  # seconds of a token
+LIFETIME = 3599  # seconds that a token is valid
 ACCOUNT = "gcp:serviceaccount/account:Account"
-DEPLOYER = "deployer@stand-in.iam.gserviceaccount.com"  # whoever runs pulumi and the scripts: may do all
-DEPLOYERS_TOKEN = "stand-in-deployer"  # the daemon's own token endpoint gives it
+DEPLOYER = "deployer@stand-in.iam.gserviceaccount.com"  # the account that runs pulumi and the scripts may do everything
+DEPLOYERS_TOKEN = "stand-in-deployer"  # the daemon's own token endpoint hands it out
 
 
 class Tokens:
-    """Which account an access token stands for."""
+    """The access tokens with their accounts."""
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
@@ -41,7 +41,7 @@ class Tokens:
         return {"access_token": token, "expires_in": LIFETIME, "token_type": "Bearer"}
 
     def account(self, token: str) -> str:
-        """Raises CloudError 401 for a token that nobody issued, or whose account is gone."""
+        """Return a token's account. Raises CloudError 401 for a token that nobody issued, or whose account is gone."""
         with self._cloud.lock:
             account = self._accounts.get(token, "")
         if not account or (account != DEPLOYER and not self._cloud.find(ACCOUNT, email=account)):
@@ -61,9 +61,9 @@ def tokens_of(cloud: Cloud) -> Tokens:
 
 
 class MetadataServer:
-    """Listens on a loopback port until close().
+    """A server that listens on a loopback port until close().
 
-    tree: folders are dicts, values strings or functions that make one when asked. Keys are as in the address.
+    tree: folders are dicts, values strings or functions that make one on demand. The keys are those of the address.
     """
 
     def __init__(self, tree: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class MetadataServer:
         threading.Thread(target=serve, name=f"metadata {self.address}", daemon=True).start()
 
     def set(self, path: str, value: str) -> None:
-        """Change a value; who waits for it is told."""
+        """Change a value, and answer the requests that wait for it."""
         *folders, name = path.split("/")
         with self._changed:
             functools.reduce(lambda node, part: node[part], folders, self._tree)[name] = value
@@ -91,7 +91,7 @@ class MetadataServer:
         self._server.server_close()
 
     def answer(self, path: str, query: dict[str, str]) -> tuple[int, str, str, str]:
-        """HTTP status, body, content type, etag."""
+        """Return HTTP status, body, content type and etag."""
         deadline = time.monotonic() + float(query.get("timeout_sec") or 3600)
         with self._changed:
             first = self._read(path, query)
@@ -127,7 +127,7 @@ def tree(
     account: str,
     issue: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
-    """What a VM's server knows. instance: id, name, zone, machineType, ip, preemptible (TRUE or FALSE)."""
+    """Return the tree of a VM's server. instance: id, name, zone, machineType, ip, preemptible (TRUE or FALSE)."""
     number = project_number(project)
     place = f"projects/{number}"
     identity = {
@@ -160,7 +160,7 @@ def project_number(project: str) -> str:
 
 
 def _json(node: dict[str, Any]) -> dict[str, Any]:
-    """A folder as recursive=true shows it: keys in camelCase, without the tokens."""
+    """Return a folder in the form of recursive=true: keys in camelCase, without the tokens."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         name = re.sub(r"-(\w)", lambda match: match[1].upper(), key)
@@ -195,7 +195,7 @@ def _handler(metadata: MetadataServer) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, status: int, text: str, kind: str, etag: str) -> None:
             body = text.encode()
-            with contextlib.suppress(ConnectionError):  # the VM may have gone meanwhile
+            with contextlib.suppress(ConnectionError):  # the VM may have ended meanwhile
                 self.send_response(status)
                 for name, value in (FLAVOR, ("Content-Type", kind), ("ETag", etag), ("Content-Length", str(len(body)))):
                     self.send_header(name, value)

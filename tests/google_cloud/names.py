@@ -1,4 +1,7 @@
-"""What the real provider derives from inputs alone: ids, self links, defaults. The plugin needs it in a preview."""
+"""Values that the real provider derives from inputs alone: ids, self links, defaults.
+
+The plugin needs them in a preview.
+"""
 
 import functools
 import json
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
-UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # how the engine writes a value that a preview cannot know
+UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # the engine writes a value that a preview cannot know in this form
 COMPUTE = "https://www.googleapis.com/compute/v1/"
 IMAGE = "docker-build:index:Image"
 
@@ -19,10 +22,10 @@ class Kind:
 
     id: str
     api: str
-    name: str = "name"  # the property that gets a name by itself where it is left out; "" if none does
+    name: str = "name"  # the property that gets a generated name where it is left out; "" if there is none
     outputs: dict[str, str] = field(default_factory=dict)
-    planned: tuple[str, ...] = ()  # outputs that a preview knows
-    shared: bool = False  # making it again is no conflict
+    planned: tuple[str, ...] = ()  # the outputs that a preview knows
+    shared: bool = False  # if set, making it again is no conflict
 
 
 def _compute(kind: str, where: str = "regions/{region}", **outputs: str) -> Kind:
@@ -35,8 +38,8 @@ def _generated(kind: str, api: str) -> Kind:
     return Kind(path, api, name="", outputs={"name": path})
 
 
-# An output that marks what another program made: the storage server keeps a bucket's name and versioning, not its
-# place, lifecycle or access settings, so inputs that it does not have say nothing.
+# This output marks a resource that another program made: the storage server keeps a bucket's name and versioning, not
+# its place, lifecycle or access settings, so that absent inputs mean nothing.
 PARTIAL = "standInPartial"
 
 KINDS = {
@@ -144,25 +147,28 @@ class _Formatter(string.Formatter):
 
 
 def expand(template: str, props: Json, generated: str = "") -> str:
-    """A format of KINDS with the values of props."""
+    """Return a format of KINDS with the values of props."""
     return _Formatter().vformat(template, (), {**props, "generated": generated})
 
 
 @functools.cache
 def table() -> Json:
-    """resources.json: {resources: {token: {inputs, outputs, requiredInputs}}, types: {token: {properties, ...}}}."""
+    """Return resources.json.
+
+    It is {resources: {token: {inputs, outputs, requiredInputs}}, types: {token: {properties, ...}}}.
+    """
     found: Json = json.loads(Path(__file__).with_name("resources.json").read_text())
     return found
 
 
 def inputs_of(token: str) -> Json:
-    """The inputs of a type: {name: shape}; nothing for types of other providers."""
+    """Return the inputs of a type as {name: shape}; nothing for types of other providers."""
     found: Json = table()["resources"].get(token, {}).get("inputs", {})
     return found
 
 
 def fill(token: str, inputs: Json, project: str, region: str, default_labels: dict[str, str]) -> Json:
-    """Inputs with what the provider's own configuration gives, and the outputs that it plans: what a preview shows."""
+    """Return the inputs with the provider's own settings, and the outputs that it plans, as a preview does."""
     known = inputs_of(token)
     defaults = {"project": project, "region": region}
     if token.startswith("gcp:artifactregistry/"):
@@ -179,16 +185,16 @@ def fill(token: str, inputs: Json, project: str, region: str, default_labels: di
 
 
 def outputs(token: str, props: Json, generated: str = "") -> dict[str, str]:
-    """The computed outputs of a resource that exists."""
+    """Return the computed outputs of a resource that exists."""
     return {k: expand(v, props, generated) for k, v in KINDS[token].outputs.items()}
 
 
 def output_names(token: str) -> list[str]:
-    """All outputs of a type that are not inputs as well."""
+    """Return all outputs of a type that are not inputs as well."""
     if token == IMAGE:
         return ["contextHash", "digest", "ref"]
     return list(table()["resources"][token]["outputs"])
 
 
-# Fields that only the provider knows: a read of what exists gives these.
+# Only the provider knows these fields: the read of an existing resource gives these values.
 VIRTUAL: Json = {"forceDestroy": False, "deletionPolicy": "DELETE", "disableOnDestroy": True, "waitForInstances": False}

@@ -1,7 +1,7 @@
-"""The plugin that the Pulumi CLI starts: provider.proto over gRPC, the cloud behind it is daemon.py.
+"""The plugin that the Pulumi CLI starts: provider.proto over gRPC, with the cloud of daemon.py behind it.
 
 install.py puts a script into a test's own PULUMI_HOME that runs this file as `provider.py PACKAGE VERSION ENGINE`. It
-speaks to nothing but the daemon that GPT2_TRAINING_STANDIN names, which must be on this machine.
+calls nothing but the daemon that GPT2_TRAINING_STANDIN names, which must be on this machine.
 """
 
 import importlib.util
@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 if __name__ == "__main__":
-    # Every CLI command starts this process. The SDK's generated protocol is all that it needs of the SDK, and to run
-    # the __init__ of `pulumi` would more than double its start.
+    # Every CLI command starts this process. It needs only the SDK's generated protocol, and running the __init__ of
+    # `pulumi` would more than double its start.
     for _name in ("pulumi", "pulumi.runtime"):
         _spec = importlib.util.find_spec("pulumi") if _name == "pulumi" else None
         _module = types.ModuleType(_name)
@@ -33,7 +33,7 @@ from tests.google_cloud import diff, images, names, schema
 from tests.google_cloud.client import Client, Refused
 
 Json = dict[str, Any]
-INVOKES = {  # look-ups: their arguments; the required ones
+INVOKES = {  # each look-up with its arguments and the required ones
     "gcp:storage/getBuckets:getBuckets": ({"prefix", "project"}, set()),
     "gcp:storage/getBucketObjects:getBucketObjects": ({"bucket", "prefix", "matchGlob"}, {"bucket"}),
     "gcp:storage/getBucketObjectContent:getBucketObjectContent": ({"bucket", "name", "content"}, {"bucket", "name"}),
@@ -42,7 +42,7 @@ INVOKES = {  # look-ups: their arguments; the required ones
 
 
 def plain(value: struct_pb2.Value) -> Any:
-    """A protobuf value as JSON; whole numbers are integers."""
+    """Return a protobuf value as JSON; whole numbers are integers."""
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
         return unpack(value.struct_value)
@@ -167,7 +167,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
             return provider_pb2.ReadResponse(id="")
         state = self._shown(found["state"], olds)
         inputs = {k: state[k] for k in found["given"] if k in state}
-        if not olds:  # an import: what only the provider knows has its default
+        if not olds:  # this is an import: fields that only the provider knows have their defaults
             inputs = {k: names.VIRTUAL.get(k, v) for k, v in inputs.items()}
         elif state.get(names.PARTIAL):
             inputs = {**olds, **inputs}
@@ -225,7 +225,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
 
     @staticmethod
     def _shown(state: Json, inputs: Json) -> Json:
-        """The cloud's state for Pulumi's: an asset that is the same stays as the program wrote it."""
+        """Return the cloud's state for Pulumi's: an unchanged asset stays as the program wrote it."""
         return {
             k: inputs[k] if diff.is_asset(v) and diff.same(inputs.get(k), v) else v
             for k, v in state.items()
@@ -238,7 +238,7 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
 
 
 def _absolute(props: Json) -> Json:
-    """Props whose file assets another process can open."""
+    """Return props with file assets that another process can open."""
     return {
         k: {**v, "path": str(Path(v["path"]).absolute())} if diff.is_asset(v) and "path" in v else v
         for k, v in props.items()
@@ -261,7 +261,7 @@ def serve(package: str, version: str) -> None:
     parent = os.getppid()
     server.start()
     print(port, flush=True)
-    while os.getppid() == parent:  # a pulumi that was killed interrupts nobody
+    while os.getppid() == parent:  # a pulumi that was killed sends no interrupt
         server.wait_for_termination(timeout=2)
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Which resource names which: a target must exist (404), and what is in use cannot be deleted (400)."""
+"""References between resources: a target must exist (404), and a resource in use cannot be deleted (400)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 class Reference(NamedTuple):
     user: str
-    path: str  # dots lead down; lists are walked through
+    path: str  # dots separate levels; lists are searched through
     target: str
-    blocks: bool  # while the user exists, the target cannot be deleted
+    blocks: bool  # if set, the target cannot be deleted while the user exists
 
 
 _NETWORK, _SUBNETWORK = "gcp:compute/network:Network", "gcp:compute/subnetwork:Subnetwork"
@@ -39,7 +39,7 @@ REFERENCES = (
 
 
 def check_targets(cloud: Cloud, token: str, state: dict[str, Any]) -> None:
-    """404 where something that a resource names does not exist."""
+    """Raise 404 where a resource names another one that does not exist."""
     for reference in REFERENCES:
         if reference.user == token:
             known = cloud.find(reference.target)
@@ -49,7 +49,7 @@ def check_targets(cloud: Cloud, token: str, state: dict[str, Any]) -> None:
 
 
 def check_unused(cloud: Cloud, target: Resource) -> None:
-    """400 while another resource uses this one."""
+    """Raise 400 while another resource uses this one."""
     for reference in REFERENCES:
         if reference.target == target.token and reference.blocks:
             for user in cloud.find(reference.user):
@@ -73,7 +73,7 @@ def _values(value: Any, path: str) -> Iterator[str]:
 
 
 def _is(value: str, id: str) -> bool:  # noqa: A002
-    """Whether a self link, an id or a bare name means this id. A template's link may end in ?uniqueId=..."""
+    """Return whether a self link, an id or a bare name means this id. A template's link may end in ?uniqueId=..."""
     plain = value.partition("?")[0]
     if "projects/" in plain:
         return plain[plain.index("projects/") :] == id

@@ -1,7 +1,7 @@
-"""Google's REST APIs, as far as our own code calls them. Each call is held against Google's discovery documents.
+"""The parts of Google's REST APIs that our own code calls, each call checked against Google's discovery documents.
 
-A call that the documents do not know, or an answer of ours that they do not know, is a violation: GET /violations
-lists them, and a test fails for them at its end, also where the caller swallowed the error.
+A call or an answer of ours that the documents do not know is a violation: GET /violations lists them, and a test fails
+for them at its end, even if the caller swallowed the error.
 """
 
 import functools
@@ -26,13 +26,13 @@ class Call:
     """A request to a method, checked."""
 
     cloud: Cloud
-    account: str  # e-mail of the caller
-    parts: dict[str, str]  # parameters in the path
+    account: str  # the e-mail address of the caller
+    parts: dict[str, str]  # the parameters in the path
     query: dict[str, Any]
     body: Json
 
     def page(self, key: str, items: list[Any], size: str = "maxResults") -> Json:
-        """The part of a listing that was asked for."""
+        """Return the requested part of a listing."""
         start, count = int(self.query.get("pageToken") or 0), int(self.query.get(size) or 500)
         more = {"nextPageToken": str(start + count)} if start + count < len(items) else {}
         return {key: items[start : start + count], **more}
@@ -43,7 +43,7 @@ Play = Callable[[Call], Json]
 
 @dataclass(frozen=True)
 class Played:
-    """How a method is played. permission: what its caller needs, if any; on: the resource, with parameters."""
+    """A method's function. permission: the caller's needed permission, if any; on: the resource, with parameters."""
 
     permission: str
     on: str
@@ -52,12 +52,12 @@ class Played:
 
 @functools.cache
 def violations_of(cloud: Cloud) -> list[str]:
-    """Guarded by cloud.lock."""
+    """Return a cloud's violations, which cloud.lock guards."""
     return []
 
 
 def caller(cloud: Cloud, request: Request) -> str:
-    """The account whose token came with a request. Raises CloudError 401."""
+    """Return the account whose token came with a request. Raises CloudError 401."""
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     return tokens_of(cloud).account(token if kind == "Bearer" else "")
 
@@ -99,11 +99,11 @@ def register(cloud: Cloud) -> list[Route]:
         return 200, answer
 
     def login(request: Request, _: re.Match[str]) -> tuple[int, Any]:
-        """docker login: any token will do that somebody issued, as with Artifact Registry."""
+        """Answer docker login: like Artifact Registry, it accepts any issued token."""
         return 200, {"account": tokens_of(cloud).account(request.json()["token"])}
 
     def pull(request: Request, _: re.Match[str]) -> tuple[int, Any]:
-        """docker pull: {image: NAME@sha256:..., token}. The digest, if the token's account may read it."""
+        """Answer docker pull, {image: NAME@sha256:..., token}, with the digest, if the token's account may read it."""
         asked = request.json()
         image = IMAGE.fullmatch(asked["image"])
         if image is None:
@@ -117,7 +117,7 @@ def register(cloud: Cloud) -> list[Route]:
         return 200, {"digest": digest}
 
     def clear(*_: object) -> tuple[int, Any]:
-        """A test has seen them: it made them on purpose."""
+        """Forget the violations that a test made on purpose and has read."""
         with cloud.lock:
             violations_of(cloud).clear()
         return 200, {}
@@ -145,7 +145,7 @@ def _check(
 
 
 def _check_quotas(verb: str, path: str, query: dict[str, Any]) -> tuple[Method, dict[str, str]]:
-    """Against the reference of Cloud Quotas: projects.locations.services.quotaInfos has list and get."""
+    """Check a call against the reference of Cloud Quotas: projects.locations.services.quotaInfos has list and get."""
     place = r"(?P<parent>projects/(?P<project>[^/]+)/locations/global/services/[^/]+)/quotaInfos"
     for name, pattern, known in (
         ("list", place, {"pageSize", "pageToken"}),

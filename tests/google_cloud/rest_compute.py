@@ -1,4 +1,4 @@
-"""Compute Engine's REST methods: groups and what is on offer in a zone."""
+"""Compute Engine's REST methods: groups, and the offer of a zone."""
 
 import re
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def _accelerator_type(project: str, zone: str, name: str) -> Json:
 
 
 def _offers(describe: Callable[[str, str, str], Json], names: Callable[[str], list[str]], key: str) -> dict[str, Any]:
-    """get, list and aggregatedList of a kind of thing that zones offer."""
+    """Return get, list and aggregatedList of a kind of resource that zones offer."""
 
     def get(call: Call) -> Json:
         return describe(call.parts["project"], call.parts["zone"], call.parts[key.removesuffix("s")])
@@ -234,7 +234,7 @@ def _family(call: Call) -> Json:
 
 
 def _filtered(call: Call, items: list[Json]) -> list[Json]:
-    """Those that a filter keeps: name = x, or name eq and a regular expression; several joined by OR."""
+    """Return the items that a filter keeps: name = x, or name eq and a regular expression; several joined by OR."""
     if not (text := call.query.get("filter")):
         return items
     term = re.compile(r"""\(?name\s*(?P<how>=|\beq\b)\s*(?P<quote>["']?)(?P<value>\S+?)(?P=quote)\)?""")
@@ -268,7 +268,7 @@ def _methods() -> dict[str, Played]:
         for verb, play in _offers(describe, names, key).items():
             table[f"compute.{key}.{verb}"] = (f"{key}.{'get' if verb == 'get' else 'list'}", play)
     methods = {name: Played(f"compute.{permission}", project, play) for name, (permission, play) in table.items()}
-    # Deep Learning VM images are public: their own project's grants say so, of which the stand-in has none.
+    # Deep Learning VM images are public by grants of their own project, which the stand-in cloud does not have.
     return {**methods, "compute.images.getFromFamily": Played("", project, _family)}
 
 

@@ -71,11 +71,11 @@ def _some_services(call: Call) -> Json:
 
 
 def _quota_infos(call: Call) -> list[Json]:
-    """As the API's reference describes QuotaInfo; a value is text."""
+    """Return infos in the form of the API's reference of QuotaInfo; a value is text."""
     limits = fleet_of(call.cloud).limits
 
     def info(quota: str, metrics: dict[str, Json]) -> Json:
-        """metrics: name -> its dimensions, without the region."""
+        """Return an info. metrics: name -> its dimensions, without the region."""
         regional = quota.endswith("-region")
         places: list[Json] = [{"region": region} for region in catalog.ZONES] if regional else [{}]
         dimensions = [(metric, {**place, **own}) for metric, own in metrics.items() for place in places]
@@ -154,7 +154,8 @@ def _policy(call: Call) -> Json:
     number = project_number(project)
     bindings: dict[str, list[str]] = {
         "roles/owner": [f"serviceAccount:{DEPLOYER}"],
-        "roles/editor": [f"serviceAccount:{number}@cloudservices.gserviceaccount.com"],  # acts for instance groups
+        # This account acts for instance groups.
+        "roles/editor": [f"serviceAccount:{number}@cloudservices.gserviceaccount.com"],
     }
     for grant in iam.grants(call.cloud):
         if grant.resource == f"projects/{project}":
@@ -173,7 +174,7 @@ def _test_permissions(call: Call) -> Json:
 
 
 class Builds:
-    """Builds work from their first look on; at the second they have pushed their images."""
+    """Builds that work from the first time they are read; at the second they have pushed their images."""
 
     def __init__(self) -> None:
         self.known: dict[str, Json] = {}

@@ -1,4 +1,7 @@
-"""What Google answers with 400 although every name and type is right. Sources: facts on Compute Engine scheduling."""
+"""Requests that Google answers with 400 although every name and type is right.
+
+Sources: facts on Compute Engine scheduling.
+"""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Cloud Scheduler: jobs that fire at their date, or when somebody runs them, as the account that they name."""
+"""Cloud Scheduler: jobs that fire at their date, or when a caller runs them, as the account that they name."""
 
 import base64
 import calendar
@@ -17,12 +17,16 @@ from tests.google_cloud.daemon import Request, Route
 from tests.google_cloud.metadata import ACCOUNT, tokens_of
 
 JOB = "gcp:cloudscheduler/job:Job"
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # to this machine, whatever proxy is set
-CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 503: 14}  # HTTP's status -> google.rpc.Code
+# It calls this machine directly, whatever proxy is set.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 503: 14}  # HTTP's status as google.rpc.Code
 
 
 def next_date(schedule: str, after: float) -> float:
-    """When a schedule (minute hour day month weekday, one number or * each) fires next, in UTC. Raises ValueError."""
+    """Return when a schedule fires next, in UTC. Raises ValueError.
+
+    A schedule is minute, hour, day, month and weekday, one number or * each.
+    """
     fields = schedule.split()
     if len(fields) != 5:
         raise ValueError(f"{schedule!r} has not 5 fields")
@@ -54,7 +58,7 @@ def _values(text: str, low: int, high: int) -> set[int]:
 class Scheduled:
     state: Json
     timer: Timer | None = None
-    last: Json | None = None  # what the API says about the last attempt
+    last: Json | None = None  # the API's report on the last attempt
 
 
 class Scheduler:
@@ -64,7 +68,7 @@ class Scheduler:
         self._jobs: dict[str, Scheduled] = {}
 
     def put(self, name: str, state: Json) -> None:
-        """A new or changed job."""
+        """Make or change a job."""
         with self._lock:
             self.remove(name)
             self._jobs[name] = Scheduled(state)
@@ -77,7 +81,7 @@ class Scheduler:
                 job.timer.cancel()
 
     def describe(self, name: str) -> Json:
-        """The job as REST has it. Raises CloudError 404."""
+        """Return the job in the form of REST. Raises CloudError 404."""
         with self._lock:
             job = self._job(name)
             state = job.state
@@ -125,7 +129,7 @@ class Scheduler:
                 self._plan(name)
 
     def _fire(self, name: str, job: Scheduled, tries: int) -> None:
-        """tries: how often it was tried before."""
+        """Make a job's call. tries: how often it was tried before."""
         target = job.state["httpTarget"]
         account = (target.get("oauthToken") or {}).get("serviceAccountEmail", "")
         request = urllib.request.Request(
@@ -164,7 +168,7 @@ class Scheduler:
 
 
 def _address(cloud: Cloud, uri: str) -> str:
-    """Google's addresses lead to this daemon; others to nowhere."""
+    """Return this daemon's address for Google's addresses; others lead nowhere."""
     match = re.fullmatch(r"https://(?P<service>\w+)\.googleapis\.com/(?P<path>.+)", uri)
     if match is None:
         return uri if uri.startswith("http://127.0.0.1:") else f"{cloud.url}/nowhere"

@@ -1,8 +1,8 @@
-"""Whether the inputs of a resource are legal: against resources.json, the SDK's own classes, and Google's own words.
+"""Checks whether the inputs of a resource are legal, by resources.json, the SDK's own classes and Google's own values.
 
-Both sources say the same in the same form, a shape: {"type": ...}, {"array": shape}, {"map": shape}, {"ref": name},
-{"asset": true}, {} for anything; "enum" lists the legal values. What passes here can still be refused by the cloud
-(rules.py). The SDK's classes cost more than a second to import, so their shapes are kept in a file of the cache.
+Both sources use the same form, a shape: {"type": ...}, {"array": shape}, {"map": shape}, {"ref": name}, {"asset":
+true}, {} for anything; "enum" lists the legal values. The cloud can still refuse inputs that pass here (rules.py). The
+SDK's classes cost more than a second to import, so their shapes are kept in a file of the cache.
 """
 
 import collections.abc
@@ -21,8 +21,8 @@ from tests.google_cloud.words import ENUMS, PATTERNS
 from tools.go_tools import cache_root
 
 Json = dict[str, Any]
-Problem = tuple[str, str]  # path of a property, what is wrong with it
-SIGNATURE = "4dabf18193072939515e22adb298388d"  # marks secrets, assets and the like on the wire
+Problem = tuple[str, str]  # the path of a property, and its mistake
+SIGNATURE = "4dabf18193072939515e22adb298388d"  # it marks secrets, assets and the like on the wire
 SECRET = "1b47061264138c4ac30d75fd1eb44270"
 ASSETS = ("c44067f5952c0a294b673a41bacd8c17", "0def7320c3a5731c473e5ecbe6d01bc7")
 PACKAGES = ("pulumi_gcp", "pulumi_docker_build")
@@ -30,7 +30,7 @@ PROVIDER = "pulumi:providers:gcp"
 
 
 def problems(token: str, inputs: Json) -> list[Problem]:
-    """Everything that is wrong with the inputs of a resource, by property."""
+    """Return all mistakes in the inputs of a resource, by property."""
     if token not in names.KINDS:
         return [("", f"the stand-in cloud does not know {token}")]
     found: dict[str, str] = {}
@@ -42,7 +42,7 @@ def problems(token: str, inputs: Json) -> list[Problem]:
 
 
 def _sources(token: str) -> Iterator[tuple[str, Json]]:
-    """(its name, {name: {properties, required}}) of each source that knows the type."""
+    """Yield (its name, {name: {properties, required}}) of each source that knows the type."""
     table = names.table()
     if token in table["resources"]:
         own = table["resources"][token]
@@ -93,14 +93,14 @@ def _check_object(types: Json, ref: str, value: Any, path: str) -> Iterator[Prob
         yield path, f"must be an object, not {_said(value)}"
         return
     owner = types.get(ref)
-    if owner is None:  # a type that has no facts here
+    if owner is None:  # there are no facts about this type here
         return
     prefix = f"{path}." if path else ""
     for key in owner["required"]:
         if value.get(key) is None:
             yield prefix + key, "missing required property"
     for key, item in value.items():
-        if key.startswith("__"):  # the engine's own
+        if key.startswith("__"):  # this key is the engine's own
             continue
         if key not in owner["properties"]:
             yield prefix + key, "unknown property"
@@ -135,7 +135,7 @@ def _label(path: str, key: str, value: Any) -> Iterator[Problem]:
 
 @functools.cache
 def sdk() -> Json:
-    """{token or class name: {properties: {name: shape}, required: [name]}} of the SDK's *Args classes."""
+    """Return {token or class name: {properties: {name: shape}, required: [name]}} of the SDK's *Args classes."""
     versions = "-".join(importlib.metadata.version(package) for package in PACKAGES)
     code = Path(__file__).read_bytes() + "".join(names.KINDS).encode()
     path = cache_root() / "stand-in" / f"sdk-{versions}-{hashlib.sha256(code).hexdigest()[:12]}.json"
@@ -161,7 +161,7 @@ def _read_sdk() -> Json:
 def _describe_class(cls: Any, key: str, found: Json) -> None:
     import inspect
 
-    from pulumi import _types  # private, so the SDK's version is pinned
+    from pulumi import _types  # the module is private, so the SDK's version is pinned
 
     if key in found:
         return
@@ -189,7 +189,7 @@ def _describe(kind: Any, found: Json) -> Json:
         return {"array": _describe(arguments[0], found)}
     if origin in (collections.abc.Mapping, dict):
         return {"map": _describe(arguments[1], found)}
-    if arguments:  # a union with what may come later
+    if arguments:  # this is a union with types that may be added later
         mine = [a for a in arguments if typing.get_origin(a) not in (collections.abc.Awaitable, pulumi.Output)]
         mine = [a for a in mine if a is not type(None)]
         if any(isinstance(a, type) and issubclass(a, pulumi.Asset | pulumi.Archive) for a in mine):

@@ -1,4 +1,4 @@
-"""A VM's way to Cloud Storage: to the storage server, if the VM's account may, and if storage has no trouble today."""
+"""A VM's way to Cloud Storage: it reaches the storage server if the VM's account may, and if no fault is set."""
 
 import contextlib
 import functools
@@ -17,27 +17,27 @@ BUCKET = re.compile(
     r"(?:/download|/upload)?(?:/resumable)?/storage/v1/b/(?P<bucket>[^/?]+)(?P<objects>/o)?(?P<object>/.+)?"
 )
 OBJECTS = {"POST": "create", "PUT": "create", "DELETE": "delete", "PATCH": "update"}
-LEFT_OUT = ("content-length", "transfer-encoding", "connection")  # of an answer: they are said anew
+LEFT_OUT = ("content-length", "transfer-encoding", "connection")  # these headers of an answer are written anew
 
 
 @dataclass
 class StorageFault:
-    """What storage answers instead of doing as asked."""
+    """An answer of storage in place of the requested operation."""
 
     status: int = 503
-    times: int = -1  # requests; -1: all
-    instance: str = ""  # of one VM only
-    only: str = ""  # regular expression: found in "METHOD path"
+    times: int = -1  # the number of requests; -1 means all
+    instance: str = ""  # only requests of this VM fail, if it is set
+    only: str = ""  # a regular expression that is searched in "METHOD path"
 
 
 @functools.cache
 def storage_faults(cloud: Cloud) -> list[StorageFault]:
-    """Of all VMs of a cloud; guarded by cloud.lock."""
+    """Return the faults of all VMs of a cloud, which cloud.lock guards."""
     return []
 
 
 class StorageProxy:
-    """Listens on a loopback port until close()."""
+    """A proxy that listens on a loopback port until close()."""
 
     def __init__(self, cloud: Cloud, account: str, instance: str) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(cloud, account, instance))
@@ -52,7 +52,7 @@ class StorageProxy:
 
 
 def permission(verb: str, path: str) -> tuple[str, str]:
-    """Permission and bucket that a request to the storage API needs. A path it does not know: ("", "")."""
+    """Return permission and bucket that a request to the storage API needs; ("", "") for an unknown path."""
     match = BUCKET.fullmatch(path)
     if match is None:
         return "", ""
@@ -65,7 +65,7 @@ def permission(verb: str, path: str) -> tuple[str, str]:
 
 
 def _trouble(cloud: Cloud, instance: str, asked: str) -> int:
-    """The status that a fault makes of this request; 0 for none."""
+    """Return the status that a fault gives this request; 0 for none."""
     with cloud.lock:
         for fault in storage_faults(cloud):
             if fault.times and fault.instance in ("", instance) and re.search(fault.only, asked):
@@ -107,12 +107,12 @@ def _handler(cloud: Cloud, account: str, instance: str) -> type[BaseHTTPRequestH
                 return 502, [], b""
             finally:
                 connection.close()
-            here = self.headers["Host"]  # the Location of a resumable upload is to lead here again
+            here = self.headers["Host"]  # the Location of a resumable upload must lead here again
             passed = [(k, v.replace(upstream, here)) for k, v in response.getheaders() if k.lower() not in LEFT_OUT]
             return response.status, passed, content
 
         def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-            with contextlib.suppress(ConnectionError):  # the VM may have gone meanwhile
+            with contextlib.suppress(ConnectionError):  # the VM may have ended meanwhile
                 self.send_response(status)
                 for name, value in headers:
                     self.send_header(name, value)

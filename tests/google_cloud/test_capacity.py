@@ -1,4 +1,4 @@
-"""Machines that are not to be had: what a person sees, and machines that wait for capacity."""
+"""Machines that Google does not have: the reports to a person, and machines that wait for capacity."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def watched(run: Life, words: str) -> str:
-    """The first line of `scripts.watch` that has these words."""
+    """Return the first line of `scripts.watch` with these words."""
     command = [sys.executable, "-u", "-m", "scripts.watch", "--stack", "dev"]
     watch = subprocess.Popen(
         command, cwd=run.root, env=run.cloud.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -31,10 +31,10 @@ def watched(run: Life, words: str) -> str:
     return pytest.fail(f"watch ended without {words!r}: {''.join(said)}")
 
 
-def test_a_stock_out_is_told_and_the_next_launch_takes_the_next_zone(life: Callable[..., Life]) -> None:
+def test_stock_out_is_reported_and_the_next_launch_takes_the_next_zone(life: Callable[..., Life]) -> None:
     run = life(workers=0)
     run.fault("capacity", zone="us-central1-a")
-    run.cloud.up()  # no failure of `up`: Google goes on trying
+    run.cloud.up()  # `up` does not fail, as Google continues to try
     said = watched(run, "us-central1-a has no n1-standard-2")
     assert "launch" in said
     run.cloud.edit("dev", "gpt2-training:platform", "gpt2-training:launch: 2\n  gpt2-training:platform")
@@ -44,7 +44,7 @@ def test_a_stock_out_is_told_and_the_next_launch_takes_the_next_zone(life: Calla
     no_violations(run.cloud)
 
 
-def test_machines_that_wait_for_capacity(life: Callable[..., Life]) -> None:
+def test_machine_with_flex_start_waits_for_capacity_and_trains(life: Callable[..., Life]) -> None:
     run = life(workers=0)
     run.cloud.edit("dev", "masterType: n1-standard-2", "masterType: a2-highgpu-1g")
     run.cloud.edit("dev", "machines: {spot: false}", "machines: {flexStart: true}")

@@ -1,4 +1,4 @@
-"""What the stand-in cloud takes for legal, what it calls a change, who may do what: without a CLI."""
+"""The stand-in cloud's legal inputs, changes and permissions, without a CLI."""
 
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,13 @@ NETWORK, SUBNETWORK = "gcp:compute/network:Network", "gcp:compute/subnetwork:Sub
         ("gcp:compute/disk:Disk", {}, "", "does not know"),
     ],
 )
-def test_an_input_that_is_wrong_is_named(token: str, inputs: Json, path: str, why: str) -> None:
+def test_wrong_input_is_named_with_its_mistake(token: str, inputs: Json, path: str, why: str) -> None:
     found = dict(schema.problems(token, inputs))
     assert list(found) == [path]
     assert why in found[path]
 
 
-def test_unknown_values_secrets_and_assets_may_stand_anywhere() -> None:
+def test_unknown_values_secrets_and_assets_are_legal_anywhere() -> None:
     secret = {schema.SIGNATURE: schema.SECRET, "value": "a-secret-name"}
     asset = {schema.SIGNATURE: schema.ASSETS[0], "hash": "0", "text": "x"}
     unknown = names.UNKNOWN
@@ -100,7 +100,7 @@ GPU = {"guestAccelerators": [{"type": "nvidia-tesla-t4", "count": 1}]}
         ({}, {"disks": []}, "boot disk"),
     ],
 )
-def test_a_template_keeps_the_rules_of_scheduling(scheduling: Json, more: Json, why: str) -> None:
+def test_template_is_held_to_the_rules_of_scheduling(scheduling: Json, more: Json, why: str) -> None:
     boot = [{"boot": True, "sourceImage": "projects/p/global/images/family/f"}]
     template = {"machineType": "n1-standard-4", "disks": boot, "scheduling": scheduling, **more}
     if why:
@@ -126,7 +126,7 @@ def test_a_template_keeps_the_rules_of_scheduling(scheduling: Json, more: Json, 
         ("gcp:cloudscheduler/job:Job", {"schedule": "0 0 1 1 *"}, "exactly one target"),
     ],
 )
-def test_google_says_400_to_what_cannot_be(token: str, state: Json, why: str) -> None:
+def test_state_that_google_refuses_is_400(token: str, state: Json, why: str) -> None:
     if why:
         with pytest.raises(CloudError, match=why):
             rules.check(token, state)
@@ -136,7 +136,7 @@ def test_google_says_400_to_what_cannot_be(token: str, state: Json, why: str) ->
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Cloud:
-    """A cloud in this process, without storage."""
+    """Return a cloud in this process, without storage."""
     made = Cloud(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1")
     iam.register(made)
     images.register(made)
@@ -148,7 +148,7 @@ def add(cloud: Cloud, token: str, **inputs: Any) -> str:
     return cloud.create(token, names.fill(token, inputs, "p", "us-central1", {}), inputs, "p").id
 
 
-def test_grants_count_where_they_are_given(empty: Cloud) -> None:
+def test_grant_counts_for_its_resource_alone(empty: Cloud) -> None:
     def may(permission: str, resource: str) -> bool:
         return empty.allowed("serviceAccount:master@p.iam.gserviceaccount.com", permission, resource)
 
@@ -185,7 +185,7 @@ def test_grants_count_where_they_are_given(empty: Cloud) -> None:
     assert not may("logging.logEntries.create", "projects/p")
 
 
-def test_a_template_in_use_and_a_name_twice(empty: Cloud) -> None:
+def test_template_in_use_and_a_second_resource_of_one_name_are_refused(empty: Cloud) -> None:
     boot = [{"boot": True, "sourceImage": "i"}]
     template = add(empty, TEMPLATE, name="t", machineType="n1-standard-1", disks=boot)
     link = f"https://www.googleapis.com/compute/v1/{template}"
@@ -215,14 +215,14 @@ def test_a_template_in_use_and_a_name_twice(empty: Cloud) -> None:
         (["**/*.*", "!**/*.py", "**/deep"], "Dockerfile a.py out/e.py sub/b.py"),
     ],
 )
-def test_dockerignore_is_honoured_as_docker_does(tmp_path: Path, rules: list[str], left: str) -> None:
+def test_dockerignore_selects_the_files_that_docker_does(tmp_path: Path, rules: list[str], left: str) -> None:
     for name in ["Dockerfile", "a.py", "a.txt", "keep.txt", "sub/b.py", "sub/deep/c.py", "sub/d.txt", "out/e.py"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     assert images.context_files(tmp_path, rules) == left.split()
 
 
-def test_a_context_is_what_a_build_would_see(tmp_path: Path) -> None:
+def test_context_hash_changes_with_the_files_of_a_build_alone(tmp_path: Path) -> None:
     for name, content in {"Dockerfile": "FROM a", "m.py": "1", "x.log": "1", "tests/t.py": "1"}.items():
         (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "c" / name).write_text(content)
@@ -271,5 +271,5 @@ def test_a_context_is_what_a_build_would_see(tmp_path: Path) -> None:
         (FIREWALL, {"allows": [{"protocol": "tcp"}]}, {"allows": []}, {"allows[0]": "DELETE"}),
     ],
 )
-def test_a_change_updates_or_replaces_as_the_schema_says(token: str, old: Json, new: Json, found: Json) -> None:
+def test_change_updates_or_replaces_by_the_schema(token: str, old: Json, new: Json, found: Json) -> None:
     assert diff.changes(token, old, new) == found

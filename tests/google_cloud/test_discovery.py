@@ -1,4 +1,4 @@
-"""Calls of Google's REST APIs against Google's discovery documents: what is wrong is refused, what we call is right."""
+"""Calls of Google's REST APIs against Google's discovery documents: wrong calls are refused, our own are right."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ def point(**changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_calls_of_our_own_code_are_known(
+def test_call_of_our_own_code_is_known_to_google(
     service: str, verb: str, path: str, query: dict[str, Any], body: Any, method: str
 ) -> None:
     assert api(service).check(verb, path, query, body).id == f"{service}.{method}"
@@ -121,7 +121,7 @@ def test_the_calls_of_our_own_code_are_known(
         ("cloudbuild", "POST", "projects/p/builds", {}, {**BUILD, "status": "SUCCESS"}, "for answers only"),
     ],
 )
-def test_what_google_does_not_know_is_refused(
+def test_call_that_google_does_not_know_is_refused(
     service: str, verb: str, path: str, query: dict[str, Any], body: Any, why: str
 ) -> None:
     with pytest.raises(Refused, match=why):
@@ -136,7 +136,7 @@ def test_every_api_that_we_call_has_its_document_and_version() -> None:
     assert all(api(service).methods for service in BASES if service in VERSIONS)
 
 
-def test_answers_are_judged_too() -> None:
+def test_answer_that_google_could_not_give_is_refused() -> None:
     compute = api("compute")
     method = compute.check("GET", PLACE)
     compute.check_answer(method, {"name": "dev-worker-0a1b2c3d", "targetSize": 3})

@@ -1,6 +1,6 @@
-"""What `pulumi preview` says of the committed stacks, as YAML under tests/golden: a change to infra is a diff to read.
+"""The output of `pulumi preview` for the committed stacks, as YAML under tests/golden: a change to infra is a diff.
 
-After a change that is meant: UPDATE_GOLDEN=1 python -m pytest tests/google_cloud/test_golden.py
+After an intended change: UPDATE_GOLDEN=1 python -m pytest tests/google_cloud/test_golden.py
 """
 
 import json
@@ -16,7 +16,7 @@ from .conftest import StandIn
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
-# What differs from test to test, or with every line of the trainer's code.
+# These values differ from test to test, or with every line of the trainer's code.
 MASKS = [
     (re.compile(r"\bgpt2-\d+x\d+-[0-9a-f]{8}\b|\bgpt2-[0-9a-f]{8}\b(?=[/.\"]|$)"), "RUN"),
     (re.compile(r"-(master|worker|ps)-[0-9a-f]{8}\b"), r"-\1-HASH"),
@@ -27,7 +27,7 @@ MASKS = [
 
 
 def masked(value: Any, stand_in: StandIn) -> Any:
-    if isinstance(value, dict) and "hash" in value and {"text", "path"} & set(value):  # an asset
+    if isinstance(value, dict) and "hash" in value and {"text", "path"} & set(value):  # this is an asset
         if not value.get("text"):
             return masked(value["path"], stand_in)
         return masked(json.loads(value["text"]), stand_in)
@@ -48,7 +48,7 @@ def masked(value: Any, stand_in: StandIn) -> Any:
 
 
 def readable(steps: list[dict[str, Any]], stand_in: StandIn) -> dict[str, Any]:
-    """{type name: inputs}, by type and name: the order of the steps is chance."""
+    """Return {type name: inputs}, sorted by type and name, as Pulumi does not order the steps."""
     found = {}
     for step in steps:
         _, kind, name = step["urn"].rsplit("::", 2)
@@ -59,8 +59,8 @@ def readable(steps: list[dict[str, Any]], stand_in: StandIn) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stack", ["dev", "single", "local"])
-def test_the_committed_stacks_preview_as_they_did(cloud: StandIn, stack: str) -> None:
-    cloud.environment["PULUMI_CONFIG_PASSPHRASE"] = ""  # as Pulumi.local.yaml was made
+def test_preview_of_a_committed_stack_equals_the_golden_file(cloud: StandIn, stack: str) -> None:
+    cloud.environment["PULUMI_CONFIG_PASSPHRASE"] = ""  # Pulumi.local.yaml was made with this passphrase
     (cloud.root / "data" / "gpt2-vocabulary").mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         (cloud.root / "data" / "gpt2-vocabulary" / name).touch()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.cold
-def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: Path) -> None:
+def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable[..., Life], tmp_path: Path) -> None:
     run = life()
     cloud, first = run.cloud, run.job().run
     assert run.changes()["worker-group"] == "create"
@@ -32,7 +32,7 @@ def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: P
     # A finished run stays finished, and is no drift.
     assert "nothing is left to do" in cloud.up("--refresh", "--expect-no-changes")
 
-    # Another learning rate is another run; the diff says what was changed, the old run's files stay.
+    # Another learning rate makes another run; the diff shows the change, and the old run's files stay.
     cloud.edit("dev", "learningRate: 0.01", "learningRate: 0.02")
     said = cloud.pulumi("preview", "--diff")
     assert re.search(r"~ learningRate\s*: 0.01 => 0.02", said)
@@ -45,14 +45,14 @@ def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: P
     models = {entry.path.split("/")[1] for entry in run.storage.list("runs") if entry.path.endswith("config.json")}
     assert models == {first, second}
 
-    # Nothing is left but what was to be kept; the next `up` takes it up again.
+    # Only the kept resources are left; the next `up` adopts them.
     cloud.destroy()
     left = {token: names for token, names in cloud.resources().items() if not token.endswith("Service")}
     assert sorted(left.pop(BUCKET)) == sorted(f"{cloud.project}-dev-gpt2{part}" for part in ("", "-data"))
     left.pop("gcp:storage/bucketObject:BucketObject")
     left.pop("gcp:artifactregistry/repository:Repository")
     left.pop("docker-build:index:Image")
-    left.pop("gcp:projects/iAMCustomRole:IAMCustomRole")  # a deleted one's name is blocked for weeks
+    left.pop("gcp:projects/iAMCustomRole:IAMCustomRole")  # the name of a deleted role is blocked for weeks
     left.pop("gcp:monitoring/metricDescriptor:MetricDescriptor")
     assert left == {}
     now = run.status()
@@ -66,13 +66,13 @@ def test_from_nothing_to_a_model_and_back(life: Callable[..., Life], tmp_path: P
     assert BUCKET not in cloud.resources()
 
 
-def test_machines_that_are_taken_come_back(life: Callable[..., Life]) -> None:
+def test_machines_that_google_preempts_come_back_and_the_run_continues(life: Callable[..., Life]) -> None:
     run = life(steps=100_000, every=25)
     cloud = run.cloud
     cloud.up()
     run.training(5)
 
-    # Another number of workers is one changed number, and no machine is lost for it.
+    # Another number of workers changes one number, and no machine is lost for it.
     before = {vm["name"] for vm in run.vms()}
     cloud.edit("dev", "workerCount: 1", "workerCount: 2")
     steps = cloud.preview()
@@ -86,7 +86,7 @@ def test_machines_that_are_taken_come_back(life: Callable[..., Life]) -> None:
     cloud.up()
     run.until(lambda: len(run.vms("worker")) == 1, "one worker")
 
-    # A worker that is taken without a word, then the master: both come back under their names, and steps go on.
+    # A worker is taken without notice, then the master: both come back under their names, and the steps continue.
     for role, notice in (("worker", False), ("master", True)):
         (name,) = [vm["name"] for vm in run.vms(role)]
         old = next(vm["id"] for vm in run.vms(role))
@@ -98,7 +98,7 @@ def test_machines_that_are_taken_come_back(life: Callable[..., Life]) -> None:
         run.training(now.step + 5)
     cloud.pulumi("preview", "--refresh", "--expect-no-changes")
 
-    # The end in the middle of it: no machine is left, and the status says how to go on.
+    # The stack is destroyed in the middle of it: no machine is left, and the status says how to continue.
     cloud.destroy()
     assert run.vms() == []
     now = run.status()
@@ -107,7 +107,7 @@ def test_machines_that_are_taken_come_back(life: Callable[..., Life]) -> None:
     assert re.match(r"destroyed; `pulumi up` goes on from step \d+", now.reason)
 
 
-def test_what_a_hand_changed_is_drift(life: Callable[..., Life]) -> None:
+def test_group_that_a_person_resized_is_drift(life: Callable[..., Life]) -> None:
     run = life(steps=100_000)
     cloud = run.cloud
     cloud.up()
@@ -118,7 +118,7 @@ def test_what_a_hand_changed_is_drift(life: Callable[..., Life]) -> None:
     assert run.changes("--refresh") == {"worker-group": "update", "ssh": "update"}
 
 
-def test_a_deadline_ends_a_run_that_hangs(life: Callable[..., Life]) -> None:
+def test_run_that_hangs_is_ended_by_its_deadline(life: Callable[..., Life]) -> None:
     run = life(workers=0, steps=100_000)
     run.cloud.up()
     run.training()
@@ -130,13 +130,13 @@ def test_a_deadline_ends_a_run_that_hangs(life: Callable[..., Life]) -> None:
     assert run.sizes() == {"master": 0}
     no_violations(run.cloud)
 
-    # As the days pass: an `up` says that the time is over and boots nothing, whatever the state still believes.
+    # After some days, an `up` reports that the time is over and boots nothing, whatever the state still contains.
     path, long_ago = paths.launch(run.job().run, 1), json.dumps({"started": time.time() - 6 * 3600}).encode()
     run.storage.write(path, long_ago)
     assert "the time of launch 1 is over (limits: 5.0 h); set gpt2-training:launch to 2" in run.cloud.up()
     assert (run.sizes(), run.vms()) == ({"master": 0}, [])
     run.cloud.pulumi("preview", "--refresh", "--expect-no-changes")
-    # What was destroyed starts its clock anew.
+    # A destroyed stack starts its clock anew.
     run.cloud.destroy()
     run.fault("clock", epoch=time.time())
     run.storage.write(path, long_ago)
@@ -144,7 +144,7 @@ def test_a_deadline_ends_a_run_that_hangs(life: Callable[..., Life]) -> None:
     assert run.sizes() == {"master": 1}
 
 
-def test_a_failed_run_goes_on_with_the_next_launch(life: Callable[..., Life]) -> None:
+def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Callable[..., Life]) -> None:
     run = life(workers=0, steps=4000, every=20)
     cloud = run.cloud
     cloud.up()
@@ -166,18 +166,18 @@ def test_a_failed_run_goes_on_with_the_next_launch(life: Callable[..., Life]) ->
     run.training(now.step + 5)
     metrics = read_metrics(run.storage, run.job().run)
     steps = [one.step for one in metrics.steps if one.attempt == metrics.attempts[-1].number]
-    assert min(steps) > 20  # from the checkpoint, not from the start
+    assert min(steps) > 20  # the run resumes from the checkpoint, not from the start
     cloud.destroy()
 
 
-def test_a_text_that_was_uploaded_before_the_first_up(life: Callable[..., Life]) -> None:
+def test_text_uploaded_before_the_first_up_is_adopted(life: Callable[..., Life]) -> None:
     run = life(workers=0)
     cloud = run.cloud
     cloud.script("scripts.upload_data", "data/text.txt", "--stack", "dev")
     (run.root / "data" / "text.txt").unlink()
     assert (run.root / "data" / "text.txt.lock.json").exists()
     changed = run.changes()
-    assert changed["data"] == "import"  # the bucket that upload_data made
+    assert changed["data"] == "import"  # upload_data made this bucket
     assert changed["artifacts"] == "create"
     assert "text" not in changed
     cloud.up()
@@ -185,7 +185,7 @@ def test_a_text_that_was_uploaded_before_the_first_up(life: Callable[..., Life])
     assert run.job().data.path.startswith(f"gs://{cloud.project}-dev-gpt2-data/data/")
 
 
-def test_without_credentials_a_preview_goes_on_and_up_does_not(life: Callable[..., Life]) -> None:
+def test_missing_credentials_stop_up_and_not_a_preview(life: Callable[..., Life]) -> None:
     run = life()
     unknown = {"status": 401, "reason": "authError", "message": "Request had invalid authentication credentials."}
     run.cloud.fault(operation="invoke", times=-1, **unknown)
@@ -198,7 +198,7 @@ def test_without_credentials_a_preview_goes_on_and_up_does_not(life: Callable[..
     assert BUCKET not in run.cloud.resources()
 
 
-def test_a_mistake_in_the_stack_file_is_told_before_anything_is_made(life: Callable[..., Life]) -> None:
+def test_mistake_in_the_stack_file_is_reported_before_anything_is_made(life: Callable[..., Life]) -> None:
     run = life()
     run.cloud.edit("dev", "workerType: n1-standard-2", "workerType: n1-standrd-2")
     said = run.cloud.up(ok=False)

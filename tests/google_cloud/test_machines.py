@@ -27,7 +27,7 @@ from tests.google_cloud.lab import (
 )
 
 
-def test_a_group_boots_vms_that_know_who_they_are(lab: Lab) -> None:
+def test_group_boots_vms_that_know_their_names_and_attributes(lab: Lab) -> None:
     lab.group(size=2)
     vms = lab.running(2)
     assert len({vm["name"] for vm in vms}) == 2
@@ -52,7 +52,7 @@ def test_a_group_boots_vms_that_know_who_they_are(lab: Lab) -> None:
         assert plain.status_code == 403
 
 
-def test_google_auth_finds_the_vms_account(lab: Lab) -> None:
+def test_google_auth_on_a_vm_finds_its_account(lab: Lab) -> None:
     lab.group()
     [vm] = lab.running(1)
     program = (
@@ -71,7 +71,7 @@ def test_google_auth_finds_the_vms_account(lab: Lab) -> None:
     assert lab.rest("GET", f"compute/v1/projects/{PROJECT}/zones", token).status_code == 200
 
 
-def test_a_preemption_with_notice_is_told_then_comes_and_is_repaired(lab: Lab) -> None:
+def test_preemption_with_notice_is_announced_then_comes_and_is_repaired(lab: Lab) -> None:
     lab.group()
     [vm] = lab.running(1)
     first = lab.metadata(vm, "instance/preempted")
@@ -80,7 +80,7 @@ def test_a_preemption_with_notice_is_told_then_comes_and_is_repaired(lab: Lab) -
     changed = lab.metadata(vm, "instance/preempted", wait_for_change="true", last_etag=first.headers["ETag"])
     assert changed.text == "TRUE"
     lab.fault("clock", ahead=100)
-    assert lab.running(1) == [vm]  # two minutes are not over
+    assert lab.running(1) == [vm]  # the two minutes are not over
     lab.fault("clock", ahead=30)
     [again] = lab.running(1, but=vm["id"])
     assert again["name"] == vm["name"]
@@ -88,7 +88,7 @@ def test_a_preemption_with_notice_is_told_then_comes_and_is_repaired(lab: Lab) -
     assert lab.metadata(again, "instance/preempted").text == "FALSE"
 
 
-def test_a_long_poll_waits_for_the_change(lab: Lab) -> None:
+def test_long_poll_of_the_metadata_waits_for_the_change(lab: Lab) -> None:
     lab.group()
     [vm] = lab.running(1)
     address = (
@@ -103,7 +103,7 @@ def test_a_long_poll_waits_for_the_change(lab: Lab) -> None:
     assert poll.communicate(timeout=30)[0] == b"TRUE"
 
 
-def test_a_preemption_without_notice_leaves_no_process(lab: Lab) -> None:
+def test_preemption_without_notice_leaves_no_process(lab: Lab) -> None:
     lab.group(script=STUBBORN)
     [vm] = lab.running(1)
     mark = vm["environment"]["GPT2_TRAINING_MACHINE"]
@@ -114,7 +114,7 @@ def test_a_preemption_without_notice_leaves_no_process(lab: Lab) -> None:
     assert again["name"] == vm["name"]
 
 
-def test_a_frozen_vm_goes_by_the_deadline_of_its_template(lab: Lab) -> None:
+def test_frozen_vm_ends_at_the_deadline_of_its_template(lab: Lab) -> None:
     until = time.time() + 3600
     limit = {"terminationTime": datetime.fromtimestamp(until, UTC).isoformat().replace("+00:00", "Z")}
     group = lab.group(script=STUBBORN, scheduling=limit)
@@ -129,7 +129,7 @@ def test_a_frozen_vm_goes_by_the_deadline_of_its_template(lab: Lab) -> None:
     lab.gone()
 
 
-def test_a_limit_of_the_run_time_counts_for_each_vm(lab: Lab) -> None:
+def test_limit_of_the_run_time_counts_for_each_vm(lab: Lab) -> None:
     lab.group(scheduling={"maxRunDuration": {"seconds": 3600}})
     [vm] = lab.running(1)
     lab.fault("clock", ahead=3601)
@@ -151,14 +151,14 @@ def job(lab: Lab, group: str, account: str, date: datetime | None = None, retrie
 
 
 def attempt(lab: Lab, name: str) -> Json:
-    """The job's last attempt, once there is one."""
+    """Return the job's last attempt, once there is one."""
     asked = lambda: requests.get(f"{lab.url}/jobs/{name}", timeout=10).json()  # noqa: E731
     wait_until(lambda: "lastAttemptTime" in asked(), lambda: f"an attempt of {name}")
     status: Json = asked()["status"]
     return status
 
 
-def test_the_master_scales_down_by_the_scheduler_only_with_grants(lab: Lab) -> None:
+def test_master_scales_down_by_the_scheduler_only_with_grants(lab: Lab) -> None:
     group = lab.group(size=2)
     vm = lab.running(2)[0]
     reaper = lab.account("reaper")
@@ -170,16 +170,16 @@ def test_the_master_scales_down_by_the_scheduler_only_with_grants(lab: Lab) -> N
     direct = lab.rest("POST", f"compute/v1/{group}/resize?size=0", lab.token(vm))
     assert direct.status_code == 403  # the VM itself may resize nothing
     assert lab.rest("POST", run, lab.token(vm), {}).status_code == 200
-    assert attempt(lab, name)["code"] == 7  # the reaper may not yet
+    assert attempt(lab, name)["code"] == 7  # the reaper has no permission yet
     assert len(lab.running(2)) == 2
     lab.grant(reaper, "compute.instanceGroupManagers.update")
     assert lab.rest("POST", run, lab.token(vm), {}).status_code == 200
     lab.gone()
     read = lab.post("/provider/read", {"token": GROUP, "id": group, "project": PROJECT})
-    assert read["state"]["targetSize"] == 0  # what a refresh sees
+    assert read["state"]["targetSize"] == 0  # a refresh reads this state
 
 
-def test_a_deadline_fires_at_its_date(lab: Lab) -> None:
+def test_deadline_fires_at_its_date(lab: Lab) -> None:
     group = lab.group()
     lab.running(1)
     reaper = lab.account("reaper")
@@ -194,7 +194,7 @@ def test_a_deadline_fires_at_its_date(lab: Lab) -> None:
     lab.gone()
 
 
-def test_a_job_that_failed_is_tried_again(lab: Lab) -> None:
+def test_failed_job_is_tried_again(lab: Lab) -> None:
     group = lab.group()
     lab.running(1)
     reaper = lab.account("reaper")
@@ -206,7 +206,7 @@ def test_a_job_that_failed_is_tried_again(lab: Lab) -> None:
     lab.gone()
 
 
-def test_no_capacity_is_an_error_of_the_group_until_there_is_some(lab: Lab) -> None:
+def test_missing_capacity_is_an_error_of_the_group_until_there_is_some(lab: Lab) -> None:
     lab.fault("capacity", zone=ZONE, available=False)
     group = lab.group(size=2)
     assert {vm["status"] for vm in lab.vms()} == {"TERMINATED"}
@@ -220,7 +220,7 @@ def test_no_capacity_is_an_error_of_the_group_until_there_is_some(lab: Lab) -> N
     lab.running(2)
 
 
-def test_a_quota_of_zero_keeps_vms_away(lab: Lab) -> None:
+def test_quota_of_zero_prevents_vms(lab: Lab) -> None:
     lab.fault("quota", metric="PREEMPTIBLE_NVIDIA_T4_GPUS", limit=0)
     group = lab.group(guestAccelerators=[{"type": "nvidia-tesla-t4", "count": 1}])
     [error] = lab.rest("GET", f"compute/v1/{group}/listErrors").json()["items"]
@@ -229,7 +229,7 @@ def test_a_quota_of_zero_keeps_vms_away(lab: Lab) -> None:
     assert {"metric": "PREEMPTIBLE_NVIDIA_T4_GPUS", "limit": 0, "usage": 0} in quotas
 
 
-def test_a_vm_that_never_boots_is_on_all_the_same(lab: Lab) -> None:
+def test_vm_that_never_boots_is_running(lab: Lab) -> None:
     lab.fault("boot", never=True)
     lab.group()
     [vm] = lab.vms()
@@ -237,17 +237,17 @@ def test_a_vm_that_never_boots_is_on_all_the_same(lab: Lab) -> None:
     assert lab.serial(vm) == ""
 
 
-def test_what_compute_engine_does_not_have_is_refused(lab: Lab) -> None:
+def test_template_with_unknown_image_type_or_account_is_refused(lab: Lab) -> None:
     image = {"disks": [{"boot": True, "sourceImage": FAMILY.replace("580", "570")}]}
     for wrong, status in ((image, 404), ({"machineType": "n1-highmem-17"}, 400)):
         with pytest.raises(AssertionError, match=f"^{{.*{status}"):
             lab.group(name="wrong", **wrong)
     lab.group(name="other", serviceAccount={"email": f"no@{PROJECT}.iam.gserviceaccount.com"}, status=404)
-    p100 = [{"type": "nvidia-tesla-p100", "count": 1}]  # not in this zone
+    p100 = [{"type": "nvidia-tesla-p100", "count": 1}]  # this zone has none
     lab.group(name="gpu", guestAccelerators=p100, status=400)
 
 
-def test_a_template_in_use_stays(lab: Lab) -> None:
+def test_template_in_use_cannot_be_deleted(lab: Lab) -> None:
     group = lab.group()
     lab.delete(TEMPLATE, f"{REGIONAL}/instanceTemplates/g-template", status=400)
     lab.delete(GROUP, group)
@@ -255,7 +255,7 @@ def test_a_template_in_use_stays(lab: Lab) -> None:
     lab.delete(TEMPLATE, f"{REGIONAL}/instanceTemplates/g-template")
 
 
-def test_the_size_can_be_changed_by_hand_and_by_an_update(lab: Lab) -> None:
+def test_size_of_a_group_is_changed_by_resize_and_by_an_update(lab: Lab) -> None:
     group = lab.group(size=1)
     lab.running(1)
     assert lab.rest("POST", f"compute/v1/{group}/resize?size=3").status_code == 200
@@ -266,14 +266,14 @@ def test_the_size_can_be_changed_by_hand_and_by_an_update(lab: Lab) -> None:
     lab.running(1)
 
 
-def test_a_startup_script_that_ends_does_not_end_its_vm(lab: Lab) -> None:
+def test_startup_script_that_ends_does_not_end_its_vm(lab: Lab) -> None:
     lab.group(script="echo up; exit 3")
     [vm] = lab.running(1)
     [vm] = wait_until(lambda: [one for one in lab.vms() if one["scriptExit"] is not None], lambda: "the script's end")
     assert (vm["status"], vm["scriptExit"]) == ("RUNNING", 3)
 
 
-def test_recreated_by_hand_keeps_its_name(lab: Lab) -> None:
+def test_vm_that_a_person_recreates_keeps_its_name(lab: Lab) -> None:
     group = lab.group()
     [vm] = lab.running(1)
     body = {"instances": [f"projects/{PROJECT}/zones/{ZONE}/instances/{vm['name']}"]}
@@ -282,7 +282,7 @@ def test_recreated_by_hand_keeps_its_name(lab: Lab) -> None:
     assert again["name"] == vm["name"]
 
 
-def test_the_end_of_the_daemon_is_the_end_of_all_vms(lab: Lab) -> None:
+def test_daemon_that_ends_ends_all_vms(lab: Lab) -> None:
     lab.group(script=STUBBORN, size=2)
     lab.running(2)
     assert processes.marked(f"{lab.folder}::")  # the fixture looks for them after the daemon's end

@@ -9,7 +9,7 @@ PROVIDER = "gcp:iam/workloadIdentityPoolProvider:WorkloadIdentityPoolProvider"
 
 
 @pytest.mark.slow
-def test_it_stays_and_is_taken_up_again(cloud: StandIn) -> None:
+def test_pipeline_outlives_its_stack_and_is_adopted_again(cloud: StandIn) -> None:
     key = "gpt2-training:pipeline: {repository: acme/models}\n  gpt2-training:platform"
     cloud.edit("single", "gpt2-training:platform", key)
     cloud.up(stack="single")

@@ -1,4 +1,4 @@
-"""The stand-in provider through the real CLI: what it refuses, what it shows, what it keeps."""
+"""The stand-in provider through the real CLI: its refusals, its previews, and the resources that it keeps."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def test_wrong_inputs_are_refused_before_anything_is_made(stack: StandIn, progra
 
 
 @slow
-def test_a_resource_lives_as_the_program_says(stack: StandIn, program: Program) -> None:
+def test_resource_is_made_changed_and_deleted_by_the_program(stack: StandIn, program: Program) -> None:
     bucket = """
 b = storage.Bucket("fixed", name=P + "-fixed", location="EU", labels={"team": "ml"}LABELS)
 storage.Bucket("free", location="PLACE", versioning={"enabled": VERSIONS})
@@ -76,7 +76,7 @@ pulumi.export("url", b.url)
     declare(place="US", versions=True)
     steps = {s["urn"].rsplit("::", 1)[1]: s for s in stack.preview() if s["op"] == "replace"}
     assert {n: s["replaceReasons"] for n, s in steps.items()} == {"fixed": ["location"], "free": ["location"]}
-    output = stack.up()  # the name of one is free only when the old one is gone: 409 in any other order
+    output = stack.up()  # One's name is free only when the old one is gone: any other order gives 409
     order = [line for line in output.splitlines() if "Bucket free" in line]
     assert "creat" in order[0]
     assert "delet" in order[-1], "what has a name of its own is made before the old one goes"
@@ -97,10 +97,10 @@ pulumi.export("url", b.url)
 
 
 @slow
-def test_the_clouds_refusals_reach_the_person(stack: StandIn, program: Program) -> None:
+def test_refusal_of_the_cloud_reaches_the_person(stack: StandIn, program: Program) -> None:
     stack.gcs().create_bucket(f"{stack.project}-taken")
     stack.enable("artifactregistry", "iam")
-    stack.fault(BUCKET, "create", message="come again")  # whichever bucket comes first
+    stack.fault(BUCKET, "create", message="come again")  # it hits the first bucket, whichever that is
     program(
         """
 first = storage.Bucket("fault", location="EU")
@@ -135,7 +135,7 @@ artifactregistry.RepositoryIamMember("role", repository="r", location="us-centra
 
 
 @slow
-def test_what_is_in_use_stays(stack: StandIn, program: Program) -> None:
+def test_resource_in_use_cannot_be_deleted(stack: StandIn, program: Program) -> None:
     stack.enable("compute")
     program(
         """
@@ -172,7 +172,7 @@ pulumi.export("bucket", b.name)
 
 
 @slow
-def test_a_kept_bucket_is_found_and_adopted(stack: StandIn, program: Program) -> None:
+def test_kept_bucket_is_found_and_adopted(stack: StandIn, program: Program) -> None:
     text = """
 name = P + "-kept"
 there = [b.name for b in storage.get_buckets(prefix=name, project=P).buckets]
@@ -206,7 +206,7 @@ pulumi.export("found", [there, objects, content])
 
 
 @slow
-def test_previews_know_what_google_lets_them_know(stack: StandIn, program: Program) -> None:
+def test_preview_shows_the_outputs_that_the_provider_plans(stack: StandIn, program: Program) -> None:
     program(
         """
 import pulumi_gcp as gcp
@@ -239,7 +239,7 @@ pulumi.export("network", net.self_link)
 
 
 @slow
-def test_ignored_changes_and_sizes_changed_elsewhere(stack: StandIn, program: Program) -> None:
+def test_ignored_changes_and_sizes_changed_elsewhere_are_no_difference(stack: StandIn, program: Program) -> None:
     text = """
 network = raw("gcp:compute/network:Network", "n", autoCreateSubnetworks=False)
 raw("gcp:compute/firewall:Firewall", "f", network=network.id, priority=PRIORITY,
@@ -259,7 +259,7 @@ raw("gcp:compute/firewall:Firewall", "f", network=network.id, priority=PRIORITY,
 
 
 @slow
-def test_an_image_is_built_by_up_alone(stack: StandIn, program: Program) -> None:
+def test_image_is_built_by_up_alone(stack: StandIn, program: Program) -> None:
     folder = stack.root / "image"
     folder.mkdir()
     for name, content in {
@@ -293,19 +293,19 @@ pulumi.export("ref", image.ref)
 
 
 @slow
-def test_a_lookup_of_a_disabled_api_fails(stack: StandIn, program: Program) -> None:
+def test_lookup_of_a_disabled_api_fails(stack: StandIn, program: Program) -> None:
     program('artifactregistry.get_repositories(location="us-central1", project=P)')
     assert "Error 403: artifactregistry.googleapis.com has not been used" in stack.pulumi("preview", ok=False)
 
 
 @slow
-def test_a_project_is_asked_for(stack: StandIn) -> None:
+def test_missing_project_is_an_error(stack: StandIn) -> None:
     (stack.root / "Pulumi.dev.yaml").write_text("config: {}\n")
     stack.program("from pulumi_gcp import storage\nstorage.Bucket('b', location='EU')\n")
     assert "gcp:project" in stack.pulumi("preview", ok=False)
 
 
-def test_the_plugin_ends_when_it_is_interrupted() -> None:
+def test_plugin_ends_when_it_is_interrupted() -> None:
     command = [sys.executable, "-I", str(Path(__file__).with_name("provider.py")), "gcp", "10.2.0", "127.0.0.1:1"]
     environment = {**os.environ, "GPT2_TRAINING_STANDIN": "http://127.0.0.1:1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as plugin:
@@ -316,7 +316,7 @@ def test_the_plugin_ends_when_it_is_interrupted() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "https://compute.googleapis.com", "http://10.0.0.1:80", "127.0.0.1:80"])
-def test_the_plugin_serves_nobody_without_a_daemon_on_this_machine(url: str) -> None:
+def test_plugin_without_a_daemon_on_this_machine_does_not_start(url: str) -> None:
     command = [sys.executable, "-I", str(Path(__file__).with_name("provider.py")), "gcp", "10.2.0", "127.0.0.1:1"]
     environment = {**os.environ, "GPT2_TRAINING_STANDIN": url}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

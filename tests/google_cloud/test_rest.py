@@ -1,4 +1,4 @@
-"""REST of the stand-in cloud: storage as VMs see it, docker, time series, and calls that Google does not know."""
+"""REST of the stand-in cloud: storage from a VM, docker, time series, and calls that Google does not know."""
 
 import subprocess
 import time
@@ -11,7 +11,7 @@ import requests
 from tests.google_cloud.lab import FAMILY, PROJECT, REGION, STUBBORN, ZONE, Json, Lab, wait_until
 
 
-def test_a_vm_reads_a_bucket_only_with_a_grant_and_while_storage_is_well(lab: Lab) -> None:
+def test_vm_reads_a_bucket_only_with_a_grant_and_without_a_fault(lab: Lab) -> None:
     lab.create("gcp:storage/bucket:Bucket", {"name": "test-bucket-1", "location": "US-CENTRAL1"})
     lab.group()
     [vm] = lab.running(1)
@@ -28,7 +28,7 @@ def test_a_vm_reads_a_bucket_only_with_a_grant_and_while_storage_is_well(lab: La
     assert requests.get(listing, timeout=10).status_code == 200
 
 
-def test_docker_needs_a_login_a_grant_and_an_image_that_was_pushed(lab: Lab) -> None:
+def test_docker_needs_a_login_a_grant_and_a_pushed_image(lab: Lab) -> None:
     lab.group(script=STUBBORN)
     [vm] = lab.running(1)
     host, repository = f"{REGION}-docker.pkg.dev", f"projects/{PROJECT}/locations/{REGION}/repositories/images"
@@ -67,11 +67,11 @@ def test_docker_needs_a_login_a_grant_and_an_image_that_was_pushed(lab: Lab) -> 
     assert "unknown flag: --privileged" in docker(*run, "--privileged", pinned).stderr
     assert docker(*run, "--gpus", "all", pinned).returncode == 125
     wrong = docker(*run, pinned, "--bucket", "nowhere", "--run", "r", "--name", "master-0", "--role", "master")
-    assert wrong.returncode not in (0, 125), wrong.stdout  # the trainer itself said no
+    assert wrong.returncode not in (0, 125), wrong.stdout  # the trainer itself refused
     assert docker("inspect", "trainer").returncode == 1
 
 
-def test_time_series_are_kept_and_held_to_googles_rules(lab: Lab) -> None:
+def test_time_series_are_kept_by_googles_rules(lab: Lab) -> None:
     resource = {"type": "global", "labels": {"project_id": PROJECT}}
 
     def write(seconds_ago: float, value: Json, **more: Any) -> int:
@@ -84,9 +84,9 @@ def test_time_series_are_kept_and_held_to_googles_rules(lab: Lab) -> None:
         ).status_code
 
     assert write(60, {"int64Value": "1"}) == 200
-    assert write(61, {"int64Value": "1"}) == 400  # older
-    assert write(58, {"int64Value": "1"}) == 400  # too soon
-    assert write(40, {"doubleValue": 1.0}) == 400  # another type
+    assert write(61, {"int64Value": "1"}) == 400  # the point is older
+    assert write(58, {"int64Value": "1"}) == 400  # the point comes too soon
+    assert write(40, {"doubleValue": 1.0}) == 400  # the value has another type
     assert write(40, {"int64Value": "2"}, resource={"type": "moon", "labels": {}}) == 400
     assert write(40, {"int64Value": "2"}) == 200
     query = {
@@ -98,7 +98,7 @@ def test_time_series_are_kept_and_held_to_googles_rules(lab: Lab) -> None:
     assert [point["value"]["int64Value"] for point in found[0]["points"]] == ["2", "1"]
 
 
-def test_a_call_that_google_does_not_know_is_refused_and_remembered(lab: Lab) -> None:
+def test_call_that_google_does_not_know_is_a_violation(lab: Lab) -> None:
     group = lab.group(size=0)
     assert lab.rest("GET", f"compute/v1/{group}/resize?size=0").status_code == 400
     assert lab.rest("POST", f"compute/v1/{group}/resize?sizes=0").status_code == 400
@@ -108,8 +108,8 @@ def test_a_call_that_google_does_not_know_is_refused_and_remembered(lab: Lab) ->
     lab.post("/violations/clear", {})
 
 
-def test_what_preflight_asks_is_answered_as_google_would(lab: Lab) -> None:
-    """That each answer fits Google's documents is looked at by the daemon."""
+def test_calls_of_preflight_are_answered_as_google_would(lab: Lab) -> None:
+    """The daemon checks that each answer fits Google's documents."""
     lab.create(
         "gcp:artifactregistry/repository:Repository", {"repositoryId": "images", "location": REGION, "format": "DOCKER"}
     )
@@ -148,7 +148,7 @@ def test_what_preflight_asks_is_answered_as_google_would(lab: Lab) -> None:
     assert mine == asked
 
 
-def test_an_api_that_is_off_is_403(lab: Lab) -> None:
+def test_disabled_api_is_403(lab: Lab) -> None:
     answer = lab.rest("GET", "compute/v1/projects/another-project/zones")
     assert answer.status_code == 403
     assert "has not been used" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""A project that is short of quota: `pulumi up` says so before it makes anything, and goes on."""
+"""A project that is short of quota: `pulumi up` warns before it makes anything, and continues."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from .life import GROUP, Life
 pytestmark = pytest.mark.slow
 
 
-def test_up_warns_and_goes_on(life: Callable[..., Life]) -> None:
+def test_up_in_a_project_short_of_quota_warns_and_continues(life: Callable[..., Life]) -> None:
     run = life()
     assert "not checked: quotas and machine types (its API is not enabled yet)" in run.cloud.pulumi("preview")
     run.cloud.enable("compute", "cloudquotas")

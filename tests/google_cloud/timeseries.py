@@ -10,7 +10,7 @@ from tests.google_cloud.clock import epoch_of
 from tests.google_cloud.cloud import Cloud, CloudError, Json
 from tests.google_cloud.rest import Call, Played
 
-MOST = 200  # series in a call
+MOST = 200  # the largest number of series in a call
 PERIOD = 5.0  # seconds between two points of a series
 RESOURCES = {  # the monitored resources that take custom metrics, and their labels
     "gce_instance": {"project_id", "instance_id", "zone"},
@@ -23,7 +23,7 @@ VALUES = {"boolValue": "BOOL", "int64Value": "INT64", "doubleValue": "DOUBLE", "
 
 @functools.cache
 def series_of(cloud: Cloud) -> dict[str, Json]:
-    """A cloud's series, by what makes them one. Guarded by cloud.lock."""
+    """Return a cloud's series by their identity. cloud.lock guards them."""
     return {}
 
 
@@ -42,7 +42,7 @@ def _create(call: Call) -> Json:
         for key, one, _, kind in checked:
             known = series.setdefault(key, {**one, "metricKind": one.get("metricKind", "GAUGE"), "points": []})
             known["valueType"] = kind
-            known["points"].insert(0, one["points"][0])  # the newest first, as Google lists them
+            known["points"].insert(0, one["points"][0])  # Google lists the newest first
     return {}
 
 
@@ -51,7 +51,7 @@ def _key(call: Call, series: Json) -> str:
 
 
 def _check(call: Call, series: Json) -> tuple[float, str]:
-    """The point's time and the type of its value."""
+    """Check a point; return its time and the type of its value."""
     metric, resource, points = series.get("metric", {}), series.get("resource", {}), series.get("points", [])
     if not re.fullmatch(r"(custom|workload)\.googleapis\.com/[\w./-]+", metric.get("type", "")):
         raise _invalid(f"metric.type {metric.get('type')!r} cannot be written: it is no custom metric.")

@@ -1,4 +1,4 @@
-"""A copy of the project with a trainer that only lives, and the real Pulumi CLI on it."""
+"""A copy of the project with a trainer that only sleeps, and the real Pulumi CLI on it."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from trainer.runs.status import read_status
 from trainer.storage.factory import open_storage
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-# It does what a supervisor may do at its worst: it has a child in a session of its own, and both ignore SIGTERM if
-# the file `stubborn` is there. It ends by itself after a while, so that no test leaves anything for long.
+# The trainer does the worst that a supervisor may do: it has a child in a session of its own, and both ignore SIGTERM
+# if the file `stubborn` exists. It ends by itself after a while, so that no test leaves anything for long.
 TRAINER = """
 import pathlib, signal, subprocess, sys, time
 CHILD = "import signal, time; {}; time.sleep(120)"
@@ -37,7 +37,7 @@ time.sleep(120)
 
 @pytest.fixture(scope="session", autouse=True)
 def nobody_is_logged_in() -> Iterator[None]:
-    """The program asks Google for quotas, and a test must not ask in the name of whoever runs it."""
+    """Hide the login of the person who runs the tests: the program asks Google for quotas."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
         yield
@@ -49,7 +49,7 @@ class Project:
     environment: dict[str, str]
 
     def run(self, *arguments: str, ok: bool = True) -> str:
-        """A pulumi command; its whole output. With ok, it must succeed."""
+        """Run a pulumi command and return its whole output; with ok, it must succeed."""
         command = ["pulumi", *arguments, "--non-interactive", "--stack", "local"]
         done = subprocess.run(
             command, cwd=self.root, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -64,7 +64,7 @@ class Project:
         return self.run("destroy", "--skip-preview")
 
     def steps(self) -> dict[str, str]:
-        """What a preview would do: {resource name: operation}, but for what stays the same."""
+        """Return the operations of a preview as {resource name: operation}, without unchanged resources."""
         preview = json.loads(self.run("preview", "--json"))
         return {s["urn"].rsplit("::", 1)[1]: s["op"] for s in preview["steps"] if s["op"] != "same"}
 
@@ -87,7 +87,7 @@ class Project:
         return int(json.loads(self.machine(name).lock.read_text())["pid"])
 
     def living(self) -> set[str]:
-        """Names of the machines of the declared run that live."""
+        """Return the names of the declared run's machines that are alive."""
         names = [name for name, _ in self.job().cluster.machines()]
         return {name for name in names if processes.alive(self.machine(name))}
 

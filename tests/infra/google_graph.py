@@ -1,4 +1,4 @@
-"""The program's graph on Google Cloud under Pulumi's mocks: every resource with its inputs and what it waits for."""
+"""The program's graph on Google Cloud under Pulumi's mocks: every resource with its inputs and dependencies."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ TEXT = "It was the best of times, it was the worst of times.\n" * 20_000
 
 
 def make_root(folder: Path) -> Path:
-    """A checkout as far as the program needs one."""
+    """Make the parts of a checkout that the program needs."""
     (folder / "data" / "gpt2-vocabulary").mkdir(parents=True)
     for name in ("my-data.txt", "default.txt"):
         (folder / "data" / name).write_text(TEXT)
@@ -37,7 +37,7 @@ def make_root(folder: Path) -> Path:
 
 
 def stack_values(stack: str = "dev") -> dict[str, Any]:
-    """The committed stack file's values, with a project."""
+    """Return the committed stack file's values, with a project."""
     content = yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
     return dict(content) | {"gcp:project": "my-project"}
 
@@ -53,11 +53,11 @@ class Declared:
     name: str
     inputs: dict[str, Any]
     parent: str = ""
-    waits: set[str] = field(default_factory=set)  # urns
+    waits: set[str] = field(default_factory=set)  # the URNs that it waits for
 
 
 class Graph:
-    """What the program declared, by urn."""
+    """The resources that the program declared, by URN."""
 
     def __init__(self) -> None:
         self.resources: dict[str, Declared] = {}
@@ -66,7 +66,7 @@ class Graph:
         return [found for found in self.resources.values() if found.token.rsplit(":", 1)[1] == kind]
 
     def waits_for(self, one: Declared) -> Iterator[Declared]:
-        """All that must be there before `one` is made: its own dependencies, its parents', and theirs."""
+        """Return everything that is made before `one`: its own dependencies, its parents', and theirs."""
         seen: set[str] = set()
         todo = [one]
         while todo:
@@ -106,7 +106,7 @@ class _Monitor(MockMonitor):
 
     def RegisterResource(self, request: Any) -> Any:
         answer = super().RegisterResource(request)
-        inputs = MessageToDict(request.object)  # as it goes over the wire: assets and unknowns marked
+        inputs = MessageToDict(request.object)  # this is the form of the wire: assets and unknown values are marked
         self._graph.resources[answer.urn] = Declared(
             request.type, request.name, inputs, request.parent, set(request.dependencies)
         )
@@ -114,7 +114,7 @@ class _Monitor(MockMonitor):
 
 
 def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph, JobSpec]:
-    """Runs the program. Raises ConfigError as the program does."""
+    """Run the program. Raises ConfigError as the program does."""
     fleet = resolve_fleet(stack)
     inputs, job = declare_run(stack, fleet)
     graph = Graph()

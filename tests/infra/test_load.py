@@ -1,4 +1,4 @@
-"""Stack files: what is read, and one line for everything that a person can get wrong."""
+"""Stack files: their values, and one line for everything that a person can get wrong."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ TEXT = "It was the best of times, it was the worst of times.\n" * 400
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A checkout as far as stack files need one."""
+    """Make the parts of a checkout that stack files need."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "default.txt").write_text(TEXT)
     (tmp_path / "trainer").mkdir()
@@ -38,13 +38,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def values() -> dict[str, Any]:
-    """The committed stack file's values."""
+    """Return the committed stack file's values."""
     content = yaml.safe_load((CHECKOUT / "Pulumi.local.yaml").read_text())["config"]
     return {name.removeprefix("gpt2-training:"): value for name, value in content.items()}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """The committed values with one set at a path, or removed with ...; missing parts are made."""
+    """Return the committed values with one set at a path, or removed with ...; missing parts are made."""
     everything = copy.deepcopy(values())
     *parents, last = path.split(".")
     node = everything
@@ -59,7 +59,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def give_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many GPUs this machine has, as its driver's tool tells; none to begin with."""
+    """Return a function that sets the number of GPUs that the driver's tool reports; at first there are none."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
@@ -83,7 +83,7 @@ def problems(everything: dict[str, Any], root: Path) -> list[str]:
 HYPER = "trainingInput.hyperparameters"
 
 
-# A key, a value that cannot stand there (... removes the key), and a part of the error.
+# A key, a value that is refused there (... removes the key), and a part of the error.
 MISTAKES: list[tuple[str, Any, str | None]] = [
     ("trainingInput", ..., "missing; give trainingInput: {workerCount: 1"),
     ("trainingInput", None, "found nothing, must be keys and values; for example trainingInput"),
@@ -133,7 +133,9 @@ MISTAKES: list[tuple[str, Any, str | None]] = [
 
 
 @pytest.mark.parametrize(("path", "value", "said"), MISTAKES)
-def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value: Any, said: str | None) -> None:
+def test_mistake_in_a_stack_file_is_one_line_with_key_and_fix(
+    root: Path, path: str, value: Any, said: str | None
+) -> None:
     found = problems(changed(path, value), root)
     assert len(found) == 1
     if said is None:  # the line is about another key
@@ -144,7 +146,7 @@ def test_every_mistake_is_one_line_with_key_and_fix(root: Path, path: str, value
     assert "\n" not in found[0]
 
 
-def test_trials_in_parallel_are_an_error_with_its_reason(root: Path) -> None:
+def test_sweep_with_trials_in_parallel_is_an_error_with_its_reason(root: Path) -> None:
     rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
     sweep = {"params": [rate], "maxParallelTrials": 3}
     (line,) = problems(values() | {"sweep": sweep}, root)
@@ -154,12 +156,12 @@ def test_trials_in_parallel_are_an_error_with_its_reason(root: Path) -> None:
     assert job_spec(load.load(values() | {"sweep": {**sweep, "maxParallelTrials": 1}}, "local", root)).sweep
 
 
-def test_an_item_of_a_list_is_told_by_its_number(root: Path) -> None:
+def test_mistake_in_an_item_of_a_list_names_its_number(root: Path) -> None:
     (line,) = problems(changed("machines.zones", [1]), root)
     assert line == "gpt2-training:machines.zones.0: found 1, must be a text"
 
 
-def test_all_mistakes_are_told_at_once(root: Path) -> None:
+def test_mistakes_in_several_keys_are_all_reported(root: Path) -> None:
     everything = changed(f"{HYPER}.learningRate", "fast") | {"launch": "x", "lunch": 1}
     assert [line.split(": ")[0] for line in problems(everything, root)] == [
         f"gpt2-training:{HYPER}.learningRate",
@@ -179,10 +181,10 @@ def test_all_mistakes_are_told_at_once(root: Path) -> None:
         (TEXT.encode() + b"\0" + TEXT.encode(), "byte 21,200 is zero, so this is no text file"),
         (TEXT.encode() + "café".encode("latin-1") + TEXT.encode(), "not UTF-8 at byte 21,203 (0xe9): convert the file"),
         (TEXT.encode("utf-16"), "this is UTF-16, not UTF-8: convert it with `iconv -f UTF-16"),
-        (TEXT.encode() * 60 + b"\xe9t\xe9", "not UTF-8 at byte 1,272,000"),  # only its end shows it
+        (TEXT.encode() * 60 + b"\xe9t\xe9", "not UTF-8 at byte 1,272,000"),  # only the file's end shows the mistake
     ],
 )
-def test_texts_that_cannot_be_trained_on(root: Path, content: bytes, said: str) -> None:
+def test_text_that_cannot_be_trained_on_is_refused(root: Path, content: bytes, said: str) -> None:
     (root / "data" / "default.txt").write_bytes(content)
     (line,) = problems(values(), root)
     assert line.startswith("gpt2-training:data.path: data/default.txt")
@@ -190,18 +192,20 @@ def test_texts_that_cannot_be_trained_on(root: Path, content: bytes, said: str) 
 
 
 @pytest.mark.parametrize("shift", range(4))
-def test_a_character_on_the_border_of_what_is_looked_at_is_no_error(root: Path, shift: int) -> None:
+def test_character_on_the_border_of_the_checked_bytes_is_no_error(root: Path, shift: int) -> None:
     (root / "data" / "default.txt").write_bytes(b"x" * shift + "🙂".encode() * 300_000)
     assert job_spec(load.load(values(), "local", root))
 
 
-def test_a_missing_default_text_says_what_makes_it(root: Path) -> None:
+def test_missing_default_text_names_the_command_that_makes_it(root: Path) -> None:
     (root / "data" / "default.txt").unlink()
     (line,) = problems(values(), root)
     assert line.endswith("there is no file data/default.txt; python -m scripts.default_corpus makes it")
 
 
-def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_larger_than_the_free_disk_are_refused_for_a_new_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Usage(NamedTuple):
         free: int
 
@@ -218,10 +222,10 @@ def test_a_full_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = job_spec(load.load(everything, "local", root)).run
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free=1_000_000))
     (root / "artifacts/local/runs" / run).mkdir()
-    assert job_spec(load.load(everything, "local", root)).run == run  # it was let in before
+    assert job_spec(load.load(everything, "local", root)).run == run  # the run was accepted before
 
 
-def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_machines_are_refused_where_torchft_does_not_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     found = problems(values(), root)
     for line, key in zip(found, ("workerCount", "parameterServerCount"), strict=True):
@@ -233,7 +237,7 @@ def test_machines_that_torchft_does_not_run_on(root: Path, monkeypatch: pytest.M
     job_spec(load.load(alone, "local", root))
 
 
-def test_stacks_that_are_not_there(root: Path) -> None:
+def test_missing_or_unreadable_stack_file_is_named(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"stack locl: there is no Pulumi\.locl\.yaml; did you mean local\?"):
         load.from_file("locl", root)
     (root / "Pulumi.odd.yaml").write_text("config: [")
@@ -264,26 +268,28 @@ def test_stacks_that_are_not_there(root: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("read", [load.from_file, load.bucket_of])
-def test_files_that_are_no_stack_files(root: Path, read: Callable[..., object], content: str, said: str) -> None:
-    """One line each, and never taken for a stack on this machine."""
+def test_file_that_is_no_stack_file_is_refused(
+    root: Path, read: Callable[..., object], content: str, said: str
+) -> None:
+    """Each error is one line, and no such file counts as a local stack."""
     (root / "Pulumi.odd.yaml").write_text(content)
     with pytest.raises(ConfigError, match=said) as caught:
         read("odd", root)
     assert "\n" not in str(caught.value)
 
 
-def test_a_key_that_overrides_a_merged_one_is_there_once() -> None:
+def test_yaml_key_that_overrides_a_merged_one_appears_once() -> None:
     assert plain_yaml.parse("a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\n")["b"] == {"x": 2, "y": 1}
 
 
-def test_a_program_without_configuration_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_without_configuration_fails_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pulumi.runtime.set_all_config({"gcp:region": "us-central1"})
     monkeypatch.setattr(pulumi, "get_stack", lambda: "bare")
     with pytest.raises(ConfigError, match=r"^Pulumi\.bare\.yaml has no keys of gpt2-training below config:; [^\n]*$"):
         from_pulumi()
 
 
-def test_the_committed_stack_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_committed_local_stack_file_gives_this_job(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "host_cores", lambda: 8)
     read = load.from_file("local", root)
     job = job_spec(read)
@@ -296,7 +302,7 @@ def test_the_committed_stack_file(root: Path, monkeypatch: pytest.MonkeyPatch) -
     assert spec.JobSpec.model_validate(job.to_json()) == job
 
 
-def test_what_changes_the_run_and_what_does_not(root: Path) -> None:
+def test_run_name_depends_on_the_training_and_not_on_the_machines(root: Path) -> None:
     def run(path: str, value: Any) -> str:
         return job_spec(load.load(changed(path, value), "local", root)).run
 
@@ -310,9 +316,9 @@ def test_what_changes_the_run_and_what_does_not(root: Path) -> None:
     assert run("launch", 1) != same
 
 
-def test_presets_and_quoted_counts(root: Path) -> None:
+def test_presets_and_quoted_counts_are_read(root: Path) -> None:
     parameters = {"sequenceLength": 8}
-    # As AI Platform's files have it: 64-bit numbers in quotes, machine types that mean nothing here.
+    # AI Platform's files look like this: 64-bit numbers in quotes, and machine types that have no meaning here.
     training = {"scaleTier": "CUSTOM", "masterType": "n1-highmem-16", "workerCount": "10", "parameterServerCount": "0"}
     training_input = training | {"hyperparameters": parameters}
     assert load.load(values() | {"trainingInput": training_input}, "local", root).workers == 10
@@ -330,7 +336,7 @@ def test_presets_and_quoted_counts(root: Path) -> None:
 
 
 def shared(training: dict[str, Any], **parallel: Any) -> dict[str, Any]:
-    """The committed values with other machines, and how they share the work."""
+    """Return the committed values with other machines and another way to share the work."""
     everything = values() | {"parallel": parallel}
     everything["trainingInput"] = everything["trainingInput"] | training
     return everything
@@ -372,7 +378,7 @@ ALONE = {"workerCount": 0, "parameterServerCount": 0}
         ),
     ],
 )
-def test_ways_to_share_the_work_that_do_not_fit(root: Path, everything: dict[str, Any], said: list[str]) -> None:
+def test_parallel_settings_that_do_not_fit_are_refused(root: Path, everything: dict[str, Any], said: list[str]) -> None:
     found = problems(everything, root)
     assert len(found) == len(said), found
     for line, start in zip(found, said, strict=True):
@@ -380,16 +386,17 @@ def test_ways_to_share_the_work_that_do_not_fit(root: Path, everything: dict[str
         assert "\n" not in line
 
 
-def test_ways_to_share_the_work_that_fit(root: Path) -> None:
+def test_parallel_settings_that_fit_go_into_the_job(root: Path) -> None:
     everything = shared({}, plan="hierarchical", wire="bf16", synchronization="local", every=50)
     everything["checkpoints"] = {"every": 250, "keepEvery": 500}
     job = job_spec(load.load(everything, "local", root))
     assert (job.parallel.plan, job.parallel.every, job.checkpoints.keep_every) == ("hierarchical", 50, 500)
-    assert (job.cluster.parameter_servers, job.cluster.trainer_gbps) == (1, None)  # nobody knows how fast it is here
+    # The speed of the local network is unknown.
+    assert (job.cluster.parameter_servers, job.cluster.trainer_gbps) == (1, None)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], count: int) -> None:
+def test_fsdp_without_several_gpus_is_refused(root: Path, give_gpus: Callable[[int], None], count: int) -> None:
     give_gpus(count)
     (line,) = problems(shared(ALONE, parallelism="fsdp"), root)
     assert line == (
@@ -398,7 +405,7 @@ def test_fsdp_wants_several_gpus(root: Path, give_gpus: Callable[[int], None], c
     )
 
 
-def test_fsdp_is_a_process_for_each_gpu(
+def test_fsdp_starts_a_process_for_each_gpu(
     root: Path, give_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "host_cores", lambda: 8)
@@ -411,29 +418,29 @@ def test_fsdp_is_a_process_for_each_gpu(
     assert (other.run, other.cluster.processes) == (job.run, 2)
 
 
-def test_the_least_number_of_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
+def test_min_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
     job = job_spec(load.load(changed("trainingInput.minWorkers", 1), "local", root))
     assert job.cluster.min_workers == 1
     assert job.run == job_spec(load.load(values(), "local", root)).run
 
 
-def test_an_uneven_batch_is_told(root: Path) -> None:
+def test_division_of_an_uneven_batch_is_reported(root: Path) -> None:
     everything = changed(f"{HYPER}.batchSize", 32)
     everything["trainingInput"]["workerCount"] = 10
     read = load.load(everything, "local", root)
     assert division(read) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
 
 
-def test_a_stack_file_reads_as_pulumi_reads_it(root: Path) -> None:
+def test_stack_file_is_read_as_pulumi_reads_it(root: Path) -> None:
     text = (root / "Pulumi.local.yaml").read_text()
     text = text.replace("learningRate: 0.003", "learningRate: 3e-3").replace("gpt2-training:platform", "platform")
     (root / "Pulumi.local.yaml").write_text(text.replace("path: data/default.txt", "path: 2026-01-01"))
-    read = load.from_file("local", root).file  # Pulumi's YAML: no dates, and an exponent makes a number
+    read = load.from_file("local", root).file  # Pulumi's YAML has no dates, and an exponent makes a number
     assert read.training_input.hyperparameters.learning_rate == 0.003
     assert read.data.path == "2026-01-01"
 
 
-def test_pulumi_hands_over_texts_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pulumi_configuration_of_texts_and_json_gives_the_same_file(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {f"gpt2-training:{k}": v if isinstance(v, str) else json.dumps(v) for k, v in values().items()}
     pulumi.runtime.set_all_config({**everything, "gcp:project": "other"})
     monkeypatch.setattr(pulumi, "get_stack", lambda: "local")
@@ -441,15 +448,15 @@ def test_pulumi_hands_over_texts_and_json(monkeypatch: pytest.MonkeyPatch) -> No
     assert (read.file, read.project) == (load.from_file("local").file, "other")
 
 
-def test_a_misspelt_project_name_is_not_passed_over(root: Path) -> None:
+def test_misspelled_project_name_is_refused(root: Path) -> None:
     path = root / "Pulumi.local.yaml"
     path.write_text(path.read_text().replace("gpt2-training:launch:", "gpt2-trainig:launch:"))
     with pytest.raises(ConfigError, match=r"^gpt2-trainig:launch: unknown key; did you mean gpt2-training:launch\?$"):
         load.from_file("local", root)
 
 
-def test_a_script_reads_a_file_with_encrypted_values(root: Path) -> None:
-    """Their key is not here: a pipeline prepares the data of such a stack."""
+def test_script_reads_a_stack_file_with_encrypted_values(root: Path) -> None:
+    """The key to the values is not here: a pipeline prepares the data of such a stack."""
     path = root / "Pulumi.local.yaml"
     encrypted = "\n  gpt2-training:model: {size: tiny, initialize: {secure: v1:a}}\n"
     path.write_text(re.sub(r"\n  gpt2-training:model:.*\n(    .*\n)*", encrypted, path.read_text()))
@@ -460,7 +467,7 @@ def test_a_script_reads_a_file_with_encrypted_values(root: Path) -> None:
     assert load.from_file("dev", root).file.notify == "secret@example.com"
 
 
-def test_too_many_trainers_for_the_memory(root: Path) -> None:
+def test_trainers_that_exceed_the_memory_are_refused(root: Path) -> None:
     wanted = changed("trainingInput.workerCount", 900)
     wanted["trainingInput"]["hyperparameters"]["batchSize"] = 901
     (root / "data" / "default.txt").write_text(TEXT * 100)
@@ -469,12 +476,12 @@ def test_too_many_trainers_for_the_memory(root: Path) -> None:
     assert re.search(said, line)
 
 
-def test_too_many_parameter_servers_for_the_memory(root: Path) -> None:
+def test_parameter_servers_that_exceed_the_memory_are_refused(root: Path) -> None:
     (line,) = problems(changed("trainingInput.parameterServerCount", 1000), root)
     assert re.search(r"2 trainers and 1000 parameter servers of this model need about 6\d\d GB", line)
 
 
-def test_a_start_checkpoint_counts_by_its_content(root: Path) -> None:
+def test_run_name_depends_on_the_content_of_a_start_checkpoint(root: Path) -> None:
     start = root / "models" / "mine"
     start.mkdir(parents=True)
     (start / "model.safetensors").write_bytes(b"one")

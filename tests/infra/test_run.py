@@ -1,4 +1,4 @@
-"""The program under Pulumi's mocks, and what the job's provider makes of a run's status."""
+"""The program under Pulumi's mocks, and the statuses that the job's provider writes."""
 
 import json
 import shutil
@@ -57,10 +57,13 @@ def job(stack: config.StackConfig) -> JobSpec:
     return declare(stack, resolve_fleet(stack))[1]
 
 
-def test_which_settings_are_secret_is_declared(
+def test_training_run_declares_which_settings_are_secret(
     stack: config.StackConfig, inputs: Inputs, job: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later review looks for it in the state. Here by whole keys, as the stack file has none of them encrypted."""
+    """A later review reads them from the state.
+
+    Here they are whole keys, as the stack file has none of them encrypted.
+    """
     mocks = Seen()
     pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=True)
     settings = {"gpt2-training:notify": "a@example.com", "gpt2-training:launch": "1", "gcp:project": "p"}
@@ -68,7 +71,7 @@ def test_which_settings_are_secret_is_declared(
     try:
         pulumi.runtime.test(lambda: TrainingRun(stack, resolve_fleet(stack), inputs, job).run)()
         assert mocks.seen["TrainingRun training"]["secretKeys"] == ["notify"]
-        # The part of a key, where the stack file says which.
+        # Here it is a part of a key, as the stack file encrypts only that part.
         pulumi.runtime.set_all_config({"gpt2-training:limits": "{}"}, ["gpt2-training:limits"])
         text = "config: {gpt2-training:limits: {maxHours: 1, billingAccount: {secure: x}, few: [{secure: y}]}}"
         (stack.root / "Pulumi.local.yaml").write_text(text)
@@ -78,7 +81,9 @@ def test_which_settings_are_secret_is_declared(
 
 
 @pytest.mark.parametrize("preview", [False, True])
-def test_what_a_stack_declares(stack: config.StackConfig, inputs: Inputs, job: JobSpec, preview: bool) -> None:
+def test_training_run_declares_its_resources(
+    stack: config.StackConfig, inputs: Inputs, job: JobSpec, preview: bool
+) -> None:
     mocks = Seen()
     pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=preview)
 
@@ -95,9 +100,9 @@ def test_what_a_stack_declares(stack: config.StackConfig, inputs: Inputs, job: J
     assert JobSpec.model_validate(plain(mocks.seen["Job job"]["spec"])) == job
     assert mocks.seen["Machine worker-0"]["run"] == job.run
     assert models == [f"{stack.bucket}/runs/{job.run}/model"]
-    # Pulumi keeps providers in its state: by name, or each change of code would be a change of every stack.
+    # Pulumi keeps providers in its state by name; by code, each change of code would be a change of every stack.
     assert all(len(seen["__provider"]) < 100 for name, seen in mocks.seen.items() if "__provider" in seen)
-    assert not Path(stack.root / "artifacts").exists()  # declaring does nothing
+    assert not Path(stack.root / "artifacts").exists()  # a declaration writes nothing
 
 
 def props(stack: config.StackConfig, job: JobSpec) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def state(stack: config.StackConfig, job: JobSpec) -> tuple[str, int]:
         ({"state": "STOPPED", "reason": "replaced by gpt2-x", "launch": 2}, ("PROVISIONING", 2)),
     ],
 )
-def test_declaring_launch_2(
+def test_job_of_launch_two_starts_a_run_that_has_ended(
     stack: config.StackConfig, job: JobSpec, before: dict[str, Any] | None, after: tuple[str, int]
 ) -> None:
     job = job.model_copy(update={"launch": 2})
@@ -142,7 +147,7 @@ def test_declaring_launch_2(
     assert JobSpec.model_validate_json(storage.read(f"runs/{job.run}/job.json")) == job
 
 
-def test_a_new_launch_forgets_how_the_last_one_failed(stack: config.StackConfig, job: JobSpec) -> None:
+def test_job_of_a_new_launch_removes_the_last_failure(stack: config.StackConfig, job: JobSpec) -> None:
     put(
         stack, job, state="FAILED", step=9, reason="ps-0: IndexError", traceback=["Traceback", "IndexError"], finished=1
     )
@@ -152,13 +157,14 @@ def test_a_new_launch_forgets_how_the_last_one_failed(stack: config.StackConfig,
     assert (status.step, status.reason, status.traceback, status.finished) == (9, "", None, None)
 
 
-def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: JobSpec) -> None:
+def test_destroyed_job_names_the_checkpoint_from_which_it_would_resume(stack: config.StackConfig, job: JobSpec) -> None:
     JobProvider().create(props(stack, job))
     put(stack, job, state="RUNNING", step=600)
     storage = open_storage(stack.bucket)
     for name in ("step-00000250-attempt-1/manifest.json", "step-00000500-attempt-2/manifest.json"):
         storage.write(f"runs/{job.run}/checkpoints/{name}", b"{}")
-    storage.write(f"runs/{job.run}/checkpoints/step-00000550-attempt-2/part-0.safetensors", b"")  # not whole
+    # This checkpoint is not complete.
+    storage.write(f"runs/{job.run}/checkpoints/step-00000550-attempt-2/part-0.safetensors", b"")
     newest = newest_checkpoint(storage, job.run)
     assert newest is not None
     assert newest.step == 500
@@ -169,7 +175,7 @@ def test_destroying_says_where_it_would_go_on(stack: config.StackConfig, job: Jo
     assert status_line(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
 
 
-def test_a_text_is_copied_once_and_checked(stack: config.StackConfig, job: JobSpec) -> None:
+def test_text_is_copied_once_and_checked(stack: config.StackConfig, job: JobSpec) -> None:
     given = {"bucket": stack.bucket, "source": str(stack.text), "path": job.data.path, "fingerprint": job.fingerprint}
     provider = TextProvider()
     provider.create(given)

@@ -1,4 +1,7 @@
-"""A stand-in for Google's REST APIs on loopback: scripted answers, each call held against Google's own documents."""
+"""A local server in place of Google's REST APIs.
+
+Its answers are scripted, and each call is checked against Google's documents.
+"""
 
 import json
 import re
@@ -17,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.google_cloud import discovery
 from trainer.gcloud.api import BASES
 
-discovery.VERSIONS.setdefault("storage", "v1")  # asked by google-cloud-storage, where STORAGE_EMULATOR_HOST leads
-WITHOUT_DOCUMENT = {"cloudquotas"}  # google-api-python-client does not carry it
+discovery.VERSIONS.setdefault("storage", "v1")  # google-cloud-storage calls it at the address of STORAGE_EMULATOR_HOST
+WITHOUT_DOCUMENT = {"cloudquotas"}  # google-api-python-client does not contain its document
 Json = dict[str, Any]
 
 
@@ -26,14 +29,14 @@ Json = dict[str, Any]
 class Call:
     service: str
     verb: str
-    path: str  # behind the service's base
+    path: str  # the path behind the service's base
     query: dict[str, list[str]]
     body: Any
 
 
 @dataclass
 class FakeGoogle:
-    """Answers what was told with on(), the newest first; 404 to all else."""
+    """Answer calls as on() sets it, the newest setting first; answer 404 to all others."""
 
     url: str
     calls: list[Call] = field(default_factory=list)
@@ -41,7 +44,7 @@ class FakeGoogle:
     _answers: list[tuple[str, str, str, int, Any]] = field(default_factory=list)
 
     def on(self, service: str, verb: str, path: str, answer: Json | Callable[[Call], Json], status: int = 200) -> None:
-        """path: a regular expression for the whole path."""
+        """Set an answer. path: a regular expression for the whole path."""
         self._answers.insert(0, (service, verb, path, status, answer))
 
     def deny(self, service: str, path: str = ".*", status: int = 403, message: str = "no permission") -> None:
@@ -77,7 +80,7 @@ def service_account_key() -> str:
 
 @pytest.fixture
 def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_account_key: str) -> Iterator[FakeGoogle]:
-    """Somebody is logged in, and all services lead to the stand-in. At the end no call may have been refused."""
+    """Log somebody in and direct all services to the local server. At the end no call may have been refused."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     fake = FakeGoogle(f"http://127.0.0.1:{server.server_port}")
     server.RequestHandlerClass = _handler(fake)
@@ -88,7 +91,8 @@ def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_account_key:
         "client_email": "tester@test-project.iam.gserviceaccount.com",
         "private_key": service_account_key,
         "token_uri": f"{fake.url}/token",
-        "universe_domain": "test",  # then google-auth asks nobody else: no token, no region that is allowed
+        # With this domain google-auth asks nobody else: neither for a token nor for allowed regions.
+        "universe_domain": "test",
     }
     path = tmp_path / "google-key.json"
     path.write_text(json.dumps(key))
@@ -104,7 +108,7 @@ def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_account_key:
 
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is logged in, and there is no metadata server to ask."""
+    """Log everybody out, without a metadata server to ask."""
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud"))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
@@ -113,7 +117,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _handler(fake: FakeGoogle) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # headers and body in one packet: else each answer waits 40 ms for an acknowledgement
+        wbufsize = -1  # headers and body go in one packet: otherwise each answer waits 40 ms for an acknowledgement
 
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -137,7 +141,7 @@ def _handler(fake: FakeGoogle) -> type[BaseHTTPRequestHandler]:
 
 
 def project(folder: Path, stack: str = "dev", **further: Any) -> Path:
-    """A folder with a stack file for Google Cloud; further keys replace or join those of gpt2-training."""
+    """Make a folder with a stack file for Google Cloud; further keys replace or join those of gpt2-training."""
     import yaml
 
     values: Json = {

@@ -1,4 +1,4 @@
-"""scripts.build_image: what is packed, what Cloud Build is asked, and how it ends."""
+"""scripts.build_image: the packed files, the calls to Cloud Build, and the build's end."""
 
 import io
 import os
@@ -29,7 +29,7 @@ TRAINER = Path(build_image.__file__).parents[1] / "trainer"
 
 @pytest.fixture
 def ready(google: FakeGoogle, gcs_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGoogle:
-    """The stack's repository and data bucket are there, and builds are taken."""
+    """Let Google have the stack's repository and data bucket, and accept builds."""
     monkeypatch.setattr(common, "CHECKOUT", project(tmp_path))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
     client = gcs.Client(project="test", credentials=AnonymousCredentials())
@@ -57,7 +57,7 @@ def build() -> tuple[str, list[str]]:
     return digest, said
 
 
-def test_the_code_is_uploaded_built_and_pushed(ready: FakeGoogle) -> None:
+def test_build_uploads_the_code_and_returns_the_pushed_digest(ready: FakeGoogle) -> None:
     done = {"status": "SUCCESS", "results": {"images": [{"name": f"{IMAGE}:x", "digest": DIGEST}]}}
     working = {"status": "WORKING", "logUrl": "https://console.example.com/b-1"}
     states(ready, {"status": "QUEUED"}, *[working] * 8, done)
@@ -79,7 +79,7 @@ def test_the_code_is_uploaded_built_and_pushed(ready: FakeGoogle) -> None:
     assert words[1:] == ["build b-1 QUEUED", "build b-1 WORKING", "build b-1 WORKING", "build b-1 SUCCESS"]
 
 
-def test_what_is_in_the_registry_is_not_built_again(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_in_the_registry_is_not_built_again(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
     tag = f"{REPOSITORY}/packages/trainer/tags/{code_hash(TRAINER)}"
     version = f"{REPOSITORY}/packages/trainer/versions/{DIGEST}"
     ready.on("artifactregistry", "GET", tag, {"name": tag, "version": version})
@@ -105,7 +105,7 @@ def test_what_is_in_the_registry_is_not_built_again(ready: FakeGoogle, capsys: p
         ({"status": "CANCELLED", "statusDetail": "by a person"}, "ended with CANCELLED: by a person"),
     ],
 )
-def test_a_build_that_fails_says_why(ready: FakeGoogle, ended: dict[str, Any], words: str) -> None:
+def test_failed_build_gives_the_reason(ready: FakeGoogle, ended: dict[str, Any], words: str) -> None:
     states(ready, {"status": "WORKING"}, ended)
     with pytest.raises(UserError) as error:
         build()
@@ -113,7 +113,7 @@ def test_a_build_that_fails_says_why(ready: FakeGoogle, ended: dict[str, Any], w
     assert "\n" not in str(error.value)
 
 
-def test_a_build_is_followed_through_trouble(ready: FakeGoogle) -> None:
+def test_build_is_followed_through_errors_of_google(ready: FakeGoogle) -> None:
     answers = iter([500, 503])
 
     def sometimes(call: Call) -> dict[str, Any]:
@@ -125,14 +125,16 @@ def test_a_build_is_followed_through_trouble(ready: FakeGoogle) -> None:
     assert build()[0] == DIGEST
 
 
-def test_without_cloud_build(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_without_cloud_build_names_the_command_that_enables_it(
+    ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     states(ready, {"status": "WORKING"})
     ready.deny("cloudbuild", message="Cloud Build API has not been used in project 1 before")
     with pytest.raises(UserError, match=r"gcloud services enable cloudbuild\.googleapis\.com --project test-project"):
         build()
 
 
-def test_before_the_first_up_bucket_and_repository_are_made(ready: FakeGoogle) -> None:
+def test_build_before_the_first_up_makes_bucket_and_repository(ready: FakeGoogle) -> None:
     client = gcs.Client(project="test", credentials=AnonymousCredentials())
     client.bucket("test-project-dev-gpt2-data").delete(force=True)
     states(ready, {"status": "SUCCESS", "results": {"images": [{"name": f"{IMAGE}:x", "digest": DIGEST}]}})
@@ -152,7 +154,7 @@ def test_before_the_first_up_bucket_and_repository_are_made(ready: FakeGoogle) -
     assert client.lookup_bucket("test-project-dev-gpt2-data") is not None
 
 
-def test_a_repository_that_may_not_be_made(ready: FakeGoogle) -> None:
+def test_repository_that_may_not_be_made_names_the_missing_role(ready: FakeGoogle) -> None:
     ready.on("artifactregistry", "GET", REPOSITORY, {"error": {"message": "not found"}}, 404)
     denied = {"error": {"message": "Artifact Registry API has not been used in project 1 before"}}
     ready.on("artifactregistry", "POST", REPOSITORY.rpartition("/")[0], denied, 403)
@@ -160,10 +162,10 @@ def test_a_repository_that_may_not_be_made(ready: FakeGoogle) -> None:
         build()
 
 
-# The build context
+# The build context.
 
 
-def test_the_context_is_the_same_for_the_same_files(tmp_path: Path) -> None:
+def test_context_is_the_same_for_the_same_files(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (second, first):
         folder.mkdir()
@@ -177,7 +179,7 @@ def test_the_context_is_the_same_for_the_same_files(tmp_path: Path) -> None:
         assert tar.extractfile("a.py").read() == b"a.py"  # type: ignore[union-attr]
 
 
-def test_the_trainers_context_is_its_code_and_nothing_else() -> None:
+def test_context_of_the_trainer_is_its_code_and_nothing_else() -> None:
     with tarfile.open(fileobj=io.BytesIO(pack(TRAINER))) as tar:
         names = set(tar.getnames())
     code = {path.relative_to(TRAINER).as_posix() for kind in ("*.py", "*.html") for path in TRAINER.rglob(kind)}
@@ -186,7 +188,7 @@ def test_the_trainers_context_is_its_code_and_nothing_else() -> None:
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
-def test_any_tar_reads_it(tmp_path: Path) -> None:
+def test_context_is_unpacked_by_tar(tmp_path: Path) -> None:
     (tmp_path / "c.tar.gz").write_bytes(pack(TRAINER))
     subprocess.run(["tar", "-xzf", "c.tar.gz"], cwd=tmp_path, check=True)
     assert (tmp_path / "__main__.py").read_bytes() == (TRAINER / "__main__.py").read_bytes()

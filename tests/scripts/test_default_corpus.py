@@ -5,7 +5,7 @@ import pytest
 
 from scripts import default_corpus
 from scripts.support.common import UserError
-from trainer.contract.spec import END_OF_TEXT
+from trainer.contract.options import END_OF_TEXT
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 
@@ -18,7 +18,7 @@ def library(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_real_library_gives_the_same_megabytes_twice(tmp_path: Path) -> None:
+def test_text_of_the_real_library_is_the_same_twice(tmp_path: Path) -> None:
     size = default_corpus.write(tmp_path / "a.txt", LIBRARY)
     default_corpus.write(tmp_path / "b.txt", LIBRARY)
     text = (tmp_path / "a.txt").read_bytes()
@@ -27,14 +27,14 @@ def test_real_library_gives_the_same_megabytes_twice(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
-def test_held_out_end_mixes_what_the_beginning_does(tmp_path: Path) -> None:
+def test_held_out_end_mixes_packages_as_the_beginning_does(tmp_path: Path) -> None:
     names = [f"{package}/{letter}.py" for package in "abcdefghij" for letter in "pqrstuvwxyz"]
     text = default_corpus.collect(library(tmp_path, {name: f"# {name}\n".encode() for name in names}))
     end = text.split(default_corpus.SEPARATOR)[-20:]
-    assert len({document[2] for document in end}) >= 5  # packages among the last 20 of 110
+    assert len({document[2] for document in end}) >= 5  # these are the packages among the last 20 of 110 documents
 
 
-def test_what_is_left_out_and_how_documents_are_parted(tmp_path: Path) -> None:
+def test_text_leaves_out_tests_and_other_encodings_and_separates_documents(tmp_path: Path) -> None:
     files = {
         "good.py": b"a = 1\n",
         "pkg/latin.py": b"# coding: latin-1\n# \xe9\n",
@@ -51,12 +51,12 @@ def test_what_is_left_out_and_how_documents_are_parted(tmp_path: Path) -> None:
     assert sorted(text.split(f"{END_OF_TEXT}\n")) == ["# coding: latin-1\n# é\n", "a = 1\n"]
 
 
-def test_size_is_bounded(tmp_path: Path) -> None:
+def test_size_of_the_text_is_bounded(tmp_path: Path) -> None:
     root = library(tmp_path, {f"{i}.py": b"x" * 90 + b"\n" for i in range(50)})
     assert 850 < len(default_corpus.collect(root, largest=1000)) <= 1000
 
 
-def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "default.txt"
     target.write_text("mine")
     assert default_corpus.main(["--output", str(target)]) == 0
@@ -64,7 +64,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "kept" in capsys.readouterr().out
 
 
-def test_a_stripped_library_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_without_sources_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = library(tmp_path / "lib", {"a.py": b"a = 1\n"})
     monkeypatch.setattr("scripts.default_corpus.sysconfig.get_path", lambda name: str(root))
     target = tmp_path / "data" / "default.txt"

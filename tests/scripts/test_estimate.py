@@ -1,4 +1,4 @@
-"""scripts.estimate: what it prints, its JSON, and the finished runs that it looks at first."""
+"""scripts.estimate: its output, its JSON, and the finished runs that it measures first."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ RECORDED = Path(__file__).parents[1] / "infra" / "estimate" / "recorded" / "firs
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with the committed stacks; dev has no project."""
+    """Make a checkout with the committed stacks; dev has no project."""
     make_root(tmp_path)
     for stack in ("local", "dev"):
         (tmp_path / f"Pulumi.{stack}.yaml").write_text((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())
@@ -51,7 +51,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return dict(json.loads(printed(capsys, *arguments, "--json")))
 
 
-def test_the_reference_job_needs_no_project_to_be_estimated(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate_of_the_reference_job_needs_no_project(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = printed(capsys, "--stack", "dev", "--origins")
     for words in (
         "dev: gpt2 in us-central1:",
@@ -70,7 +70,7 @@ def test_the_reference_job_needs_no_project_to_be_estimated(root: Path, capsys: 
     assert "6·N" not in printed(capsys, "--stack", "dev")
 
 
-def test_its_json_is_stable_and_has_the_same_numbers_as_the_stacks_outputs(
+def test_json_of_an_estimate_is_stable_and_agrees_with_the_stacks_outputs(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = as_json(capsys, "--stack", "dev")
@@ -82,16 +82,16 @@ def test_its_json_is_stable_and_has_the_same_numbers_as_the_stacks_outputs(
     assert {need["role"] for need in found["memory"]} == {"master", "worker", "ps"}
     assert found["regions"]["us-central1"]["usd"] == found["usd"]
     assert {(one["cloud"], one["machine"]) for one in found["elsewhere"]} == {
-        *(("AWS", "g4dn.4xlarge"), ("Azure", "Standard_NC16as_T4_v3")),  # of 16 vCPUs and a T4 each
+        *(("AWS", "g4dn.4xlarge"), ("Azure", "Standard_NC16as_T4_v3")),  # each has 16 vCPUs and a T4
         *(("AWS", "r5.2xlarge"), ("Azure", "Standard_E8s_v5")),
     }
     assert found["measuredRun"] is None
 
 
-def test_the_documented_estimates_are_what_the_commands_say(
+def test_documented_estimates_agree_with_the_commands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    """Times, as dollars change with the price list."""
+    """Only times are compared, as dollars change with the price list."""
     said = (CHECKOUT / "docs" / "estimate.md").read_text()
     commands = re.findall(r"^\| [^|]+ \| ([^|]+) \| [^|]+ \| [^|]+ \| `(--stack [^`]+)` \|$", said, re.MULTILINE)
     assert len(commands) == 3
@@ -100,14 +100,14 @@ def test_the_documented_estimates_are_what_the_commands_say(
         assert f": {time}, " in printed(capsys, *command.split()).splitlines()[0], command
 
 
-def test_where_nothing_is_near_the_table_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_says_where_another_cloud_has_no_similar_machine(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = root / "Pulumi.dev.yaml"
     path.write_text(path.read_text().replace("count: 1}", "count: 2}"))
     found = printed(capsys, "--stack", "dev")
     assert re.search(r"11 x n1-highmem-16 \+ 2 x nvidia-tesla-t4 +│ Azure +│ none near ", found), found
 
 
-def test_what_nobody_priced_makes_no_claim(
+def test_unpriced_machine_has_an_unknown_fit_and_is_not_the_cheapest(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     book = copy.deepcopy(prices.book())
@@ -123,7 +123,7 @@ def test_what_nobody_priced_makes_no_claim(
     assert "unknown: no price for " in printed(capsys, "--stack", "dev")
 
 
-def test_a_finished_run_is_learned_from_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_measured_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = as_json(capsys)
     assert before["measuredRun"] is None
     assert any("rough" in note for note in before["notes"])
@@ -137,7 +137,7 @@ def test_a_finished_run_is_learned_from_once(root: Path, capsys: pytest.CaptureF
     assert "it costs nothing but this machine" in printed(capsys)
 
 
-def test_a_bucket_that_cannot_be_read_is_said_and_no_error(
+def test_unreadable_bucket_is_a_note_and_no_error(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "Pulumi.dev.yaml").write_text(yaml.safe_dump({"config": stack_values()}))
@@ -151,7 +151,7 @@ def test_a_bucket_that_cannot_be_read_is_said_and_no_error(
     assert "no valid Google credentials" in " ".join(found["notes"])
 
 
-def test_a_mistake_in_the_stack_file_is_one_line(root: Path) -> None:
+def test_mistake_in_the_stack_file_is_one_line(root: Path) -> None:
     content = (root / "Pulumi.dev.yaml").read_text()
     (root / "Pulumi.dev.yaml").write_text(content.replace("{size: gpt2}", "{size: gpt2-xl}"))
     with pytest.raises(UserError, match=r"^gpt2-training:trainingInput.masterType: a nvidia-tesla-t4 .*\n.*workerType"):

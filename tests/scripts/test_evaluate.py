@@ -1,4 +1,4 @@
-"""scripts.evaluate on runs that left a model: what it shows, when it evaluates, and what it refuses."""
+"""scripts.evaluate on runs that left a model: its output, when it evaluates, and the requests that it refuses."""
 
 import hashlib
 import io
@@ -14,7 +14,8 @@ from scripts import evaluate as script
 from scripts.support.common import UserError
 from scripts.support.writing import trained_length
 from tests.scripts.tiny_model import tiny_model
-from trainer.contract.spec import Data, JobSpec, Sweep
+from trainer.contract.options import Data, Sweep
+from trainer.contract.spec import JobSpec
 from trainer.data.prepare import prepare
 from trainer.runs.scores import Baseline, Scores, read, write
 from trainer.runs.trials import Trial, write_trials
@@ -24,7 +25,7 @@ from trainer.storage.factory import open_storage
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> Storage:
-    """Two runs of the same pairs, whose models are random, and one of text."""
+    """Make two runs of the same pairs, whose models are random, and one of text."""
     storage = open_storage(str(tmp_path))
     pairs = [{"prompt": f"{i} is ", "completion": "even" if i % 2 == 0 else "odd"} for i in range(120)]
     contents = {
@@ -50,7 +51,7 @@ def call(bucket: Storage, *arguments: str) -> None:
     script.main([*arguments, "--bucket", bucket.url])
 
 
-def test_evaluates_once_and_then_shows(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_is_made_once_and_then_shown(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     call(bucket, "one")
     shown = capsys.readouterr().out
     assert "accuracy" in shown
@@ -59,14 +60,14 @@ def test_evaluates_once_and_then_shows(bucket: Storage, capsys: pytest.CaptureFi
     marked = bucket.read("runs/one/evaluation.json").replace(b'"examples": ', b'"examples": 9')
     bucket.write("runs/one/evaluation.json", marked)
     call(bucket, "one", "--json")
-    assert str(json.loads(capsys.readouterr().out)["examples"]).startswith("9")  # what is there
+    assert str(json.loads(capsys.readouterr().out)["examples"]).startswith("9")  # this is the result that is there
     call(bucket, "one", "--again", "--json")
     assert json.loads(capsys.readouterr().out)["examples"] < 90
     call(bucket, "one", "--task", "questions", "--json")
     assert set(json.loads(capsys.readouterr().out)["metrics"]) == {"exact_match", "f1"}
 
 
-def test_another_task_is_shown_and_the_runs_own_result_stays(
+def test_evaluation_of_another_task_leaves_the_runs_own_result(
     bucket: Storage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(bucket, "one")
@@ -81,7 +82,7 @@ def test_another_task_is_shown_and_the_runs_own_result_stays(
     assert b'"predicted": ' in bucket.read("runs/one/predictions.jsonl")
 
 
-def test_other_parts_of_the_same_data_are_said(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_notes_other_parts_of_the_same_data(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     call(bucket, "one", "--compare", "two")
     assert "not of the same examples" not in capsys.readouterr().err
     job = JobSpec.model_validate_json(bucket.read("runs/two/job.json"))
@@ -95,10 +96,10 @@ def test_other_parts_of_the_same_data_are_said(bucket: Storage, capsys: pytest.C
 @pytest.mark.parametrize(
     "change", [{"data": {"tokenizer": "train", "vocabularySize": 300}}, {"hyperparameters": {"sequenceLength": 16}}]
 )
-def test_other_tokens_or_windows_of_the_same_text_are_said(
+def test_comparison_notes_other_tokens_or_windows_of_the_same_text(
     bucket: Storage, capsys: pytest.CaptureFixture[str], change: dict[str, dict[str, Any]]
 ) -> None:
-    """A perplexity is of a token: bytes always have the lower one."""
+    """A perplexity is one of a token, so that of bytes is always lower."""
     job = json.loads(bucket.read("runs/of-text/job.json"))
     other = {**job, "run": "other", **{key: job[key] | values for key, values in change.items()}}
     bucket.write("runs/other/job.json", json.dumps(other).encode())
@@ -116,7 +117,7 @@ def test_other_tokens_or_windows_of_the_same_text_are_said(
 
 
 @pytest.mark.parametrize("comparable", [True, False])
-def test_the_better_one_is_bold_if_both_are_of_the_same(comparable: bool) -> None:
+def test_better_result_is_bold_only_if_both_have_the_same_examples(comparable: bool) -> None:
     two = [
         Scores(
             run=run, task="text", split="validation", examples=9, metrics={"perplexity": value},
@@ -130,8 +131,8 @@ def test_the_better_one_is_bold_if_both_are_of_the_same(comparable: bool) -> Non
     assert bool(re.search(r"\x1b\[1m *5\.00", console.file.getvalue())) == comparable
 
 
-def test_a_sweeps_model_is_of_its_best_trial(bucket: Storage) -> None:
-    """Which may have been trained with another sequenceLength than the stack file's."""
+def test_evaluation_of_a_sweep_takes_its_best_trials_settings(bucket: Storage) -> None:
+    """The best trial may have another sequenceLength than the stack file."""
     job = JobSpec.model_validate_json(bucket.read("runs/one/job.json"))
     length = {"parameterName": "sequenceLength", "type": "DISCRETE", "discreteValues": [8, 16]}
     of = Sweep.model_validate({"params": [length]})
@@ -142,7 +143,7 @@ def test_a_sweeps_model_is_of_its_best_trial(bucket: Storage) -> None:
     assert script._spec(bucket, "one").hyperparameters.sequence_length == 16
 
 
-def test_text(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_of_text_gives_a_perplexity(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     call(bucket, f"{bucket.url}/runs/of-text")
     assert "perplexity" in capsys.readouterr().out
     found = read(bucket, "of-text")
@@ -150,17 +151,17 @@ def test_text(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     assert found.baseline.name == "unigram"
 
 
-def test_side_by_side(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_shows_both_runs_and_the_baseline(bucket: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     call(bucket, "one", "--compare", "two")
     header = capsys.readouterr().out.splitlines()[2]
     assert header.index("one") < header.index("two") < header.index("baseline")
     call(bucket, "one", "--compare", "two", "--json")
     first, second = json.loads(capsys.readouterr().out)
     assert (first["run"], second["run"]) == ("one", "two")
-    assert first["task"] == second["task"] == "sentiment"  # which only the first declares
+    assert first["task"] == second["task"] == "sentiment"  # only the first run declares the task
 
 
-def test_what_it_refuses(bucket: Storage) -> None:
+def test_evaluation_of_what_cannot_be_evaluated_is_refused(bucket: Storage) -> None:
     with pytest.raises(UserError, match=r"two declares no evaluation.task; say which: --task"):
         call(bucket, "two")
     with pytest.raises(UserError, match=r"--task: found text, and data.format is pairs; use translation, sentiment or"):

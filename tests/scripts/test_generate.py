@@ -17,7 +17,8 @@ from scripts.generate import main, session
 from scripts.support.common import UserError
 from scripts.support.writing import Sampling, Writer, load
 from tests.scripts.tiny_model import POSITIONS, tiny_model
-from trainer.contract.spec import Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Data, Hyperparameters, Model
+from trainer.contract.spec import JobSpec
 from trainer.runs.records import Status
 from trainer.storage.factory import open_storage
 
@@ -60,20 +61,20 @@ def put_model(folder: Path, bucket: Path) -> None:
         storage.upload(file, f"runs/{RUN}/model/{file.name}")
 
 
-def test_prints_the_prompt_and_a_continuation_of_so_many_tokens(folder: Path, generate: Generate) -> None:
+def test_output_is_the_prompt_and_a_continuation_of_this_many_tokens(folder: Path, generate: Generate) -> None:
     out = generate("Once upon", "--model", folder, "--tokens", "12", "--seed", "3")
     assert out.startswith("Once upon")
     assert out.endswith("\n")
     assert len(out) > len("Once upon\n")
 
 
-def test_the_seed_decides_and_nothing_else(folder: Path, generate: Generate) -> None:
+def test_output_depends_on_the_seed_and_nothing_else(folder: Path, generate: Generate) -> None:
     first = generate("ab", "--model", folder, "--tokens", "15", "--seed", "7")
     assert generate("ab", "--model", folder, "--tokens", "15", "--seed", "7") == first
     assert generate("ab", "--model", folder, "--tokens", "15", "--seed", "8") != first
 
 
-def test_temperature_0_is_what_greedy_search_of_transformers_gives(folder: Path, generate: Generate) -> None:
+def test_temperature_0_gives_the_text_of_transformers_greedy_search(folder: Path, generate: Generate) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer("abc")["input_ids"]
@@ -84,21 +85,22 @@ def test_temperature_0_is_what_greedy_search_of_transformers_gives(folder: Path,
     assert generate("abc", "--model", folder, "--tokens", "10", "--top-k", "1", "--seed", "5") == out
 
 
-def test_goes_on_beyond_the_positions_of_the_model(folder: Path, generate: Generate) -> None:
+def test_text_continues_beyond_the_positions_of_the_model(folder: Path, generate: Generate) -> None:
     out = generate("abc", "--model", folder, "--tokens", str(3 * POSITIONS), "--temperature", "1", "--top-k", "0")
     few = generate("abc", "--model", folder, "--tokens", "5", "--temperature", "1", "--top-k", "0")
     assert out.startswith(few.rstrip("\n\ufffd"))
-    assert len(out.encode()) > POSITIONS  # unless it drew the end of the text, 1 of 257, which this seed does not
+    # The end of the text, which has a probability of 1 in 257, does not occur with this seed.
+    assert len(out.encode()) > POSITIONS
 
 
-def test_an_empty_prompt_starts_a_text_of_its_own(folder: Path, generate: Generate) -> None:
+def test_empty_prompt_starts_a_text_of_its_own(folder: Path, generate: Generate) -> None:
     assert len(generate("", "--model", folder, "--tokens", "20")) > 1
 
 
-def test_a_prompt_that_is_too_long_is_cut_at_its_beginning_and_that_is_said(
+def test_prompt_that_is_too_long_is_cut_at_its_beginning_with_a_note(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompt = "x" * 100 + "abc" * 10 + "d"  # its last 31 tokens are what is seen
+    prompt = "x" * 100 + "abc" * 10 + "d"  # the model sees the last 31 tokens
     main([prompt, "--model", str(folder), "--tokens", "1", "--temperature", "0"])
     long = capsys.readouterr()
     assert long.err == "the prompt has 131 tokens, the model sees the last 31 of them\n"
@@ -108,14 +110,14 @@ def test_a_prompt_that_is_too_long_is_cut_at_its_beginning_and_that_is_said(
     assert long.out == "x" * 100 + short.out
 
 
-def test_several_samples_are_numbered_and_the_first_is_the_one_alone(folder: Path, generate: Generate) -> None:
+def test_several_samples_are_numbered_and_the_first_equals_a_single_one(folder: Path, generate: Generate) -> None:
     alone = generate("ab", "--model", folder, "--tokens", "8")
     out = generate("ab", "--model", folder, "--tokens", "8", "--samples", "2")
     assert out.startswith("--- 1 of 2 ---\n" + alone)
     assert "--- 2 of 2 ---\nab" in out
 
 
-def test_the_run_that_the_stack_declares_is_used_where_it_lies(
+def test_declared_run_of_a_bucket_is_used_in_its_place(
     folder: Path, tmp_path: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = bucket_with_run(tmp_path / "bucket")
@@ -126,7 +128,7 @@ def test_the_run_that_the_stack_declares_is_used_where_it_lies(
     assert [path.name for path in tmp_path.iterdir()] == ["bucket"]
 
 
-def test_sees_no_further_back_than_the_run_trained(
+def test_model_sees_at_most_the_runs_sequence_length(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bucket = bucket_with_run(tmp_path, sequence_length=8)
@@ -135,7 +137,7 @@ def test_sees_no_further_back_than_the_run_trained(
     assert "the prompt has 10 tokens, the model sees the last 7 of them" in capsys.readouterr().err
 
 
-def test_a_run_without_a_model_says_where_it_is(tmp_path: Path) -> None:
+def test_run_without_a_model_gives_its_state_and_step(tmp_path: Path) -> None:
     bucket = bucket_with_run(tmp_path)
     status = Status(state="RUNNING", step=4, updated=0.0)
     open_storage(str(bucket)).write(f"runs/{RUN}/status.json", json.dumps(status.to_json()).encode())
@@ -143,7 +145,7 @@ def test_a_run_without_a_model_says_where_it_is(tmp_path: Path) -> None:
         main(["ab", "--bucket", str(bucket)])
 
 
-def test_an_unfinished_model_is_not_used(folder: Path, tmp_path: Path) -> None:
+def test_unfinished_model_is_not_used(folder: Path, tmp_path: Path) -> None:
     bucket = bucket_with_run(tmp_path)
     put_model(folder, bucket)
     open_storage(str(bucket)).delete(f"runs/{RUN}/model/manifest.json")
@@ -151,7 +153,7 @@ def test_an_unfinished_model_is_not_used(folder: Path, tmp_path: Path) -> None:
         main(["ab", "--bucket", str(bucket)])
 
 
-def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: there is no such folder"):
         main(["ab", "--model", str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match=r"no config\.json is in it"):
@@ -159,7 +161,7 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_damaged_model_is_one_line(folder: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_model_is_one_line(folder: Path, tmp_path: Path, damage: str) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / damage).write_bytes((folder / damage).read_bytes()[:50])
@@ -168,7 +170,7 @@ def test_a_damaged_model_is_one_line(folder: Path, tmp_path: Path, damage: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+def test_model_with_pickled_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         if file.name != "model.safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -192,14 +194,16 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
         (["--file", "prompts.txt"], "give a prompt or --file, not both"),
     ],
 )
-def test_options_that_make_no_sense(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_of_generate_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["ab", *arguments])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_stop_ends_the_text_before_it(folder: Path, generate: Generate) -> None:
+def test_stop_ends_the_text_before_it(folder: Path, generate: Generate) -> None:
     whole = generate("ab", "--model", folder, "--tokens", "30", "--seed", "3").removesuffix("\n")
     stop = whole[12:15]
     expected = whole[: whole.index(stop, 2)]
@@ -207,12 +211,12 @@ def test_a_stop_ends_the_text_before_it(folder: Path, generate: Generate) -> Non
     assert generate("ab", "--model", folder, "--tokens", "30", "--seed", "3", *several) == expected + "\n"
 
 
-def test_the_likeliest_alone_has_any_small_probability(folder: Path, generate: Generate) -> None:
+def test_smallest_top_p_gives_the_greedy_text(folder: Path, generate: Generate) -> None:
     greedy = generate("abc", "--model", folder, "--tokens", "10", "--temperature", "0")
     assert generate("abc", "--model", folder, "--tokens", "10", "--top-p", "0.000001", "--seed", "4") == greedy
 
 
-def test_a_file_of_prompts_gives_each_prompt_the_text_that_it_has_alone(
+def test_file_of_prompts_gives_each_prompt_the_same_text_as_alone(
     folder: Path, tmp_path: Path, generate: Generate
 ) -> None:
     (tmp_path / "prompts.txt").write_text("ab\n\n  cd\r\n")
@@ -222,7 +226,7 @@ def test_a_file_of_prompts_gives_each_prompt_the_text_that_it_has_alone(
     assert out == f"--- 1 of 2 ---\n{alone[0]}\n--- 2 of 2 ---\n{alone[1]}"
 
 
-def test_json_lines_in_and_out(folder: Path, tmp_path: Path, generate: Generate) -> None:
+def test_file_of_json_prompts_gives_json_lines(folder: Path, tmp_path: Path, generate: Generate) -> None:
     pairs = [{"prompt": "a\nb", "completion": "is not used"}, {"prompt": "é\u2028"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
     usual = ["--model", folder, "--tokens", "6"]
@@ -245,25 +249,25 @@ def test_json_lines_in_and_out(folder: Path, tmp_path: Path, generate: Generate)
         ("p.txt", None, r"p\.txt: No such file"),
     ],
 )
-def test_a_bad_file_of_prompts_is_one_line(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_bad_file_of_prompts_is_one_line(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         main(["--file", str(tmp_path / name), "--model", "not even looked for"])
 
 
-def test_no_prompt_and_no_terminal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_prompt_without_a_terminal_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(UserError, match="there is no prompt: give one, or --file PROMPTS"):
         main(["--model", "not even looked for"])
 
 
-def test_a_prompt_that_is_not_text_is_said(folder: Path) -> None:
+def test_prompt_that_is_not_text_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="the prompt is not text"):
         main(["ab\udcff", "--model", str(folder)])
 
 
-def test_a_model_with_broken_numbers_is_said(folder: Path) -> None:
+def test_model_with_numbers_that_are_not_finite_is_refused(folder: Path) -> None:
     model, tokenizer = load(folder)
     model.transformer.ln_f.weight.data.fill_(float("nan"))
     writer = Writer(model, tokenizer, name="broken")
@@ -271,7 +275,7 @@ def test_a_model_with_broken_numbers_is_said(folder: Path) -> None:
         list(writer.write(writer.encode("a"), Sampling()))
 
 
-def test_a_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     for file in folder.iterdir():
@@ -287,7 +291,7 @@ def test_a_model_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> Non
 # -- a session ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_session_answers_each_prompt_with_the_next_seed(
+def test_session_answers_each_prompt_with_the_next_seed(
     folder: Path, generate: Generate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = [generate("ab", "--model", folder, "--tokens", "8", "--seed", seed) for seed in ("7", "8")]
@@ -308,10 +312,11 @@ def test_a_session_answers_each_prompt_with_the_next_seed(
     assert next(lines) == "never read"
 
 
-def test_at_a_terminal_ctrl_c_ends_the_text_and_ctrl_d_the_session(folder: Path) -> None:
-    """The command itself on a pseudo-terminal, typed at."""
+def test_session_at_a_terminal_ends_its_text_with_ctrl_c_and_itself_with_ctrl_d(folder: Path) -> None:
+    """The test types into a pseudo-terminal with the real command on it."""
     terminal, its_end = pty.openpty()
-    options = ["--model", str(folder), "--tokens", "1000000", "--temperature", "0"]  # goes in circles, without end
+    # The greedy text repeats itself without end.
+    options = ["--model", str(folder), "--tokens", "1000000", "--temperature", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts.generate", *options],
         stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
@@ -328,7 +333,7 @@ def test_at_a_terminal_ctrl_c_ends_the_text_and_ctrl_d_the_session(folder: Path)
     read_until(b"> ")
     os.write(terminal, b"xyz\n")
     read_until(b"\033[1mxyz\033[0m")
-    os.read(terminal, 1)  # it has begun
+    os.read(terminal, 1)  # the text has begun
     process.send_signal(signal.SIGINT)
     read_until(b"> ")
     os.write(terminal, b"\x04")
@@ -336,8 +341,8 @@ def test_at_a_terminal_ctrl_c_ends_the_text_and_ctrl_d_the_session(folder: Path)
     os.close(terminal)
 
 
-def test_the_command_prints_nothing_but_text(folder: Path) -> None:
-    """No warning of a library, no progress bar, no network."""
+def test_command_prints_nothing_but_text(folder: Path) -> None:
+    """It prints no warning of a library and no progress bar, and needs no network."""
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONWARNINGS": "default"}
     command = [sys.executable, "-m", "scripts.generate", "Once", "--model", str(folder), "--tokens", "5"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -1,4 +1,4 @@
-"""Why machines do not come: what Google's groups answer, in words, and what is asked of them."""
+"""The reasons why machines do not come: the answers of Google's groups in words, and the calls that fetch them."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from scripts.support.google_groups import ASK_EVERY, Group, Groups, Stack, expla
 from tests.scripts.google import Call, FakeGoogle, project
 
 NOW = 1_800_000_000.0
-THEN = "2027-01-15T08:00:00.000-00:00"  # NOW
+THEN = "2027-01-15T08:00:00.000-00:00"  # the same time as NOW
 STACK = Stack(
     "dev",
     1,
@@ -20,7 +20,7 @@ STACK = Stack(
     {"master": "n1-highmem-16", "worker": "n1-highmem-16 with nvidia-tesla-t4", "ps": "n1-highmem-8"},
 )
 GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"
-# As Google worded them, seen in public reports of 2024 to 2026.
+# Google's own messages, from public reports of 2024 to 2026.
 STOCKOUT: dict[str, Any] = {
     "code": "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS",
     "message": "The zone 'projects/p/zones/us-central1-b' does not have enough resources available to fulfill the"
@@ -70,7 +70,7 @@ def said(group: Group, *heard: str, stack: Stack = STACK) -> list[str]:
     return explain(stack, [group], heard, NOW)
 
 
-def test_a_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
+def test_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
     group = worker(
         2,
         instance("dev-worker-01234567-aaaa", None, STOCKOUT),
@@ -85,13 +85,13 @@ def test_a_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
     )
 
 
-def test_a_stock_out_of_the_only_zone_asks_for_another() -> None:
+def test_stock_out_of_the_only_zone_asks_for_another() -> None:
     alone = Stack("dev", 4, ["us-central1-b"], STACK.machines)
     (line,) = said(worker(1, errors=[noted(STOCKOUT)]), stack=alone)
     assert "add another zone to gpt2-training:machines.zones and raise gpt2-training:launch to 5" in line
 
 
-def test_the_last_zone_is_followed_by_the_first() -> None:
+def test_stock_out_in_the_last_zone_proposes_the_first() -> None:
     second = Stack("dev", 2, STACK.zones, STACK.machines)
     message = "The zone 'projects/p/zones/us-central1-c' does not have enough resources available."
     (line,) = said(
@@ -135,17 +135,17 @@ def test_the_last_zone_is_followed_by_the_first() -> None:
         ({"code": "ONLY_A_CODE"}, "Google says ONLY_A_CODE"),
     ],
 )
-def test_other_causes_are_told_apart(error: dict[str, Any], words: str) -> None:
+def test_cause_of_a_missing_machine_is_explained(error: dict[str, Any], words: str) -> None:
     (line,) = said(worker(3, instance("dev-worker-01234567-aaaa", None, error)))
     assert line.startswith(f"worker: {words}")
 
 
-def test_what_was_noted_long_ago_is_not_told() -> None:
+def test_error_noted_long_ago_is_not_reported() -> None:
     group = worker(1, instance("dev-worker-01234567-aaaa", "STAGING"), errors=[noted(QUOTA, "2027-01-15T07:00:00Z")])
     assert said(group) == ["worker: 0 of 1 machines run, Google is making the rest"]
 
 
-def test_machines_that_are_heard_are_well_and_silent_ones_boot() -> None:
+def test_running_machines_without_a_heartbeat_are_reported_as_booting() -> None:
     group = worker(3, *(instance(f"dev-worker-01234567-{tail}") for tail in ("aaaa", "bbbb", "cccc")))
     assert said(group, "worker-aaaa", "worker-bbbb", "worker-cccc") == []
     (line,) = said(group, "worker-bbbb")
@@ -155,7 +155,7 @@ def test_machines_that_are_heard_are_well_and_silent_ones_boot() -> None:
     assert said(master, "master-0") == []
 
 
-def test_a_group_of_size_zero_and_no_group_at_all() -> None:
+def test_missing_group_and_group_of_size_zero_are_explained() -> None:
     assert "size 0" in said(worker(0))[0]
     assert "raise gpt2-training:launch to 2" in said(worker(0))[0]
     assert explain(STACK, [], [], NOW) == ["Google has no group of machines for this stack yet; `pulumi up` makes them"]
@@ -165,7 +165,7 @@ def loaded(folder: Path) -> config.StackConfig:
     return load.from_file("dev", project(folder))
 
 
-def test_the_stack_says_which_machines_are_meant(tmp_path: Path) -> None:
+def test_stack_gives_the_machines_of_each_role(tmp_path: Path) -> None:
     config = loaded(tmp_path)
     stack = stack_of(config, resolve_fleet(config), 2)
     assert stack.machines == {
@@ -192,7 +192,7 @@ def answers(google: FakeGoogle) -> None:
     google.on("compute", "GET", f"{GROUPS}/dev-worker-01234567/listErrors", {"items": [noted(STOCKOUT)]})
 
 
-def test_the_groups_of_the_stack_are_asked_now_and_then(google: FakeGoogle, tmp_path: Path) -> None:
+def test_groups_are_asked_again_only_after_an_interval(google: FakeGoogle, tmp_path: Path) -> None:
     answers(google)
     now = [NOW]
     groups = Groups(loaded(tmp_path), lambda: now[0])
@@ -200,7 +200,7 @@ def test_the_groups_of_the_stack_are_asked_now_and_then(google: FakeGoogle, tmp_
     assert len(first) == 1
     assert first[0].startswith("worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now")
     asked = len(google.calls)
-    assert asked == 5  # the groups, two pages of workers, the master, the errors of the workers
+    assert asked == 5  # the calls ask for the groups, two pages of workers, the master, and the errors of the workers
     now[0] += ASK_EVERY - 1
     assert groups.lines(1, set()) == first
     assert len(google.calls) == asked
@@ -210,7 +210,7 @@ def test_the_groups_of_the_stack_are_asked_now_and_then(google: FakeGoogle, tmp_
     assert "dev-(master|worker|ps)" in google.calls[0].query["filter"][0]
 
 
-def test_without_permission_it_is_said_and_not_asked_again(google: FakeGoogle, tmp_path: Path) -> None:
+def test_missing_permission_is_reported_and_google_is_not_asked_again(google: FakeGoogle, tmp_path: Path) -> None:
     google.deny("compute", message="Required 'compute.instanceGroupManagers.list' permission")
     now = [NOW]
     groups = Groups(loaded(tmp_path), lambda: now[0])
@@ -223,15 +223,13 @@ def test_without_permission_it_is_said_and_not_asked_again(google: FakeGoogle, t
 
 
 @pytest.mark.usefixtures("nobody")
-def test_nobody_logged_in_is_one_line(tmp_path: Path) -> None:
+def test_missing_login_is_one_line(tmp_path: Path) -> None:
     (line,) = Groups(loaded(tmp_path), lambda: NOW).lines(1, set())
     assert "no Google credentials" in line
     assert "\n" not in line
 
 
-def test_google_out_of_order_is_asked_again_and_a_strange_answer_does_no_harm(
-    google: FakeGoogle, tmp_path: Path
-) -> None:
+def test_failing_google_is_asked_again_and_an_invalid_answer_is_one_line(google: FakeGoogle, tmp_path: Path) -> None:
     google.on("compute", "GET", GROUPS, {"error": {"message": "backend error"}}, 503)
     now = [NOW]
     groups = Groups(loaded(tmp_path), lambda: now[0])

@@ -13,7 +13,8 @@ from scripts import download_model, watch
 from scripts.support import common
 from scripts.support.common import UserError
 from tests.scripts.google import FakeGoogle, project
-from trainer.contract.spec import Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Data, Hyperparameters, Model
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.runs.records import Status
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
@@ -24,7 +25,7 @@ GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"
 
 @pytest.fixture
 def bucket(tmp_path: Path, gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """The stack's own bucket, in which a run is declared."""
+    """Return the stack's own bucket with a declared run."""
     monkeypatch.setattr(common, "CHECKOUT", project(tmp_path))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
     client = gcs.Client(project="test", credentials=AnonymousCredentials())
@@ -56,7 +57,7 @@ def stock_out(google: FakeGoogle) -> None:
     google.on("compute", "GET", f"{GROUPS}/.*/listErrors", {})
 
 
-def test_watch_finds_the_run_and_tells_why_nothing_comes(
+def test_watch_finds_the_run_and_explains_missing_machines(
     bucket: Storage, google: FakeGoogle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stock_out(google)
@@ -67,7 +68,7 @@ def test_watch_finds_the_run_and_tells_why_nothing_comes(
     assert "raise gpt2-training:launch to 2 to take the next zone, us-central1-b" in said
 
 
-def test_watch_goes_without_rights_to_ask(
+def test_watch_works_without_the_right_to_read_groups(
     bucket: Storage, google: FakeGoogle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     google.deny("compute")
@@ -80,7 +81,7 @@ def test_watch_goes_without_rights_to_ask(
     assert "why machines are missing cannot be told: compute GET" in said
 
 
-def test_watch_tells_a_run_that_nothing_comes_for(
+def test_watch_of_a_run_without_machines_says_that_google_continues(
     bucket: Storage, google: FakeGoogle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock_out(google)
@@ -95,7 +96,7 @@ def test_watch_tells_a_run_that_nothing_comes_for(
     assert "`pulumi up`" not in said
 
 
-def test_a_stack_file_that_is_wrong_by_now_does_not_stop_the_watch(
+def test_watch_continues_with_a_stack_file_that_became_wrong(
     bucket: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project(tmp_path, machines={"accelerator": {"type": "nvidia-tesla-x9"}})
@@ -104,7 +105,7 @@ def test_a_stack_file_that_is_wrong_by_now_does_not_stop_the_watch(
     assert "why machines are missing cannot be told: gpt2-training:machines.accelerator.type: unknown" in said
 
 
-def test_the_model_is_fetched(bucket: Storage, tmp_path: Path) -> None:
+def test_model_of_the_stacks_run_is_downloaded(bucket: Storage, tmp_path: Path) -> None:
     data = b"weights"
     entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     bucket.write(f"runs/{RUN}/model/model.safetensors", data)
@@ -114,7 +115,7 @@ def test_the_model_is_fetched(bucket: Storage, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [watch.main, download_model.main])
-def test_a_stack_without_a_project_is_one_line(command: object, bucket: Storage, tmp_path: Path) -> None:
+def test_stack_without_a_project_is_one_line(command: object, bucket: Storage, tmp_path: Path) -> None:
     (tmp_path / "Pulumi.dev.yaml").write_text("config:\n  gpt2-training:platform: google\n")
     with pytest.raises(
         UserError, match=r"^--stack dev: gcp:project: missing; run `pulumi config set gcp:project [^\n]*$"
@@ -124,7 +125,7 @@ def test_a_stack_without_a_project_is_one_line(command: object, bucket: Storage,
 
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize("command", [watch.main, download_model.main])
-def test_nobody_logged_in_is_one_line(
+def test_missing_login_is_one_line(
     command: object, bucket: Storage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST")

@@ -1,4 +1,4 @@
-"""scripts.import_config: each key of a file of AI Platform or Vertex AI is mapped, replaced or left out, and told."""
+"""scripts.import_config: each key of an AI Platform or Vertex AI file is mapped, replaced or left out, with a note."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ SEARCH: dict[str, Any] = {
 
 
 def convert(tmp_path: Path, content: Any, stack: str = "new") -> tuple[dict[str, Any], list[Note]]:
-    """The stack file's own keys, as Pulumi reads them, and the notes. The file loads once it names a project."""
+    """Return the stack file's own keys, as Pulumi reads them, and the notes. The file loads once it names a project."""
     path = tmp_path / "config.yaml"
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
     text, draft = import_config.convert(path, stack)
@@ -48,7 +48,7 @@ def own(every: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(tmp_path: Path, **changes: Any) -> tuple[dict[str, Any], list[Note]]:
-    """The reference file with some keys changed; None removes one."""
+    """Convert the reference file with some keys changed; None removes one."""
     content = {k: v for k, v in {**REFERENCE, **changes}.items() if v is not None}
     every, notes = convert(tmp_path, {"trainingInput": content})
     return own(every), notes
@@ -58,7 +58,7 @@ def words(notes: list[Note], state: str) -> dict[str, str]:
     return {note.key: note.words for note in notes if note.state == state}
 
 
-def test_the_reference_file_comes_out_as_it_went_in(tmp_path: Path) -> None:
+def test_import_of_the_reference_file_keeps_it_unchanged(tmp_path: Path) -> None:
     every, notes = convert(tmp_path, {"trainingInput": REFERENCE})
     assert own(every)["trainingInput"] == REFERENCE
     loaded = load.load(own(every), "new", tmp_path, {"project": "my-project", "region": every["gcp:region"]})
@@ -71,25 +71,25 @@ def test_the_reference_file_comes_out_as_it_went_in(tmp_path: Path) -> None:
     assert words(notes, "left out") == {}
 
 
-def test_a_second_round_trip_changes_nothing(tmp_path: Path) -> None:
+def test_import_of_an_imported_file_changes_nothing(tmp_path: Path) -> None:
     first, _ = convert(tmp_path, {"trainingInput": REFERENCE})
     again, _ = convert(tmp_path, {"trainingInput": own(first)["trainingInput"]})
     assert again == first
 
 
-def test_texts_for_numbers_and_snake_case_read_the_same(tmp_path: Path) -> None:
+def test_import_of_quoted_numbers_and_snake_case_gives_the_same(tmp_path: Path) -> None:
     snake = """
 training_input: {scale_tier: CUSTOM, master_type: n1-highmem-16, worker_type: n1-highmem-16, worker_count: "10",
   parameter_server_type: n1-highmem-8, parameter_server_count: "3",
   hyperparameters: {learning_rate: 0.01, batch_size: "32"}}
 """
     assert own(convert(tmp_path, snake)[0])["trainingInput"] == REFERENCE
-    assert own(convert(tmp_path, REFERENCE)[0])["trainingInput"] == REFERENCE  # a trainingInput alone
+    assert own(convert(tmp_path, REFERENCE)[0])["trainingInput"] == REFERENCE  # here it is a trainingInput alone
     assert own(convert(tmp_path, json.dumps({"trainingInput": REFERENCE}))[0])["trainingInput"] == REFERENCE
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_presets_stay_presets(tmp_path: Path, tier: str) -> None:
+def test_import_of_a_scale_tier_keeps_it(tmp_path: Path, tier: str) -> None:
     every, notes = convert(tmp_path, {"trainingInput": {"scaleTier": tier, "masterType": "standard"}})
     assert own(every)["trainingInput"] == {"scaleTier": tier}
     assert words(notes, "left out") == {"trainingInput.masterType": f"scaleTier {tier} sets it"}
@@ -99,7 +99,7 @@ def test_presets_stay_presets(tmp_path: Path, tier: str) -> None:
     assert (loaded.workers, loaded.servers) == TIERS[tier]
 
 
-def test_a_file_without_a_scale_tier_keeps_its_machines(tmp_path: Path) -> None:
+def test_import_without_a_scale_tier_keeps_the_machines(tmp_path: Path) -> None:
     values, notes = training(tmp_path, scaleTier=None)
     assert values["trainingInput"] == REFERENCE
     words_ = words(notes, "to fill in")["trainingInput.scaleTier"]
@@ -132,7 +132,7 @@ def test_a_file_without_a_scale_tier_keeps_its_machines(tmp_path: Path) -> None:
         ("a: [", "cannot be read"),
     ],
 )
-def test_what_cannot_be_imported_is_one_line(tmp_path: Path, content: Any, said: str) -> None:
+def test_file_that_cannot_be_imported_is_one_line(tmp_path: Path, content: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
         convert(tmp_path, content)
     assert said in str(caught.value)
@@ -160,14 +160,14 @@ def test_machines_of_other_families_become_n1(tmp_path: Path, machine: str, near
     assert words(notes, "replaced")["trainingInput.workerType"].endswith(f"{nearest}, the nearest of this project")
 
 
-def test_a_machine_without_a_like_is_left_to_a_person(tmp_path: Path) -> None:
+def test_machine_without_an_equivalent_is_left_to_a_person(tmp_path: Path) -> None:
     values, notes = training(tmp_path, workerType="m1-ultramem-40")
     assert values["trainingInput"]["workerType"] == "m1-ultramem-40"
     todo = words(notes, "to fill in")
     assert todo["trainingInput.workerType"].startswith("unknown machine type 'm1-ultramem-40'")
 
 
-def test_gpus_and_disks(tmp_path: Path) -> None:
+def test_import_of_gpus_and_disks_maps_both(tmp_path: Path) -> None:
     disk = {"bootDiskType": "pd-ssd", "bootDiskSizeGb": 300}
     replica = {"acceleratorConfig": T4, "diskConfig": disk, "imageUri": "gcr.io/p/i", "containerArgs": ["--steps=5000"]}
     values, notes = training(tmp_path, masterConfig=replica, workerConfig={"acceleratorConfig": T4})
@@ -180,7 +180,7 @@ def test_gpus_and_disks(tmp_path: Path) -> None:
     load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
-def test_gpus_that_the_image_cannot_use_or_that_differ_are_replaced_and_said(tmp_path: Path) -> None:
+def test_gpus_that_the_image_cannot_use_or_that_differ_are_replaced_with_a_note(tmp_path: Path) -> None:
     values, notes = training(
         tmp_path,
         masterConfig={"acceleratorConfig": {"type": "NVIDIA_TESLA_V100", "count": 8}},
@@ -198,20 +198,20 @@ def test_gpus_that_the_image_cannot_use_or_that_differ_are_replaced_and_said(tmp
     )
 
 
-def test_gpus_that_are_built_in(tmp_path: Path) -> None:
+def test_built_in_gpus_are_mapped_to_the_machine_type(tmp_path: Path) -> None:
     a100 = {"acceleratorConfig": {"type": "NVIDIA_TESLA_A100", "count": 1}}
     there = {"masterType": "a2-highgpu-1g", "workerType": "a2-highgpu-1g", "masterConfig": a100, "workerConfig": a100}
     values, notes = training(tmp_path, **there)
     assert "machines" not in values
     assert words(notes, "mapped")["trainingInput.masterConfig.acceleratorConfig"].startswith("built into a2-highgpu-1g")
     load.load(values, "new", tmp_path, {"project": "my-project"})
-    _, notes = training(tmp_path, masterConfig=a100)  # on an N1 machine
+    _, notes = training(tmp_path, masterConfig=a100)  # here it is on an N1 machine
     assert words(notes, "to fill in")["trainingInput.masterConfig.acceleratorConfig"].endswith(
         "use a2-highgpu-1g or larger"
     )
 
 
-def test_arguments_of_a_program_are_read_as_it_would(tmp_path: Path) -> None:
+def test_arguments_of_a_program_become_hyperparameters(tmp_path: Path) -> None:
     given = ["--learning_rate=0.02", "--batch-size", "64", "--max_steps=500", "--model=gpt2-medium", "--compile"]
     given += ["--train-files", "gs://b/x", "stray", "--dropout=2"]
     values, notes = training(tmp_path, hyperparameters=None, args=given)
@@ -224,13 +224,13 @@ def test_arguments_of_a_program_are_read_as_it_would(tmp_path: Path) -> None:
     assert left["trainingInput.args --dropout"] == ("2", "dropout: input should be less than 1")
 
 
-def test_a_value_that_was_there_before_stays(tmp_path: Path) -> None:
+def test_hyperparameter_in_the_file_precedes_an_argument(tmp_path: Path) -> None:
     values, notes = training(tmp_path, args=["--lr=0.5"])
     assert values["trainingInput"]["hyperparameters"]["learningRate"] == 0.01
     assert words(notes, "left out") == {"trainingInput.args --lr": "learningRate was 0.01 before"}
 
 
-def test_a_search_becomes_a_sweep(tmp_path: Path) -> None:
+def test_hyperparameter_search_becomes_a_sweep(tmp_path: Path) -> None:
     params = [*SEARCH["params"], {"parameterName": "batch-size", "type": "DISCRETE", "discreteValues": [16, 32]}]
     search = {**SEARCH, "params": params, "maxParallelTrials": 5, "algorithm": "GRID_SEARCH"}
     values, notes = training(tmp_path, hyperparameters={**search, "optimizer": "adamw"})
@@ -245,7 +245,7 @@ def test_a_search_becomes_a_sweep(tmp_path: Path) -> None:
     assert "TPE" in words(notes, "left out")["trainingInput.hyperparameters.algorithm"]
 
 
-def test_a_searchs_metric_and_goal_are_said_where_they_are_not_the_files_own(tmp_path: Path) -> None:
+def test_sweep_notes_a_metric_or_goal_that_differs_from_the_search(tmp_path: Path) -> None:
     key = "trainingInput.hyperparameters"
     values, notes = training(tmp_path, hyperparameters={**SEARCH, "hyperparameterMetricTag": "perplexity"})
     assert values["sweep"]["hyperparameterMetricTag"] == "validationLoss"
@@ -257,7 +257,7 @@ def test_a_searchs_metric_and_goal_are_said_where_they_are_not_the_files_own(tmp
         assert {f"{key}.hyperparameterMetricTag", f"{key}.goal"} <= set(words(notes, "to fill in"))
 
 
-def test_machines_of_which_there_are_none_are_said(tmp_path: Path) -> None:
+def test_settings_of_roles_without_machines_are_left_out_with_a_note(tmp_path: Path) -> None:
     gpu = {"acceleratorConfig": {"type": "NVIDIA_TESLA_T4", "count": 1}, "diskConfig": {"bootDiskSizeGb": 900}}
     values, notes = training(tmp_path, workerCount=0, workerConfig=gpu)
     assert "workerType" not in values["trainingInput"]
@@ -280,7 +280,7 @@ def test_machines_of_which_there_are_none_are_said(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_search_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+def test_unsupported_search_is_kept_as_a_comment(tmp_path: Path, change: dict[str, Any], why: str) -> None:
     search = {**SEARCH, **change}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"trainingInput": {**REFERENCE, "hyperparameters": {**search, "batchSize": 16}}}))
@@ -294,13 +294,13 @@ def test_a_search_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, chang
 @pytest.mark.parametrize(
     ("seconds", "hours", "state"), [("86400s", 24, "mapped"), ("5400.5s", 1.5, "mapped"), ("60s", 0.25, "replaced")]
 )
-def test_the_longest_running_time(tmp_path: Path, seconds: str, hours: float, state: str) -> None:
+def test_max_running_time_becomes_max_hours(tmp_path: Path, seconds: str, hours: float, state: str) -> None:
     values, notes = training(tmp_path, scheduling={"maxRunningTime": seconds})
     assert values["limits"] == {"maxHours": hours}
     assert "trainingInput.scheduling.maxRunningTime" in words(notes, state)
 
 
-def test_a_default_that_differs_is_said(tmp_path: Path) -> None:
+def test_default_that_differs_is_noted(tmp_path: Path) -> None:
     assert words(training(tmp_path)[1], "replaced") == {
         "trainingInput.scheduling.maxRunningTime": (
             "limits.maxHours: 24 hours unless you set it; AI Platform's default was 7 days"
@@ -308,13 +308,13 @@ def test_a_default_that_differs_is_said(tmp_path: Path) -> None:
     }
 
 
-def test_another_region_needs_zones_from_a_person(tmp_path: Path) -> None:
+def test_region_outside_the_table_needs_zones_from_a_person(tmp_path: Path) -> None:
     every, notes = convert(tmp_path, {"trainingInput": {**REFERENCE, "region": "europe-west4"}})
     assert every["gcp:region"] == "europe-west4"
     assert words(notes, "to fill in")["machines.zones"].startswith("missing; region europe-west4 is not in our table")
 
 
-def test_an_unknown_key_is_listed(tmp_path: Path) -> None:
+def test_unknown_key_is_listed(tmp_path: Path) -> None:
     every, notes = convert(tmp_path, {"trainingInput": {**REFERENCE, "frobnicate": {"a": 1}}, "jobId": "x", "y": 2})
     assert words(notes, "left out") == {
         "trainingInput.frobnicate": "this key is not known here",
@@ -324,7 +324,7 @@ def test_an_unknown_key_is_listed(tmp_path: Path) -> None:
     assert "frobnicate" not in json.dumps(every)
 
 
-# -- every field of Google's own documents ------------------------------------------------------------------------
+# -- every field of Google's own documents -----------------------------------------------------------------------------
 
 
 def fields(api: str, schema: str) -> set[str]:
@@ -348,7 +348,7 @@ def fields(api: str, schema: str) -> set[str]:
         ("DiskConfig", {"bootDiskType", "bootDiskSizeGb"}),
     ],
 )
-def test_every_field_of_ai_platform_is_known(schema: str, taken: set[str]) -> None:
+def test_fields_of_ai_platform_are_all_known(schema: str, taken: set[str]) -> None:
     assert fields("ml.v1", f"GoogleCloudMlV1__{schema}") == taken
 
 
@@ -382,7 +382,7 @@ def test_every_field_of_ai_platform_is_known(schema: str, taken: set[str]) -> No
         ),
     ],
 )
-def test_every_field_of_vertex_is_known(schema: str, taken: set[str]) -> None:
+def test_fields_of_vertex_ai_are_all_known(schema: str, taken: set[str]) -> None:
     assert fields("aiplatform.v1", f"GoogleCloudAiplatformV1{schema}") == taken
 
 
@@ -393,7 +393,7 @@ def pool(machine: str, count: int = 1, **further: Any) -> dict[str, Any]:
     return {"machineSpec": {"machineType": machine}, "replicaCount": str(count), **further}
 
 
-def test_the_reference_job_in_vertex_words(tmp_path: Path) -> None:
+def test_vertex_form_of_the_reference_job_gives_the_same_stack_file(tmp_path: Path) -> None:
     code = {"containerSpec": {"imageUri": "gcr.io/p/i", "args": ["--learning-rate=0.01", "--batch_size=32"]}}
     pools = [
         pool("n1-highmem-16", **code),
@@ -415,8 +415,8 @@ def test_the_reference_job_in_vertex_words(tmp_path: Path) -> None:
     load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
-def test_a_spec_alone_with_an_empty_worker_pool(tmp_path: Path) -> None:
-    """As gcloud's --config reads it; a pool without workers is left empty."""
+def test_vertex_spec_with_an_empty_worker_pool_is_imported(tmp_path: Path) -> None:
+    """gcloud's --config has this form; a pool without workers stays empty."""
     content = {
         "workerPoolSpecs": [pool("n1-standard-8"), {}, pool("n1-standard-4", 2)],
         "scheduling": {"strategy": "SPOT"},
@@ -449,7 +449,7 @@ def tuning_job(study: dict[str, Any]) -> dict[str, Any]:
     return {"studySpec": study, "maxTrialCount": 8, "parallelTrialCount": "2", "trialJobSpec": trial}
 
 
-def test_a_vertex_tuning_job_becomes_a_sweep(tmp_path: Path) -> None:
+def test_vertex_tuning_job_becomes_a_sweep(tmp_path: Path) -> None:
     every, notes = convert(tmp_path, tuning_job(STUDY))
     values = own(every)
     assert values["sweep"] == {
@@ -488,7 +488,7 @@ def test_a_vertex_tuning_job_becomes_a_sweep(tmp_path: Path) -> None:
         ({"parameters": [{**STUDY["parameters"][0], "parameterId": "units"}]}, "no hyperparameter that can be varied"),
     ],
 )
-def test_a_study_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+def test_unsupported_vertex_study_is_kept_as_a_comment(tmp_path: Path, change: dict[str, Any], why: str) -> None:
     path = tmp_path / "job.yaml"
     content = tuning_job({**STUDY, **change})
     path.write_text(yaml.safe_dump(content))
@@ -499,10 +499,10 @@ def test_a_study_that_cannot_be_done_is_kept_as_a_comment(tmp_path: Path, change
     assert not [note for note in draft.notes if "sweep." in note.words and note.state == "replaced"]
 
 
-# -- the command --------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_no_file_is_written_over_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_file_is_overwritten_only_with_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "config.yaml", tmp_path / "Pulumi.new.yaml"
     source.write_text(yaml.safe_dump({"trainingInput": REFERENCE}))
     target.write_text("mine\n")
@@ -519,7 +519,7 @@ def test_no_file_is_written_over_without_force(tmp_path: Path, capsys: pytest.Ca
     assert own(plain_yaml.parse(target.read_text())["config"])["trainingInput"] == REFERENCE
 
 
-def test_nothing_is_written_for_a_file_that_cannot_be_imported(tmp_path: Path) -> None:
+def test_file_that_cannot_be_imported_writes_nothing(tmp_path: Path) -> None:
     source, target = tmp_path / "config.yaml", tmp_path / "Pulumi.new.yaml"
     source.write_text("trainingInput: {scaleTier: BASIC_TPU}")
     with pytest.raises(UserError, match="BASIC_TPU"):

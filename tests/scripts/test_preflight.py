@@ -1,4 +1,4 @@
-"""scripts.preflight: what Google answers becomes ok, a problem with its fix, or unknown; unknown is never ok."""
+"""scripts.preflight: Google's answers become ok, a problem with its fix, or unknown; unknown is never ok."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from infra import load
 from infra.fleet.fleet import resolve_fleet
-from infra.google.quotas import Check, Limits, check_quotas, effective, needs, quota_id
+from infra.google.quotas import Check, QuotaLimits, check_quotas, effective, needs, quota_id
 from scripts import preflight
 from scripts.support import common
 from scripts.support.common import UserError
@@ -37,7 +37,7 @@ def quotas(limits: dict[str, float], used: dict[str, float] | None = None) -> di
 
 
 def docker(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """A docker on PATH, and no other."""
+    """Put a docker on PATH, and no other command."""
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / "docker").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "bin" / "docker").chmod(0o755)
@@ -46,7 +46,7 @@ def docker(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 @pytest.fixture
 def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGoogle:
-    """A project in which the stack can stand up, as far as Compute Engine's own quotas tell."""
+    """Let Google have a project in which the stack can be made, by Compute Engine's own quotas."""
     monkeypatch.setattr(common, "CHECKOUT", project(tmp_path))
     (tmp_path / "data" / "gpt2-vocabulary").mkdir(parents=True)
     (tmp_path / "data" / "my.txt").write_text("It was the best of times, it was the worst of times.\n" * 20_000)
@@ -82,21 +82,22 @@ def states(*, leaving_out: str = "ok") -> dict[str, str]:
     return {name: check.state for name, check in checks().items() if check.state != leaving_out}
 
 
-def test_a_project_that_is_ready(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ready_project_has_every_check_ok(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
     assert preflight.main([]) == 0
     out = capsys.readouterr().out
     assert "ok: project: test-project is there\n" in out
     assert "ok: quota NVIDIA_T4_GPUS: 1 needed, limit 20 in us-central1\n" in out
     assert "ok: quota PREEMPTIBLE_NVIDIA_T4_GPUS: 10 needed, limit 20 in us-central1\n" in out
     assert "ok: quota SSD_TOTAL_GB: 2,800 needed, limit 5,000 in us-central1\n" in out
-    assert "ok: quota CPUS: 40 needed, limit 1,000 in us-central1\n" in out  # the master and three servers
+    # The need is that of the master and three servers.
+    assert "ok: quota CPUS: 40 needed, limit 1,000 in us-central1\n" in out
     assert "ok: quota GPUS_ALL_REGIONS: 11 needed, limit 20 in all regions\n" in out
     assert out.count("unknown: ") == 1
     assert "unknown: billing: a deployer cannot see it; `gcloud billing projects describe test-project`" in out
     assert out.endswith("20 ok, 0 problem, 1 unknown, 0 note\n")
 
 
-def test_json_is_for_programs(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lists_checks_with_name_and_state(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
     ready.on("compute", "GET", f"{P}/regions/us-central1", quotas({**ENOUGH, "PREEMPTIBLE_NVIDIA_T4_GPUS": 4}))
     assert preflight.main(["--json"]) == 1
     found = json.loads(capsys.readouterr().out)
@@ -106,7 +107,7 @@ def test_json_is_for_programs(ready: FakeGoogle, capsys: pytest.CaptureFixture[s
     assert bad["fix"].startswith("ask for 10 or more of PREEMPTIBLE-NVIDIA-T4-GPUS-per-project-region")
 
 
-def test_a_terminal_gets_a_table() -> None:
+def test_terminal_shows_a_table() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=100, color_system=None)
     preflight.show([Check("image family", "problem", "there is no [x]", "set machines.imageFamily")], console)
@@ -114,7 +115,7 @@ def test_a_terminal_gets_a_table() -> None:
 
 
 @pytest.mark.usefixtures("nobody")
-def test_nobody_logged_in(tmp_path: Path) -> None:
+def test_missing_login_is_the_last_problem(tmp_path: Path) -> None:
     last = preflight.run(load.from_file("dev", project(tmp_path)))[-1]
     assert (last.name, last.state, last.found) == ("credentials", "problem", "no Google credentials")
     assert last.fix.startswith("run `gcloud auth application-default login`")
@@ -130,7 +131,7 @@ def test_nobody_logged_in(tmp_path: Path) -> None:
         ('{"type": "robot"}', "Google's library does not take"),
     ],
 )
-def test_a_key_file_that_is_none_is_named(
+def test_invalid_key_file_is_named(
     ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, said: str
 ) -> None:
     path = tmp_path / "key"
@@ -143,7 +144,7 @@ def test_a_key_file_that_is_none_is_named(
     assert found.fix == "name a key file there, or unset it and run `gcloud auth application-default login`"
 
 
-def test_without_a_network_it_is_one_problem(
+def test_missing_network_is_one_problem(
     ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDRESOURCEMANAGER", "http://127.0.0.1:9/")
@@ -164,11 +165,11 @@ def test_without_a_network_it_is_one_problem(
         ("Unable to connect to proxy", "x.example: the proxy does not let it through"),
     ],
 )
-def test_why_google_cannot_be_reached_is_short(
+def test_reason_for_a_missing_network_is_short(
     ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch, said: str, words: str
 ) -> None:
     def broken(*_: object, **__: object) -> None:
-        """As google-auth says it when it fetches a token."""
+        """google-auth raises this when it fetches a token."""
         raise TransportError(requests.ConnectionError(f"HTTPSConnectionPool(host='x.example', port=443): {said}"))
 
     monkeypatch.setattr("google.auth.transport.requests.AuthorizedSession.request", broken)
@@ -180,7 +181,7 @@ def test_why_google_cannot_be_reached_is_short(
     )
 
 
-def test_a_portal_in_place_of_google_is_no_traceback(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portal_in_place_of_google_is_no_traceback(ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch) -> None:
     def portal(*_: object, **__: object) -> requests.Response:
         answer = requests.Response()
         answer.status_code, answer._content = 200, b"<html>Welcome to the hotel</html>"
@@ -190,7 +191,7 @@ def test_a_portal_in_place_of_google_is_no_traceback(ready: FakeGoogle, monkeypa
     assert checks()["network"].found == "Google cannot be reached (something else answers in its place)"
 
 
-def test_a_login_that_google_does_not_accept_is_one_problem(
+def test_rejected_login_is_one_problem(
     ready: FakeGoogle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ready.deny("cloudresourcemanager", P, 401, "invalid authentication credentials")
@@ -207,11 +208,11 @@ def test_a_login_that_google_does_not_accept_is_one_problem(
     assert checks()["credentials"].found == "Google does not accept the login (Reauthentication is needed.)"
 
 
-# This machine
+# This machine.
 
 
 @pytest.mark.usefixtures("nobody")
-def test_what_the_run_starts_from_is_looked_at_without_a_login(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_data_and_vocabulary_are_checked_without_a_login(ready: FakeGoogle, tmp_path: Path) -> None:
     (tmp_path / "data" / "my.txt").unlink()
     (tmp_path / "data" / "gpt2-vocabulary" / "vocab.json").unlink()
     found = checks()
@@ -224,7 +225,7 @@ def test_what_the_run_starts_from_is_looked_at_without_a_login(ready: FakeGoogle
     assert lock.fix == "`python -m scripts.upload_data gs://BUCKET/OBJECT` writes it anew"
 
 
-def test_docker_is_needed_where_the_stack_builds_its_image(
+def test_docker_is_checked_where_the_stack_builds_its_image(
     ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docker(tmp_path, monkeypatch, "echo '[info]'; echo 'Cannot connect to the Docker daemon?' >&2; exit 1")
@@ -239,14 +240,14 @@ def test_docker_is_needed_where_the_stack_builds_its_image(
     assert "docker" not in checks()
 
 
-def test_a_project_that_is_not_there(ready: FakeGoogle) -> None:
+def test_missing_project_is_the_only_check(ready: FakeGoogle) -> None:
     ready.deny("cloudresourcemanager", P)
     assert list(states()) == ["project"]
     ready.on("cloudresourcemanager", "GET", P, {"lifecycleState": "DELETE_REQUESTED"})
     assert checks()["project"].found == "test-project is DELETE_REQUESTED"
 
 
-def test_a_fresh_project_whose_apis_are_off_is_unknown_and_never_ok(ready: FakeGoogle) -> None:
+def test_fresh_project_with_disabled_apis_is_unknown_and_never_ok(ready: FakeGoogle) -> None:
     off = "X API has not been used in project 123456 before or it is disabled"
     for service in ("cloudresourcemanager", "serviceusage", "compute"):
         ready.deny(service, message=off)
@@ -258,14 +259,14 @@ def test_a_fresh_project_whose_apis_are_off_is_unknown_and_never_ok(ready: FakeG
     assert {"machines in us-central1-a", "quota NVIDIA_T4_GPUS", "quota GPUS_ALL_REGIONS"} <= set(found)
 
 
-def test_a_login_without_a_quota_project_is_told_how_to_name_one(ready: FakeGoogle) -> None:
+def test_login_without_a_quota_project_gets_the_command_that_names_one(ready: FakeGoogle) -> None:
     ready.deny("cloudresourcemanager", message="The X API requires a quota project, which is not set by default.")
     found = checks()["project"]
     assert found.state == "unknown"
     assert "set-quota-project" in found.fix
 
 
-def test_apis_that_are_off_are_told(ready: FakeGoogle) -> None:
+def test_disabled_apis_are_named(ready: FakeGoogle) -> None:
     def some(call: Call) -> dict[str, Any]:
         states = ["DISABLED" if "scheduler" in name else "ENABLED" for name in call.query["names"]]
         return {"services": [{"name": n, "state": s} for n, s in zip(call.query["names"], states, strict=True)]}
@@ -307,23 +308,25 @@ def test_missing_permissions_are_named(ready: FakeGoogle) -> None:
         ),
     ],
 )
-def test_the_agent_that_makes_machines(ready: FakeGoogle, bindings: list[Any], state: str, words: str) -> None:
+def test_service_agent_that_makes_machines_needs_its_role(
+    ready: FakeGoogle, bindings: list[Any], state: str, words: str
+) -> None:
     ready.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", {"bindings": bindings})
     found = checks()["Google APIs service agent"]
     assert found.state == state
     assert words in found.found
 
 
-def test_machine_types_are_looked_for_in_each_zone(ready: FakeGoogle) -> None:
+def test_machine_types_are_checked_in_each_zone(ready: FakeGoogle) -> None:
     ready.on("compute", "GET", f"{P}/zones/us-central1-[ac]/acceleratorTypes/.*", {"error": {"message": "no"}}, 404)
     found = checks()
-    assert found["machines in us-central1-a"].state == "problem"  # this launch's zone
+    assert found["machines in us-central1-a"].state == "problem"  # this is the zone of the launch
     assert found["machines in us-central1-a"].found == "has no nvidia-tesla-t4"
     assert found["machines in us-central1-c"].state == "note"
     assert found["machines in us-central1-b"].state == "ok"
 
 
-def test_the_image(ready: FakeGoogle) -> None:
+def test_image_family_is_checked_for_size_and_deprecation(ready: FakeGoogle) -> None:
     path = "projects/deeplearning-platform-release/global/images/family/.*"
     ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "250"})
     assert checks()["image family"].fix == "raise machines.bootDiskGb to 250 or more"
@@ -333,11 +336,11 @@ def test_the_image(ready: FakeGoogle) -> None:
     assert checks()["image family"].state == "problem"
 
 
-# Quotas
+# Quotas.
 
 
-def limits(google: FakeGoogle) -> Limits:
-    return Limits(preflight.GoogleApi(), "test-project", "us-central1")
+def limits(google: FakeGoogle) -> QuotaLimits:
+    return QuotaLimits(preflight.GoogleApi(), "test-project", "us-central1")
 
 
 def judged(google: FakeGoogle, folder: Path, **further: Any) -> dict[str, Check]:
@@ -355,13 +358,13 @@ def cloud_quotas(google: FakeGoogle, found: dict[str, list[dict[str, Any]]]) -> 
     google.on("cloudquotas", "GET", path, answer)
 
 
-def test_a_new_project_has_no_gpus_at_all(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_quota_of_zero_gpus_in_all_regions_is_a_problem(ready: FakeGoogle, tmp_path: Path) -> None:
     ready.on("compute", "GET", P, quotas({**EVERYWHERE, "GPUS_ALL_REGIONS": 0}))
     found = judged(ready, tmp_path)["quota GPUS_ALL_REGIONS"]
     assert (found.state, found.found) == ("problem", "11 needed, limit 0 in all regions")
 
 
-def test_spot_machines_without_a_quota_of_their_own_count_with_the_others(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_quota_of_spot_machines_without_one_of_their_own_is_the_usual_one(ready: FakeGoogle, tmp_path: Path) -> None:
     without = {**ENOUGH, "PREEMPTIBLE_NVIDIA_T4_GPUS": 0, "NVIDIA_T4_GPUS": 8}
     ready.on("compute", "GET", f"{P}/regions/us-central1", quotas(without))
     found = judged(ready, tmp_path)["quota NVIDIA_T4_GPUS"]
@@ -369,19 +372,19 @@ def test_spot_machines_without_a_quota_of_their_own_count_with_the_others(ready:
     assert found.found == "11 needed (Spot too, without quota of its own), limit 8 in us-central1"
 
 
-def test_what_sources_disagree_about_is_unknown(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_quota_that_sources_disagree_about_is_unknown(ready: FakeGoogle, tmp_path: Path) -> None:
     ready.on("compute", "GET", P, quotas({**EVERYWHERE, "GPUS_ALL_REGIONS": 1}))
     assert judged(ready, tmp_path)["quota GPUS_ALL_REGIONS"].state == "unknown"
 
 
-def test_what_is_in_use_counts(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_quota_counts_what_is_in_use(ready: FakeGoogle, tmp_path: Path) -> None:
     ready.on("compute", "GET", f"{P}/regions/us-central1", quotas(ENOUGH, {"SSD_TOTAL_GB": 2500}))
     found = judged(ready, tmp_path)["quota SSD_TOTAL_GB"]
     assert found.state == "unknown"
     assert found.found.endswith("limit 5,000 in us-central1, 2,500 in use")
 
 
-def test_the_cloud_quotas_api_is_believed_first(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_quota_of_the_cloud_quotas_api_takes_precedence(ready: FakeGoogle, tmp_path: Path) -> None:
     here = {"applicableLocations": ["us-central1"], "dimensions": {"region": "us-central1"}, "details": {"value": "3"}}
     rest = {"applicableLocations": ["us-central1", "us-east1"], "details": {"value": "100"}}
     cloud_quotas(
@@ -396,10 +399,11 @@ def test_the_cloud_quotas_api_is_believed_first(ready: FakeGoogle, tmp_path: Pat
     assert found["quota PREEMPTIBLE_NVIDIA_T4_GPUS"].found == "10 needed, limit 3 in us-central1"
     assert found["quota NVIDIA_T4_GPUS"].found == "1 needed, limit 0 in us-central1"
     assert found["quota GPUS_ALL_REGIONS"].found == "11 needed, limit none in all regions"
-    assert found["quota CPUS"].found == "40 needed, limit 1,000 in us-central1"  # what it does not know, others do
+    # Compute Engine gives the quotas that it does not know.
+    assert found["quota CPUS"].found == "40 needed, limit 1,000 in us-central1"
 
 
-def test_new_gpus_share_one_quota_by_family(ready: FakeGoogle, tmp_path: Path) -> None:
+def test_quota_of_new_gpus_is_one_by_family(ready: FakeGoogle, tmp_path: Path) -> None:
     def of(family: str, value: str) -> dict[str, Any]:
         dimensions = {"region": "us-central1", "gpu_family": family}
         return {"dimensions": dimensions, "applicableLocations": ["us-central1"], "details": {"value": value}}
@@ -412,7 +416,7 @@ def test_new_gpus_share_one_quota_by_family(ready: FakeGoogle, tmp_path: Path) -
     assert found["quota of a3 CPUs"].state == "unknown"
 
 
-def test_the_machines_of_a_stack_are_counted(tmp_path: Path) -> None:
+def test_needs_count_the_machines_of_a_stack(tmp_path: Path) -> None:
     stack = load.from_file("dev", project(tmp_path, network={"nat": True}))
     counted = {need.metric: (need.on_demand, need.spot) for need in needs(resolve_fleet(stack), nat=True)[0]}
     assert counted == {
@@ -435,16 +439,16 @@ def test_the_machines_of_a_stack_are_counted(tmp_path: Path) -> None:
         ("SSD_TOTAL_GB", "SSD-TOTAL-GB-per-project-region"),
     ],
 )
-def test_names_of_quotas(metric: str, name: str) -> None:
+def test_quota_id_of_a_metric_is_its_name(metric: str, name: str) -> None:
     assert quota_id(metric) == (name, "")
 
 
-def test_a_region_that_a_quota_does_not_name_is_not_known() -> None:
+def test_effective_quota_of_an_unnamed_region_is_unknown() -> None:
     assert effective([{"applicableLocations": ["us-east1"], "details": {"value": "5"}}], {"region": "us-west1"}) is None
     assert effective([], {"region": "us-west1"}) is None
 
 
-def test_a_local_stack_has_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_stack_is_refused_as_nothing_is_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "CHECKOUT", tmp_path)
     (tmp_path / "Pulumi.local.yaml").write_text(
         "config:\n  gpt2-training:trainingInput: {}\n  gpt2-training:model: {size: tiny}\n"

@@ -46,7 +46,7 @@ elsewhere:
 
 
 def sku(description: str, usd: float, unit: str = "h", usage: str = "OnDemand", free: float = 0) -> Json:
-    """A SKU of the Americas; `free`: units a month that cost nothing."""
+    """Return a SKU of the Americas; `free`: the units a month without cost."""
     money = {"currencyCode": "USD", "units": str(int(usd)), "nanos": round(usd % 1 * 1e9)}
     tiers: list[Json] = [{"startUsageAmount": free, "unitPrice": money}]
     if free:
@@ -77,7 +77,7 @@ def sku(description: str, usd: float, unit: str = "h", usage: str = "OnDemand", 
 
 
 def machine_skus() -> list[Json]:
-    """What the small book needs, and beside each what must not be taken for it."""
+    """Return the SKUs that the small book needs, with similar ones that must not be taken for them."""
     return [
         sku("N1 Predefined Instance Core running in Americas", 0.031611),
         sku("Spot Preemptible N1 Predefined Instance Core running in Americas", 0.00882, usage="Preemptible"),
@@ -101,7 +101,7 @@ def machine_skus() -> list[Json]:
         sku(f"Nvidia Tesla A100 80GB GPU{SPOT} running in Americas", 1.964, usage="Preemptible"),
         sku("Nvidia Tesla A100 80GB GPU attached to DWS Defined Duration VMs running in Americas", 1.8462),
         sku("SSD backed Local Storage", 0.08, "GiBy.mo"),
-        sku(f"SSD backed Local Storage{SPOT}", 0.04, "GiBy.mo"),  # with Google, too, usageType OnDemand
+        sku(f"SSD backed Local Storage{SPOT}", 0.04, "GiBy.mo"),  # Google, too, gives it the usageType OnDemand
         sku("C4 Instance Local SSD running in Americas", 0.09, "GiBy.mo"),
         sku("A3Plus Instance Core running in Americas", 0.026924),
         sku("A3Plus Instance Ram running in Americas", 0.002344, "GiBy.h"),
@@ -127,7 +127,7 @@ def storage_skus() -> list[Json]:
 
 @pytest.fixture
 def catalog(google: FakeGoogle) -> dict[str, list[Json]]:
-    """The SKUs that Google answers with, in pages of ten."""
+    """Return the SKUs with which Google answers, in pages of ten."""
     skus = {COMPUTE: machine_skus(), STORAGE: storage_skus()}
 
     def listing(service: str) -> Callable[[Call], Json]:
@@ -157,10 +157,10 @@ def region(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_prices_are_renewed_with_source_and_date_and_comments_stay(
+def test_refresh_renews_prices_with_source_and_date_and_keeps_comments(
     catalog: dict[str, list[Json]], book: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refresh_prices.main([], book) == 1  # P4 is gone
+    assert refresh_prices.main([], book) == 1  # the P4 is missing in the catalog
     here, new = region(book), f"google-{TODAY}"
     assert dict(here["n1_vcpu"]) == {"on_demand": 0.031611, "spot": 0.00882, "source": new}
     assert dict(here["accelerators"]["nvidia-tesla-t4"]) == {"on_demand": 0.35, "spot": 0.14, "source": new}
@@ -171,7 +171,7 @@ def test_prices_are_renewed_with_source_and_date_and_comments_stay(
     mega = here["machines"]["a3-megagpu-8g"]
     by_hand = 208 * 0.026924 + 1872 * 0.002344 + 8 * 10.344275712 + 8 * 2 * ssd * 0.08
     assert mega["on_demand"] == pytest.approx(by_hand, abs=1e-6)
-    assert mega["spot"] == "unknown"  # no SKU, no price
+    assert mega["spot"] == "unknown"  # without a SKU there is no price
     assert (here["disk_gb_month"]["price"], here["storage_gb_month"]["price"]) == (0.1, 0.02)
     text = book.read_text()
     assert text.startswith("# The head of the file.\n")
@@ -183,13 +183,13 @@ def test_prices_are_renewed_with_source_and_date_and_comments_stay(
     assert "14 prices: " in out
 
 
-def test_what_the_catalog_lost_keeps_its_price_and_its_source(catalog: dict[str, list[Json]], book: Path) -> None:
+def test_entry_missing_in_the_catalog_keeps_its_price_and_source(catalog: dict[str, list[Json]], book: Path) -> None:
     refresh_prices.main([], book)
     assert dict(region(book)["accelerators"]["nvidia-tesla-p4"]) == {"on_demand": 0.6, "spot": 0.2236, "source": "old"}
     assert "old" in load(book.read_text())[1]["sources"]
 
 
-def test_a_source_that_nothing_names_any_more_goes(catalog: dict[str, list[Json]], book: Path) -> None:
+def test_source_without_entries_is_removed(catalog: dict[str, list[Json]], book: Path) -> None:
     catalog[COMPUTE] += [
         sku("Nvidia Tesla P4 GPU running in Americas", 0.6),
         sku(f"Nvidia Tesla P4 GPU{SPOT} running in Americas", 0.2, usage="Preemptible"),
@@ -199,7 +199,7 @@ def test_a_source_that_nothing_names_any_more_goes(catalog: dict[str, list[Json]
 
 
 @pytest.mark.parametrize(("usd", "factor"), [(0.15, "0.43"), (0.75, "2.1")])
-def test_a_jump_is_only_written_when_told_to(
+def test_jump_of_a_price_is_written_only_with_accept(
     catalog: dict[str, list[Json]], book: Path, capsys: pytest.CaptureFixture[str], usd: float, factor: str
 ) -> None:
     catalog[COMPUTE] = [s for s in machine_skus() if s["description"] != "Nvidia Tesla T4 GPU running in Americas"]
@@ -212,14 +212,14 @@ def test_a_jump_is_only_written_when_told_to(
     assert region(book)["accelerators"]["nvidia-tesla-t4"]["on_demand"] == usd
 
 
-def test_spot_above_on_demand_is_never_written(catalog: dict[str, list[Json]], book: Path) -> None:
+def test_spot_price_above_the_one_on_demand_is_never_written(catalog: dict[str, list[Json]], book: Path) -> None:
     catalog[COMPUTE] = [s for s in machine_skus() if not s["description"].startswith(f"Nvidia Tesla T4 GPU{SPOT}")]
     catalog[COMPUTE].append(sku(f"Nvidia Tesla T4 GPU{SPOT} running in Americas", 0.36, usage="Preemptible"))
     assert refresh_prices.main(["--accept"], book) == 1
     assert region(book)["accelerators"]["nvidia-tesla-t4"]["spot"] == 0.175
 
 
-def test_two_prices_for_one_thing_are_none(
+def test_two_prices_for_one_entry_keep_the_old_one(
     catalog: dict[str, list[Json]], book: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalog[COMPUTE].append(sku("N1 Predefined Instance Core running in Iowa", 0.05))
@@ -230,15 +230,15 @@ def test_two_prices_for_one_thing_are_none(
     )
 
 
-def test_a_refusal_is_one_line_and_the_book_stays(google: FakeGoogle, book: Path) -> None:
+def test_refusal_of_google_is_one_line_and_keeps_the_book(google: FakeGoogle, book: Path) -> None:
     google.deny("cloudbilling", message="Cloud Billing API has not been used in project 123456 before")
     with pytest.raises(refresh_prices.ApiError, match="has not been used in project"):
         refresh_prices.main([], book)
     assert book.read_text() == SMALL
 
 
-def test_the_committed_book_survives_being_rewritten(google: FakeGoogle, tmp_path: Path) -> None:
-    """With a catalog that has nothing, not a byte of it changes."""
+def test_committed_book_is_unchanged_by_a_refresh_without_skus(google: FakeGoogle, tmp_path: Path) -> None:
+    """With an empty catalog not a byte of it changes."""
     google.on("cloudbilling", "GET", "services/.*/skus", {"skus": []})
     path = tmp_path / "prices.yaml"
     path.write_text(BOOK.read_text())
@@ -246,14 +246,14 @@ def test_the_committed_book_survives_being_rewritten(google: FakeGoogle, tmp_pat
     assert path.read_text() == BOOK.read_text()
 
 
-def test_every_entry_of_the_committed_book_has_its_skus() -> None:
-    """Else a refresh would keep it for ever."""
+def test_committed_book_has_skus_for_every_entry() -> None:
+    """Otherwise a refresh would keep an entry for ever."""
     keys = {key for name in load(BOOK.read_text())[1]["regions"] for key, _ in Skus().prices(name)}
     for at, entry in refresh_prices.entries(load(BOOK.read_text())[1]):
         assert {(*at, kind) for kind in ("on_demand", "spot", "price") if kind in entry} <= keys
 
 
-def test_money_is_units_and_nanos_and_the_first_tier_that_costs() -> None:
+def test_rate_is_units_and_nanos_of_the_first_tier_with_a_price() -> None:
     assert rate(sku("x", 12.25)) == ("h", 12.25)
     assert rate(sku("x", 0.02, "GiBy.mo", free=5)) == ("GiBy.mo", 0.02)
     assert rate(sku("x", 0)) is None

@@ -1,4 +1,4 @@
-"""`python -m scripts.report`: where the page goes, and what is said of mistakes."""
+"""`python -m scripts.report`: the place of the page, and the lines for mistakes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.trainer.report.report_page import Page, bucket, declare, record, writ
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bucket with two runs."""
+    """Make a bucket with two runs."""
     storage = bucket(tmp_path / "bucket")
     for run, loss in (("one", 3.0), ("two", 2.5)):
         declare(storage, run)
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "bucket"
 
 
-def test_it_goes_beside_the_run_or_where_it_is_told(
+def test_report_is_written_beside_the_run_or_to_the_given_place(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report.main(["--bucket", str(folder), "--run", "one"])
@@ -31,7 +31,7 @@ def test_it_goes_beside_the_run_or_where_it_is_told(
     assert "step 100: one 3, two 2.5" in page.attributes("div", "data-stops")[1]
 
 
-def test_of_a_run_on_google_cloud_it_goes_here() -> None:
+def test_report_of_a_run_on_google_cloud_is_written_into_the_current_folder() -> None:
     class Cloud:
         def local_path(self, path: str) -> None:
             return None
@@ -40,13 +40,13 @@ def test_of_a_run_on_google_cloud_it_goes_here() -> None:
 
 
 @pytest.mark.parametrize("compared", [[], ["--compare", "three"]], ids=["run", "compare"])
-def test_a_run_that_is_not_there(folder: Path, compared: list[str]) -> None:
+def test_report_of_a_missing_run_lists_the_runs(folder: Path, compared: list[str]) -> None:
     run = "one" if compared else "three"
     with pytest.raises(UserError, match=r"there is no run three in .*; runs there: (one, two|two, one)"):
         report.main(["--bucket", str(folder), "--run", run, *compared])
 
 
-def test_a_run_of_another_version(folder: Path) -> None:
+def test_report_of_a_run_of_another_version_is_refused(folder: Path) -> None:
     (folder / "runs/one/job.json").write_text('{"run": "one"}')
     with pytest.raises(UserError, match=r"model: Field required; was it written by another version"):
         report.main(["--bucket", str(folder), "--run", "one"])
@@ -55,6 +55,6 @@ def test_a_run_of_another_version(folder: Path) -> None:
         report.main(["--bucket", str(folder), "--run", "one"])
 
 
-def test_a_place_that_cannot_be_written(folder: Path) -> None:
+def test_report_to_an_unwritable_place_is_one_line(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^--to .*/runs: Is a directory"):
         report.main(["--bucket", str(folder), "--run", "one", "--to", str(folder / "runs")])

@@ -1,4 +1,4 @@
-"""The stack file's JSON Schema against stack files that are right and wrong, and what is generated with it."""
+"""The stack file's JSON Schema on right and wrong stack files, and the files that are generated with it."""
 
 import copy
 from pathlib import Path
@@ -48,11 +48,11 @@ def stack_file(own: dict[str, Any], **others: Any) -> dict[str, Any]:
     return {"config": {f"gpt2-training:{name}": value for name, value in own.items()} | others}
 
 
-def test_committed_files_are_what_the_descriptions_say(capsys: pytest.CaptureFixture[str]) -> None:
+def test_committed_schema_files_agree_with_the_descriptions(capsys: pytest.CaptureFixture[str]) -> None:
     assert schema.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_a_stale_file_fails_the_check_and_is_written_again(
+def test_stale_schema_file_fails_the_check_and_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(schema, "CHECKOUT", tmp_path)
@@ -78,14 +78,14 @@ def test_every_key_has_a_description_in_full_sentences() -> None:
 
 
 @pytest.mark.parametrize("path", STACK_FILES, ids=lambda path: path.name)
-def test_a_committed_stack_file_is_valid_and_names_the_schema(validator: Draft202012Validator, path: Path) -> None:
+def test_committed_stack_file_is_valid_and_names_the_schema(validator: Draft202012Validator, path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert list(validator.iter_errors(plain_yaml.parse(text))) == []
     named = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
     assert (path.parent / named).resolve() == CHECKOUT / schema.SCHEMA
 
 
-def test_the_schema_refuses_every_mistake_in_one_key(validator: Draft202012Validator) -> None:
+def test_schema_refuses_every_mistake_in_one_key(validator: Draft202012Validator) -> None:
     allowed = {
         (path, str(value)) for path, value, _ in MISTAKES if validator.is_valid(stack_file(changed(path, value)))
     }
@@ -111,13 +111,15 @@ def test_the_schema_refuses_every_mistake_in_one_key(validator: Draft202012Valid
     ],
     ids=str,
 )
-def test_what_pulumi_and_people_write_is_valid(validator: Draft202012Validator, more: dict[str, Any]) -> None:
+def test_stack_file_as_pulumi_and_people_write_it_is_valid(
+    validator: Draft202012Validator, more: dict[str, Any]
+) -> None:
     own = copy.deepcopy(values())
     assert [error.message for error in validator.iter_errors(stack_file(own, **more))] == []
 
 
-def test_keys_without_a_namespace_are_valid(validator: Draft202012Validator) -> None:
-    """Pulumi takes them for the project's own."""
+def test_stack_file_keys_without_a_namespace_are_valid(validator: Draft202012Validator) -> None:
+    """Pulumi takes them for the project's own keys."""
     assert validator.is_valid({"config": values(), "encryptionsalt": "v1:a"})
 
 
@@ -142,5 +144,5 @@ def test_keys_without_a_namespace_are_valid(validator: Draft202012Validator) -> 
     ],
     ids=str,
 )
-def test_what_is_no_stack_file_is_not_valid(validator: Draft202012Validator, content: Any) -> None:
+def test_content_that_is_no_stack_file_is_not_valid(validator: Draft202012Validator, content: Any) -> None:
     assert not validator.is_valid(content)

@@ -1,4 +1,4 @@
-"""scripts.serve: the command itself on a tiny model, asked by OpenAI's own client, by plain HTTP and by a browser."""
+"""scripts.serve: the command itself with a tiny model, called by OpenAI's client, by plain HTTP and by a browser."""
 
 import json
 import os
@@ -24,14 +24,15 @@ from scripts.serve import BODY_BYTES, main
 from scripts.support.common import UserError
 from tests.scripts.tiny_model import POSITIONS, tiny_model
 
-ENDLESS = {"prompt": "xyz", "temperature": 0.0, "max_tokens": 1_000_000}  # the tiny model's likeliest go in circles
-expect.set_options(timeout=60_000)  # milliseconds, on a busy machine
+# The tiny model's greedy text repeats itself without end.
+ENDLESS = {"prompt": "xyz", "temperature": 0.0, "max_tokens": 1_000_000}
+expect.set_options(timeout=60_000)  # milliseconds that anything may take on a busy machine
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextmanager
 def serving(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
-    """The command, the line that it says when it is ready, and its port."""
+    """Start the command; yield it, the line that it prints when it is ready, and its port."""
     command = [sys.executable, "-m", "scripts.serve", "--model", str(folder), "--port", "0", *options]
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONWARNINGS": "default"}
     process = subprocess.Popen(
@@ -82,7 +83,7 @@ def wait_until_writing(port: int, wanted: int) -> None:
 # -- OpenAI's client ---------------------------------------------------------------------------------------------------
 
 
-def test_the_client_gets_the_text_that_generate_writes(
+def test_completion_is_the_text_that_generate_writes(
     client: OpenAI, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = client.models.list().data[0].id
@@ -94,7 +95,7 @@ def test_the_client_gets_the_text_that_generate_writes(
     assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.total_tokens) == (3, 12, 15)
 
 
-def test_a_stream_is_the_same_text_in_pieces(client: OpenAI) -> None:
+def test_stream_is_the_same_text_in_pieces(client: OpenAI) -> None:
     request: dict[str, Any] = {"model": "tiny-run", "prompt": ["ab", "cd"], "max_tokens": 20, "seed": 3, "n": 2}
     whole = client.completions.create(**request)
     texts, ends, usage, pieces = ["", "", "", ""], {}, None, 0
@@ -112,7 +113,7 @@ def test_a_stream_is_the_same_text_in_pieces(client: OpenAI) -> None:
     assert texts[0] != texts[1]
 
 
-def test_seeds_decide_and_the_second_choice_has_the_next_seed(client: OpenAI) -> None:
+def test_completion_depends_on_the_seed_and_its_second_choice_on_the_next(client: OpenAI) -> None:
     def texts(**options: Any) -> list[str]:
         found = client.completions.create(model="tiny-run", prompt="abc", max_tokens=15, **options)
         return [choice.text for choice in found.choices]
@@ -124,7 +125,7 @@ def test_seeds_decide_and_the_second_choice_has_the_next_seed(client: OpenAI) ->
     assert texts() != texts()
 
 
-def test_texts_written_at_the_same_time_are_what_they_are_alone(client: OpenAI) -> None:
+def test_texts_written_at_the_same_time_are_the_same_as_alone(client: OpenAI) -> None:
     def begin(seed: int) -> Iterator[str]:
         stream = client.completions.create(model="tiny-run", prompt="abc", max_tokens=60, seed=seed, stream=True)
         return (chunk.choices[0].text for chunk in stream)
@@ -137,7 +138,7 @@ def test_texts_written_at_the_same_time_are_what_they_are_alone(client: OpenAI) 
     assert together == alone
 
 
-def test_a_stop_is_not_part_of_the_text_in_a_stream_either(client: OpenAI) -> None:
+def test_stop_is_not_part_of_the_text_also_in_a_stream(client: OpenAI) -> None:
     request: dict[str, Any] = {"model": "tiny-run", "prompt": "ab", "max_tokens": 30, "seed": 3}
     whole = client.completions.create(**request).choices[0].text
     stop = whole[10:13]
@@ -166,13 +167,13 @@ def test_a_stop_is_not_part_of_the_text_in_a_stream_either(client: OpenAI) -> No
         ({"extra_body": {"what": 1}}, "what", "does not know it"),
     ],
 )
-def test_a_bad_request_is_said_in_openais_words(client: OpenAI, options: dict[str, Any], param: str, said: str) -> None:
+def test_bad_request_gets_openais_error(client: OpenAI, options: dict[str, Any], param: str, said: str) -> None:
     with pytest.raises(openai.BadRequestError, match=re.escape(said)) as refused:
         client.completions.create(**({"model": "tiny-run", "prompt": "a", "stream": True} | options))
     assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
 
 
-def test_another_model_is_not_found(client: OpenAI) -> None:
+def test_other_model_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="'gpt-4' is not here; 'tiny-run' is") as refused:
         client.completions.create(model="gpt-4", prompt="a")
     assert refused.value.code == "model_not_found"
@@ -181,7 +182,7 @@ def test_another_model_is_not_found(client: OpenAI) -> None:
         client.models.retrieve("gpt-4")
 
 
-def test_too_many_at_once_are_refused_until_a_client_goes_away(client: OpenAI, port: int) -> None:
+def test_requests_beyond_the_limit_are_refused_until_a_client_leaves(client: OpenAI, port: int) -> None:
     streams = [client.completions.create(model="tiny-run", **ENDLESS, stream=True) for _ in range(2)]
     for stream in streams:
         next(iter(stream))
@@ -195,7 +196,7 @@ def test_too_many_at_once_are_refused_until_a_client_goes_away(client: OpenAI, p
     wait_until_writing(port, 0)
 
 
-def test_a_text_that_nobody_waits_for_is_not_finished_without_a_stream_either(port: int) -> None:
+def test_text_whose_client_left_is_stopped_also_without_a_stream(port: int) -> None:
     connection = HTTPConnection("127.0.0.1", port)
     connection.request("POST", "/v1/completions", json.dumps(ENDLESS), {"Content-Type": "application/json"})
     wait_until_writing(port, 1)
@@ -203,7 +204,7 @@ def test_a_text_that_nobody_waits_for_is_not_finished_without_a_stream_either(po
     wait_until_writing(port, 0)
 
 
-def test_who_waits_for_each_answer_is_never_one_too_many(folder: Path) -> None:
+def test_client_that_waits_for_each_answer_is_never_refused(folder: Path) -> None:
     with serving(folder, "--concurrent", "1") as (_, _, port):
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         for _ in range(20):
@@ -225,19 +226,19 @@ def test_who_waits_for_each_answer_is_never_one_too_many(folder: Path) -> None:
         (b'{"prompt": "a", "temperature": NaN}', "temperature: "),
     ],
 )
-def test_a_body_that_makes_no_sense(port: int, body: bytes, said: str) -> None:
+def test_invalid_body_is_refused(port: int, body: bytes, said: str) -> None:
     status, answer = call(port, "POST", "/v1/completions", body, Content_Type="application/json")
     assert status == 400
     assert said in answer["error"]["message"]
 
 
-def test_a_body_has_a_limit(port: int) -> None:
+def test_body_beyond_the_limit_is_refused(port: int) -> None:
     body = b'{"prompt": "' + b"a" * BODY_BYTES + b'"}'
     status, answer = call(port, "POST", "/v1/completions", body, Content_Type="application/json")
     assert (status, answer["error"]["message"]) == (413, f"The body is longer than {BODY_BYTES} bytes")
 
 
-def test_only_json_is_taken_which_no_page_of_another_site_can_send(port: int) -> None:
+def test_body_other_than_json_is_refused_so_that_no_other_site_can_send_one(port: int) -> None:
     status, answer = call(port, "POST", "/v1/completions", b'{"prompt": "a"}', Content_Type="text/plain")
     assert (status, answer["error"]["message"]) == (415, "Send Content-Type: application/json")
     status, _ = call(port, "OPTIONS", "/v1/completions", Origin="http://evil.example")
@@ -252,11 +253,11 @@ def test_only_json_is_taken_which_no_page_of_another_site_can_send(port: int) ->
         ("evil.example@localhost", 403), ("", 403), ("[", 403), ("localhost:80:80", 403),
     ],
 )  # fmt: skip
-def test_only_addresses_and_names_of_this_machine_are_answered(port: int, host: str, status: int) -> None:
+def test_request_with_another_host_is_refused(port: int, host: str, status: int) -> None:
     assert call(port, "GET", "/healthz", Host=host)[0] == status
 
 
-def test_a_route_that_is_not_there_says_which_are(port: int) -> None:
+def test_missing_route_lists_the_routes(port: int) -> None:
     status, answer = call(port, "POST", "/v1/chat/completions", b"{}", Content_Type="application/json")
     assert status == 404
     assert "there are POST /v1/completions" in answer["error"]["message"]
@@ -266,7 +267,7 @@ def test_a_route_that_is_not_there_says_which_are(port: int) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_it_in_one_line_in_the_middle_of_a_text_and_another_address_is_a_warning(folder: Path) -> None:
+def test_server_on_another_address_warns_and_ends_with_one_line_at_ctrl_c(folder: Path) -> None:
     with serving(folder, "--max-tokens", "1000000", "--host", "0.0.0.0") as (process, line, port):
         assert line == f"tiny-run at http://0.0.0.0:{port} (OpenAI's base_url: http://0.0.0.0:{port}/v1)\n"
         with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
@@ -283,12 +284,12 @@ def test_ctrl_c_ends_it_in_one_line_in_the_middle_of_a_text_and_another_address_
     assert stopped == "stopped"
 
 
-def test_by_default_this_machine_alone_is_served(port: int) -> None:
+def test_server_listens_on_this_machine_only_by_default(port: int) -> None:
     with socket.socket() as other, pytest.raises(ConnectionRefusedError):
         other.connect(("127.0.0.2", port))
 
 
-def test_a_port_that_is_taken_is_one_line(port: int, folder: Path) -> None:
+def test_port_that_is_taken_is_one_line(port: int, folder: Path) -> None:
     with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*; choose another --port"):
         main(["--model", str(folder), "--port", str(port)])
 
@@ -297,7 +298,7 @@ def test_a_port_that_is_taken_is_one_line(port: int, folder: Path) -> None:
     ("option", "said"),
     [("--port=70000", "'70000' is not a number from 0 to 65535"), ("--concurrent=0", "at least 1 is needed")],
 )
-def test_options_that_make_no_sense(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_of_serve_is_refused(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([option])
     assert said in capsys.readouterr().err
@@ -310,14 +311,15 @@ def test_options_that_make_no_sense(option: str, said: str, capsys: pytest.Captu
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on PATH: the page is not tried in a browser")
-    options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}  # as root it needs this
+    # Chromium needs this option as root.
+    options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
     with sync_playwright() as playwright, playwright.chromium.launch(**options) as browser:
         yield browser
 
 
 @pytest.fixture
 def page(browser: Browser, port: int, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page, opened; what a browser complains of or asks of others fails the test."""
+    """Open the page; an error of the browser or a request to another address fails the test."""
     with browser.new_context(**getattr(request, "param", {})) as context:
         page = context.new_page()
         wrong: list[str] = []
@@ -332,7 +334,7 @@ def page(browser: Browser, port: int, request: pytest.FixtureRequest) -> Iterato
         assert [url for url in asked if not url.startswith((f"http://127.0.0.1:{port}/", "data:"))] == []
 
 
-def test_the_page_writes_what_the_client_gets(page: Page, client: OpenAI) -> None:
+def test_page_writes_the_text_that_the_client_gets(page: Page, client: OpenAI) -> None:
     page.get_by_label("The text begins with").fill("<b>&abc\n")
     page.get_by_label("Tokens").fill("25")
     page.get_by_label("Seed").fill("9")
@@ -343,14 +345,14 @@ def test_the_page_writes_what_the_client_gets(page: Page, client: OpenAI) -> Non
     assert page.locator(".text").evaluate("element => element.textContent") == text
 
 
-def test_the_page_shows_a_text_as_it_comes_and_stops_it(page: Page, port: int) -> None:
+def test_page_shows_a_text_while_it_is_written_and_stops_it(page: Page, port: int) -> None:
     page.get_by_label("The text begins with").fill("xyz")
     page.get_by_label("Temperature").fill("0")
     page.get_by_label("Tokens").fill("1000000")
     page.get_by_label("The text begins with").press("Control+Enter")
     expect(page.locator(".text")).to_have_text(re.compile(".{100}", re.DOTALL))
     expect(page.get_by_role("status")).to_have_text("writing…")
-    expect(page.get_by_role("button", name="Write")).to_be_disabled()  # one text at a time
+    expect(page.get_by_role("button", name="Write")).to_be_disabled()  # the page writes one text at a time
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("status")).to_have_text("stopped")
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
@@ -358,7 +360,7 @@ def test_the_page_shows_a_text_as_it_comes_and_stops_it(page: Page, port: int) -
     wait_until_writing(port, 0)
 
 
-def test_the_page_shows_what_the_server_refuses(page: Page) -> None:
+def test_page_shows_the_servers_error(page: Page) -> None:
     page.get_by_label("The text begins with").fill("x" * POSITIONS)
     page.get_by_role("button", name="Write").click()
     expect(page.get_by_role("status")).to_have_text(
@@ -373,7 +375,7 @@ def test_the_page_shows_what_the_server_refuses(page: Page) -> None:
     indirect=True,
     ids=["dark on a phone", "light"],
 )
-def test_the_page_fits_and_can_be_read(page: Page) -> None:
+def test_page_fits_the_screen_and_can_be_read(page: Page) -> None:
     page.get_by_label("The text begins with").fill("x" * 30)
     page.get_by_label("Tokens").fill("40")
     page.get_by_label("Seed").fill("1")

@@ -1,4 +1,4 @@
-"""scripts.ssh finds a machine and hands over to gcloud."""
+"""scripts.ssh finds a machine and starts gcloud for it."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def machines(google: FakeGoogle, *instances: dict[str, Any], size: int = 3) -> N
     google.on("compute", "GET", f"{GROUPS}/.*/listErrors", {})
 
 
-def test_the_command_is_gclouds(google: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_command_is_that_of_gcloud(google: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
     machines(
         google,
         instance("dev-worker-01234567-cccc", "RUNNING"),
@@ -55,7 +55,7 @@ def test_the_command_is_gclouds(google: FakeGoogle, capsys: pytest.CaptureFixtur
         ssh.main(["worker", "--print", "--index", "2"])
 
 
-def test_gcloud_gets_the_terminal(google: FakeGoogle, stack: Path) -> None:
+def test_gcloud_replaces_the_process_and_gives_its_exit_code(google: FakeGoogle, stack: Path) -> None:
     machines(google, instance("dev-worker-01234567-bbbb", "RUNNING"))
     gcloud = stack / "bin" / "gcloud"
     gcloud.parent.mkdir()
@@ -76,7 +76,7 @@ def test_gcloud_gets_the_terminal(google: FakeGoogle, stack: Path) -> None:
     assert done.stdout.startswith("gcloud was called: compute ssh dev-worker-01234567-bbbb --tunnel-through-iap")
 
 
-def test_what_is_not_there_is_one_line(google: FakeGoogle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_machine_is_one_line(google: FakeGoogle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machines(google, instance("dev-worker-01234567-bbbb", "STAGING"))
     with pytest.raises(UserError, match=r"worker: no machine now, none of 3 runs yet; .*scripts\.watch --stack dev"):
         ssh.main(["worker", "--print"])
@@ -93,7 +93,7 @@ def test_what_is_not_there_is_one_line(google: FakeGoogle, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("nobody")
-def test_what_can_be_told_without_a_login(stack: Path) -> None:
+def test_stack_file_alone_reports_a_missing_role_without_a_login(stack: Path) -> None:
     project(stack, "single", trainingInput={"masterType": "n1-standard-4", "hyperparameters": {}}, machines=None)
     with pytest.raises(UserError, match=r"^worker: stack single has no such machines by its stack file \(it has: mast"):
         ssh.main(["worker", "--print", "--stack", "single"])
@@ -102,7 +102,7 @@ def test_what_can_be_told_without_a_login(stack: Path) -> None:
         ssh.main(["worker", "--print"])
 
 
-def test_no_permission_is_one_line_and_2(google: FakeGoogle, stack: Path) -> None:
+def test_missing_permission_is_one_line_and_exit_code_2(google: FakeGoogle, stack: Path) -> None:
     google.deny("compute")
     code = (
         "from pathlib import Path; from scripts import ssh; from scripts.support import common;"

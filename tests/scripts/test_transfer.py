@@ -1,4 +1,4 @@
-"""upload_data and download_model as people call them, on a folder and on a bucket."""
+"""upload_data and download_model as people call them, with a folder and with a bucket."""
 
 import hashlib
 import io
@@ -42,7 +42,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command as it is typed, in a process of its own."""
+    """Run a command as it is typed, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", f"scripts.{module}", *arguments],
         capture_output=True,
@@ -64,10 +64,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# upload_data
+# upload_data.
 
 
-def test_upload_says_where_it_lies_and_what_to_write(bucket: Storage, text: Path) -> None:
+def test_upload_prints_the_address_and_the_keys_to_write(bucket: Storage, text: Path) -> None:
     target = f"data/{fingerprint(text)}/my-data.txt"
     first = run("upload_data", str(text), "--bucket", bucket.url)
     assert first.returncode == 0, first.stderr
@@ -99,7 +99,7 @@ NOT_TEXT: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("content", "words"), NOT_TEXT)
-def test_what_is_not_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_upload_of_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "data.txt"
     path.write_bytes(content)
     bucket = open_storage(str(tmp_path / "bucket"))
@@ -108,7 +108,7 @@ def test_what_is_not_text_is_refused(tmp_path: Path, content: bytes, words: str)
     assert bucket.list("") == []
 
 
-def test_upload_of_what_is_no_file(tmp_path: Path) -> None:
+def test_upload_of_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     with pytest.raises(InputError, match="No such file"):
         upload_data.upload(bucket, tmp_path / "nothing")
@@ -116,7 +116,9 @@ def test_upload_of_what_is_no_file(tmp_path: Path) -> None:
         upload_data.upload(bucket, tmp_path)
 
 
-def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_of_a_file_that_changes_meanwhile_is_not_kept(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
 
     def appending(path: Path) -> str:
@@ -125,16 +127,16 @@ def test_a_file_that_changes_meanwhile_is_not_kept(tmp_path: Path, text: Path, m
             file.write("more")
         return digest
 
-    monkeypatch.setattr(upload_data, "sha256", appending)
+    monkeypatch.setattr(upload_data, "sha256_of", appending)
     with pytest.raises(UserError, match="changed while it was uploaded"):
         upload_data.upload(bucket, text)
     assert bucket.list("") == []
 
 
-# download_model
+# download_model.
 
 
-def test_download_fetches_verifies_and_says_how_to_load(bucket: Storage, tmp_path: Path) -> None:
+def test_download_fetches_and_verifies_the_model_and_prints_how_to_load_it(bucket: Storage, tmp_path: Path) -> None:
     put_model(bucket)
     bucket.write("current.json", b'{"run": "gpt2-1", "launch": 1}')
     to = tmp_path / "new" / "model"
@@ -150,7 +152,9 @@ def test_download_fetches_verifies_and_says_how_to_load(bucket: Storage, tmp_pat
     assert second.stdout.startswith(f"already there: {to} (")
 
 
-def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_without_a_folder_takes_one_named_after_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     put_model(bucket)
     monkeypatch.chdir(tmp_path)
@@ -159,7 +163,7 @@ def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: 
     assert downloading.fetched(bucket, "gpt2-1") == Path("models/gpt2-1")
 
 
-def test_a_sweeps_trial_has_a_model_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_of_a_sweeps_trial_takes_its_own_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     put_model(bucket, "gpt2-1/trials/3")
     for wanted in (
@@ -172,7 +176,7 @@ def test_a_sweeps_trial_has_a_model_of_its_own(tmp_path: Path, capsys: pytest.Ca
     assert "--run: gpt2-1/trials/x: write a run's id" in capsys.readouterr().err
 
 
-def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
+def test_download_into_another_models_folder_is_refused(tmp_path: Path) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     put_model(bucket)
     to = tmp_path / "to"
@@ -199,7 +203,7 @@ def test_another_models_folder_is_not_overwritten(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_run_without_a_model_says_where_it_is(tmp_path: Path, status: Status | None, words: str) -> None:
+def test_download_of_a_run_without_a_model_gives_its_state(tmp_path: Path, status: Status | None, words: str) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     if status is not None:
         bucket.write("runs/gpt2-1/status.json", json.dumps(status.to_json()).encode())
@@ -233,7 +237,7 @@ def _escape(bucket: Storage) -> None:
         (_escape, r"names '\.\./\.\./x', which is not a file inside of the folder"),
     ],
 )
-def test_a_damaged_model_is_refused(
+def test_download_of_a_damaged_model_is_refused(
     bucket: Storage, tmp_path: Path, damage: Callable[[Storage], None], words: str
 ) -> None:
     put_model(bucket)
@@ -243,7 +247,9 @@ def test_a_damaged_model_is_refused(
     assert not (tmp_path / "to").exists()
 
 
-def test_an_interrupted_download_fetches_only_the_rest(gcs_bucket: str, gcs_faults: Faults, tmp_path: Path) -> None:
+def test_download_after_an_interruption_fetches_only_the_rest(
+    gcs_bucket: str, gcs_faults: Faults, tmp_path: Path
+) -> None:
     bucket = open_storage(gcs_bucket)
     put_model(bucket)
 
@@ -259,12 +265,12 @@ def test_an_interrupted_download_fetches_only_the_rest(gcs_bucket: str, gcs_faul
     gcs_faults.requests.clear()
     downloading.download(bucket, "gpt2-1", tmp_path / "to")
     fetched = [r for r in gcs_faults.requests if "alt=media" in r]
-    assert len(fetched) == 2  # the manifest and tokenizer.json
+    assert len(fetched) == 2  # the two files are the manifest and tokenizer.json
     assert sorted(contents(tmp_path / "to")) == ["manifest.json", "model.safetensors", "sub/tokenizer.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["to"]
 
 
-def test_two_downloads_at_once_do_not_mix(tmp_path: Path) -> None:
+def test_download_into_a_folder_of_another_download_is_refused(tmp_path: Path) -> None:
     bucket = open_storage(str(tmp_path / "bucket"))
     put_model(bucket)
     with (
@@ -274,10 +280,10 @@ def test_two_downloads_at_once_do_not_mix(tmp_path: Path) -> None:
         downloading.download(bucket, "gpt2-1", tmp_path / "to")
 
 
-# What they share
+# Both commands.
 
 
-def test_errors_are_one_line_and_exit_with_2(tmp_path: Path) -> None:
+def test_errors_of_the_commands_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for answer in (
         run("upload_data", str(tmp_path / "nothing"), "--bucket", str(tmp_path)),
         run("download_model", "--bucket", str(tmp_path)),
@@ -290,7 +296,7 @@ def test_errors_are_one_line_and_exit_with_2(tmp_path: Path) -> None:
         assert answer.stderr.count("\n") == 1
 
 
-def test_ctrl_c_is_one_line_and_130(gcs_bucket: str, gcs_faults: Faults, text: Path) -> None:
+def test_ctrl_c_ends_a_command_with_one_line_and_exit_code_130(gcs_bucket: str, gcs_faults: Faults, text: Path) -> None:
     code = (
         "import sys; from scripts import upload_data; from scripts.support.common import run_main;"
         "run_main(lambda: upload_data.main(sys.argv[1:]))"
@@ -302,7 +308,7 @@ def test_ctrl_c_is_one_line_and_130(gcs_bucket: str, gcs_faults: Faults, text: P
     def interrupt(method: str, path: str, answer: Answer) -> None:
         if len(gcs_faults.requests) == 1:
             process.send_signal(signal.SIGINT)
-        answer.status = 503  # it would go on asking
+        answer.status = 503  # with this answer it would continue to ask
 
     gcs_faults.after = interrupt
     _, errors = process.communicate(timeout=60)
@@ -327,7 +333,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_help_needs_no_torch(module: str) -> None:
+def test_help_of_a_command_imports_no_large_library(module: str) -> None:
     answer = run(module, "--help")
     assert answer.returncode == 0
     assert "--stack" in answer.stdout
@@ -338,12 +344,12 @@ def test_help_needs_no_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["upload_data", "download_model", "generate", "watch"])
-def test_a_local_stack_needs_none_of_googles_packages(module: str) -> None:
+def test_commands_for_a_local_stack_import_none_of_googles_packages(module: str) -> None:
     code = f"import sys, scripts.{module}; sys.exit(any(name.startswith('google.') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
 
 
-def test_the_bucket_of_a_stack(tmp_path: Path) -> None:
+def test_bucket_of_a_stack_is_read_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "Pulumi.local.yaml").write_text("config:\n  gpt2-training:platform: local\n")
     (tmp_path / "Pulumi.bare.yaml").write_text("config: {launch: 1}\n")
     (tmp_path / "Pulumi.dev.yaml").write_text("config:\n  gpt2-training:platform: google\n  gcp:project: my-project\n")
@@ -362,7 +368,7 @@ def test_the_bucket_of_a_stack(tmp_path: Path) -> None:
         stack_bucket("../x", tmp_path)
 
 
-def test_the_run_that_is_meant(tmp_path: Path) -> None:
+def test_find_run_takes_the_declared_run_or_the_given_one(tmp_path: Path) -> None:
     bucket = open_storage(str(tmp_path))
     with pytest.raises(UserError, match=r"no run in .* yet; `pulumi up`"):
         find_run(bucket, None)
@@ -381,7 +387,7 @@ def test_the_run_that_is_meant(tmp_path: Path) -> None:
         find_run(bucket, None)
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
     log = io.StringIO()

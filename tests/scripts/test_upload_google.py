@@ -1,4 +1,4 @@
-"""upload_data and prepare_data for a stack on Google Cloud: its data bucket, the lock, the vocabulary."""
+"""upload_data and prepare_data for a stack on Google Cloud: its data bucket, the lock and the vocabulary."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def emulator(gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> gcs.Client:
-    """A storage server without the stack's buckets."""
+    """Start a storage server without the stack's buckets."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{gcs_address}")
     client = gcs.Client(project="test", credentials=AnonymousCredentials())
     if (old := client.lookup_bucket(DATA)) is not None:
@@ -46,11 +46,11 @@ def emulator(gcs_address: str, monkeypatch: pytest.MonkeyPatch) -> gcs.Client:
     return client
 
 
-def test_the_stack_alone_says_where_things_are(checkout: Path) -> None:
+def test_bucket_of_a_google_stack_follows_from_its_name_and_project(checkout: Path) -> None:
     assert stack_bucket("dev") == "gs://test-project-dev-gpt2"
 
 
-def test_the_first_upload_makes_the_bucket_and_the_lock(
+def test_first_upload_makes_the_bucket_and_the_lock(
     checkout: Path, emulator: gcs.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = checkout / "data" / "my.txt"
@@ -73,13 +73,13 @@ def test_the_first_upload_makes_the_bucket_and_the_lock(
     assert read_lock(text) == lock
 
 
-def test_a_missing_file_makes_no_bucket(checkout: Path, emulator: gcs.Client) -> None:
+def test_upload_of_a_missing_file_makes_no_bucket(checkout: Path, emulator: gcs.Client) -> None:
     with pytest.raises(InputError, match="check the path"):
         upload_data.main([str(checkout / "nothing.txt"), "--stack", "dev"])
     assert emulator.lookup_bucket(DATA) is None
 
 
-def test_the_bucket_is_made_as_the_stack_declares_it(
+def test_bucket_is_made_as_the_stack_declares_it(
     google: FakeGoogle, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
@@ -115,7 +115,7 @@ def test_the_bucket_is_made_as_the_stack_declares_it(
         (400, r"Google's own words"),
     ],
 )
-def test_a_bucket_that_cannot_be_made_is_one_line(
+def test_bucket_that_cannot_be_made_is_one_line(
     google: FakeGoogle, checkout: Path, monkeypatch: pytest.MonkeyPatch, status: int, words: str
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
@@ -125,7 +125,7 @@ def test_a_bucket_that_cannot_be_made_is_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_key_file_that_is_none_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_key_file_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(checkout / "none.json"))
     said = r"^cannot make gs://.*: GOOGLE_APPLICATION_CREDENTIALS names .*none\.json, which cannot be read \(No such"
@@ -134,21 +134,21 @@ def test_a_key_file_that_is_none_is_named(checkout: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("nobody")
-def test_nobody_logged_in_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_login_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     (checkout / "data" / "my.txt").write_text("text")
     with pytest.raises(UserError, match=r"no valid Google credentials; run `gcloud auth application-default login`"):
         upload_data.main([str(checkout / "data" / "my.txt"), "--stack", "dev"])
 
 
-# A text that lies in a bucket already
+# A text that is in a bucket already.
 
 
-def test_a_text_in_a_bucket_is_read_once_and_noted(
+def test_text_in_a_bucket_is_read_once_and_gets_a_lock(
     checkout: Path, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(buckets, "CHUNK_BYTES", 256 * 1024)
-    content = ("Once upon a time, ünï 中 😀\n" * 30_000).encode()  # characters lie over the borders of pieces
+    content = ("Once upon a time, ünï 中 😀\n" * 30_000).encode()  # some characters cross the borders of pieces
     open_storage(gcs_bucket).write("texts/o.txt", content)
     assert upload_data.main([f"{gcs_bucket}/texts/o.txt"]) == 0
     out = capsys.readouterr().out
@@ -162,14 +162,14 @@ def test_a_text_in_a_bucket_is_read_once_and_noted(
 
 
 @pytest.mark.parametrize(("content", "words"), [case for case in NOT_TEXT if case[0]])
-def test_what_is_no_text_is_not_noted(checkout: Path, gcs_bucket: str, content: bytes, words: str) -> None:
+def test_object_that_is_no_text_gets_no_lock(checkout: Path, gcs_bucket: str, content: bytes, words: str) -> None:
     open_storage(gcs_bucket).write("o.txt", content)
     with pytest.raises(InputError, match=rf"o\.txt: {words}"):
         upload_data.main([f"{gcs_bucket}/o.txt"])
     assert list((checkout / "data").iterdir()) == []
 
 
-def test_addresses_of_nothing(checkout: Path, gcs_bucket: str) -> None:
+def test_address_without_an_object_is_refused(checkout: Path, gcs_bucket: str) -> None:
     with pytest.raises(UserError, match=r"nothing\.txt is not there; `gcloud storage ls gs://"):
         upload_data.main([f"{gcs_bucket}/nothing.txt"])
     for address in ("gs://bucket", "gs://bucket/", "gs://bucket/folder/"):
@@ -180,14 +180,14 @@ def test_addresses_of_nothing(checkout: Path, gcs_bucket: str) -> None:
         upload_data.main([f"{gcs_bucket}/empty.txt"])
 
 
-def test_a_text_that_changes_while_it_is_read_is_refused(gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_changes_while_it_is_read_is_refused(gcs_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "CHUNK_BYTES", 256 * 1024)
     bucket = open_storage(gcs_bucket)
     bucket.write("o.txt", b"a" * 1_000_000)
     _, pieces = buckets.read_object(f"{gcs_bucket}/o.txt")
     next(pieces)
     bucket.write("o.txt", b"b" * 1_000_000)
-    # Google refuses the second piece; fake-gcs-server gives it out, and the checksum of the whole is wrong.
+    # Google refuses the second piece; fake-gcs-server returns it, and the checksum of the whole is wrong.
     with pytest.raises(UserError, match=r"it changed meanwhile|or changed meanwhile \(its crc32c differs\)"):
         list(pieces)
 
@@ -207,11 +207,11 @@ def test_text_in_small_pieces_is_checked_as_a_whole(size: int) -> None:
         bad.write(b"abc")
 
 
-# prepare_data
+# prepare_data.
 
 
 def small_vocabulary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Two small files that pass for GPT-2's."""
+    """Make two small files and let them pass for GPT-2's."""
     trained = json.loads(vocabularies.train(["once upon a time " * 50], 300).to_str())["model"]
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in trained["merges"]]
     listed = json.dumps([sorted(trained["vocab"], key=trained["vocab"].__getitem__), merges])
@@ -224,7 +224,7 @@ def small_vocabulary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str,
     return files
 
 
-def test_the_vocabulary_is_fetched_once(
+def test_prepare_data_fetches_the_vocabulary_once(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = tmp_path / "hub"
@@ -249,7 +249,7 @@ def test_the_vocabulary_is_fetched_once(
 
 
 @pytest.mark.parametrize("path", ["data/default.txt", "data/sentiment.jsonl"])
-def test_a_text_with_a_lock_is_not_written(checkout: Path, path: str) -> None:
+def test_prepare_data_writes_no_text_that_has_a_lock(checkout: Path, path: str) -> None:
     form = {"format": "pairs"} if path.endswith("jsonl") else {}
     project(checkout, data={"path": path, "tokenizer": "train", "vocabularySize": 300, **form})
     write_lock(checkout / path, DataLock(url="gs://acme/text", sha256="0" * 64, size=10**6))
@@ -258,7 +258,7 @@ def test_a_text_with_a_lock_is_not_written(checkout: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "there is no file data/my.txt"), ("short", "is too small")])
-def test_the_text_is_looked_at(checkout: Path, content: str | None, said: str) -> None:
+def test_prepare_data_refuses_a_text_that_cannot_be_trained_on(checkout: Path, content: str | None, said: str) -> None:
     given: dict[str, Any] = {"data": {"path": "data/my.txt", "tokenizer": "train", "vocabularySize": 300}}
     project(checkout, **given)
     if content is not None:
@@ -284,19 +284,19 @@ except InputError as error:
 """
 
 
-def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(tmp_path: Path) -> None:
-    """Its library would ask seven times, with pauses that grow."""
+def test_unreachable_hub_is_asked_only_once(tmp_path: Path) -> None:
+    """The hub's library would ask seven times, with pauses that grow."""
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_HOME": str(tmp_path / "hub")}
     command = [sys.executable, "-c", NO_NETWORK, str(tmp_path / "vocabulary")]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
     asked, _, said = done.stdout.partition(" ")
-    assert int(asked) <= 2  # the library has a question of its own
+    assert int(asked) <= 2  # the library itself makes one call more
     assert said.startswith(
         "data.tokenizer gpt2: the hub cannot give its vocabulary (no network here): check the network"
     )
 
 
-def test_without_a_hub_it_is_said_what_to_do(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_data_without_a_hub_names_the_key_to_set(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> str:
         raise OSError("no network")
 
@@ -307,7 +307,9 @@ def test_without_a_hub_it_is_said_what_to_do(checkout: Path, monkeypatch: pytest
     assert not (checkout / "data" / "gpt2-vocabulary").exists()
 
 
-def test_the_default_text_is_written_and_nothing_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_data_writes_the_default_text_and_tokenizes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: dict[str, Any] = {"data": {"path": "data/default.txt", "tokenizer": "train", "vocabularySize": 300}}
     monkeypatch.setattr(common, "CHECKOUT", project(tmp_path, **given))
     (tmp_path / "trainer").mkdir()

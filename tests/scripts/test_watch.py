@@ -1,6 +1,6 @@
-"""scripts.watch against runs made of files: what it shows, how it ends, what it does not wait for.
+"""scripts.watch on runs made of files: its picture, its end, and when it stops waiting.
 
-Time is ours: a run moves on when the watch sleeps.
+The tests set the time: a run proceeds when the watch sleeps.
 """
 
 import io
@@ -21,7 +21,8 @@ from scripts.support.common import UserError
 from scripts.support.render import picture
 from scripts.support.run_files import RunFiles
 from scripts.watch import watch
-from trainer.contract.spec import Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Data, Hyperparameters, Model
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.runs.records import Exit, MachineStatus, Record, Status
 from trainer.storage.base import Entry, StorageError
 from trainer.storage.factory import open_storage
@@ -32,7 +33,7 @@ STEPS = 1000
 
 
 class FakeRun:
-    """A run's folder, a clock, and what happens while the watch sleeps."""
+    """A run's folder, a clock, and the events that happen while the watch sleeps."""
 
     def __init__(self, root: Path) -> None:
         self.storage = open_storage(str(root))
@@ -57,7 +58,7 @@ class FakeRun:
         )
         self.put("job.json", spec.to_json())
         self.storage.write("current.json", json.dumps({"run": RUN, "launch": launch}).encode())
-        # The file says when the run was declared; our clock is not the machine's.
+        # The file's date is the run's declaration; our clock differs from the machine's.
         os.utime(self.root / "runs" / RUN / "job.json", (self.now, self.now))
 
     def put(self, path: str, content: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ class FakeRun:
         self.storage.write(f"runs/{RUN}/metrics/{name}.jsonl", lines.encode())
 
     def train(self, first: int, last: int, attempt: int = 1, loss: float = 4.0, seconds: float = 0.5) -> list[Record]:
-        """Records of steps, half a second each, the last of them now."""
+        """Return records of steps, half a second each, the last of them now."""
         return [
             Record(
                 step=step,
@@ -133,12 +134,12 @@ def running(run: FakeRun, step: int = 400) -> None:
     run.metrics([*run.train(1, step, loss=4.25), run.evaluation(step, 4.0)])
 
 
-def test_one_picture_says_how_the_run_stands(run: FakeRun) -> None:
+def test_once_shows_state_progress_and_machines(run: FakeRun) -> None:
     running(run)
     assert run.watch(once=True) == 0
     text = run.text
     assert re.search(rf"{RUN}\s+RUNNING\s+2 trainers", text)
-    assert re.search(r"400/1,000\s+40%\s+ETA 5:00", text)  # 600 steps of half a second
+    assert re.search(r"400/1,000\s+40%\s+ETA 5:00", text)  # 600 steps of half a second are left
     assert "train loss 4.250  validation loss 4.000 (perplexity 54.6)" in text
     assert "14.2k tokens/s  MFU n/a  elapsed 3:20" in text
     assert re.search(r"master-0\s+running\s+400\s+0 s ago\s+612 MB", text)
@@ -147,7 +148,7 @@ def test_one_picture_says_how_the_run_stands(run: FakeRun) -> None:
     assert re.search("[\u2801-\u28ff]", text), "no curve"
 
 
-def test_a_parameter_server_is_shown_like_the_others(run: FakeRun) -> None:
+def test_parameter_server_is_shown_like_other_machines(run: FakeRun) -> None:
     running(run)
     run.declare(servers=2)
     run.machine("ps-0", step=400, memory_mb=620, message="holds 0.8 M of 0.8 M parameters")
@@ -157,7 +158,7 @@ def test_a_parameter_server_is_shown_like_the_others(run: FakeRun) -> None:
     assert "RUNNING  2 trainers" in run.text
 
 
-def test_a_notice_is_no_step(run: FakeRun) -> None:
+def test_notice_is_not_counted_as_a_step(run: FakeRun) -> None:
     running(run)
     run.now += 2
     leaving = Record(step=400, time=run.now, attempt=1, notice_seconds=1.5)
@@ -167,7 +168,7 @@ def test_a_notice_is_no_step(run: FakeRun) -> None:
     assert (snapshot.steps[-1].step, snapshot.steps[-1].loss, snapshot.unreadable) == (400, 4.25, 0)
 
 
-def test_mfu_is_shown_where_it_is_known(run: FakeRun) -> None:
+def test_picture_shows_a_known_mfu(run: FakeRun) -> None:
     running(run)
     run.metrics([r.model_copy(update={"mfu": 0.4321}) for r in run.train(1, 400)])
     run.watch(once=True)
@@ -175,7 +176,7 @@ def test_mfu_is_shown_where_it_is_known(run: FakeRun) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (60, 12), (80, 24), (80, 16), (120, 50)])
-def test_the_picture_keeps_within_the_terminal(run: FakeRun, width: int, height: int) -> None:
+def test_picture_fits_the_terminal(run: FakeRun, width: int, height: int) -> None:
     run.declare(workers=30)
     reason = "waiting for worker-7, which was lost with a very long story that nobody will want to read to its end"
     run.status("RECOVERING", step=400, attempt=2, started=START - 200, reason=reason)
@@ -194,7 +195,7 @@ def test_the_picture_keeps_within_the_terminal(run: FakeRun, width: int, height:
     assert "worker-28" in run.text or re.search(r"and \d+ more", run.text)
 
 
-def test_lines_for_a_log_follow_the_run_to_its_end(run: FakeRun) -> None:
+def test_lines_in_a_log_follow_the_run_to_its_end(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         run.machine("master-0", "starting", message="tokenizing: 40%")
         yield
@@ -232,7 +233,8 @@ def test_lines_for_a_log_follow_the_run_to_its_end(run: FakeRun) -> None:
     assert lines.count("worker-0 restarting: killed (SIGKILL)") == 1
     evaluations = [line for line in lines if re.search(r"validation loss \d\.\d{3} \(perplexity [\d.]+\)  ", line)]
     assert [e.split()[2] for e in evaluations] == ["250/1,000", "500/1,000", "750/1,000", "1,000/1,000"]
-    assert 12 <= sum("tokens/s" in line for line in lines) <= 18  # 100 seconds: one every ten, and the evaluations
+    # Over 100 seconds there is a line every ten, and one for each evaluation.
+    assert 12 <= sum("tokens/s" in line for line in lines) <= 18
     end = run.text.split(f"{RUN} SUCCEEDED: ")[1].splitlines()
     assert end[0] == "1,000 steps in 1:40"
     assert end[1] == "final train loss 3.000  validation loss 3.500 (perplexity 33.1)"
@@ -240,7 +242,7 @@ def test_lines_for_a_log_follow_the_run_to_its_end(run: FakeRun) -> None:
     assert "\x1b" not in run.text
 
 
-def test_a_live_picture_ends_in_a_summary(run: FakeRun) -> None:
+def test_live_picture_ends_in_a_summary(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         yield
         run.status("SUCCEEDED", step=STEPS, attempt=1, started=START - 200, finished=run.now)
@@ -256,7 +258,7 @@ def test_a_live_picture_ends_in_a_summary(run: FakeRun) -> None:
     assert run.text.endswith(f"model: {run.root}/runs/{RUN}/model\n")
 
 
-def test_a_run_that_has_ended_is_said_to_have(run: FakeRun) -> None:
+def test_run_that_has_ended_is_reported_as_such(run: FakeRun) -> None:
     running(run, STEPS)
     run.status("SUCCEEDED", step=STEPS, attempt=1, started=START - 200, finished=START - 100)
     run.now += 1e4
@@ -265,7 +267,7 @@ def test_a_run_that_has_ended_is_said_to_have(run: FakeRun) -> None:
     assert run.now == START + 1e4, "it waited"
 
 
-def test_a_failure_comes_with_its_reason_and_the_last_words(run: FakeRun) -> None:
+def test_failed_run_shows_its_reason_and_the_machines_last_lines(run: FakeRun) -> None:
     running(run)
     run.status("FAILED", step=400, attempt=1, started=START - 200, finished=START, reason="the loss is not finite")
     ended = Exit(code=1, reason="RuntimeError: loss", time=START)
@@ -277,7 +279,7 @@ def test_a_failure_comes_with_its_reason_and_the_last_words(run: FakeRun) -> Non
     )
 
 
-def test_a_crash_of_the_program_shows_the_end_of_its_traceback(run: FakeRun) -> None:
+def test_crashed_run_shows_the_end_of_its_traceback(run: FakeRun) -> None:
     running(run)
     frames = [part for i in range(18) for part in (f'  File "model.py", line {i}, in forward', "    return f(x)")]
     traceback = ["Traceback (most recent call last):", *frames, "IndexError: index out of range in self"]
@@ -291,7 +293,7 @@ def test_a_crash_of_the_program_shows_the_end_of_its_traceback(run: FakeRun) -> 
     assert "last words" not in run.text
 
 
-def test_a_stopped_run_says_why_and_how_to_go_on(run: FakeRun) -> None:
+def test_stopped_run_shows_the_reason_and_how_to_continue(run: FakeRun) -> None:
     running(run)
     run.status("STOPPED", step=400, attempt=1, started=START - 200, finished=START, reason="maxHours 2 is over")
     assert run.watch() == 3
@@ -299,7 +301,7 @@ def test_a_stopped_run_says_why_and_how_to_go_on(run: FakeRun) -> None:
     assert "raise `launch` to 2 in the stack file" in run.text
 
 
-def test_how_an_earlier_launch_ended_is_not_the_end_of_this_one(run: FakeRun) -> None:
+def test_status_of_an_earlier_launch_does_not_end_the_watch(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         run.machine("master-0")
         yield
@@ -313,7 +315,7 @@ def test_how_an_earlier_launch_ended_is_not_the_end_of_this_one(run: FakeRun) ->
     assert "FAILED" not in run.text
 
 
-def test_a_watch_does_not_hang_when_no_machine_is_alive(run: FakeRun) -> None:
+def test_watch_ends_when_no_machine_is_alive(run: FakeRun) -> None:
     running(run)
     assert run.watch() == 4
     assert 60 < run.now - START < 70
@@ -321,7 +323,7 @@ def test_a_watch_does_not_hang_when_no_machine_is_alive(run: FakeRun) -> None:
     assert run.text.endswith("last words of master-0:\n  tokens are ready\n  step 400\n")
 
 
-def test_machines_that_gave_up_are_not_waited_for(run: FakeRun) -> None:
+def test_watch_does_not_wait_for_machines_that_gave_up(run: FakeRun) -> None:
     running(run)
     run.now += 100
     run.machine("master-0", "failed")
@@ -330,7 +332,7 @@ def test_machines_that_gave_up_are_not_waited_for(run: FakeRun) -> None:
     assert run.now < START + 120
 
 
-def test_a_new_run_has_time_to_start_its_machines(run: FakeRun) -> None:
+def test_watch_gives_a_new_run_time_to_start_its_machines(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         for _ in range(20):
             yield
@@ -343,8 +345,11 @@ def test_a_new_run_has_time_to_start_its_machines(run: FakeRun) -> None:
     assert run.watch() == 0
 
 
-def test_machines_that_an_up_has_just_replaced_are_waited_for(run: FakeRun) -> None:
-    """`pulumi up` after all were killed changes no file of the run, and its machines need a moment to be heard."""
+def test_watch_waits_for_machines_that_an_up_has_just_replaced(run: FakeRun) -> None:
+    """`pulumi up` after all were killed changes no file of the run.
+
+    Its machines need a moment until their first heartbeat.
+    """
 
     def life() -> Iterator[None]:
         for _ in range(5):
@@ -359,15 +364,15 @@ def test_machines_that_an_up_has_just_replaced_are_waited_for(run: FakeRun) -> N
     assert run.watch() == 0
 
 
-def test_a_run_whose_machines_never_come_is_given_up(run: FakeRun) -> None:
+def test_watch_gives_up_on_a_run_whose_machines_never_come(run: FakeRun) -> None:
     run.declare()
     assert run.watch() == 4
     assert "no machine has been heard yet; `pulumi up` starts machines again" in run.text
 
 
 @pytest.mark.parametrize("skew", [-500.0, 500.0])
-def test_heartbeats_are_told_by_their_coming_not_by_the_machines_clock(run: FakeRun, skew: float) -> None:
-    """A machine whose clock is wrong is heard while it changes its file, and no longer."""
+def test_heartbeat_counts_by_its_arrival_not_by_the_machines_clock(run: FakeRun, skew: float) -> None:
+    """A machine whose clock is wrong counts as alive while its file changes, and no longer."""
 
     def life() -> Iterator[None]:
         for _ in range(100):
@@ -382,14 +387,14 @@ def test_heartbeats_are_told_by_their_coming_not_by_the_machines_clock(run: Fake
     assert 100 + 55 < run.now - START < 100 + 70
 
 
-def test_once_tells_a_dead_run_at_once(run: FakeRun) -> None:
+def test_once_reports_a_dead_run_without_waiting(run: FakeRun) -> None:
     running(run)
     run.now += 100
     assert run.watch(once=True) == 4
     assert run.now == START + 100
 
 
-def test_ctrl_c_leaves_the_run_going_and_says_so(run: FakeRun) -> None:
+def test_ctrl_c_ends_the_watch_and_says_that_the_run_continues(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         raise KeyboardInterrupt
         yield
@@ -401,14 +406,14 @@ def test_ctrl_c_leaves_the_run_going_and_says_so(run: FakeRun) -> None:
     assert RunFiles(run.storage, RUN, lambda: run.now).read().state == "RUNNING"
 
 
-def test_waits_for_a_run_and_then_says_that_there_is_none(run: FakeRun) -> None:
+def test_watch_waits_for_a_run_and_then_reports_that_there_is_none(run: FakeRun) -> None:
     with pytest.raises(UserError, match="`pulumi up`"):
         run.watch()
     assert run.now - START >= 20
     assert run.text.count("waiting up to 20 s") == 1
 
 
-def test_a_bucket_that_does_not_answer_is_not_waited_for_in_silence(
+def test_watch_reports_that_it_waits_for_a_bucket_that_does_not_answer(
     run: FakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running(run, STEPS)
@@ -427,7 +432,7 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for_in_silence(
     assert said in run.text
 
 
-def test_a_run_that_is_declared_meanwhile_is_followed(run: FakeRun) -> None:
+def test_watch_follows_a_run_that_is_declared_meanwhile(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         yield
         running(run, STEPS)
@@ -438,7 +443,7 @@ def test_a_run_that_is_declared_meanwhile_is_followed(run: FakeRun) -> None:
     assert run.watch() == 0
 
 
-def test_a_run_that_takes_no_step_is_told(run: FakeRun) -> None:
+def test_watch_reports_a_run_that_takes_no_step(run: FakeRun) -> None:
     def life() -> Iterator[None]:
         for _ in range(150):
             run.machine("master-0", step=400, message="writing a checkpoint")
@@ -456,7 +461,7 @@ def test_a_run_that_takes_no_step_is_told(run: FakeRun) -> None:
     assert told == ["no step for more than 1 min", "no step for more than 2 min"]
 
 
-# On Google Cloud, where machines have names that nobody knows before, and come when there is one
+# On Google Cloud machines have names that are unknown before, and come when Google has one.
 
 
 @pytest.fixture
@@ -466,7 +471,7 @@ def cloud_run(run: FakeRun) -> FakeRun:
     return run
 
 
-def test_machines_are_counted_where_they_have_no_names(cloud_run: FakeRun) -> None:
+def test_machines_with_unknown_names_are_counted(cloud_run: FakeRun) -> None:
     run = cloud_run
     run.status("RUNNING", step=40, attempt=1, started=START)
     for name in ("worker-zzzz", "master-0", "worker-a1b2"):
@@ -480,7 +485,7 @@ def test_machines_are_counted_where_they_have_no_names(cloud_run: FakeRun) -> No
     assert "worker-0" not in run.text
 
 
-def test_a_log_tells_when_machines_come(cloud_run: FakeRun) -> None:
+def test_log_reports_when_machines_come(cloud_run: FakeRun) -> None:
     run = cloud_run
 
     def life() -> Iterator[None]:
@@ -498,7 +503,7 @@ def test_a_log_tells_when_machines_come(cloud_run: FakeRun) -> None:
     assert [line for line in lines if line.endswith(" there")] == ["0 of 11 machines there", "all machines there"]
 
 
-def test_google_is_asked_only_while_machines_are_missing_and_each_line_is_said_once(cloud_run: FakeRun) -> None:
+def test_google_is_asked_only_while_machines_are_missing_and_each_line_appears_once(cloud_run: FakeRun) -> None:
     run = cloud_run
     asked: list[int] = []
 
@@ -526,7 +531,7 @@ def test_google_is_asked_only_while_machines_are_missing_and_each_line_is_said_o
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (60, 12), (80, 24)])
-def test_why_machines_are_missing_is_readable_in_the_picture(cloud_run: FakeRun, width: int, height: int) -> None:
+def test_reason_for_missing_machines_is_readable_in_the_picture(cloud_run: FakeRun, width: int, height: int) -> None:
     run = cloud_run
     run.machine("master-0", log=["l" * 200] * 30)
     snapshot = RunFiles(run.storage, RUN, lambda: run.now).read()
@@ -539,7 +544,7 @@ def test_why_machines_are_missing_is_readable_in_the_picture(cloud_run: FakeRun,
     assert line in " ".join(" ".join(lines).split())
 
 
-def test_the_last_words_of_a_machine_that_is_long_gone(cloud_run: FakeRun) -> None:
+def test_last_lines_of_a_machine_gone_for_long_are_shown(cloud_run: FakeRun) -> None:
     run = cloud_run
     run.status("FAILED", step=40, attempt=1, started=START, finished=START, reason="the loss is not finite")
     ended = Exit(code=1, reason="loss", time=START)
@@ -549,7 +554,7 @@ def test_the_last_words_of_a_machine_that_is_long_gone(cloud_run: FakeRun) -> No
     assert run.text.endswith("last words of worker-a1b2 (exit 1: loss):\n  RuntimeError: loss\n")
 
 
-def test_machines_of_an_earlier_launch_are_not_shown(cloud_run: FakeRun) -> None:
+def test_picture_leaves_out_machines_of_an_earlier_launch(cloud_run: FakeRun) -> None:
     run = cloud_run
     run.machine("worker-old1", "failed")
     run.now += 60
@@ -571,7 +576,7 @@ def read(run: FakeRun) -> Callable[[], tuple[list[tuple[int, int, float | None]]
     return losses
 
 
-def test_steps_that_a_resume_undid_give_way_to_the_newest(run: FakeRun) -> None:
+def test_steps_that_a_resume_undid_are_replaced_by_the_newest(run: FakeRun) -> None:
     run.declare()
     losses = read(run)
     run.metrics([*run.train(1, 6, attempt=1, loss=5.0), run.evaluation(2, 5.5), run.evaluation(6, 5.6)])
@@ -580,11 +585,12 @@ def test_steps_that_a_resume_undid_give_way_to_the_newest(run: FakeRun) -> None:
     assert losses() == ([(1, 1, 5.0), (2, 1, 5.0), (3, 1, 5.0), (4, 2, 4.0)], [(2, 5.5)])
     run.now += 5
     again = run.train(4, 5, attempt=2, loss=3.0)
-    run.metrics(again, "attempt-2-worker-1-00000")  # a new leader fills in what the old one may not have written
+    # A new leader fills in records that the old one may not have written.
+    run.metrics(again, "attempt-2-worker-1-00000")
     assert losses()[0][3:] == [(4, 2, 3.0), (5, 2, 3.0)]
 
 
-def test_only_what_changed_is_read_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_read_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     running(run)
     losses = read(run)
     losses()
@@ -603,12 +609,12 @@ def test_only_what_changed_is_read_again(run: FakeRun, monkeypatch: pytest.Monke
     assert paths == [f"runs/{RUN}/metrics/attempt-1-master-0-00001.jsonl"]
 
 
-def test_a_file_that_grows_or_is_written_anew_is_read_right(run: FakeRun) -> None:
+def test_growing_or_rewritten_file_is_read_right(run: FakeRun) -> None:
     run.declare()
     losses = read(run)
     whole = "".join(json.dumps(r.to_json()) + "\n" for r in run.train(1, 3)).encode()
     path = f"runs/{RUN}/metrics/a.jsonl"
-    run.storage.write(path, whole[: len(whole) // 2])  # in the middle of a line
+    run.storage.write(path, whole[: len(whole) // 2])  # the file ends in the middle of a line
     assert [step for step, *_ in losses()[0]] == [1]
     run.storage.write(path, whole)
     assert [step for step, *_ in losses()[0]] == [1, 2, 3]
@@ -617,7 +623,7 @@ def test_a_file_that_grows_or_is_written_anew_is_read_right(run: FakeRun) -> Non
     assert losses()[0] == [(step, 1, 2.0) for step in range(1, 5)]
 
 
-def test_lines_of_another_version_are_counted_not_fatal(run: FakeRun) -> None:
+def test_lines_of_another_version_are_counted(run: FakeRun) -> None:
     running(run)
     run.storage.write(f"runs/{RUN}/metrics/b.jsonl", b'{"step": 3, "someNewKey": 1}\nnot json\n')
     run.machine("master-0", "running")
@@ -626,14 +632,14 @@ def test_lines_of_another_version_are_counted_not_fatal(run: FakeRun) -> None:
     assert "2 lines of metrics are not understood" in run.text
 
 
-def test_a_status_of_another_version_is_one_line(run: FakeRun) -> None:
+def test_status_of_another_version_is_one_line(run: FakeRun) -> None:
     running(run)
     run.put("status.json", {"state": "DANCING", "updated": 1.0})
     with pytest.raises(UserError, match=rf"runs/{RUN}/status\.json: state: "):
         run.watch()
 
 
-def test_a_bucket_out_of_reach_is_tried_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_out_of_reach_is_tried_again(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     real = run.storage.list
 
     def away(prefix: str) -> Any:
@@ -654,7 +660,7 @@ def test_a_bucket_out_of_reach_is_tried_again(run: FakeRun, monkeypatch: pytest.
     assert run.text.count("the bucket cannot be read (no network); trying again") == 1
 
 
-def test_a_bucket_that_stays_out_of_reach_is_an_error(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_that_stays_out_of_reach_is_an_error(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(prefix: str) -> Any:
         raise StorageError("no network")
 
@@ -669,7 +675,7 @@ def test_a_bucket_that_stays_out_of_reach_is_an_error(run: FakeRun, monkeypatch:
     assert 120 < run.now - START < 130
 
 
-def test_the_curve_has_axes_and_the_unigram_entropy(run: FakeRun) -> None:
+def test_curve_has_axes_and_the_unigram_entropy(run: FakeRun) -> None:
     running(run, STEPS)
     run.metrics([*run.train(1, 500, loss=7.0), *run.train(501, STEPS, loss=4.0), run.evaluation(500, 4.5)])
     run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=START)
@@ -677,15 +683,15 @@ def test_the_curve_has_axes_and_the_unigram_entropy(run: FakeRun) -> None:
     run.storage.write(f"{folder}/manifest.json", b'{"validation": {"unigramEntropy": 5.97}}')
     run.watch(curve=True)
     curve = run.text.splitlines()
-    assert any(line.startswith("  7.00 ┤⠉") for line in curve)  # the first half, at the top
+    assert any(line.startswith("  7.00 ┤⠉") for line in curve)  # the first half is at the top
     assert next(line for line in curve if line.startswith("  4.00 ┤")).endswith("⣀")
-    assert sum("●" in line for line in curve) == 2  # the point and the legend
+    assert sum("●" in line for line in curve) == 2  # the marks are the point and the legend
     assert "unigram entropy 5.97" in run.text
     assert "1,000 steps" in run.text
     assert max(map(len, curve[1:-2])) <= 80
 
 
-def test_the_curve_goes_without_the_entropy(run: FakeRun) -> None:
+def test_curve_is_drawn_without_the_entropy(run: FakeRun) -> None:
     running(run, STEPS)
     run.status("SUCCEEDED", step=STEPS, attempt=1, started=START, finished=START)
     assert run.watch(curve=True) == 0
@@ -693,7 +699,7 @@ def test_the_curve_goes_without_the_entropy(run: FakeRun) -> None:
     assert "unigram" not in run.text
 
 
-def test_the_command_exits_with_the_code_and_loads_no_torch(run: FakeRun) -> None:
+def test_command_exits_with_the_runs_code_and_loads_no_torch(run: FakeRun) -> None:
     running(run)
     run.status("FAILED", step=400, attempt=1, started=START - 200, finished=START, reason="disk full")
     code = (
@@ -706,7 +712,7 @@ def test_the_command_exits_with_the_code_and_loads_no_torch(run: FakeRun) -> Non
     assert "disk full" in done.stdout
 
 
-def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+def test_command_reports_a_missing_run_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.watch", "--once", "--bucket", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -717,7 +723,7 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
 # -- sweeps ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_shows_its_trials(run: FakeRun) -> None:
+def test_picture_of_a_sweep_shows_its_trials(run: FakeRun) -> None:
     running(run, step=1)
     rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 1e-4, "maxValue": 1e-2}
     job = json.loads(run.storage.read(f"runs/{RUN}/job.json")) | {"sweep": {"maxTrials": 3, "params": [rate]}}
@@ -740,7 +746,7 @@ def test_a_sweep_shows_its_trials(run: FakeRun) -> None:
     assert re.search(r"2 +0\.0002 +5\.5000 +stopped early", drawn)
 
 
-def test_a_trial_that_is_tried_again_is_called_by_its_number_and_its_new_end_is_told(run: FakeRun) -> None:
+def test_retried_trial_keeps_its_number_and_its_new_end_is_reported(run: FakeRun) -> None:
     rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 1e-4, "maxValue": 1e-2}
     table = [
         {"number": n, "parameters": {"learningRate": n / 1000}, "state": "SUCCEEDED", "value": 3.0} for n in (1, 2, 3)
@@ -768,5 +774,5 @@ def test_a_trial_that_is_tried_again_is_called_by_its_number_and_its_new_end_is_
     assert run.watch() == 0
     assert "3 of 3 trials done  trial 2: " in run.text
     assert run.text.count("trial 2 SUCCEEDED: validationLoss 2.5000 with learningRate 0.002\n") == 1
-    assert "trial 2 FAILED" not in run.text  # which it had before the watch began
+    assert "trial 2 FAILED" not in run.text  # it had failed before the watch began
     assert "trial 1 SUCCEEDED" not in run.text

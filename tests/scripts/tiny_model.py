@@ -1,4 +1,4 @@
-"""A model for tests of what writes: tiny, random, with opinions."""
+"""A model for tests of text generation: tiny, random, and with clear choices."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ POSITIONS = 32
 
 
 def tiny_model(folder: Path) -> Path:
-    """Puts a model that knows bytes into `folder`, in Hugging Face format; its weights are large: it has opinions."""
+    """Put a model that knows bytes into `folder`, in Hugging Face format; large weights make its choices clear."""
     tokenizer = from_bytes()
     end = end_of_text(tokenizer)
     torch.manual_seed(1)
     config = GPT2Config(
-        vocab_size=tokenizer.get_vocab_size() + 7,  # padded, as a model that was not exported by us may be
+        vocab_size=tokenizer.get_vocab_size() + 7,  # the vocabulary is padded, as that of a model from elsewhere may be
         n_positions=POSITIONS,
         n_embd=16,
         n_layer=1,

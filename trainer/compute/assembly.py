@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 from trainer.cluster.announcement import Announcement
 from trainer.contract import errors
 from trainer.contract.errors import InputError
-from trainer.contract.spec import Task
+from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
@@ -22,6 +22,7 @@ from trainer.model.export import export
 from trainer.model.flat import Flat
 from trainer.model.loss import Loss, compiled, make_loss
 from trainer.parallel.diloco_trainer import DilocoTrainer, DilocoTraining
+from trainer.parallel.fsdp import Sharded
 from trainer.parallel.ps_trainer import PsTrainer
 from trainer.parallel.replicas import Replicas
 from trainer.runs import scores
@@ -183,8 +184,6 @@ def _bind_engine(context: MemberContext, network: _Network, announcement: Announ
     model, device, precision = network.model, network.device, network.precision
     masked = spec.data.format == "pairs"
     if context.processes is not None:
-        from trainer.parallel.fsdp import Sharded  # its imports take a second, and no other engine needs them
-
         if hyper.compile:
             log("hyperparameters.compile means nothing to fsdp: going on without it")
         sharded = Sharded(context, model, device, precision, announcement)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trainer.contract import spec
+from trainer.contract import options
 
 VOCABULARY_MULTIPLE = 64  # rows: the table of tokens is padded to a multiple of it, for speed
 MICRO_BATCH_TOKENS = 16384  # at most, unless microBatchSize says otherwise
@@ -96,7 +96,7 @@ def micro_batches(batch_size: int, sequence_length: int, trainers: int, most: in
     return min(batch_size, trainers * -(-batch_size // (rows * trainers)))
 
 
-def share(hyper: spec.Hyperparameters, trainers: int) -> Share:
+def share(hyper: options.Hyperparameters, trainers: int) -> Share:
     """Return the busiest trainer's part of a step, of so many trainers (processes that compute)."""
     count = micro_batches(hyper.batch_size, hyper.sequence_length, trainers, hyper.micro_batch_size)
     return Share(-(-hyper.batch_size // count), -(-count // trainers), hyper.sequence_length)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.contract.spec import Data, Hyperparameters, Model, Parallel, Sweep
+from trainer.contract.options import Data, Hyperparameters, Model, Parallel, Sweep
 
 
 def run_id(
@@ -37,8 +37,13 @@ def run_id(
 
 def fingerprint(path: Path) -> str:
     """Return the first 16 hex digits of the SHA-256 of a file's bytes: the name of its folder under data/."""
+    return sha256_of(path)[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def code_files(folder: Path = Path(__file__).parents[1]) -> list[Path]:

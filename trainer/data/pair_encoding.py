@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from trainer.contract.spec import Data
+from trainer.contract.identity import sha256_of
+from trainer.contract.options import Data
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import EXAMPLE
 from trainer.data.pairs import PARTS, PairFile, PairLine, part_of
-from trainer.data.prepared import Listing, Split, sha256_of
+from trainer.data.prepared import Listing, Split
 from trainer.data.shard_writer import ShardWriter
 from trainer.data.text import MIB
 from trainer.storage.base import Storage

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from trainer.contract.errors import InputError
-from trainer.contract.spec import END_OF_TEXT, Data
+from trainer.contract.options import END_OF_TEXT, Data
 from trainer.data.text import MIB, decode, size_of
 
 SplitName = Literal["train", "validation", "test"]

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.identity import fingerprint as fingerprint_of
-from trainer.contract.spec import Data
+from trainer.contract.options import Data
 from trainer.data import pair_encoding
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import fits

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 
 from trainer.contract import paths
 from trainer.contract.errors import InputError
-from trainer.contract.spec import Data, Strict
+from trainer.contract.identity import sha256_of
+from trainer.contract.options import Data, Strict
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import EXAMPLE, TOKEN, Tokens, tokens_cut_off
 from trainer.data.pairs import Pair, SplitName, parse_pair
@@ -205,12 +206,6 @@ def fetch(storage: Storage, path: str, target: Path, size: int, sha256: str) -> 
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(storage: Storage, path: str, folder: str) -> str:

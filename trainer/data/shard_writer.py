@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.contract.identity import sha256_of
 from trainer.data.batches import TOKEN
 from trainer.data.pairs import SplitName
-from trainer.data.prepared import Shard, Split, sha256_of
+from trainer.data.prepared import Shard, Split
 from trainer.storage.base import Storage
 
 TOKENS_PER_SHARD = 100_000_000  # 200 MB: fetched in seconds, and fetched again alone if it is damaged

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.contract.errors import InputError
-from trainer.contract.spec import END_OF_TEXT
+from trainer.contract.options import END_OF_TEXT
 
 MIB = 1 << 20
 SEARCH_BYTES = 1 << 16  # how far cut_after() searches

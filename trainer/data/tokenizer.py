@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import numpy as np
+from huggingface_hub.errors import LocalEntryNotFoundError
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -20,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from trainer.contract.errors import InputError, first_line
-from trainer.contract.spec import END_OF_TEXT, Data
+from trainer.contract.options import END_OF_TEXT, Data
 from trainer.data.text import pieces
 from trainer.storage.base import StorageError
 from trainer.storage.factory import open_storage
@@ -252,15 +254,13 @@ def _from_hub(repository: str, name: str) -> Path:
 
     Raise OSError, whose text is one line, if neither is possible.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
-        return Path(hf_hub_download(repository, name, local_files_only=True))  # asking the hub first takes 20 s offline
+        # The cache comes first: offline, asking the hub takes 20 s.
+        return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
     except Exception:  # not in the cache: the request below gives the exact reason of a failure
         log.info("fetching %s of %s from the hub", name, repository)
     try:
-        return Path(hf_hub_download(repository, name))
+        return Path(huggingface_hub.hf_hub_download(repository, name))
     except LocalEntryNotFoundError:
         raise OSError("the hub cannot be reached") from None
     except Exception as error:  # of many types: no such repository, a private one, a proxy

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from trainer.contract.errors import InputError
-from trainer.contract.spec import JobSpec, Task, format_problem
+from trainer.contract.options import Task, format_problem
+from trainer.contract.spec import JobSpec
 from trainer.data.batches import Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.answers import EvaluationProgress, answer

@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from trainer.contract.spec import Task
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from trainer.contract.options import Task
 from trainer.data.pairs import Pair
 from trainer.runs.scores import Baseline, Confusion
 
@@ -24,9 +27,6 @@ OTHER = "(other)"
 
 def translation(expected: Sequence[str], answers: Sequence[str]) -> Measured:
     """Return exact match, chrF and BLEU."""
-    from sacrebleu.metrics.bleu import BLEU  # takes a moment, and other tasks do not need it
-    from sacrebleu.metrics.chrf import CHRF
-
     hypotheses, references = [a.strip() for a in answers], [[e.strip() for e in expected]]
     return {
         "exact_match": _matches(expected, answers),

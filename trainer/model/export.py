@@ -11,7 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer.contract import paths
 from trainer.contract.geometry import VOCABULARY_MULTIPLE
-from trainer.contract.spec import JobSpec, Lora
+from trainer.contract.options import Lora
+from trainer.contract.spec import JobSpec
 from trainer.data.tokenizer import save_tokenizer
 from trainer.model import lora
 from trainer.model.gpt2 import EXPORTED_ACTIVATION

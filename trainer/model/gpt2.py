@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from trainer.contract.errors import InputError, first_line
 from trainer.contract.geometry import padded_vocabulary
-from trainer.contract.spec import Model
+from trainer.contract.options import Model
 from trainer.data import tokenizer as vocabularies
 from trainer.model import lora
 from trainer.model.fetch import fetch_folder

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import Linear
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from trainer.contract.spec import Lora
+from trainer.contract.options import Lora
 
 # All matrices of GPT-2's blocks: two of attention, two of the MLP. Both have a c_proj.
 TARGETS = ["c_attn", "c_proj", "c_fc"]
@@ -24,8 +27,6 @@ def adapt(model: GPT2LMHeadModel, lora: Lora, seed: int) -> GPT2LMHeadModel:
     The seed alone decides the new matrices, so that all members have the same ones. One matrix of each pair is zero, so
     that the model computes what the checkpoint does before the first step.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     config = LoraConfig(
         task_type="CAUSAL_LM",
         target_modules=TARGETS,
@@ -41,8 +42,6 @@ def adapt(model: GPT2LMHeadModel, lora: Lora, seed: int) -> GPT2LMHeadModel:
 
 def merged(model: GPT2LMHeadModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the state_dict of a model without adapters that computes the same, one tensor at a time."""
-    from peft.tuners.lora import Linear
-
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear)}
     for name, value in model.state_dict().items():
         layer = layers.get(name.removesuffix(".base_layer.weight"))
@@ -54,9 +53,6 @@ def merged(model: GPT2LMHeadModel) -> Iterator[tuple[str, Tensor]]:
 
 def save_adapter(model: GPT2LMHeadModel, base: str, folder: Path) -> None:
     """Write the files that `PeftModel.from_pretrained(base, folder)` needs. They name the checkpoint `base`."""
-    from peft import PeftConfig, get_peft_model_state_dict
-    from safetensors.torch import save_file
-
     config: PeftConfig = model.peft_config[ADAPTER]
     config.base_model_name_or_path, config.inference_mode = base, True
     folder.mkdir()

@@ -88,7 +88,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Cost:
+class MachineCost:
     """The list price of the machines of a role, or of one machine."""
 
     hours: float
@@ -146,12 +146,12 @@ def _machines(storage: Storage, run: str) -> list[MachineStatus]:
     return sorted(machines, key=lambda machine: (ROLES.index(machine.role), len(machine.name), machine.name))
 
 
-def cost(spec: JobSpec, machine: MachineStatus) -> Cost:
+def cost(spec: JobSpec, machine: MachineStatus) -> MachineCost:
     """Return what a machine cost: its list price, for the time in which it sent heartbeats."""
     hours = history.seconds_present(machine) / 3600
     hardware = spec.hardware.get(machine.role)
     price = hardware.usd_per_hour if hardware else None
-    return Cost(hours, None if price is None else price * hours)
+    return MachineCost(hours, None if price is None else price * hours)
 
 
 def boots(machine: MachineStatus) -> list[tuple[float, float]]:

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.contract.spec import Role, Strict
+from trainer.contract.options import Strict
+from trainer.contract.spec import Role
 
 State = Literal["PROVISIONING", "STARTING", "RUNNING", "RECOVERING", "SUCCEEDED", "FAILED", "STOPPED"]
 FINAL_STATES: frozenset[State] = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})

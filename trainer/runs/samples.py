@@ -6,7 +6,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import Strict
+from trainer.contract.options import Strict
 from trainer.storage.base import Storage
 
 KEPT = 48  # samples; when there are twice as many, every other one is dropped

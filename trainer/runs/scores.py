@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from trainer.contract import paths
-from trainer.contract.spec import Strict, Task
+from trainer.contract.options import Strict, Task
 from trainer.storage.base import Storage
 
 SAMPLES = 8  # predictions that evaluation.json has too; predictions.jsonl has all

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.contract import paths
-from trainer.contract.spec import Checkpoints
+from trainer.contract.options import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage import manifest
 from trainer.storage.base import Conflict, Storage

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.contract.spec import Hyperparameters
+from trainer.contract.options import Hyperparameters
 from trainer.model.layout import Layout, Ranges
 
 AT_ONCE = 2**22  # elements

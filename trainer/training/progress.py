@@ -8,7 +8,8 @@ from typing import Any, Self
 from trainer.cluster.announcement import Position, Tally
 from trainer.contract.errors import InputError
 from trainer.contract.geometry import MICRO_BATCH_TOKENS
-from trainer.contract.spec import Hyperparameters, JobSpec
+from trainer.contract.options import Hyperparameters
+from trainer.contract.spec import JobSpec
 
 FP16_SCALE = 2.0**16 / MICRO_BATCH_TOKENS  # of the loss, at first: it is a sum over a micro-batch's tokens
 SCALE_GROWTH = 2000  # good steps after which the loss scale of fp16 doubles

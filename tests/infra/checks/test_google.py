@@ -1,4 +1,4 @@
-"""Stack files for Google Cloud: what is refused before anything is made, in one line with key and fix; and the plan."""
+"""Stack files for Google Cloud: every mistake is refused in one line with key and fix, and the plan of the groups."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def changed(changes: dict[str, Any], stack: str = "dev") -> dict[str, Any]:
-    """The committed values with some set at a path, or removed with ...; missing parts are made."""
+    """Return the committed values with some set at a path, or removed with ...; missing parts are made."""
     everything = copy.deepcopy(stack_values(stack))
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -111,7 +111,9 @@ PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
         ),
     ],
 )
-def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[str, Any], key: str, said: str) -> None:
+def test_mistake_in_a_google_stack_file_is_one_line_with_key_and_fix(
+    root: Path, changes: dict[str, Any], key: str, said: str
+) -> None:
     found = problems(changed(changes), root)
     assert all("\n" not in line for line in found)
     full = key if key.startswith("gcp:") else f"gpt2-training:{key}"
@@ -119,7 +121,7 @@ def test_every_mistake_is_one_line_with_key_and_fix(root: Path, changes: dict[st
 
 
 @pytest.mark.parametrize("name", ["e2-standard-4", "c3-standard-8", "large", "n1-x", "g2"])
-def test_a_machine_type_of_another_family_is_not_taken_for_one_with_a_gpu(root: Path, name: str) -> None:
+def test_machine_type_of_another_family_is_not_corrected_to_one_with_a_gpu(root: Path, name: str) -> None:
     (line,) = problems(changed({"trainingInput.masterType": name}), root)
     assert "did you mean" not in line or f"did you mean {name[:2]}" in line
     assert ("known are N1 and, with GPUs built in, G2, A2 and A3" in line) == (name[:2] not in ("n1", "g2"))
@@ -127,20 +129,20 @@ def test_a_machine_type_of_another_family_is_not_taken_for_one_with_a_gpu(root: 
 
 
 @pytest.mark.parametrize("region", ["us-centrall", "US-Central1", "us-centrl1"])
-def test_a_misspelled_region_is_one_line(root: Path, region: str) -> None:
-    """Neither its zones nor its prices are told to be missing."""
+def test_misspelled_region_is_one_line(root: Path, region: str) -> None:
+    """No line reports its zones or prices as missing."""
     (line,) = problems(changed({"gcp:region": region}), root)
     assert line.startswith(f"gcp:region: found '{region}', ")
     assert "did you mean us-central1?" in line
 
 
 @pytest.mark.parametrize("region", ["us-east1", "us-west1", "southamerica-east1", "northamerica-northeast1"])
-def test_a_region_that_is_not_in_the_table_is_no_misspelling(root: Path, region: str) -> None:
+def test_region_that_is_not_in_the_table_is_no_misspelling(root: Path, region: str) -> None:
     found = problems(changed({"gcp:region": region, "limits": {}}), root)
     assert [line.split(":")[1] for line in found] == ["machines.zones"]
 
 
-def test_zones_are_looked_up_by_what_is_lacking(root: Path) -> None:
+def test_missing_zones_name_the_command_that_lists_them(root: Path) -> None:
     elsewhere = {"gcp:region": "europe-west4", "limits": {}}
     (line,) = problems(changed(elsewhere), root)
     assert "`gcloud compute accelerator-types list --filter=name=nvidia-tesla-t4` shows them" in line
@@ -148,43 +150,43 @@ def test_zones_are_looked_up_by_what_is_lacking(root: Path) -> None:
     assert "`gcloud compute machine-types list --filter=name=n1-standard-16` shows them" in line
 
 
-def test_a_misspelled_key_of_gcp_is_one_line(root: Path) -> None:
+def test_misspelled_key_of_gcp_is_one_line(root: Path) -> None:
     everything = changed({"gcp:project": ..., "gcp:projct": "my-project"})
     assert problems(everything, root) == ["gcp:projct: unknown key; did you mean gcp:project?"]
     with pytest.raises(ConfigError, match=r"^gcp:projct: unknown key; did you mean gcp:project\?$"):
         bucket_of("dev", root)
 
 
-def test_a_number_for_a_project_leads_to_no_bucket(root: Path) -> None:
+def test_project_given_as_a_number_is_refused_by_bucket_of(root: Path) -> None:
     (root / "Pulumi.dev.yaml").write_text(yaml.safe_dump({"config": changed({"gcp:project": 123456789})}))
     with pytest.raises(ConfigError, match=r"^gcp:project: found '123456789', must be a project's id"):
         bucket_of("dev", root)
 
 
-def test_a_name_that_ends_in_a_hyphen(root: Path) -> None:
+def test_stack_name_that_ends_in_a_hyphen_is_refused(root: Path) -> None:
     (line,) = problems(stack_values(), root, "run-")
     assert "does not end with a hyphen" in line
 
 
-def test_a_broken_lock_names_the_text_and_the_stack(root: Path) -> None:
+def test_broken_lock_names_the_text_and_the_stack(root: Path) -> None:
     (root / "data" / "my-data.txt.lock.json").write_text("{}")
     again = r"`python -m scripts\.upload_data data/my-data\.txt --stack dev` writes it anew$"
     with pytest.raises(InputError, match=again):
         job_spec(load(stack_values(), root))
 
 
-def test_what_pulumi_rewrote_in_quotes_reads_the_same(root: Path) -> None:
+def test_values_that_pulumi_put_in_quotes_read_the_same(root: Path) -> None:
     """`pulumi config set` puts every plain value of the file into quotes."""
     assert load(changed({"launch": "2", "keepArtifacts": "false"}), root).file.launch == 2
     assert load(changed({"keepArtifacts": "false"}), root).file.keep_artifacts is False
 
 
-def test_a_name_that_is_too_long_for_an_account(root: Path) -> None:
+def test_stack_name_that_is_too_long_for_an_account_is_refused(root: Path) -> None:
     (line,) = problems(stack_values(), root, "a-very-long-stack-name")
     assert "at most 16" in line
 
 
-def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
+def test_large_text_needs_a_lock_and_no_file(root: Path) -> None:
     text = root / "data" / "my-data.txt"
     text.write_bytes(TEXT.encode() * (LARGEST_OBJECT // len(TEXT) + 2))
     (line,) = problems(stack_values(), root)
@@ -200,7 +202,7 @@ def test_a_large_text_needs_a_lock_and_no_file(root: Path) -> None:
     assert (job.data.path, job.fingerprint) == (lock.url, "ab" * 8)
 
 
-def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
+def test_gpt2_vocabulary_comes_from_this_checkout_or_over_nat(root: Path) -> None:
     job = job_spec(load(stack_values(), root))
     assert job.data.vocabulary_path == "gs://my-project-dev-gpt2-data/vocabulary/gpt2"
     shutil.rmtree(root / "data" / "gpt2-vocabulary")
@@ -209,7 +211,7 @@ def test_gpt2s_vocabulary_comes_from_here_or_over_nat(root: Path) -> None:
     assert job_spec(load(changed({"network.nat": True}), root)).data.vocabulary_path is None
 
 
-def test_the_reference_job(root: Path) -> None:
+def test_plan_of_the_reference_job_has_its_groups_and_templates(root: Path) -> None:
     read = load(stack_values(), root)
     plan = {group.role: group for group in planned(read)}
     assert {role: group.count for role, group in plan.items()} == {"master": 1, "worker": 10, "ps": 3}
@@ -225,7 +227,7 @@ def test_the_reference_job(root: Path) -> None:
     ]
 
 
-def test_what_makes_another_group(root: Path) -> None:
+def test_group_name_changes_with_template_run_and_launch_alone(root: Path) -> None:
     def names(changes: dict[str, Any]) -> dict[str, str]:
         read = load(changed(changes), root)
         return {group.role: group.name for group in planned(read)}
@@ -245,7 +247,7 @@ def test_what_makes_another_group(root: Path) -> None:
     assert names({"machines.spot": False})["worker"] != before["worker"]
 
 
-def test_each_launch_takes_the_next_zone(root: Path) -> None:
+def test_plan_of_each_launch_takes_the_next_zone(root: Path) -> None:
     def zone(launch: int) -> set[str]:
         read = load(changed({"launch": launch, "machines.zones": ["us-central1-c", "us-central1-f"]}), root)
         return {group.zone for group in planned(read)}
@@ -253,7 +255,7 @@ def test_each_launch_takes_the_next_zone(root: Path) -> None:
     assert [zone(1), zone(2), zone(3)] == [{"us-central1-c"}, {"us-central1-f"}, {"us-central1-c"}]
 
 
-def test_capacity_by_waiting_or_reservation(root: Path) -> None:
+def test_plan_with_flex_start_or_a_reservation_declares_it(root: Path) -> None:
     large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}}
     read = load(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)
     (group,) = planned(read)
@@ -265,7 +267,7 @@ def test_capacity_by_waiting_or_reservation(root: Path) -> None:
     assert "reservation_affinity" not in plan["ps"]
 
 
-def test_fsdp_is_a_process_for_each_gpu_of_the_master(root: Path) -> None:
+def test_job_with_fsdp_has_a_process_for_each_gpu_of_the_master(root: Path) -> None:
     fsdp = {"parallel.parallelism": "fsdp", "machines.spot": ..., **ALONE}
     job = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 4}), root))
     assert (job.cluster.processes, job.cluster.threads) == (4, 2)
@@ -275,7 +277,7 @@ def test_fsdp_is_a_process_for_each_gpu_of_the_master(root: Path) -> None:
     assert job_spec(load(changed(built_in), root)).cluster.processes == 8
 
 
-def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root: Path) -> None:
+def test_job_with_parameter_servers_has_the_speed_of_the_network(root: Path) -> None:
     def gbps(changes: dict[str, Any]) -> tuple[float | None, float | None]:
         cluster = job_spec(load(changed(changes), root)).cluster
         return cluster.trainer_gbps, cluster.server_gbps
@@ -291,7 +293,7 @@ def test_the_speed_of_the_network_is_told_where_there_are_parameter_servers(root
     assert len(runs) == 1
 
 
-def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
+def test_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
     read = load(stack_values(), root)
     fleet = resolve_fleet(read)
     assert fleet.hourly.exact
@@ -303,7 +305,7 @@ def test_the_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
     assert deadline.cron(started, 2) == "15 16 21 9 *"
 
 
-def test_a_finished_run_needs_no_machines(root: Path) -> None:
+def test_run_with_a_final_status_is_finished(root: Path) -> None:
     job = job_spec(load(stack_values(), root))
 
     def finished(**fields: Any) -> bool:
@@ -319,7 +321,7 @@ def test_a_finished_run_needs_no_machines(root: Path) -> None:
     assert lifecycle.is_finished(Status(state="SUCCEEDED", updated=0.0), again)
 
 
-def test_an_image_that_is_pinned_names_the_code(root: Path) -> None:
+def test_pinned_image_gives_the_jobs_code(root: Path) -> None:
     job = job_spec(load(changed({"image": PINNED}), root))
     assert job.code == "sha256:" + "0" * 64
     assert job.run != job_spec(load(stack_values(), root)).run

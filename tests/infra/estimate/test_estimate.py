@@ -1,6 +1,6 @@
-"""infra.estimate.estimate: what a run takes by published numbers, what cannot fit, and what a finished run teaches.
+"""infra.estimate.estimate: a run's time and cost by published numbers, memory that cannot suffice, and measured runs.
 
-recorded/: two runs of the local default, a seed apart, on two cores of an AMD EPYC; every eighth step.
+recorded/ holds two runs of the local default, a seed apart, on two cores of an AMD EPYC, with every eighth step.
 """
 
 import copy
@@ -30,7 +30,8 @@ from infra.stack.config import ConfigError, StackConfig
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
 from tests.infra.google_graph import read as load
 from trainer.contract import geometry
-from trainer.contract.spec import SIZES, Cluster, Hyperparameters, JobSpec, Parallel
+from trainer.contract.options import SIZES, Hyperparameters, Parallel
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.data.batches import pieces
 from trainer.runs.records import Status
 from trainer.storage.factory import open_storage
@@ -45,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def google(root: Path, training: dict[str, Any] | None = None, **keys: Any) -> StackConfig:
-    """The reference job with some of its values changed; ... removes one."""
+    """Return the reference job with some of its values changed; ... removes one."""
     values = stack_values()
     block = values["gpt2-training:trainingInput"]
     values["gpt2-training:trainingInput"] = {
@@ -84,11 +85,12 @@ def held(stack: StackConfig) -> list[memory.MemoryNeed]:
     return memory.needs(stack, resolve_fleet(stack), size)
 
 
-# -- what there is to compute ---------------------------------------------------------------------------------------
+# -- computation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("size", "parameters", "gigaflops"),  # padded, as in llm.c's README and facts of GPT-2
+    # The vocabulary is padded, as in llm.c's README and the published facts of GPT-2.
+    ("size", "parameters", "gigaflops"),
     [
         ("gpt2", 124_475_904, 0.855),
         ("gpt2-medium", 354_871_296, 2.425),
@@ -96,7 +98,9 @@ def held(stack: StackConfig) -> list[memory.MemoryNeed]:
         ("gpt2-xl", 1_557_686_400, 10.280),
     ],
 )
-def test_the_published_models_have_their_published_sizes(size: str, parameters: int, gigaflops: float) -> None:
+def test_dimensions_of_published_models_have_their_published_parameters_and_flops(
+    size: str, parameters: int, gigaflops: float
+) -> None:
     layers, _, width = SIZES[size]
     found = geometry.Dimensions(layers, width, 1024, 50304)
     assert found.parameters == parameters
@@ -104,7 +108,9 @@ def test_the_published_models_have_their_published_sizes(size: str, parameters: 
 
 
 @given(st.integers(1, 300), st.sampled_from([8, 128, 1000, 1024, 20000]), st.integers(1, 40), st.integers(0, 9))
-def test_the_busiest_trainer_has_what_the_trainer_gives_it(batch: int, length: int, trainers: int, most: int) -> None:
+def test_share_of_the_busiest_trainer_is_that_of_the_cut_batch(
+    batch: int, length: int, trainers: int, most: int
+) -> None:
     trainers = min(trainers, batch)
     cut = pieces(batch, length, trainers, most or None)
     found = geometry.share(
@@ -114,7 +120,7 @@ def test_the_busiest_trainer_has_what_the_trainer_gives_it(batch: int, length: i
     assert found.rows == max(piece.stop - piece.start for piece in cut)
 
 
-def test_a_checkpoints_dimensions_are_read_where_they_are(tmp_path: Path, root: Path) -> None:
+def test_dimensions_of_a_start_checkpoint_are_read_from_its_config(tmp_path: Path, root: Path) -> None:
     file = google(root).file
     start = {"size": None, "initialize": "start"}
     (root / "start").mkdir()
@@ -144,7 +150,7 @@ def middle(stack: StackConfig, runs: list[Measured] | None = None) -> float:
     return found.middle
 
 
-def test_the_parts_make_the_whole_and_each_has_an_origin(root: Path) -> None:
+def test_estimate_is_the_sum_of_its_parts_and_each_has_an_origin(root: Path) -> None:
     found = estimated(google(root), [])
     assert found.hours is not None
     assert found.cost is not None
@@ -157,7 +163,7 @@ def test_the_parts_make_the_whole_and_each_has_an_origin(root: Path) -> None:
     assert found.hourly == resolve_fleet(google(root)).hourly
 
 
-def test_more_and_faster_machines_take_less_time(root: Path) -> None:
+def test_estimate_with_more_or_faster_machines_takes_less_time(root: Path) -> None:
     cpu = google(root, machines={"spot": True})
     gpu = google(root)
     assert middle(cpu) > 5 * middle(gpu)
@@ -172,10 +178,10 @@ def test_more_and_faster_machines_take_less_time(root: Path) -> None:
     assert middle(twice) == pytest.approx(2 * middle(one), rel=0.05)
 
 
-def test_an_a100_alone_is_as_fast_as_published(root: Path) -> None:
-    """nanoGPT trains gpt2 at 49k tokens/s on one A100 without compiling, and at 91k with (its README).
+def test_estimate_of_one_a100_contains_the_published_speeds(root: Path) -> None:
+    """nanoGPT's README reports gpt2 at 49k tokens/s on one A100 without compiling, and at 91k with it.
 
-    The ranges were taken from such figures: this holds the arithmetic, it does not confirm them.
+    The ranges were taken from such figures: this test checks the arithmetic and does not confirm the ranges.
     """
     for compiled, published in ((False, 49_000), (True, 91_000)):
         hyper = {"batchSize": 12, "compile": compiled, "microBatchSize": 12}
@@ -184,7 +190,7 @@ def test_an_a100_alone_is_as_fast_as_published(root: Path) -> None:
         assert found.low < published < found.high
 
 
-def test_an_unknown_price_makes_the_cost_a_lower_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_with_an_unknown_price_is_a_lower_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = outputs(google(root))["estimatedCostUsd"]
     book = copy.deepcopy(prices.book())
     book["regions"]["us-central1"]["accelerators"]["nvidia-tesla-t4"]["spot"] = "unknown"
@@ -195,22 +201,22 @@ def test_an_unknown_price_makes_the_cost_a_lower_bound(root: Path, monkeypatch: 
     assert "nvidia-tesla-t4 Spot in us-central1" in found["hourlyCostUsd"]["unpriced"]
 
 
-def test_what_is_paid_beside_the_machines(root: Path) -> None:
+def test_cost_includes_bucket_deadlines_downloads_and_nat(root: Path) -> None:
     def costs(**keys: Any) -> dict[str, parts.Part]:
         return {part.name: part for part in estimated(google(root, **keys), []).costs}
 
     found = costs()
     assert set(found) == {"master", "worker", "ps", "bucket", "deadlines", "download"}
     assert (found["deadlines"].amount.low, found["deadlines"].amount.high) == (0, pytest.approx(3 * 0.1))
-    assert found["download"].amount.high == pytest.approx(0.124 * 4 * 0.12, rel=0.01)  # gpt2 as fp32
+    assert found["download"].amount.high == pytest.approx(0.124 * 4 * 0.12, rel=0.01)  # the model is gpt2 as fp32
     out = costs(network={"nat": True})["way out"]
     hours = estimated(google(root), []).hours
     assert hours is not None
     assert out.amount.low == pytest.approx(hours.low * (14 * 0.0014 + 0.005))
-    assert out.amount.high > hours.high * (14 * 0.0014 + 0.005)  # what passes it
+    assert out.amount.high > hours.high * (14 * 0.0014 + 0.005)  # the second term is the data that passes the NAT
 
 
-def test_whether_an_unpriced_machine_fits_is_not_known(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_of_an_unpriced_machine_into_a_budget_is_unknown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = copy.deepcopy(prices.book())
     book["regions"]["us-central1"]["accelerators"]["nvidia-tesla-t4"]["on_demand"] = "unknown"
     monkeypatch.setattr(prices, "book", lambda: book)
@@ -222,19 +228,19 @@ def test_whether_an_unpriced_machine_fits_is_not_known(root: Path, monkeypatch: 
         return estimate.fits(estimated(limited, []), limited.file.limits)
 
     assert fits(max_cost_usd=1000) is None
-    assert fits(max_cost_usd=1) is False  # what is priced is too much already
+    assert fits(max_cost_usd=1) is False  # the priced machines cost too much already
     assert fits(max_hours=0.25, max_cost_usd=1000) is False
-    assert fits() is True  # money does not matter
+    assert fits() is True  # without a limit of the cost the price does not matter
     unpriced = [one for one in others(google(root, machines={})).every if "tesla-t4" in one.shape]
     assert {one.fits for one in unpriced} == {None}
 
 
-def test_what_scoring_takes_is_said_not_to_be_in_it(root: Path) -> None:
+def test_estimate_notes_that_it_leaves_out_the_time_of_scoring(root: Path) -> None:
     said = [estimated(google(root, **keys), []).notes for keys in ({}, {"evaluation": {"task": "text"}})]
     assert [sum("evaluation.task text" in note for note in notes) for notes in said] == [0, 1]
 
 
-def test_gpus_that_idle_are_said(root: Path) -> None:
+def test_estimate_notes_idle_gpus(root: Path) -> None:
     four = {"accelerator": {"type": "nvidia-tesla-t4", "count": 4}}
     replicas = google(root, ALONE, machines=four)
     assert any("3 idle and are paid for" in note for note in estimated(replicas, []).notes)
@@ -243,8 +249,8 @@ def test_gpus_that_idle_are_said(root: Path) -> None:
     assert middle(sharded) < middle(replicas)
 
 
-def test_checkpoints_that_are_far_apart_are_told_of(root: Path) -> None:
-    """training-pattern: what a lost server makes all repeat is at most 2 % of the time."""
+def test_estimate_notes_checkpoints_that_are_far_apart(root: Path) -> None:
+    """The pattern for training says: all that a lost server makes the run repeat is at most 2 % of the time."""
     told = "checkpoints.every: a lost parameter server takes the run back by up to "
     (note,) = [
         line for line in estimated(google(root, checkpoints={"every": 100_000}), []).notes if line.startswith(told)
@@ -259,14 +265,14 @@ def test_checkpoints_that_are_far_apart_are_told_of(root: Path) -> None:
     )
 
 
-def test_limits_that_end_a_run_early_are_said(root: Path) -> None:
+def test_estimate_notes_limits_that_end_the_run_early(root: Path) -> None:
     hyper = {"batchSize": 32, "steps": 1_000_000}
     notes = estimated(google(root, {"hyperparameters": hyper}), []).notes
     assert any(note.startswith(("limits.maxHours ends", "limits.maxCostUsd ends")) for note in notes)
     assert not any(note.startswith("limits.") for note in estimated(google(root), []).notes)
 
 
-def test_outputs_are_round_equal_and_need_no_torch(root: Path) -> None:
+def test_outputs_of_an_estimate_are_round_and_equal_and_need_no_torch(root: Path) -> None:
     found = outputs(google(root))
     assert found == outputs(google(root))
     assert all(value == float(f"{value:.2g}") for value in found["estimatedHours"].values())
@@ -275,7 +281,7 @@ def test_outputs_are_round_equal_and_need_no_torch(root: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
 
 
-def test_the_job_knows_its_machines(root: Path) -> None:
+def test_job_holds_the_machine_types_and_prices_of_its_roles(root: Path) -> None:
     stack = google(root)
     found = job_spec(stack).hardware
     assert {role: one.machine_type for role, one in found.items()} == {
@@ -316,7 +322,7 @@ XL, ADAMW = {"size": "gpt2-xl"}, {"batchSize": 32, "optimizer": "adamw"}
         ),
     ],
 )
-def test_what_cannot_fit_is_an_error_with_a_fix(
+def test_model_that_does_not_fit_into_memory_is_an_error_with_a_fix(
     root: Path, training: dict[str, Any], keys: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -327,7 +333,7 @@ def test_what_cannot_fit_is_an_error_with_a_fix(
     assert "\n" not in found[0]
 
 
-def test_the_micro_batch_that_the_error_names_fits(root: Path) -> None:
+def test_micro_batch_that_the_memory_error_names_fits(root: Path) -> None:
     training = {**ALONE, "masterType": "a2-highgpu-1g", "hyperparameters": ADAMW}
     with pytest.raises(ConfigError) as caught:
         google(root, training, machines={}, model=XL)
@@ -336,8 +342,8 @@ def test_the_micro_batch_that_the_error_names_fits(root: Path) -> None:
     assert all(need.usual <= need.has for need in held(stack))
 
 
-def test_what_people_do_train_is_not_refused(root: Path) -> None:
-    """gpt2 with 16 x 1024 tokens on a T4 and on an A100; gpt2-xl with 4 x 1024 on an A100 of 80 GB."""
+def test_models_that_are_trained_in_practice_fit_into_memory(root: Path) -> None:
+    """These are gpt2 with 16 x 1024 tokens on a T4 and on an A100, and gpt2-xl with 4 x 1024 on an A100 of 80 GB."""
     t4 = {"accelerator": {"type": "nvidia-tesla-t4"}}
     for training, keys in (
         ({**ALONE, "hyperparameters": ADAMW}, {"machines": t4}),
@@ -351,7 +357,7 @@ def test_what_people_do_train_is_not_refused(root: Path) -> None:
 # -- alternatives ---------------------------------------------------------------------------------------------------
 
 
-def test_the_cheapest_and_the_fastest_fit_the_limits(root: Path) -> None:
+def test_cheapest_and_fastest_alternatives_fit_the_limits(root: Path) -> None:
     stack = google(root)
     choice = others(stack)
     assert choice.cheapest is not None
@@ -365,7 +371,7 @@ def test_the_cheapest_and_the_fastest_fit_the_limits(root: Path) -> None:
     assert {region for region, _ in regions(stack, [])} == set(prices.regions())
 
 
-def test_gpt2_xl_is_only_offered_where_it_fits(root: Path) -> None:
+def test_alternatives_for_gpt2_xl_have_enough_memory(root: Path) -> None:
     xl = {**ALONE, "hyperparameters": ADAMW, "masterType": "a2-ultragpu-1g"}
     file = google(root, {**xl, "hyperparameters": {**ADAMW, "microBatchSize": 1}}, machines={}, model=XL)
     choice = others(file)
@@ -374,17 +380,17 @@ def test_gpt2_xl_is_only_offered_where_it_fits(root: Path) -> None:
     assert not any("tesla-t4" in one.shape and "fsdp" not in one.shape for one in choice.every)
 
 
-def test_every_gpu_of_the_catalog_has_a_speed() -> None:
+def test_speeds_exist_for_every_gpu_of_the_catalog() -> None:
     from infra.fleet.catalog import ACCELERATORS
 
     assert GPUS.keys() == ACCELERATORS.keys()
 
 
-# -- what finished runs teach ---------------------------------------------------------------------------------------
+# -- measured runs -----------------------------------------------------------------------------------------------------
 
 
 def recorded(name: str, root: Path) -> tuple[dict[str, Any], Measured]:
-    """A recorded run, as it lay in its bucket, and what is learned from it."""
+    """Return a recorded run with the files of its bucket, and the measurement that it gives."""
     found = json.loads((RECORDED / f"{name}.json").read_text())
     storage = open_storage(str(root / "recorded"))
     folder = f"runs/{found['job']['run']}"
@@ -399,7 +405,7 @@ def recorded(name: str, root: Path) -> tuple[dict[str, Any], Measured]:
 
 
 @pytest.mark.parametrize(("learned", "predicted"), [("first", "second"), ("second", "first")])
-def test_one_run_foretells_the_next_within_a_factor_of_one_and_a_half(
+def test_estimate_from_a_measured_run_is_within_a_factor_of_one_and_a_half(
     tmp_path: Path, learned: str, predicted: str
 ) -> None:
     _, one = recorded(learned, tmp_path)
@@ -413,7 +419,7 @@ def test_one_run_foretells_the_next_within_a_factor_of_one_and_a_half(
     assert any(one.run in note and "preferred" in note for note in found.notes)
 
 
-def test_another_model_is_scaled_by_flops(tmp_path: Path) -> None:
+def test_estimate_of_another_model_is_scaled_by_flops(tmp_path: Path) -> None:
     _, one = recorded("first", tmp_path)
     small, long = local(CHECKOUT), local(CHECKOUT, workerCount=0, parameterServerCount=0)
     same, other = estimated(small, [one]), estimated(long, [one])
@@ -424,7 +430,7 @@ def test_another_model_is_scaled_by_flops(tmp_path: Path) -> None:
     assert other.step.computing.low < one.step_seconds < other.step.computing.high * 1.5
 
 
-def test_a_measured_machine_of_google_counts_for_its_own_kind_only(root: Path) -> None:
+def test_measured_machine_of_google_counts_for_its_own_kind_only(root: Path) -> None:
     stack = google(root)
     hyper, size = stack.file.training_input.hyperparameters, workload.dimensions(stack)
     assert size is not None
@@ -448,7 +454,7 @@ def test_a_measured_machine_of_google_counts_for_its_own_kind_only(root: Path) -
     assert estimated(stack, [newer, one]).run == "gpt2-1"
 
 
-def test_the_cache_is_read_by_the_next_estimate_and_a_damaged_one_is_none(tmp_path: Path) -> None:
+def test_cache_of_measured_runs_is_read_and_a_damaged_one_is_empty(tmp_path: Path) -> None:
     _, one = recorded("first", tmp_path)
     measured.write(tmp_path, [one])
     assert measured.read(tmp_path) == [one]
@@ -458,7 +464,7 @@ def test_the_cache_is_read_by_the_next_estimate_and_a_damaged_one_is_none(tmp_pa
     assert measured.read(tmp_path) == []
 
 
-def test_runs_that_say_nothing_are_counted(tmp_path: Path) -> None:
+def test_runs_without_a_measurement_are_counted(tmp_path: Path) -> None:
     found, _ = recorded("first", tmp_path)
     recorded("second", tmp_path)
     storage = open_storage(str(tmp_path / "recorded"))

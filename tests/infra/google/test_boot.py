@@ -1,5 +1,7 @@
-"""infra/google/boot.sh as a machine runs it: a metadata server, a storage and scheduler server, and a docker and
-nvidia-smi that note what is asked."""
+"""infra/google/boot.sh as a machine runs it.
+
+Servers answer for metadata, storage and scheduler; docker and nvidia-smi are scripts that note their calls.
+"""
 
 import contextlib
 import itertools
@@ -23,11 +25,12 @@ from trainer.storage.factory import open_storage
 
 BOOT = Path(__file__).resolve().parents[3] / "infra/google/boot.sh"
 IMAGE = "us-central1-docker.pkg.dev/my-project/gpt2-dev/trainer@sha256:" + "ab" * 32
-PATIENCE = 30.0  # seconds for anything to happen on a busy machine
+PATIENCE = 30.0  # seconds that anything may take on a busy machine
 BUCKET = "my-project-dev-gpt2"
 WORDS = "runs/gpt2-0123abcd/machines/{}.json"
 JOBS = [f"projects/my-project/locations/us-central1/jobs/gpt2-dev-{role}-deadline" for role in ("worker", "master")]
-# Each call takes the next line of the plan for its first word (such as `pull`): `CODE WORDS`; none left: 0.
+# Each call takes the next line of the plan for its first word (such as `pull`): `CODE WORDS`. Without a line its code
+# is 0.
 DOCKER = """#!/bin/bash
 cd "$(dirname "$0")"
 echo "$(basename "$0") $*" >> calls
@@ -51,12 +54,12 @@ exit "$code"
 
 
 class Google:
-    """Storage's JSON API, as much as is asked of it, and the scheduler's jobs.run. Both want a token."""
+    """The parts of Storage's JSON API that boot.sh calls, and the scheduler's jobs.run. Both want a token."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}  # of BUCKET
-        self.jobs: list[str] = []  # that were run
-        self.refusals: dict[str, int] = {}  # how often a path that ends so is refused first
+        self.objects: dict[str, bytes] = {}  # the objects of BUCKET
+        self.jobs: list[str] = []  # the jobs that were run
+        self.refusals: dict[str, int] = {}  # the number of first refusals of a path that ends like this
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         server.daemon_threads = True
         self._server, self.url = server, f"http://127.0.0.1:{server.server_port}"
@@ -106,7 +109,7 @@ def _handler(google: Google) -> type[BaseHTTPRequestHandler]:
 
 
 class Boot:
-    """A machine of its own folder; see the plans in DOCKER."""
+    """A machine with a folder of its own; see the plans in DOCKER."""
 
     def __init__(self, folder: Path) -> None:
         self.google = Google()
@@ -153,13 +156,13 @@ class Boot:
         )
 
     def run(self) -> tuple[int, str]:
-        """The exit code and all that was printed, every line of which is said to be ours."""
+        """Run the script to its end; return its exit code and its output."""
         process = self.start()
         output = process.communicate(timeout=PATIENCE)[0]
         return process.returncode, output
 
     def words(self, name: str = "worker-x7kq") -> MachineStatus:
-        """Its last words in the bucket, which must be as the trainer's own."""
+        """Return the machine's last status in the bucket, which must have the trainer's own format."""
         return MachineStatus.model_validate_json(self.google.objects[WORDS.format(name)])
 
     def close(self) -> None:
@@ -174,14 +177,14 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
     made.close()
 
 
-def test_shellcheck_is_content() -> None:
+def test_boot_passes_shellcheck() -> None:
     assert shutil.which("shellcheck"), "run `make setup`: shellcheck is in the environment"
     result = subprocess.run(["shellcheck", BOOT], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "")
     assert os.access(BOOT, os.X_OK)
 
 
-def test_a_worker_without_a_gpu(boot: Boot) -> None:
+def test_boot_of_a_worker_without_a_gpu_runs_the_trainer(boot: Boot) -> None:
     code, output = boot.run()
     assert code == 0, output
     assert all(line.startswith("gpt2-training: ") for line in output.splitlines())
@@ -204,10 +207,10 @@ def test_a_worker_without_a_gpu(boot: Boot) -> None:
     ]
     assert (boot.bin / "passwords").read_text() == "ya29.secret1\n"
     assert "ya29.secret" not in output
-    assert boot.google.objects == {}  # the trainer's own words stay
+    assert boot.google.objects == {}  # the trainer's own status stays
 
 
-def test_a_master_with_gpus_waits_for_the_driver(boot: Boot) -> None:
+def test_boot_of_a_master_with_gpus_waits_for_the_driver(boot: Boot) -> None:
     boot.attributes |= {"gpt2-role": "master", "gpt2-gpus": "2"}
     boot.plan("nvidia-smi", "9 NVIDIA-SMI has failed", "9 NVIDIA-SMI has failed", "0")
     code, output = boot.run()
@@ -217,7 +220,7 @@ def test_a_master_with_gpus_waits_for_the_driver(boot: Boot) -> None:
     assert " --name master-0 --role master " in boot.calls("docker run")[0]
 
 
-def test_what_a_fresh_machine_lacks_is_waited_for(boot: Boot) -> None:
+def test_boot_waits_for_docker_its_login_and_the_image(boot: Boot) -> None:
     boot.plan("info", "1 Cannot connect to the Docker daemon", "0")
     boot.plan("login", "1 denied: 403", "1 denied: 403", "0")
     boot.plan("pull", "1 denied: Permission artifactregistry.repositories.downloadArtifacts denied", "0")
@@ -229,8 +232,8 @@ def test_what_a_fresh_machine_lacks_is_waited_for(boot: Boot) -> None:
     assert len(boot.calls("docker run")) == 1
 
 
-def test_each_try_at_the_image_has_a_login_of_its_own(boot: Boot) -> None:
-    """A token may have expired while a grant was waited for."""
+def test_boot_logs_in_again_before_each_pull(boot: Boot) -> None:
+    """A token may have expired while the machine waited for a grant."""
     boot.plan("pull", "1 unauthorized", "1 unauthorized", "0")
     code, output = boot.run()
     assert code == 0, output
@@ -240,7 +243,7 @@ def test_each_try_at_the_image_has_a_login_of_its_own(boot: Boot) -> None:
     assert passwords == ["ya29.secret1", "ya29.secret2", "ya29.secret3"]
 
 
-def test_it_does_not_wait_for_ever(boot: Boot) -> None:
+def test_boot_gives_up_on_the_image_after_its_patience(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
     boot.plan("pull", *["1 denied"] * 100)
     code, output = boot.run()
@@ -254,7 +257,7 @@ def test_it_does_not_wait_for_ever(boot: Boot) -> None:
     assert boot.google.jobs == []
 
 
-def test_last_words_are_json_whatever_was_said(boot: Boot) -> None:
+def test_boot_writes_its_last_status_as_json_for_any_message(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
     boot.plan("pull", '1 "denied" \\d {\t} \x1b[31m Stöße & $HOME `id` ' + "x" * 600)
     assert boot.run()[0] == 1
@@ -264,17 +267,17 @@ def test_last_words_are_json_whatever_was_said(boot: Boot) -> None:
     assert 400 < len(message) <= 500
 
 
-def test_the_trainers_storage_reads_the_last_words(boot: Boot, gcs_bucket: str) -> None:
+def test_boot_writes_a_last_status_that_the_trainers_storage_reads(boot: Boot, gcs_bucket: str) -> None:
     boot.attributes |= {"gpt2-image": "latest", "gpt2-bucket": gcs_bucket}
     boot.environment["STORAGE_EMULATOR_HOST"] = os.environ["STORAGE_EMULATOR_HOST"]
     storage = open_storage(gcs_bucket)
-    storage.write(WORDS.format("worker-x7kq"), b"{}")  # of a launch before
+    storage.write(WORDS.format("worker-x7kq"), b"{}")  # this file is of an earlier launch
     assert boot.run()[0] == 1
     words = MachineStatus.model_validate_json(storage.read(WORDS.format("worker-x7kq")))
     assert "gpt2-image is 'latest'" in words.message
 
 
-def test_the_bucket_is_waited_for(boot: Boot) -> None:
+def test_boot_waits_for_the_bucket(boot: Boot) -> None:
     boot.attributes["gpt2-image"] = "latest"
     boot.google.refusals = {"/o": 2}
     code, output = boot.run()
@@ -283,7 +286,7 @@ def test_the_bucket_is_waited_for(boot: Boot) -> None:
     assert "gpt2-image is 'latest'" in boot.words().message
 
 
-def test_a_bucket_that_stays_away_is_said(boot: Boot) -> None:
+def test_boot_reports_a_bucket_that_does_not_answer(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
     boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
     boot.google.refusals = {"/o": 1}
@@ -293,7 +296,7 @@ def test_a_bucket_that_stays_away_is_said(boot: Boot) -> None:
     assert boot.google.jobs == JOBS
 
 
-def test_a_master_that_gives_up_ends_all_machines(boot: Boot) -> None:
+def test_boot_of_a_master_that_gives_up_ends_all_machines(boot: Boot) -> None:
     boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
     boot.google.refusals = {f"{JOBS[1]}:run": 2}
     code, output = boot.run()
@@ -304,7 +307,7 @@ def test_a_master_that_gives_up_ends_all_machines(boot: Boot) -> None:
     assert output.splitlines()[-1].startswith("gpt2-training: waiting for gpt2-dev-master-deadline")
 
 
-def test_a_job_that_cannot_be_run_does_not_keep_the_others(boot: Boot) -> None:
+def test_boot_runs_the_other_jobs_when_one_cannot_be_run(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
     boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
     boot.google.refusals = {f"{JOBS[0]}:run": 1}
@@ -315,7 +318,7 @@ def test_a_job_that_cannot_be_run_does_not_keep_the_others(boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("image", ["", "r/trainer:latest", "r/trainer@sha256:abcd", f"r/{IMAGE} --privileged"])
-def test_only_a_digest_is_run(boot: Boot, image: str) -> None:
+def test_boot_refuses_an_image_without_a_digest(boot: Boot, image: str) -> None:
     boot.attributes["gpt2-image"] = image
     code, output = boot.run()
     assert code == 1
@@ -323,7 +326,7 @@ def test_only_a_digest_is_run(boot: Boot, image: str) -> None:
     assert boot.calls() == []
 
 
-def test_a_lost_container_is_started_again(boot: Boot) -> None:
+def test_boot_restarts_a_lost_container(boot: Boot) -> None:
     boot.plan("run", "137", "1 Traceback", "0")
     code, output = boot.run()
     assert code == 0, output
@@ -332,7 +335,7 @@ def test_a_lost_container_is_started_again(boot: Boot) -> None:
     assert len(boot.calls("docker run")) == 3
 
 
-def test_what_docker_does_not_start_is_no_restart(boot: Boot) -> None:
+def test_boot_does_not_count_containers_that_docker_refused_as_restarts(boot: Boot) -> None:
     refusal = "125 docker: Error response from daemon: failed to initialize logging driver"
     boot.plan("run", *[refusal] * 10, "1", *[refusal] * 10, "0")
     code, output = boot.run()
@@ -345,7 +348,7 @@ def test_what_docker_does_not_start_is_no_restart(boot: Boot) -> None:
     assert boot.google.objects == {}
 
 
-def test_docker_is_not_waited_for_for_ever(boot: Boot) -> None:
+def test_boot_gives_up_on_docker_after_its_patience(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
     boot.plan("run", *["125 docker: could not select device driver"] * 20)
     assert boot.run()[0] == 1
@@ -353,8 +356,8 @@ def test_docker_is_not_waited_for_for_ever(boot: Boot) -> None:
     assert boot.words().message == "waited 0 s for docker to start the trainer: could not select device driver"
 
 
-def test_a_lost_connection_to_docker_is_a_restart(boot: Boot) -> None:
-    boot.environment["BOOT_REFUSAL"] = "0"  # no container ended sooner, so the trainer had started
+def test_boot_counts_a_lost_connection_to_docker_as_a_restart(boot: Boot) -> None:
+    boot.environment["BOOT_REFUSAL"] = "0"  # with zero any container has lived longer, so the trainer had started
     boot.plan("run", *["125"] * 20)
     code, output = boot.run()
     assert code == 1
@@ -362,7 +365,7 @@ def test_a_lost_connection_to_docker_is_a_restart(boot: Boot) -> None:
     assert "the trainer ended with code 125; restart 5 of 5" in output
 
 
-def test_the_restarts_have_a_budget(boot: Boot) -> None:
+def test_boot_gives_up_after_five_restarts(boot: Boot) -> None:
     boot.plan("run", *["1 no such run"] * 20)
     code, output = boot.run()
     assert code == 1
@@ -376,7 +379,7 @@ def test_the_restarts_have_a_budget(boot: Boot) -> None:
     [("failed", -PATIENCE, True), ("failed", 3600.0, False), ("running", -PATIENCE, False)],
     ids=["its own", "of a launch before", "killed"],
 )
-def test_the_trainers_own_last_words_are_kept(boot: Boot, state: str, age: float, kept: bool) -> None:
+def test_boot_keeps_the_trainers_own_last_status(boot: Boot, state: str, age: float, kept: bool) -> None:
     """age: seconds, negative while the newest container runs or later."""
     now = time.time()
     status = {"name": "worker-x7kq", "role": "worker", "state": state, "message": "CUDA error", "heartbeat": now - age}
@@ -387,15 +390,15 @@ def test_the_trainers_own_last_words_are_kept(boot: Boot, state: str, age: float
     assert (boot.words().message == "CUDA error") == kept
 
 
-def test_who_lived_long_has_its_restarts_counted_anew(boot: Boot) -> None:
-    boot.environment["BOOT_LIFE"] = "0"  # any container lived that long
+def test_boot_counts_restarts_anew_after_a_container_that_lived_long(boot: Boot) -> None:
+    boot.environment["BOOT_LIFE"] = "0"  # with zero any container has lived long enough
     boot.plan("run", *["1"] * 20)
     code, output = boot.run()
     assert code == 0, output
     assert len(boot.calls("docker run")) == 21
 
 
-def test_a_shutdown_is_passed_on(boot: Boot) -> None:
+def test_boot_passes_a_shutdown_to_the_container(boot: Boot) -> None:
     boot.plan("run", "wait")
     process = boot.start()
     end = time.monotonic() + PATIENCE
@@ -406,14 +409,14 @@ def test_a_shutdown_is_passed_on(boot: Boot) -> None:
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
     assert boot.calls("docker stop") == ["docker stop trainer"]
-    assert len(boot.calls("docker run")) == 1  # and not started again
+    assert len(boot.calls("docker run")) == 1  # the container is not started again
     assert output.splitlines()[-2:] == [
         "gpt2-training: told to shut down: stopping the trainer",
         "gpt2-training: the trainer has left",
     ]
 
 
-def test_a_shutdown_while_it_waits(boot: Boot) -> None:
+def test_boot_ends_at_a_shutdown_while_it_waits(boot: Boot) -> None:
     boot.environment |= {"BOOT_PAUSE": "60"}
     boot.plan("pull", *["1 denied"] * 100)
     process = boot.start()
@@ -426,7 +429,7 @@ def test_a_shutdown_while_it_waits(boot: Boot) -> None:
     assert boot.calls("docker run") == []
 
 
-def test_the_metadata_server_is_waited_for(boot: Boot) -> None:
+def test_boot_waits_for_the_metadata_server(boot: Boot) -> None:
     del boot.attributes["gpt2-run"]
     boot.environment["BOOT_PATIENCE"] = "0"
     code, output = boot.run()

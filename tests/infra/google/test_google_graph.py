@@ -1,4 +1,4 @@
-"""Whatever a stack file for Google Cloud says: one line says why not, or what is declared keeps these promises."""
+"""For every stack file for Google Cloud: either lines say why it is refused, or its resources keep these promises."""
 
 import re
 import tempfile
@@ -15,7 +15,7 @@ from tests.google_cloud import rules, schema
 from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
 
 RFC1035 = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
-# What each account may do, whole: role -> where. Whoever adds a grant adds it here and says why.
+# Every role that each account may have, with its place. A change that adds a grant adds it here with its reason.
 MACHINE = {
     "roles/logging.logWriter": "project",
     "roles/monitoring.metricWriter": "project",
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def everything(graph: Graph) -> list[str]:
-    """All texts anywhere in the inputs."""
+    """Return all texts anywhere in the inputs."""
 
     def texts(value: Any) -> list[str]:
         if isinstance(value, dict):
@@ -45,7 +45,7 @@ def everything(graph: Graph) -> list[str]:
 
 
 def grants(graph: Graph, stack: str) -> dict[str, dict[str, str]]:
-    """account: {role: where}."""
+    """Return {account: {role: place}}."""
     found: dict[str, dict[str, str]] = {}
     for one in graph.resources.values():
         if not one.token.rsplit(":", 1)[1].lower().endswith("iammember"):
@@ -105,7 +105,7 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
     (launch,) = graph.of("Launch")
     assert {one.name for one in [*graph.of("Image"), *graph.of("Firewall")]} <= {
         one.name for one in graph.waits_for(launch)
-    }  # else its clock would run while the image is built
+    }  # otherwise its clock would run while the image is built
     for template in templates:
         for key, value in template.inputs["labels"].items():
             assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)
@@ -150,7 +150,7 @@ def check_access(graph: Graph, stack: config.StackConfig) -> None:
 
 @pytest.mark.parametrize("stack", ["dev", "single"])
 @pytest.mark.parametrize("preview", [False, True])
-def test_the_committed_stacks(root: Path, stack: str, preview: bool) -> None:
+def test_graph_of_a_committed_stack_keeps_its_promises(root: Path, stack: str, preview: bool) -> None:
     made = read(stack_values(stack), root, stack)
     graph, job = declare(made, preview=preview)
     if not preview:
@@ -163,7 +163,7 @@ def test_the_committed_stacks(root: Path, stack: str, preview: bool) -> None:
     assert job.run.startswith("gpt2")
 
 
-def test_a_deadline_is_in_every_template_and_job(root: Path) -> None:
+def test_graph_has_the_deadline_in_every_template_and_job(root: Path) -> None:
     graph, _ = declare(read(stack_values(), root))
     ends = {one.inputs["scheduling"]["terminationTime"] for one in graph.of("RegionInstanceTemplate")}
     assert ends == {"2026-09-22T14:14:01Z"}
@@ -218,7 +218,7 @@ def stack_files(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def waiting(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with machines that wait for capacity."""
+    """Return the stack file with machines that wait for capacity."""
     values = legal(values)
     training = values["gpt2-training:trainingInput"]
     training |= {"masterType": "a2-highgpu-1g", "workerType": "g2-standard-8"}
@@ -229,10 +229,10 @@ def waiting(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def legal(values: dict[str, Any]) -> dict[str, Any]:
-    """The same, pushed towards what is legal, so that graphs are seen as well as errors."""
+    """Return the stack file changed towards a legal one, so that graphs are tested as well as errors."""
     training = values["gpt2-training:trainingInput"]
     training |= {"masterType": "n1-highmem-16", "workerType": "n1-highmem-16", "parameterServerType": "n1-highmem-8"}
-    training["workerCount"] = min(training["workerCount"], 31)  # the batch is 32
+    training["workerCount"] = min(training["workerCount"], 31)  # the batch size is 32
     machines = values["gpt2-training:machines"]
     machines |= {"flexStart": False, "bootDiskGb": max(50, machines["bootDiskGb"]), "zones": []}
     machines["spot"] = machines["spot"] and training["workerCount"] > 0
@@ -249,7 +249,7 @@ def legal(values: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.one_of(stack_files(), stack_files().map(legal)))
-def test_an_error_or_a_graph_that_keeps_its_promises(values: dict[str, Any]) -> None:
+def test_stack_file_gives_errors_of_one_line_or_a_graph_that_keeps_its_promises(values: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = make_root(Path(folder))
         problems: list[str] = []
@@ -269,7 +269,7 @@ def test_an_error_or_a_graph_that_keeps_its_promises(values: dict[str, Any]) -> 
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.one_of(stack_files().map(legal), stack_files().map(waiting)))
-def test_what_is_made_legal_is_declared(values: dict[str, Any]) -> None:
+def test_stack_file_that_is_legal_gives_a_graph_that_keeps_its_promises(values: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = read(values, make_root(Path(folder)))
         graph, _ = declare(made)

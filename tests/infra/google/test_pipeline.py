@@ -1,4 +1,4 @@
-"""What `gpt2-training:pipeline` declares: whom it lets in, and what they may do."""
+"""The resources of `gpt2-training:pipeline`: the repository that may log in, and the roles of its accounts."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def graph(tmp_path: Path) -> Graph:
     return made
 
 
-def test_only_that_repository_is_let_in(graph: Graph) -> None:
+def test_pipeline_lets_only_its_repository_log_in(graph: Graph) -> None:
     (provider,) = graph.of("WorkloadIdentityPoolProvider")
     assert provider.inputs["attributeCondition"] == "assertion.repository == 'acme/models'"
     assert provider.inputs["oidc"] == {"issuerUri": "https://token.actions.githubusercontent.com"}
@@ -34,7 +34,7 @@ def test_only_that_repository_is_let_in(graph: Graph) -> None:
     deployer, previewer = (
         logins[f"projects/my-project/serviceAccounts/gpt2-dev-{name}"] for name in ("deploy", "preview")
     )
-    # By the claims themselves: the subject of repositories that are new, renamed or moved has ids in it.
+    # The claims themselves are compared: the subject of new, renamed or moved repositories contains ids.
     assert provider.inputs["attributeMapping"] == {
         "google.subject": "assertion.sub",
         "attribute.repository": "assertion.repository",
@@ -47,7 +47,7 @@ def test_only_that_repository_is_let_in(graph: Graph) -> None:
         assert re.fullmatch(rf"principalSet://iam\.googleapis\.com/[^:]+/{who}", member)
 
 
-def test_what_they_may_do(graph: Graph) -> None:
+def test_pipeline_accounts_have_exactly_these_roles(graph: Graph) -> None:
     found: dict[str, dict[str, str]] = {"deploy": {}, "preview": {}}
     for one in graph.of("IAMMember"):
         account = re.match(r"serviceAccount:gpt2-dev-(deploy|preview)@", one.inputs["member"])
@@ -69,14 +69,14 @@ def test_what_they_may_do(graph: Graph) -> None:
     assert set(found["deploy"]) - set(limited) == {*pipeline.DEPLOYER_ROLES, own}
 
 
-def test_the_deployers_roles_are_those_that_the_docs_ask_for() -> None:
+def test_deployer_roles_are_those_that_the_docs_list() -> None:
     text = (CHECKOUT / "docs" / "google-cloud.md").read_text()
     asked = set(re.findall(r"`(roles/[\w.]+)`", text[text.index("The deployer,") : text.index("Some need more")]))
     limited = {"roles/resourcemanager.projectIamAdmin", "roles/storage.admin"}
     assert set(pipeline.DEPLOYER_ROLES) | limited == asked | {"roles/iam.workloadIdentityPoolViewer"}
 
 
-def test_it_is_legal_and_within_the_policies(graph: Graph) -> None:
+def test_pipeline_resources_follow_the_schema_and_the_policies(graph: Graph) -> None:
     for one in graph.resources.values():
         if one.token.startswith("gcp:"):
             assert schema.problems(one.token, one.inputs) == [], one.name
@@ -85,7 +85,7 @@ def test_it_is_legal_and_within_the_policies(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("repository", ["acme", "acme/models/x", "a'b/c", "acme/models' || 'a'=='a"])
-def test_a_repository_is_owner_and_name(tmp_path: Path, repository: str) -> None:
+def test_pipeline_repository_that_is_not_owner_and_name_is_refused(tmp_path: Path, repository: str) -> None:
     values = stack_values() | {"gpt2-training:pipeline": {"repository": repository}}
     with pytest.raises(config.ConfigError, match=r"gpt2-training:pipeline\.repository: found "):
         read(values, make_root(tmp_path))

@@ -1,4 +1,4 @@
-"""What a run may start from, as a stack file says it: every mistake that files here can show is one line."""
+"""The checkpoints from which a stack file may start a run: every mistake that local files can show is one line."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ SHAPE: dict[str, Any] = {
 
 
 def checkpoint(folder: Path, *, whole: bool = True, **shape: Any) -> Path:
-    """Its weights are never read here."""
+    """Write a checkpoint's folder; nobody reads its weights here."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(SHAPE | shape))
     (folder / "tokenizer.json").write_text("{}")
@@ -60,7 +60,7 @@ def problem(root: Path, initialize: str, tokenizer: str = "checkpoint", **keys: 
 
 
 @pytest.mark.parametrize("of", ["local", "another"])
-def test_a_finished_run_is_found_in_its_own_and_in_other_buckets(root: Path, of: str) -> None:
+def test_initialize_finds_a_finished_run_in_its_own_and_in_another_stacks_bucket(root: Path, of: str) -> None:
     folder = model_of(root, stack=of)
     job = job_spec(stack(root, RUN))
     assert job.model.initialize == job.data.vocabulary_path == str(folder)
@@ -73,25 +73,25 @@ def test_a_finished_run_is_found_in_its_own_and_in_other_buckets(root: Path, of:
     assert job_spec(stack(root, RUN)).run != job.run
 
 
-def test_its_own_bucket_comes_first(root: Path) -> None:
+def test_initialize_looks_into_the_stacks_own_bucket_first(root: Path) -> None:
     model_of(root, stack="another")
     own = model_of(root)
     assert job_spec(stack(root, RUN)).model.initialize == str(own)
 
 
-def test_a_sweeps_trial_is_a_run(root: Path) -> None:
+def test_initialize_finds_a_sweeps_trial(root: Path) -> None:
     trial = model_of(root, f"{RUN}/trials/3")
     job = job_spec(stack(root, f"{RUN}/trials/3"))
     assert job.model.initialize == str(trial)
     assert job.run.startswith("from-gpt2-4x128-")
 
 
-def test_names_do_not_grow_from_run_to_run(root: Path) -> None:
+def test_run_name_does_not_grow_from_run_to_run(root: Path) -> None:
     model_of(root, "from-gpt2-4x128-00000000")
     assert re.fullmatch("from-gpt2-4x128-[0-9a-f]{8}", job_spec(stack(root, "from-gpt2-4x128-00000000")).run)
 
 
-def test_a_run_that_is_not_there(root: Path) -> None:
+def test_initialize_with_a_missing_run_lists_the_finished_ones(root: Path) -> None:
     said = f"model.initialize: there is no run {RUN} on this machine; finished are: "
     assert problem(root, RUN) == said + "none"
     runs = [f"gpt2-4x128-0000000{i}" for i in range(7)]
@@ -100,7 +100,7 @@ def test_a_run_that_is_not_there(root: Path) -> None:
     assert problem(root, RUN) == said + ", ".join(reversed(runs[2:])) + " and 2 older ones"
 
 
-def test_a_run_that_is_not_finished(root: Path) -> None:
+def test_initialize_with_an_unfinished_run_gives_its_state(root: Path) -> None:
     model_of(root, "gpt2-4x128-00000000")
     model_of(root, whole=False)
     said = f"model.initialize: {RUN} has no model yet; finished are: gpt2-4x128-00000000"
@@ -110,11 +110,11 @@ def test_a_run_that_is_not_finished(root: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["openai-community/gpt2", "gpt2", "gs://bucket/folder"])
-def test_hub_ids_and_addresses_stay_what_they_are(root: Path, named: str) -> None:
+def test_initialize_keeps_hub_ids_and_addresses(root: Path, named: str) -> None:
     assert job_spec(stack(root, named)).model.initialize == named
 
 
-def test_a_run_in_a_bucket_of_google(root: Path) -> None:
+def test_initialize_with_a_run_in_a_google_bucket_takes_its_model(root: Path) -> None:
     job = job_spec(stack(root, f"gs://bucket/runs/{RUN}"))
     assert job.model.initialize == f"gs://bucket/runs/{RUN}/model"
     assert job.run.startswith("from-gpt2-4x128-")
@@ -134,17 +134,19 @@ def test_a_run_in_a_bucket_of_google(root: Path) -> None:
         ({}, "train", "data.tokenizer: train makes a vocabulary that the checkpoint of model.initialize does not"),
     ],
 )  # fmt: skip
-def test_a_checkpoint_that_does_not_fit(root: Path, shape: dict[str, Any], tokenizer: str, said: str) -> None:
+def test_checkpoint_that_does_not_fit_the_stack_file_is_refused(
+    root: Path, shape: dict[str, Any], tokenizer: str, said: str
+) -> None:
     checkpoint(root / "mine", **shape)
     assert problem(root, "mine", tokenizer).startswith(said)
 
 
-def test_a_padded_table_is_the_same_vocabulary(root: Path) -> None:
+def test_checkpoint_with_a_padded_embedding_table_has_the_same_vocabulary(root: Path) -> None:
     checkpoint(root / "mine", vocab_size=50304)
     assert job_spec(stack(root, "mine", "gpt2"))
 
 
-def test_as_many_tokens_may_be_others(root: Path) -> None:
+def test_checkpoint_with_as_many_other_tokens_is_refused(root: Path) -> None:
     folder = checkpoint(root / "mine", vocab_size=257)
     bytes_alone = from_bytes().to_str()
     (folder / "tokenizer.json").write_text(bytes_alone)
@@ -157,7 +159,7 @@ def test_as_many_tokens_may_be_others(root: Path) -> None:
     assert job_spec(stack(root, "mine"))
 
 
-def test_a_folder_that_is_no_checkpoint(root: Path) -> None:
+def test_folder_without_a_checkpoints_files_is_refused(root: Path) -> None:
     assert problem(root, "./mine") == "model.initialize: there is no folder ./mine; check the path"
     folder = checkpoint(root / "mine")
     assert job_spec(stack(root, folder.as_uri())) == job_spec(stack(root, "mine"))
@@ -180,7 +182,7 @@ def training(**changes: Any) -> dict[str, Any]:
     return {"trainingInput": {**found, **changes}}
 
 
-def test_lora_by_itself_or_data_parallel(root: Path) -> None:
+def test_lora_alone_or_data_parallel_is_accepted(root: Path) -> None:
     model_of(root)
     job = job_spec(stack(root, RUN, model={"lora": {"rank": 4}}, **training(**ALONE)))
     assert job.model.lora is not None
@@ -197,12 +199,12 @@ def test_lora_by_itself_or_data_parallel(root: Path) -> None:
         ),
     ],
 )
-def test_lora_where_it_is_not_for(root: Path, keys: dict[str, Any], said: str) -> None:
+def test_lora_with_servers_or_fsdp_is_refused(root: Path, keys: dict[str, Any], said: str) -> None:
     model_of(root)
     assert problem(root, RUN, model={"lora": {}}, **keys).startswith(said)
 
 
-def test_lora_needs_a_checkpoint(root: Path) -> None:
+def test_lora_without_a_checkpoint_is_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.lora: trains a few parameters .* set model.initialize"):
         load.load({**values(), "model": {"size": "tiny", "lora": {}}, **training(**ALONE)}, "local", root)
 
@@ -227,7 +229,7 @@ def on_google(root: Path, initialize: str, tokenizer: str = "checkpoint") -> Sta
     return google.load(google.changed(changes), root)
 
 
-def test_machines_read_a_run_in_their_own_bucket(tmp_path: Path) -> None:
+def test_google_machines_read_a_run_in_their_own_bucket(tmp_path: Path) -> None:
     there = google.make_root(tmp_path)
     stack = on_google(there, RUN)
     job = job_spec(stack)
@@ -237,7 +239,7 @@ def test_machines_read_a_run_in_their_own_bucket(tmp_path: Path) -> None:
     assert job_spec(on_google(there, f"gs://other/runs/{RUN}")).run != job.run
 
 
-def test_machines_do_not_read_this_machine(tmp_path: Path) -> None:
+def test_google_stack_that_names_a_local_checkpoint_is_refused(tmp_path: Path) -> None:
     there = google.make_root(tmp_path)
     checkpoint(there / "mine")
     for named in ("mine", f"file:///there/runs/{RUN}"):
@@ -247,7 +249,7 @@ def test_machines_do_not_read_this_machine(tmp_path: Path) -> None:
         assert "copy it into a bucket" in line
 
 
-def test_a_preview_sees_that_the_run_is_not_in_the_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_refuses_a_run_that_is_not_in_the_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = google.make_root(tmp_path)
     stack = on_google(there, RUN)
     objects: list[str] = []

@@ -1,4 +1,4 @@
-"""The lock file that stands for a text in a bucket: what is written is read again, a broken one says how to mend it."""
+"""Wait until Pulumi's state is complete and only this machine is being created, so that Pulumi writes no more."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from trainer.storage.base import StorageError
 LOCK = {"url": "gs://p-dev-gpt2-data/data/0/my.txt", "sha256": "ab" * 32, "size": 7}
 
 
-def test_a_lock_says_of_a_text_what_the_text_itself_says(tmp_path: Path) -> None:
+def test_lock_gives_the_fingerprint_and_size_of_its_text(tmp_path: Path) -> None:
     text = tmp_path / "my.txt"
     text.write_text("Once upon a time")
     digest = hashlib.sha256(text.read_bytes()).hexdigest()
@@ -29,7 +29,7 @@ def test_a_lock_says_of_a_text_what_the_text_itself_says(tmp_path: Path) -> None
     assert json.loads(path.read_text()) == {"url": LOCK["url"], "sha256": digest, "size": 16}
 
 
-def test_no_lock_is_no_error(tmp_path: Path) -> None:
+def test_read_lock_without_a_lock_returns_none(tmp_path: Path) -> None:
     assert read_lock(tmp_path / "my.txt") is None
     assert read_lock(tmp_path / "no folder" / "my.txt") is None
 
@@ -48,7 +48,7 @@ def test_no_lock_is_no_error(tmp_path: Path) -> None:
         ("\xff", "is not JSON;"),
     ],
 )
-def test_a_broken_lock_is_one_line_that_says_how_to_mend_it(tmp_path: Path, content: str, words: str) -> None:
+def test_broken_lock_is_one_line_that_says_how_to_mend_it(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "my.txt.lock.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(InputError) as found:
@@ -65,7 +65,7 @@ def test_a_broken_lock_is_one_line_that_says_how_to_mend_it(tmp_path: Path, cont
         read_lock(text, "data/my.txt", "dev")
 
 
-def test_a_lock_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+def test_lock_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "my.txt.lock.json").mkdir()
     with pytest.raises(InputError, match=r"my\.txt\.lock\.json: cannot be read \(Is a directory\)"):
         read_lock(tmp_path / "my.txt")

@@ -1,4 +1,4 @@
-"""Stack files whose data are pairs: how the format is told, and what is wrong with a file before anything starts."""
+"""Stack files whose data are pairs: the choice of the format, and mistakes that are found before anything starts."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def problem(root: Path, **data: Any) -> str:
     return str(line)
 
 
-def test_the_format_is_told_by_the_name_unless_it_is_given(root: Path) -> None:
+def test_format_is_taken_from_the_files_name_unless_it_is_given(root: Path) -> None:
     (root / "data" / "my.txt").write_text("a text\n" * 500)
     (root / "data" / "pairs.txt").write_bytes((root / "data" / "my.jsonl").read_bytes())
     assert job(root).data.format == "pairs"
@@ -53,7 +53,7 @@ def test_the_format_is_told_by_the_name_unless_it_is_given(root: Path) -> None:
 
 
 @pytest.mark.parametrize("before", ["", "\n \n", "\ufeff"])
-def test_pairs_are_not_trained_on_as_text_without_a_word(root: Path, before: str) -> None:
+def test_file_of_pairs_with_another_name_is_refused_until_the_format_is_given(root: Path, before: str) -> None:
     content = before + (root / "data" / "my.jsonl").read_text() * 20
     (root / "data" / "my.json").write_text(content, encoding="utf-8")
     assert problem(root, path="data/my.json") == (
@@ -65,7 +65,7 @@ def test_pairs_are_not_trained_on_as_text_without_a_word(root: Path, before: str
     assert job(root, path="data/my.json").data.format == "text"
 
 
-def test_a_task_says_what_is_wrong(root: Path) -> None:
+def test_task_that_is_misspelled_or_does_not_fit_the_data_is_refused(root: Path) -> None:
     values: dict[str, Any] = {"trainingInput": {}, "model": {"size": "tiny"}}
 
     def line(task: str, path: str) -> str:
@@ -80,7 +80,7 @@ def test_a_task_says_what_is_wrong(root: Path) -> None:
     assert line("questions", "data/my.json").endswith("or remove it, or set data.format: pairs")
 
 
-def test_what_means_nothing_to_text(root: Path) -> None:
+def test_keys_of_pairs_are_refused_for_text(root: Path) -> None:
     for key, value in (("testFraction", 0.2), ("skipBadLines", 3)):
         said = problem(root, format="text", **{key: value})
         assert said.startswith(f"gpt2-training:data.{key}: belongs to format pairs")
@@ -95,7 +95,7 @@ def test_what_means_nothing_to_text(root: Path) -> None:
         ([{"prompt": "a", "completion": "b"}] * 100, "part needs"),
     ],
 )
-def test_a_file_that_cannot_be_trained_on(root: Path, lines: list[Any], said: str) -> None:
+def test_file_of_pairs_that_cannot_be_trained_on_is_refused(root: Path, lines: list[Any], said: str) -> None:
     write(root, lines)
     found = problem(root)
     assert found.startswith("gpt2-training:data.path: data/my.jsonl:")
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_trained_on(root: Path, lines: list[Any], said: st
     assert "\n" not in found
 
 
-def test_bad_lines_within_the_limit(root: Path) -> None:
+def test_bad_lines_within_the_limit_are_accepted(root: Path) -> None:
     with (root / "data" / "my.jsonl").open("a") as file:
         file.write("oops\n")
     assert "not JSON" in problem(root)

@@ -1,4 +1,4 @@
-"""The whole life of a local stack through the real CLI, with a trainer that only lives."""
+"""The whole life of a local stack through the real CLI, with a trainer that only sleeps."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ def marked(project: Project) -> list[psutil.Process]:
 
 
 def all_are_there(project: Project) -> None:
-    """Every machine and its child, once these have been started, and no other process."""
+    """Wait until every machine and its child have started, and assert that there is no other process."""
     end = time.monotonic() + 60
     while len(marked(project)) < 2 * len(ALL) and time.monotonic() < end:
         time.sleep(0.02)
@@ -36,7 +36,7 @@ def all_are_there(project: Project) -> None:
 
 
 def until_written(project: Project, machine: str) -> None:
-    """Pulumi's state says, whole, that it is creating the machine and has created all others: it writes no more."""
+    """Wait until Pulumi's state is complete and has the machine as the only resource in creation: it writes no more."""
     state = Path(project.environment["PULUMI_BACKEND_URL"].removeprefix("file://")) / ".pulumi" / "stacks"
     found: dict[str, Any] = {}
     end = time.monotonic() + 120
@@ -44,7 +44,7 @@ def until_written(project: Project, machine: str) -> None:
         for path in state.rglob("local.json"):
             try:
                 found = json.loads(path.read_text())["checkpoint"]["latest"] or {}
-            except (ValueError, OSError):  # it is being written
+            except (ValueError, OSError):  # the file is being written
                 continue
             pending = {one["resource"]["urn"].rpartition("::")[2] for one in found.get("pending_operations", [])}
             made = {one["urn"].rpartition("::")[2] for one in found.get("resources", [])}
@@ -55,12 +55,12 @@ def until_written(project: Project, machine: str) -> None:
 
 
 def leave(project: Project) -> None:
-    """All processes end, as they do by themselves when the run is over."""
+    """End all processes, as they end by themselves when the run is over."""
     processes.sweep(project.bucket, grace=0)
 
 
 @pytest.mark.cold
-def test_up_again_destroy_and_up_again(project: Project) -> None:
+def test_stack_survives_up_again_destroy_and_up_again(project: Project) -> None:
     project.up()
     assert (project.root / "Pulumi.local.yaml").read_text() == (CHECKOUT / "Pulumi.local.yaml").read_text()
     assert project.living() == ALL
@@ -85,9 +85,9 @@ def test_up_again_destroy_and_up_again(project: Project) -> None:
     assert (project.status().state, project.status().step) == ("PROVISIONING", 7)
 
 
-def test_a_dead_machine_is_seen_and_started_again(project: Project) -> None:
+def test_dead_machine_is_detected_and_started_again(project: Project) -> None:
     project.up()
-    os.kill(project.pid("worker-0"), signal.SIGKILL)  # its child lives on
+    os.kill(project.pid("worker-0"), signal.SIGKILL)  # its child is still alive
     assert project.steps() == {"worker-0": "update"}
     assert '"1" => "2, because the process was gone"' in project.run("preview", "--diff")
     assert "1 to delete" in project.run("refresh", "--preview-only", "--diff")
@@ -97,14 +97,14 @@ def test_a_dead_machine_is_seen_and_started_again(project: Project) -> None:
     assert project.living() == ALL
     assert project.pid("master-0") == master
     assert project.steps() == {}
-    all_are_there(project)  # no orphan is left of the dead one
+    all_are_there(project)  # no orphan of the dead machine is left
 
     os.kill(project.pid("worker-0"), signal.SIGKILL)
     project.run("refresh", "--yes", "--skip-preview")
     assert project.steps() == {"worker-0": "create"}
 
 
-def test_a_machine_that_left_a_finished_run_is_no_difference(project: Project) -> None:
+def test_machine_that_left_a_finished_run_is_no_difference(project: Project) -> None:
     project.up()
     project.set_status(state="SUCCEEDED")
     leave(project)
@@ -115,11 +115,11 @@ def test_a_machine_that_left_a_finished_run_is_no_difference(project: Project) -
     assert project.status().state == "SUCCEEDED"
     project.up()
     assert project.status().state == "SUCCEEDED"
-    assert project.living() == set()  # nothing to do: nothing is started
+    assert project.living() == set()  # nothing is started
 
 
-def test_an_error_does_not_tell_a_secret(project: Project) -> None:
-    """Pulumi hides it in its own words alone, and a review quotes the error."""
+def test_error_hides_a_secret_value(project: Project) -> None:
+    """Pulumi hides secrets in its own messages alone, and a review quotes the error."""
     for name, value in (("path", "data/me@home/and so on.txt"), ("tokenizer", f"word by {'w' * 80}")):
         project.run("config", "set", "--secret", "--path", f"gpt2-training:data.{name}", value)
     said = project.run("preview", "--json", ok=False)
@@ -132,12 +132,12 @@ def test_an_error_does_not_tell_a_secret(project: Project) -> None:
 
 
 def changes(project: Project) -> list[str]:
-    """The changed values that a preview shows, but for the estimate's, which depend on this machine."""
+    """Return the changed values that a preview shows, without those of the estimate, which depend on this machine."""
     lines = [" ".join(line.split()) for line in project.run("preview", "--diff").splitlines() if "=>" in line]
     return [line for line in lines if not line.startswith(("~ high", "~ low"))]
 
 
-def test_previews_show_what_a_change_does(project: Project) -> None:
+def test_preview_shows_the_effect_of_a_change(project: Project) -> None:
     outputs = project.run("preview").partition("Outputs:")[2]
     assert re.search(r"estimatedHours +: \{\s+high: 0\.\d+\s+low : 0\.\d+\s+\}", outputs), outputs
     assert re.search(r"estimatedCostUsd: \{\s+high: 0\s+low : 0\s+\}\s", outputs), outputs
@@ -170,7 +170,7 @@ def test_previews_show_what_a_change_does(project: Project) -> None:
     assert f"replaced by {new}" in (project.bucket / "runs" / old / "status.json").read_text()
 
 
-def test_a_failed_run_waits_for_a_raised_launch(project: Project) -> None:
+def test_failed_run_waits_for_a_raised_launch(project: Project) -> None:
     project.up()
     project.set_status(state="FAILED", reason="worker-0: out of memory", step=30)
     leave(project)
@@ -183,8 +183,8 @@ def test_a_failed_run_waits_for_a_raised_launch(project: Project) -> None:
     assert project.living() == ALL
 
 
-def test_destroy_ends_what_ignores_sigterm_and_what_no_state_knows(project: Project) -> None:
-    stray = project.machine("worker-7")  # as an `up` that was killed right after the start would leave it
+def test_destroy_ends_processes_that_ignore_sigterm_or_are_in_no_state(project: Project) -> None:
+    stray = project.machine("worker-7")  # an `up` that was killed right after the start would leave this process
     processes.start(stray, 1, [sys.executable, "-m", "trainer"], project.root)
     (project.root / "stubborn").touch()
     code = project.root / "infra" / "local" / "processes.py"
@@ -217,27 +217,28 @@ def test_an_interrupted_up_can_be_repeated(project: Project) -> None:
     machine = project.machine("worker-0")
     machine.lock.parent.mkdir(parents=True)
     held = machine.lock.open("w")
-    fcntl.flock(held, fcntl.LOCK_EX)  # keeps the start of worker-0 waiting
+    fcntl.flock(held, fcntl.LOCK_EX)  # the lock keeps the start of worker-0 waiting
     command = ["pulumi", "up", "--yes", "--skip-preview", "--non-interactive", "--stack", "local"]
     up = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL)
-    # Killed while it writes its state, Pulumi may leave an empty file, which is Pulumi's to mend.
+    # If Pulumi is killed while it writes its state, it may leave an empty file, which only Pulumi can mend.
     until_written(project, "worker-0")
     below = psutil.Process(up.pid).children(recursive=True)
-    plugins = [process for process in below if os.getsid(process.pid) == os.getsid(up.pid)]  # and no machines
+    # These are plugins and no machines.
+    plugins = [process for process in below if os.getsid(process.pid) == os.getsid(up.pid)]
     up.kill()
     up.wait()
     held.close()
-    for plugin in plugins:  # they would wait for it for ever
+    for plugin in plugins:  # they would wait for the lock for ever
         with suppress(psutil.NoSuchProcess):
             plugin.kill()
-    project.run("cancel", "--yes")  # Pulumi's own lock stays when it is killed
+    project.run("cancel", "--yes")  # Pulumi's own lock stays when Pulumi is killed
     project.up()
     assert project.living() == ALL
     all_are_there(project)
     project.up("--expect-no-changes")
 
 
-def test_bad_input_is_one_line_and_no_traceback(project: Project) -> None:
+def test_mistake_in_the_stack_file_is_one_line_and_no_traceback(project: Project) -> None:
     project.edit("learningRate: 0.003", "learningRate: fast")
     project.edit("every: 250", "evry: 250")
     output = project.run("preview", ok=False)

@@ -1,4 +1,4 @@
-"""Machines as processes: started once, adopted, and ended for certain."""
+"""Machines as processes: each is started once, adopted, and ended for certain."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ import pytest
 from infra.local import processes
 from infra.local.processes import Machine
 
-# Says when it is ready by a line in its log. It ends by itself after a while.
+# It logs a line when it is ready, and ends by itself after a while.
 PLAIN = "import time; print('ready', flush=True); time.sleep(60)"
 PASSES_ON = """
 import signal, subprocess, sys, time
@@ -59,7 +59,7 @@ def wait_for(line: str, machine: Machine) -> None:
         found.wait(0.01)
 
 
-def test_it_lives_in_a_session_of_its_own_without_pulumis_secrets(
+def test_process_runs_in_a_session_of_its_own_without_pulumis_secrets(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "secret")
@@ -73,7 +73,7 @@ def test_it_lives_in_a_session_of_its_own_without_pulumis_secrets(
     assert "secret" not in environment.values()
 
 
-def test_a_second_start_adopts_and_another_launch_replaces(machine: Machine) -> None:
+def test_second_start_adopts_the_process_and_another_launch_replaces_it(machine: Machine) -> None:
     pid = start(machine)
     assert start(machine) == pid
     later = start(machine, launch=2)
@@ -85,7 +85,7 @@ def _start_in_another_process(machine: Machine, pids: "multiprocessing.Queue[int
     pids.put(start(machine))
 
 
-def test_starts_at_the_same_time_agree_on_one(machine: Machine) -> None:
+def test_starts_at_the_same_time_agree_on_one_process(machine: Machine) -> None:
     machine.folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
     pids: multiprocessing.Queue[int] = context.Queue()
@@ -99,7 +99,7 @@ def test_starts_at_the_same_time_agree_on_one(machine: Machine) -> None:
     assert processes.alive(machine)
 
 
-def test_stop_lets_it_leave_by_itself(machine: Machine) -> None:
+def test_stop_lets_the_process_leave_by_itself(machine: Machine) -> None:
     start(machine, PASSES_ON)
     wait_for("ready", machine)
     assert len(processes.stop(machine.mark)) == 2
@@ -108,14 +108,14 @@ def test_stop_lets_it_leave_by_itself(machine: Machine) -> None:
     assert processes.stop(machine.mark) == []
 
 
-def test_stop_ends_what_ignores_it_and_what_left_the_session(machine: Machine) -> None:
+def test_stop_ends_processes_that_ignore_it_or_left_the_session(machine: Machine) -> None:
     start(machine, STUBBORN)
     wait_for("ready", machine)
     assert len(processes.stop(machine.mark, grace=0.3)) == 2
     assert processes.marked(machine.mark) == []
 
 
-def test_a_killed_one_is_gone_though_its_child_holds_the_lock(machine: Machine) -> None:
+def test_killed_process_is_not_alive_though_its_child_holds_the_lock(machine: Machine) -> None:
     inherits = PASSES_ON.replace('time.sleep(60)"])', 'time.sleep(60)"], close_fds=False)')
     pid = start(machine, inherits)
     wait_for("ready", machine)
@@ -129,13 +129,13 @@ def test_a_killed_one_is_gone_though_its_child_holds_the_lock(machine: Machine) 
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_number_that_another_process_got_is_not_ours(machine: Machine) -> None:
+def test_process_id_that_another_process_got_is_not_alive(machine: Machine) -> None:
     start(machine)
     processes.stop(machine.mark)
     with machine.lock.open("w") as lock:
         lock.write(f'{{"launch": 1, "pid": {os.getpid()}}}')
     assert not processes.alive(machine)
-    processes.stop(machine.mark)  # and this test lives on
+    processes.stop(machine.mark)  # this test's own process is not ended
     assert start(machine) != os.getpid()
 
 
@@ -148,7 +148,9 @@ def torn_lock(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("harm", [deleted_lock, torn_lock])
-def test_a_lock_file_that_was_harmed(machine: Machine, harm: Callable[[Machine], None]) -> None:
+def test_start_after_the_lock_file_was_damaged_replaces_the_process(
+    machine: Machine, harm: Callable[[Machine], None]
+) -> None:
     start(machine)
     harm(machine)
     assert not processes.alive(machine)
@@ -156,7 +158,7 @@ def test_a_lock_file_that_was_harmed(machine: Machine, harm: Callable[[Machine],
     assert [p.pid for p in processes.marked(machine.mark)] == [new]
 
 
-def test_sweep_ends_all_of_one_bucket_and_none_of_another(machine: Machine, tmp_path: Path) -> None:
+def test_sweep_ends_all_processes_of_one_bucket_and_none_of_another(machine: Machine, tmp_path: Path) -> None:
     start(machine)
     start(Machine(machine.folder, "run-2", "worker-10"))
     other = Machine(tmp_path / "a bucket of others", "run-1", "worker-1")
@@ -165,7 +167,7 @@ def test_sweep_ends_all_of_one_bucket_and_none_of_another(machine: Machine, tmp_
         ten = Machine(machine.folder, "run-1", "worker-10")
         start(ten)
         processes.stop(machine.mark)
-        assert processes.alive(ten)  # a name that another's name starts with
+        assert processes.alive(ten)  # the name of the stopped machine is a prefix of this one
         processes.sweep(machine.folder)
         assert processes.marked(f"{machine.folder}::") == []
         assert processes.alive(other)

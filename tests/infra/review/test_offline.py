@@ -1,6 +1,6 @@
-"""infra/review/replacing.yaml is what the provider's schema says, and what our own providers do.
+"""infra/review/replacing.yaml agrees with the provider's schema and with our own providers.
 
-After a resource type was added to tests/google_cloud/resources.json:
+After a resource type was added to tests/google_cloud/resources.json, write it anew:
 UPDATE_REPLACING=1 python -m pytest tests/infra/review/test_offline.py
 """
 
@@ -23,7 +23,7 @@ HEAD = """\
 # Inputs whose change makes a resource anew, where nobody asks a provider: offline reviews. Facts of the schema of
 # pulumi-gcp v9.35 and of our own dynamic resources; tests/infra/review/test_offline.py checks them and writes this.
 """
-# Not in the schema: an image is built again in place; what our own providers do is tried below.
+# These are not in the schema: an image is built again in place, and our own providers are tested below.
 OURS: dict[str, list[str]] = {
     "docker-build:index:Image": [],
     "pulumi-python:dynamic/google:Launch": ["bucket", "launch", "run"],
@@ -35,7 +35,7 @@ OURS: dict[str, list[str]] = {
 
 
 def replacing(shape: dict[str, Any], path: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The paths at and below an input that replace."""
+    """Yield the paths at and below an input whose change replaces the resource."""
     if shape.get("replaces"):
         yield path
     elif "array" in shape:
@@ -54,13 +54,13 @@ def derived() -> dict[str, list[str]]:
     return found
 
 
-def test_the_table_is_what_the_schema_says() -> None:
+def test_replacing_table_agrees_with_the_schema() -> None:
     if os.environ.get("UPDATE_REPLACING"):
         TABLE.write_text(HEAD + yaml.safe_dump(derived(), width=116, default_flow_style=None))
     assert yaml.safe_load(TABLE.read_text()) == derived()
 
 
-def test_our_own_resources_are_replaced_as_the_table_says() -> None:
+def test_replacing_table_agrees_with_our_own_providers() -> None:
     providers = {
         "pulumi-python:dynamic/google:Launch": (LaunchProvider(), {"started"}),
         "pulumi-python:dynamic/local:Bucket": (BucketProvider(), set()),

@@ -1,4 +1,4 @@
-"""scripts.review on previews: what it says first, what it says at all, what it never shows, and its exit code."""
+"""scripts.review on previews: its first line, its content, the secrets that it never shows, and its exit code."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def urn(kind: str, name: str) -> str:
 
 
 def step(op: str, kind: str, name: str, old: Json | None = None, new: Json | None = None, **state: Any) -> Json:
-    """state: what both states have beside their inputs; replaced: paths that replace."""
+    """Return a preview's step. state: values of both states beside their inputs; replaced: the paths that replace."""
     replaced = state.pop("replaced", None)
     found: Json = {"op": op, "urn": urn(kind, name), "replaceReasons": replaced}
     for key, inputs in (("oldState", old), ("newState", new)):
@@ -52,7 +52,10 @@ Review = Callable[..., str]
 
 @pytest.fixture
 def said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs the command on one preview, or on two that know no state; its Markdown. code: the exit code."""
+    """Return a function that reviews one preview, or two without state, and checks the exit code.
+
+    It returns the Markdown.
+    """
     monkeypatch.setattr(review, "check", lambda _resources: [])
 
     def run(*previews: list[Json], code: int, config: Json | None = None, diagnostics: list[Json] | None = None) -> str:
@@ -67,14 +70,14 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return run
 
 
-def test_nothing_is_said_in_a_line(said: Review) -> None:
+def test_review_without_changes_is_one_line(said: Review) -> None:
     assert said([step("same", BUCKET, "b", KEPT, KEPT)], code=0).startswith("**No changes**: dev.\n")
 
 
 # Data. --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_bucket_that_goes_with_all_in_it_is_the_first_word(said: Review) -> None:
+def test_deleted_bucket_with_its_objects_is_in_the_first_line(said: Review) -> None:
     files = [step("delete", OBJECT, "text", {"bucket": "keep", "name": "data/a"})]
     text = said(
         [
@@ -88,7 +91,7 @@ def test_a_bucket_that_goes_with_all_in_it_is_the_first_word(said: Review) -> No
     first, *_ = text.splitlines()
     assert first.startswith(f"**dev: data would be lost: {lost}**; open to everybody: firewall ssh")
     assert f"- **Lost**: `{lost}`" in text
-    assert "data/a" not in text.partition("<details>")[0]  # goes with its bucket
+    assert "data/a" not in text.partition("<details>")[0]  # the object is deleted with its bucket
     assert text.index("#### Data") < text.index("#### Access")
 
 
@@ -101,12 +104,14 @@ def test_a_bucket_that_goes_with_all_in_it_is_the_first_word(said: Review) -> No
         ({}, {"protect": True}, 20, "`pulumi up` would fail: bucket keep is protected from being deleted"),
     ],
 )
-def test_a_bucket_that_goes_without_loss(said: Review, inputs: Json, state: Json, code: int, first: str) -> None:
+def test_deleted_bucket_that_keeps_its_objects_is_no_loss(
+    said: Review, inputs: Json, state: Json, code: int, first: str
+) -> None:
     text = said([step("delete", BUCKET, "b", {**KEPT, **inputs}, **state)], code=code)
     assert text.startswith(f"**dev: {first}**")
 
 
-def test_an_object_is_lost_unless_its_name_stays(said: Review) -> None:
+def test_replaced_object_is_lost_unless_its_name_stays(said: Review) -> None:
     old, new = {"bucket": "keep", "name": "a", "contentType": "x"}, {"bucket": "keep", "name": "a", "contentType": "y"}
     assert "lost" not in said([step("replace", OBJECT, "o", old, new, replaced=["contentType"])], code=10)
     text = said([step("replace", OBJECT, "o", old, {**new, "name": "b"}, replaced=["name"])], code=20)
@@ -115,7 +120,7 @@ def test_an_object_is_lost_unless_its_name_stays(said: Review) -> None:
     assert "left behind" not in said(kept, code=10)  # a new run leaves the old one's files on purpose
 
 
-def test_a_protection_that_goes_is_told(said: Review) -> None:
+def test_removed_protection_of_a_bucket_is_reported(said: Review) -> None:
     text = said([step("update", BUCKET, "b", KEPT, {**KEPT, "forceDestroy": True})], code=10)
     assert text.startswith("**dev: less protected: bucket keep: pulumi destroy would delete it with everything in it**")
 
@@ -123,14 +128,14 @@ def test_a_protection_that_goes_is_told(said: Review) -> None:
 # Access. ------------------------------------------------------------------------------------------------------------
 
 
-def test_who_gets_which_role_where(said: Review) -> None:
+def test_changed_grants_name_member_role_and_place(said: Review) -> None:
     one = {"project": "p", "role": "roles/viewer", "member": "serviceAccount:a@p"}
     other = {"project": "p", "role": "roles/owner", "member": "serviceAccount:a@p"}
     text = said([step("replace", MEMBER, "m", one, other, replaced=["role"])], code=10)
     assert "`serviceAccount:a@p` gets `roles/owner` on `project p`" in text
     assert "`serviceAccount:a@p` loses `roles/viewer` on `project p`" in text
     again = [step("delete", MEMBER, "m", one), step("create", MEMBER, "n", new=one)]
-    assert "#### Access" not in said(again, code=10)  # the same person may do the same
+    assert "#### Access" not in said(again, code=10)  # the same member has the same role
 
 
 @pytest.mark.parametrize(
@@ -158,12 +163,12 @@ def test_who_gets_which_role_where(said: Review) -> None:
          {"bucket": "b", "entity": "allAuthenticatedUsers"}, "bucket b: entity: allAuthenticatedUsers"),
     ],
 )  # fmt: skip
-def test_what_is_open_to_everybody_is_the_first_word(said: Review, kind: str, inputs: Json, first: str) -> None:
+def test_resource_open_to_everybody_is_in_the_first_line(said: Review, kind: str, inputs: Json, first: str) -> None:
     assert said([step("create", kind, "x", new=inputs)], code=20).startswith(f"**dev: open to everybody: {first}**")
-    assert "open to everybody" not in said([step("same", kind, "x", inputs, inputs)], code=0)  # it was before
+    assert "open to everybody" not in said([step("same", kind, "x", inputs, inputs)], code=0)  # it was open before
 
 
-def test_a_firewall_that_is_narrow_or_off_is_no_alarm(said: Review) -> None:
+def test_narrow_or_disabled_firewall_is_no_alarm(said: Review) -> None:
     narrow = {"allows": [{"protocol": "tcp"}], "sourceRanges": ["35.235.240.0/20"]}
     text = said([step("create", FIREWALL, "x", new=narrow)], code=10)
     assert "firewall x is new: 35.235.240.0/20, tcp" in text
@@ -171,7 +176,7 @@ def test_a_firewall_that_is_narrow_or_off_is_no_alarm(said: Review) -> None:
     assert "Open" not in said([step("create", FIREWALL, "x", new=off)], code=10)
 
 
-def test_a_custom_role_that_may_more_is_told(said: Review) -> None:
+def test_custom_role_with_more_permissions_is_reported(said: Review) -> None:
     old = {"roleId": "r", "permissions": ["a.b.c", "d.e.f"]}
     new = {"roleId": "r", "permissions": ["a.b.c", "g.h.i"]}
     text = said([step("update", "gcp:projects/iAMCustomRole:IAMCustomRole", "r", old, new)], code=10)
@@ -193,7 +198,7 @@ def stands(bucket: Path, state: str, step: int, checkpoint: int | None = None) -
         storage.write(f"runs/old/checkpoints/step-{checkpoint:08}-attempt-1/manifest.json", b"{}")
 
 
-def test_a_new_run_ends_one_that_is_going(said: Review, tmp_path: Path) -> None:
+def test_new_run_is_reported_to_end_the_current_one(said: Review, tmp_path: Path) -> None:
     stands(tmp_path, "RUNNING", 4812, 4750)
     (manifest,) = tmp_path.rglob("manifest.json")
     os.utime(manifest, (0, time.time() - 25 * 60 - 3))
@@ -204,7 +209,7 @@ def test_a_new_run_ends_one_that_is_going(said: Review, tmp_path: Path) -> None:
     assert "master: 1 x `process here`, all of them replaced" in text
 
 
-def test_the_same_run_goes_on_and_repeats_what_no_checkpoint_has(said: Review, tmp_path: Path) -> None:
+def test_interrupted_run_is_reported_with_the_steps_it_repeats(said: Review, tmp_path: Path) -> None:
     stands(tmp_path, "RECOVERING", 4812, 4750)
     old, new = machine(tmp_path, "old"), machine(tmp_path, "old", 2)
     steps = [step("replace", MACHINE, "master-0", old, new, replaced=["launch"])]
@@ -213,7 +218,7 @@ def test_the_same_run_goes_on_and_repeats_what_no_checkpoint_has(said: Review, t
     assert "so that 62 steps are done again" in text
 
 
-def test_workers_may_go_without_ending_the_run(said: Review, tmp_path: Path) -> None:
+def test_removed_workers_do_not_end_the_run(said: Review, tmp_path: Path) -> None:
     stands(tmp_path, "RUNNING", 100)
     master, worker = machine(tmp_path, "old"), machine(tmp_path, "old") | {"role": "worker"}
     steps = [step("same", MACHINE, "master-0", master, master), step("delete", MACHINE, "worker-0", worker)]
@@ -221,14 +226,16 @@ def test_workers_may_go_without_ending_the_run(said: Review, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "STOPPED"])
-def test_a_run_that_is_over_is_not_interrupted(said: Review, tmp_path: Path, state: str) -> None:
+def test_run_that_is_over_is_not_interrupted(said: Review, tmp_path: Path, state: str) -> None:
     stands(tmp_path, state, 100)
     steps = [step("delete", MACHINE, "master-0", machine(tmp_path, "old"))]
     text = said(steps, code=10)
     assert text.startswith(f"**dev: run old has {state}, so none is interrupted; all machines go**")
 
 
-def test_a_run_that_nobody_can_see_may_be_going(said: Review, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_run_whose_status_cannot_be_read_may_be_interrupted(
+    said: Review, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(review, "look_up_run", lambda _bucket, _run: "no credentials")
     steps = [step("delete", MACHINE, "master-0", machine(tmp_path, "old"))]
     text = said(steps, code=20)
@@ -236,7 +243,7 @@ def test_a_run_that_nobody_can_see_may_be_going(said: Review, monkeypatch: pytes
     assert "is not known: no credentials. If it is, it ends;" in text
 
 
-def test_settings_are_a_table_in_the_stack_files_words(said: Review) -> None:
+def test_changed_settings_are_a_table_with_the_stack_files_keys(said: Review) -> None:
     new = {**WORDS, "trainingInput": {"hyperparameters": {"learningRate": 0.2, "steps": 5}}}
     text = said([step("update", RUN, "training", WORDS, new)], code=10)
     assert text.startswith("**dev: settings that change no resource**")
@@ -244,7 +251,7 @@ def test_settings_are_a_table_in_the_stack_files_words(said: Review) -> None:
     assert "| `trainingInput.hyperparameters.steps` | `not set` | `5` |" in text
 
 
-def test_the_cost_before_and_after_is_a_table(said: Review) -> None:
+def test_cost_before_and_after_is_a_table(said: Review) -> None:
     values, _ = reading.stack_values("dev")
     more = {**values, "trainingInput": {**values["trainingInput"], "workerCount": 16}}
     place = {"project": "p-12345", "region": "us-central1"}
@@ -262,7 +269,7 @@ def test_the_cost_before_and_after_is_a_table(said: Review) -> None:
 # What is never shown, what is always so. ----------------------------------------------------------------------------
 
 
-def test_a_secret_is_never_shown(said: Review) -> None:
+def test_secret_is_never_shown(said: Review) -> None:
     old = {**WORDS, "notify": "quiet@example.com"}
     new = {**WORDS, "notify": "hidden@example.com"}
     channel = "gcp:monitoring/notificationChannel:NotificationChannel"
@@ -281,8 +288,8 @@ def test_a_secret_is_never_shown(said: Review) -> None:
 
 
 @pytest.mark.parametrize("new", [{}, {"notify": "open@example.com"}], ids=["removed", "made plain"])
-def test_a_secret_that_is_none_any_more_is_never_shown(said: Review, new: Json) -> None:
-    """The configuration of the change does not know it: the state does, from the program that made it."""
+def test_former_secret_is_never_shown(said: Review, new: Json) -> None:
+    """The configuration of the change does not mark it as secret; the state does, from the program that made it."""
     old = {**WORDS, "notify": "quiet@example.com", "secretKeys": ["notify"]}
     mail = {"labels": {"email": "quiet@example.com"}}
     channel = "gcp:monitoring/notificationChannel:NotificationChannel"
@@ -296,7 +303,7 @@ def test_a_secret_that_is_none_any_more_is_never_shown(said: Review, new: Json) 
 @pytest.mark.parametrize(
     "secret", ["me@example.com", "tick`tock", "two  spaces", "l" * 200, 'quo"te', "line 1\nline 2"]
 )
-def test_a_secret_is_hidden_before_it_is_cut_or_escaped(said: Review, secret: str) -> None:
+def test_secret_is_hidden_before_it_is_cut_or_escaped(said: Review, secret: str) -> None:
     old, new = {**WORDS, "notify": "before"}, {**WORDS, "notify": secret}
     job = json.dumps({"mail": f"to {secret}"})
     steps = [
@@ -323,7 +330,7 @@ def test_equal_previews_give_equal_texts(said: Review) -> None:
     assert said(steps, code=10) == first
 
 
-def test_a_comment_is_cut_to_githubs_limit_and_says_so(said: Review) -> None:
+def test_comment_is_cut_to_githubs_limit_with_a_note(said: Review) -> None:
     steps = [step("create", BUCKET, f"bucket-{i}-{'x' * 100}", new=KEPT) for i in range(5000)]
     steps += [
         step("delete", BUCKET, f"gone-{i}", {**KEPT, "name": f"gone-{i}", "forceDestroy": True}) for i in range(99)
@@ -336,7 +343,7 @@ def test_a_comment_is_cut_to_githubs_limit_and_says_so(said: Review) -> None:
     assert text.endswith("</details>\n\n<!-- gpt2-training review -->\n")
 
 
-def test_what_a_stranger_wrote_is_no_markup(said: Review) -> None:
+def test_text_from_a_stranger_is_no_markup(said: Review) -> None:
     evil = "`` ```\n</details> @everybody ![x](http://x) <b> | **dev: no changes**"
     words = [{**WORDS, "data": {"path": path}} for path in ("a", evil)]
     steps = [
@@ -351,7 +358,7 @@ def test_what_a_stranger_wrote_is_no_markup(said: Review) -> None:
     assert text.splitlines().count("</details>") == 1
 
 
-def test_a_preview_that_fails_says_why(said: Review) -> None:
+def test_failed_preview_gives_the_reason(said: Review) -> None:
     message = "error: gpt2-training:model: missing\ngpt2-training:data: missing\n"
     text = said(
         [step("same", BUCKET, "b", KEPT, KEPT)], code=40, diagnostics=[{"severity": "error", "message": message}]
@@ -360,7 +367,7 @@ def test_a_preview_that_fails_says_why(said: Review) -> None:
     assert "- `gpt2-training:data: missing`" in text
 
 
-def test_a_mandatory_policy_decides_the_exit_code(said: Review, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mandatory_policy_decides_the_exit_code(said: Review, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(resources: Any) -> list[rules.Finding]:
         assert [(one.type, one.name, one.properties["name"]) for one in resources] == [(BUCKET, "b", "keep")]
         return [
@@ -377,30 +384,30 @@ def test_a_mandatory_policy_decides_the_exit_code(said: Review, monkeypatch: pyt
 # Two previews that know no state. -----------------------------------------------------------------------------------
 
 
-def test_two_previews_are_compared_by_urn(said: Review) -> None:
+def test_two_previews_without_state_are_compared_by_urn(said: Review) -> None:
     network, subnet = {"name": "n", "mtu": 1}, {"name": "s", "network": UNKNOWN}
     waits = {"propertyDependencies": {"network": [urn(NETWORK, "n")]}}
     base = [step("create", NETWORK, "n", new=network), step("create", SUBNETWORK, "s", new=subnet, **waits)]
     base += [step("create", BUCKET, "b", new={**KEPT, "name": "b-1234567"})]
     head = json.loads(json.dumps(base))
-    head[2]["newState"]["inputs"]["name"] = "b-7654321"  # a name that Pulumi makes up
+    head[2]["newState"]["inputs"]["name"] = "b-7654321"  # Pulumi makes this name up
     assert said(base, head, code=0).startswith("**No changes**: dev (offline)")
     head[0]["newState"]["inputs"]["mtu"] = 2
     assert "`~ 1 changed`, `-/+ 0 replaced`" in said(base, head, code=10)
     head[0]["newState"]["inputs"]["name"] = "m"
     text = said(base, head, code=10)
-    assert "`~ 0 changed`, `-/+ 2 replaced`" in text  # what lies in a network that is made anew goes with it
+    assert "`~ 0 changed`, `-/+ 2 replaced`" in text  # a resource in a replaced network is replaced with it
     assert "name: n → m (replaces)" in text
     assert "**Offline** (from 0.json to 1.json)" in text
 
 
-def test_a_type_that_the_table_does_not_know_is_said_to_be_unknown(said: Review) -> None:
+def test_resource_type_missing_in_the_table_is_reported_as_unknown(said: Review) -> None:
     kind = "gcp:redis/instance:Instance"
     text = said([step("create", kind, "r", new={"a": 1})], [step("create", kind, "r", new={"a": 2})], code=10)
     assert "~   gcp:redis/instance:Instance r (or replaced: unknown to this review)" in text
 
 
-def test_a_preview_against_a_state_is_no_half_of_a_pair(said: Review) -> None:
+def test_preview_against_a_state_is_refused_in_a_pair(said: Review) -> None:
     new = [step("create", BUCKET, "b", new=KEPT)]
     for op, old in (("same", KEPT), ("update", KEPT), ("replace", KEPT), ("delete", KEPT)):
         made = [step(op, BUCKET, "b", old, None if op == "delete" else KEPT)]
@@ -412,7 +419,7 @@ def test_a_preview_against_a_state_is_no_half_of_a_pair(said: Review) -> None:
             said(new, made, code=0)
 
 
-def test_a_base_is_not_used_where_the_state_is_asked_and_the_command_says_so(
+def test_base_is_ignored_with_a_note_when_the_state_is_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(review, "online", lambda name, _root: Preview(name, ()))
@@ -425,7 +432,7 @@ def test_a_base_is_not_used_where_the_state_is_asked_and_the_command_says_so(
 # Mistakes. ----------------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_a_line(tmp_path: Path) -> None:
+def test_mistakes_of_the_command_are_one_line(tmp_path: Path) -> None:
     other = tmp_path / "x.json"
     other.write_text("[]")
     for arguments, words in (

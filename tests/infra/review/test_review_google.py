@@ -1,4 +1,4 @@
-"""The reviews of pull requests to the `dev` stack, on the stand-in cloud: the real CLI, the real program."""
+"""Reviews of pull requests to the `dev` stack on the stand-in cloud: the real CLI and the real program."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from tests.google_cloud.conftest import StandIn, cloud
 __all__ = ["cloud"]  # the fixture
 pytestmark = pytest.mark.slow
 STORAGE, NETWORK = "infra/google/storage.py", "infra/google/network.py"
-# A bucket that others made is used in the place of the stack's own.
+# The stack uses a bucket that others made in place of its own.
 NO_BUCKET = (
     'self.artifacts = self._bucket("artifacts", config.bucket, there)',
     'self.artifacts = type("Shared", (), {"name": pulumi.Output.from_input(config.bucket.removeprefix("gs://"))})()',
@@ -22,7 +22,7 @@ PINNED = "us-central1-docker.pkg.dev/p/r/trainer@sha256:" + "a" * 64
 
 
 class PullRequests:
-    """Previews of versions of the program, none of which was ever stood up."""
+    """Previews of versions of the program whose stack was never made."""
 
     def __init__(self, cloud: StandIn):
         self.cloud = cloud
@@ -38,7 +38,7 @@ class PullRequests:
         return str(path)
 
     def review(self, name: str, file: str, *edits: tuple[str, str]) -> tuple[int, str]:
-        """Exit code and Markdown of a change, which is undone."""
+        """Change a file, review the change and undo it; return the exit code and the Markdown."""
         path = self.cloud.root / file
         before = path.read_text()
         text = before
@@ -52,7 +52,7 @@ class PullRequests:
         return code, out.read_text()
 
 
-def test_pull_requests_say_the_right_thing_first(cloud: StandIn) -> None:
+def test_review_of_a_pull_request_begins_with_its_most_important_change(cloud: StandIn) -> None:
     prs = PullRequests(cloud)
     code, text = prs.review("rate", "Pulumi.dev.yaml", ("learningRate: 0.01", "learningRate: 0.02"))
     assert text.startswith("**dev: whether run gpt2-")
@@ -80,11 +80,12 @@ def test_pull_requests_say_the_right_thing_first(cloud: StandIn) -> None:
     assert f"- Left behind: `bucket {cloud.project}-dev-gpt2` stays, is billed, and no stack manages it" in text
 
 
-def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: StandIn) -> None:
-    """Without credentials, text, vocabulary or state, as a pull request from a fork."""
+def test_review_of_a_checkout_without_a_stack_compares_it_with_its_base(cloud: StandIn) -> None:
+    """The checkout has no credentials, text, vocabulary or state, like a pull request from a fork."""
     shutil.copytree(Path(rules.__file__).parent, cloud.root / "policy", ignore=shutil.ignore_patterns(".venv"))
     shutil.rmtree(cloud.root / "data")
-    dev = (cloud.root / "Pulumi.dev.yaml").read_text().replace(f"  gcp:project: {cloud.project}\n", "")  # as committed
+    # This is the committed form.
+    dev = (cloud.root / "Pulumi.dev.yaml").read_text().replace(f"  gcp:project: {cloud.project}\n", "")
     account = "billingAccount: {secure: v1:unreadable}"
     dev = dev.replace("maxCostUsd: 200}", f"maxCostUsd: 200, {account}}}")
     dev = f"{dev}\n  gpt2-training:notify: {{secure: v1:unreadable}}\nencryptionsalt: v1:lost\n"
@@ -115,7 +116,7 @@ def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: 
     assert "its machines cost $8.19 an hour" in out
     assert "=   gcp:storage/bucket:Bucket artifacts\n" in out
     assert "Lost" not in out
-    shutil.copy(cloud.root / "Pulumi.yaml", cloud.root / "Pulumi.bad.yaml")  # one that never stood up
+    shutil.copy(cloud.root / "Pulumi.yaml", cloud.root / "Pulumi.bad.yaml")  # this stack was never made
     for command in (["add", "Pulumi.bad.yaml"], ["commit", "--quiet", "--message", "bad"]):
         subprocess.run(["git", *who, *command], cwd=cloud.root, check=True)
     (cloud.root / "Pulumi.bad.yaml").unlink()
@@ -123,7 +124,7 @@ def test_a_checkout_is_reviewed_against_its_base_where_no_stack_was_made(cloud: 
     assert out.startswith("**bad: Pulumi.bad.yaml is gone**; merging that destroys nothing: "), out
     (cloud.root / "Pulumi.dev.yaml").write_text(files["Pulumi.dev.yaml"])
 
-    cloud.environment["PULUMI_CONFIG_PASSPHRASE"] = ""  # as Pulumi.local.yaml was made
+    cloud.environment["PULUMI_CONFIG_PASSPHRASE"] = ""  # Pulumi.local.yaml was made with this passphrase
     cloud.pulumi("stack", stack="local")
     (cloud.root / "data").mkdir()
     (cloud.root / "data" / "default.txt").write_text("To be, or not to be, that is the question.\n" * 5000)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.running import Run
 from trainer.contract.errors import InputError
-from trainer.contract.spec import Data, Model
+from trainer.contract.options import Data, Model
 from trainer.data.batches import EXAMPLE, IGNORED, TOKEN, PairBatches, Tokens
 from trainer.data.pairs import PARTS, PairFile, part_of
 from trainer.data.prepare import check_enough, prepare

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.contract.errors import InputError
-from trainer.contract.spec import END_OF_TEXT, Data
+from trainer.contract.options import END_OF_TEXT, Data
 from trainer.data import prepare as data_module
 from trainer.data import tokenizer as vocabularies
 from trainer.data.batches import TOKEN, Batches, Tokens, Windows
@@ -206,7 +206,7 @@ import resource, sys
 from trainer.data import prepare
 from trainer.storage.factory import open_storage
 from trainer.contract.identity import fingerprint
-from trainer.contract.spec import Data
+from trainer.contract.options import Data
 from pathlib import Path
 bucket = Path(sys.argv[1])
 prepare.SAMPLE_BYTES = 2 << 20

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trainer.contract.errors import InputError
-from trainer.contract.spec import END_OF_TEXT, Data
+from trainer.contract.options import END_OF_TEXT, Data
 from trainer.data import tokenizer as vocabularies
 from trainer.data.text import pieces
 from trainer.storage.factory import open_storage

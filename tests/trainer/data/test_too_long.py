@@ -36,8 +36,8 @@ def test_number_of_cut_prompts_is_reported_everywhere(tmp_path: Path) -> None:
         }
     )  # fmt: skip
     said: list[str] = []
-    parts: Any = SimpleNamespace(spec=job, process=SimpleNamespace(log=said.append))
-    assembly._pairs(parts, prepared)
+    context: Any = SimpleNamespace(spec=job, host=SimpleNamespace(log=said.append))
+    assembly._pairs(context, prepared)
     (line,) = said
     assert line.startswith(
         f"data: {count} of {len(prepared.examples('train'))} examples are longer than sequenceLength 8:"

@@ -121,7 +121,7 @@ def test_outage_of_the_bucket_exits_with_the_code_of_an_outage(
         raise error("the bucket does not answer")
 
     monkeypatch.setattr("trainer.compute.__main__.open_storage", away)
-    monkeypatch.setattr("trainer.compute.__main__.Process", lambda name: None)
+    monkeypatch.setattr("trainer.compute.__main__.Process", lambda name, address: None)
     monkeypatch.setattr("trainer.compute.__main__.die_with_parent", lambda: None)
     options = ["--bucket", "b", "--run", "r", "--name", "ps-0", "--role", "ps", "--address", "127.0.0.1"]
     monkeypatch.setattr(sys, "argv", ["compute", *options])

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
-from trainer.contract.spec import Model
+from trainer.contract.options import Model
 from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model import fetch
 from trainer.model.export import _exportable

@@ -19,7 +19,7 @@ from infra import load
 from infra.job import job_spec
 from tests.trainer.running import Run, text
 from trainer.contract import paths
-from trainer.contract.spec import Lora, Model
+from trainer.contract.options import Lora, Model
 from trainer.data.tokenizer import from_bytes, save_tokenizer
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build

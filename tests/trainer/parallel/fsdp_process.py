@@ -23,7 +23,8 @@ from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.processes import FixedMembership, Processes
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import die_with_parent
-from trainer.contract.spec import Checkpoints, Cluster, Data, Hyperparameters, JobSpec, Model
+from trainer.contract.options import Checkpoints, Data, Hyperparameters, Model
+from trainer.contract.spec import Cluster, JobSpec
 from trainer.data.batches import pieces
 from trainer.data.tokenizer import from_bytes
 from trainer.model.gpt2 import build

@@ -18,7 +18,7 @@ from tests.trainer.running import PATIENCE, ROOT, Run
 from tests.warm import Process
 from trainer.cluster.announcement import Tally
 from trainer.compute.exit_codes import LEFT
-from trainer.contract.spec import Checkpoints
+from trainer.contract.options import Checkpoints
 from trainer.model.flat import Flat
 from trainer.model.loss import make_loss
 from trainer.storage.factory import open_storage

@@ -16,7 +16,8 @@ import torch
 
 from tests.trainer.report.report_page import BEGAN, Page, bucket, declare, record, write_machine, write_records
 from tests.trainer.running import Run
-from trainer.contract.spec import Hyperparameters, JobSpec, Model
+from trainer.contract.options import Hyperparameters, Model
+from trainer.contract.spec import JobSpec
 from trainer.data.tokenizer import from_bytes
 from trainer.evaluation.sampler import Sampler
 from trainer.model.gpt2 import build

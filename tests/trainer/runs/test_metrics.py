@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.contract.spec import Checkpoints
+from trainer.contract.options import Checkpoints
 from trainer.runs import metrics as metrics_module
 from trainer.runs.metrics import Metrics
 from trainer.runs.metrics_reader import read_metrics

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.contract.spec import Checkpoints
+from trainer.contract.options import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from trainer.contract.spec import Hyperparameters, Model
+from trainer.contract.options import Hyperparameters, Model
 from trainer.data.tokenizer import from_bytes
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import build
