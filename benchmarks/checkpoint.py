@@ -1,15 +1,15 @@
-"""What a checkpoint costs a run, and how long it takes to restore: `python -m benchmarks.checkpoint`.
+"""Measure the cost of a checkpoint, and the time to restore one: `python -m benchmarks.checkpoint`.
 
-On the CPU, in one process, fp32 with AdamW: the local stack's default model, and gpt2 with a small batch, whose steps
-are short: of a real step it is a smaller fraction. Turns of steps with a checkpoint at their start alternate with as
-many steps without one, in the same run, so that a noisy machine disturbs both alike. Three figures a turn, each as a
-fraction of a step without a checkpoint:
+It trains on the CPU, in one process, in fp32 with AdamW: the local stack's default model, and gpt2 with a small batch.
+The steps of such a batch are short, so a checkpoint is a smaller fraction of a real step. Turns of steps with a
+checkpoint at their start alternate with as many steps without one, in the same run, so that a noisy machine disturbs
+both alike. Each turn gives three figures, as fractions of a step without a checkpoint:
 
-copy   the call of save(), which the step waits for
-slow   what the steps that are taken while it is written in the background take longer, all together
-cost   both: what one checkpoint costs the run
+copy   the call of save(), for which the step waits
+slow   the additional time of the steps that are taken while the checkpoint is written in the background
+cost   both: the time that one checkpoint takes from the run
 
-gs:// is a fake-gcs-server on this machine, whose own work slows the steps too; skipped if it was never built.
+gs:// is a fake-gcs-server on this machine, whose own work slows the steps too. It is skipped if it was never built.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from trainer.training.checkpoint import CheckpointShard, CheckpointStore
 from trainer.training.optimizer import Optimizer, norm, segments, squares
 from trainer.training.progress import Progress
 
-WARM_UP = 2  # steps, and one checkpoint: it allocates what later ones use again
+WARM_UP = 2  # steps, and one checkpoint, which allocates the buffers that later ones use again
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Case:
     rows: int
     length: int
     turns: int
-    bucket: bool  # also gs://, whose server keeps all in memory
+    bucket: bool  # also measure gs://, whose server keeps everything in memory
 
 
 CASES = [
@@ -63,7 +63,7 @@ CASES = [
 
 
 class _Vocabulary:
-    """Stands in for a tokenizer: only its size matters here."""
+    """Replace a tokenizer, of which only the size matters here."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -77,7 +77,7 @@ class _Vocabulary:
 
 
 class Run:
-    """Steps of one model, as trainer/training/loop.py takes them alone."""
+    """Take the steps of one model, as trainer/training/loop.py does with one trainer."""
 
     def __init__(self, case: Case) -> None:
         device, vocabulary = torch.device("cpu"), _Vocabulary(case.vocabulary)
@@ -108,12 +108,15 @@ class Run:
 class Turn:
     step: float  # seconds of a step without a checkpoint
     copy: float  # seconds of save()
-    slow: float  # further seconds of the steps that were taken while it was written
-    steps: int  # that were taken while it was written
+    slow: float  # additional seconds of the steps that were taken while it was written
+    steps: int  # the number of these steps
 
 
 def turn(run: Run, checkpoints: CheckpointStore, count: int) -> Turn:
-    """count: steps without a checkpoint, before it; 0: as many as were taken while it was written, after it."""
+    """Measure one checkpoint, and steps without a checkpoint.
+
+    count: the number of these steps, before the checkpoint; 0: as many as were taken while it was written, after it.
+    """
     before = _seconds(run, count)
     run.step()
     begun = time.perf_counter()
@@ -146,7 +149,7 @@ def restore_seconds(run: Run, checkpoints: CheckpointStore) -> float:
 
 
 def measure(case: Case, run: Run, storage: Storage, scratch: Path) -> str:
-    """A line of results."""
+    """Return a line of results."""
     checkpoints = CheckpointStore(
         storage, "benchmark", Checkpoints(keep=1), lambda line: print(line, file=sys.stderr), scratch
     )
@@ -176,7 +179,7 @@ def measure(case: Case, run: Run, storage: Storage, scratch: Path) -> str:
 
 @contextlib.contextmanager
 def buckets(folder: Path) -> Iterator[list[Storage]]:
-    """A folder, and a bucket if there is a server for it."""
+    """Yield a folder, and a bucket if there is a server for it."""
     found = [open_storage(str(folder / "bucket"))]
     if not any(cache_root().glob("fake-gcs-server-*/fake-gcs-server")):
         print("no fake-gcs-server in the cache: gs:// is left out (`python3 -m tools.go_tools fake-gcs-server`)")

@@ -1,4 +1,4 @@
-"""Small real runs whose machines are killed, frozen, moved and told to leave: what benchmarks/faults.py draws from."""
+"""Small real runs whose machines are killed, frozen, moved and asked to leave, for benchmarks/faults.py."""
 
 import os
 import random
@@ -22,18 +22,18 @@ from tests.trainer.running import ROOT, Run
 from tests.warm import Process, start
 from trainer.runs.records import FINAL_STATES, MachineStatus
 
-PATIENCE = 180.0  # seconds for a run to go on, or to end
-STEPS = {False: 1500, True: 800}  # with parameter servers all wait for all, and fewer steps last as long
+PATIENCE = 180.0  # seconds for a run to continue, or to end
+STEPS = {False: 1500, True: 800}  # with parameter servers all wait for all, so fewer steps take as long
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What kind of run it is."""
+    """A kind of run."""
 
     trainers: int
     servers: int
-    least: int  # trainers without which no step is taken
-    google: bool = False  # the bucket is a storage server's, which may answer 503
+    least: int  # the fewest trainers that take a step
+    google: bool = False  # the bucket is on a storage server, which may answer 503
 
     @property
     def steps(self) -> int:
@@ -49,8 +49,8 @@ class Fault:
     kind: str
     machines: list[str]
     begun: float = 0.0  # seconds since the epoch
-    seconds: float = 0.0  # without a new step
-    repeated: int = 0  # steps
+    seconds: float = 0.0  # the time without a new step
+    repeated: int = 0  # the steps that were taken twice
 
     @property
     def role(self) -> str:
@@ -68,10 +68,10 @@ class Storages:
 
 @contextmanager
 def storages(folder: Path) -> Iterator[Storages]:
-    """Raises ToolError where there is no fake-gcs-server."""
+    """Serve a storage that may fail. Raises ToolError if there is no fake-gcs-server."""
     with fake_gcs_server(folder / "storage.log") as direct, failing_proxy(direct) as (failing, faults):
         before = os.environ.get("STORAGE_EMULATOR_HOST")
-        os.environ["STORAGE_EMULATOR_HOST"] = f"http://{direct}"  # of this process; machines go through the proxy
+        os.environ["STORAGE_EMULATOR_HOST"] = f"http://{direct}"  # this process uses no proxy, machines do
         try:
             yield Storages(failing, faults)
         finally:
@@ -80,12 +80,12 @@ def storages(folder: Path) -> Iterator[Storages]:
 
 
 class Machines:
-    """The machines of a run, and all that can happen to them."""
+    """The machines of a run, and the faults that can happen to them."""
 
     def __init__(
         self, folder: Path, setup: Setup, storages: Storages | None = None, steps: int = 0, *, forked: bool = False
     ) -> None:
-        """forked: their processes start as tests/warm.py says, in a moment."""
+        """Declare a run. forked: its processes start quickly, by a fork (tests/warm.py)."""
         steps, self._forked = steps or setup.steps, forked
         self.folder, self.setup, self._storages = folder, setup, storages
         self.run = Run(
@@ -108,7 +108,7 @@ class Machines:
         self._roles = dict(self.run.spec.cluster.machines())
         self._places = dict.fromkeys(self.names, 1)
         self.processes: dict[str, Process | subprocess.Popen[bytes]] = {}
-        self.seen: set[int] = set()  # every process that there ever was
+        self.seen: set[int] = set()  # every process that was ever there
         self.ended: list[str] = []  # machines that ended by themselves and should not have
 
     def start(self, name: str) -> None:
@@ -140,7 +140,7 @@ class Machines:
         return 0 if status is None else status.step
 
     def steps(self) -> dict[str, int]:
-        """What each machine that is at work says of itself; others are not there."""
+        """Return the step that each training machine reports; machines that do not train are left out."""
         found = {name: self.machine(name) for name in self.names}
         return {
             name: machine.step
@@ -149,7 +149,7 @@ class Machines:
         }
 
     def computing(self, name: str) -> list[int]:
-        """The process that computes on this machine, if there is one now."""
+        """Return the process that computes on this machine, if there is one now."""
         supervisor = self.processes[name].pid
         with suppress(OSError):
             children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
@@ -183,7 +183,7 @@ class Machines:
         self._freeze(names, chance.uniform(1, 8), whole=chance.random() < 0.5)
 
     def freeze_long(self, names: list[str], chance: random.Random) -> None:
-        """Longer than the time-out of a collective."""
+        """Freeze machines for longer than the time-out of a collective."""
         self._freeze(names, chance.uniform(32, 45), whole=chance.random() < 0.5)
 
     def _freeze(self, names: list[str], seconds: float, *, whole: bool) -> None:
@@ -197,16 +197,16 @@ class Machines:
             send(self.computing(name), signal.SIGTERM)
 
     def notice_machine(self, names: list[str], chance: random.Random) -> None:
-        """It is told to leave, does, and comes back."""
+        """Ask machines to leave, wait until they do, and start them again."""
         for name in names:
             self.processes[name].terminate()
         for name in names:
             code = self.processes[name].wait(PATIENCE)
-            self.ended += [f"{name} was told to leave and ended with {code}"] if code else []
+            self.ended += [f"{name} was asked to leave and ended with {code}"] if code else []
             self.start(name)
 
     def storage_away(self, names: list[str], chance: random.Random) -> None:
-        """Storage answers most requests of all machines with 503."""
+        """Let storage answer most requests of all machines with 503."""
         assert self._storages is not None
         share, draw = chance.uniform(0.5, 1), random.Random(chance.random())  # noqa: S311
         self._storages.faults.before = lambda method, path: 503 if draw.random() < share else None
@@ -214,7 +214,7 @@ class Machines:
         self._storages.faults.before = lambda method, path: None
 
     def disk_full(self, names: list[str], chance: random.Random) -> None:
-        """No process of this machine can make a file longer, as on a disk that is full: also its log."""
+        """Let no process of these machines make a file longer, logs included, as on a full disk."""
         pids = [pid for name in names for pid in self.all_of(name)]
         for pid in pids:
             limit_files(pid, 0)
@@ -225,7 +225,7 @@ class Machines:
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
-        """Until all machines have left, or PATIENCE seconds went by."""
+        """Wait until all machines have left, but at most PATIENCE seconds."""
         end = time.monotonic() + PATIENCE
         for name, process in self.processes.items():
             try:
@@ -242,7 +242,7 @@ class Machines:
 
 
 KINDS: dict[str, tuple[Callable[[Machines, list[str], random.Random], None], float]] = {
-    "kill -9, process": (Machines.kill_process, 5),  # and how often, relative to the others
+    "kill -9, process": (Machines.kill_process, 5),  # and its frequency, relative to the others
     "kill -9, machine": (Machines.kill_machine, 5),
     "notice, process": (Machines.notice_process, 3),
     "notice, machine": (Machines.notice_machine, 3),

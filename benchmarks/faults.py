@@ -1,11 +1,11 @@
-"""Random faults under small real runs, and what each costs: `python -m benchmarks.faults [--faults 200] [--seed 1]`.
+"""Disturb small real runs with random faults, and measure the cost: `python -m benchmarks.faults [--faults 200]`.
 
-Every run must end SUCCEEDED with each step's loss as the undisturbed run has it: bit-equal with one or two trainers,
-or if all steps were taken by all trainers; else within 1e-4. Its model and checkpoints must be whole, and no process
-may be left. A run depends on the seed and its number alone, but for timing: `--run 7` does run 7 again. What a failed
-run leaves is kept, and named.
+Every run must end SUCCEEDED with the losses of the undisturbed run: bit-equal with one or two trainers, or if all
+trainers took all steps; else within 1e-4. Its model and checkpoints must be whole, and no process may be left. Apart
+from timing, a run depends on the seed and its number alone: `--run 7` repeats run 7. The folder of a failed run is
+kept, and the output names it.
 
-The table counts seconds without a new step, from a fault to the next one, and the steps that were taken twice.
+The table counts the seconds without a new step, from one fault to the next, and the steps that were taken twice.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from trainer.storage import manifest
 
 KINDS_OF_LOSS = ("loss", "validation_loss")
 SUMMED = 1e-6  # nats: each trainer sums its part of an evaluation, so the order depends on how many there are
-TWICE = 0.5  # seconds between two records of a step that was taken twice; another member's copy is not as late
-CLOSE = 1e-4  # of losses in nats; where the batch was cut for another number of trainers, sums have another order
+TWICE = 0.5  # seconds between two records of a step that was taken twice; another member's copy comes sooner
+CLOSE = 1e-4  # nats, for losses; if the batch was cut for another number of trainers, sums have another order
 
 
 def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fault:
@@ -58,13 +58,13 @@ def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fau
 
 
 def back(machines: Machines, before: dict[str, int]) -> bool:
-    """Has every machine said that it took another step than before the fault?"""
+    """Return whether every machine reports another step than before the fault."""
     now = machines.steps()
     return len(now) == len(machines.names) and all(now[name] != before.get(name) for name in now)
 
 
 def until(condition: Callable[[], bool], machines: Machines, what: str) -> None:
-    """RuntimeError if that does not happen in PATIENCE seconds, though the run goes on."""
+    """Wait for a condition, or for the run's end. Raises RuntimeError after PATIENCE seconds."""
     end = time.monotonic() + PATIENCE
     while not machines.over() and not condition():
         if time.monotonic() > end:
@@ -73,7 +73,7 @@ def until(condition: Callable[[], bool], machines: Machines, what: str) -> None:
 
 
 def measure(run: Run, faults: list[Fault]) -> None:
-    """What each fault cost, as the records of all steps tell: also of those that were taken again."""
+    """Set the cost of each fault by the records of all steps, also of those that were taken again."""
     records = sorted((r for r in all_records(run) if r.learning_rate is not None), key=lambda record: record.time)
     first = {record.step: record.time for record in reversed(records)}
     for fault, following in zip(faults, [*faults[1:], None], strict=True):
@@ -93,7 +93,7 @@ def all_records(run: Run) -> Iterator[Record]:
 
 
 def complaints(machines: Machines, calm: Run) -> list[str]:
-    """All that is not as it must be, a line each. calm: the same run, to which nothing happened."""
+    """Return everything that is wrong, a line each. calm: the same run without faults."""
     run, wrong = machines.run, list(machines.ended)
     status = run.status()
     if status is None or status.state != "SUCCEEDED":
@@ -113,14 +113,16 @@ def complaints(machines: Machines, calm: Run) -> list[str]:
         wrong.append("there is no checkpoint")
     wrong += [line for place in (paths.model(run.spec.run), *whole) for line in damaged(run, place)]
     left = {path.name for path in Path("/proc").glob("[0-9]*") if run.storage.url in command_of(path)}
-    left |= {str(pid) for pid in machines.seen if command_of(Path("/proc", str(pid)))}  # forked: under another command
+    left |= {
+        str(pid) for pid in machines.seen if command_of(Path("/proc", str(pid)))
+    }  # forked processes have another command
     if left:
         wrong.append(f"processes are left: {left}")
     return wrong
 
 
 def losses(run: Run) -> dict[tuple[int, str], float]:
-    """By step: the training loss and, where there was an evaluation, the validation loss."""
+    """Return each step's training loss and, after an evaluation, its validation loss."""
     found = [(r.step, kind, value) for r in run.records() for kind in KINDS_OF_LOSS if (value := getattr(r, kind))]
     return {(step, kind): value for step, kind, value in found}
 
@@ -153,19 +155,22 @@ class Outcome:
 
 @dataclass
 class Benchmark:
-    """Runs, and the undisturbed ones that they are compared with."""
+    """The disturbed runs, and the undisturbed ones with which they are compared."""
 
     folder: Path
     seed: int
     storages: Storages
     console: Console
-    but: Collection[str] = ()  # kinds of faults that do not happen
-    hurry: float = 0.2  # how often the next fault comes before all are back
+    but: Collection[str] = ()  # kinds of faults that are left out
+    hurry: float = 0.2  # the fraction of faults that come before all machines are back
     forked: bool = False  # see Machines
     calm: dict[tuple[int, int, int], Run] = field(default_factory=dict)
 
     def undisturbed(self, setup: Setup, steps: int) -> Run:
-        """As few processes as compute the same bits: the two micro-batches of two trainers have one sum."""
+        """Return the run without faults, in the fewest processes that compute the same bits.
+
+        The two micro-batches of two trainers have the same sum in one process.
+        """
         trainers = setup.trainers if setup.trainers > 2 else 1
         key = (trainers, min(setup.servers, 1) if trainers > 1 else 0, steps)
         if key not in self.calm:
@@ -185,7 +190,7 @@ class Benchmark:
         return self.calm[key]
 
     def once(self, number: int, setup: Setup, most: int, steps: int = 0) -> Outcome:
-        """One run with at most so many faults."""
+        """Do one run with at most `most` faults."""
         begun, chance = time.monotonic(), random.Random(f"{self.seed}/{number}")  # noqa: S311
         calm = self.undisturbed(setup, steps or setup.steps)
         machines = Machines(self.folder / f"run-{number}", setup, self.storages, steps, forked=self.forked)
@@ -211,7 +216,7 @@ class Benchmark:
         return outcome
 
     def _disturb(self, machines: Machines, chance: random.Random, most: int, faults: list[Fault]) -> None:
-        """Start the machines and let faults happen to them, and into `faults`, until the run is over, or `most` did."""
+        """Start the machines and cause faults, which go into `faults`, until the run is over or there are `most`."""
         begun = time.time()
         for name in machines.names:
             machines.start(name)
@@ -241,8 +246,8 @@ def setup_of(chance: random.Random) -> Setup:
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    """What each kind of fault cost, by role; failed: those in runs that did not end as they must."""
-    shown = Table(title="what faults cost: seconds without a new step, steps taken twice")
+    """Return the cost of each kind of fault, by role. The column failed counts faults in runs that ended wrongly."""
+    shown = Table(title="the cost of faults: seconds without a new step, steps taken twice")
     for column in ("fault", "role", "count", "median s", "longest s", "median steps", "most steps", "failed"):
         shown.add_column(column, justify="left" if column in ("fault", "role") else "right")
     found: dict[tuple[str, str], list[Fault]] = {}
@@ -259,8 +264,8 @@ def table(outcomes: list[Outcome]) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("--faults", type=int, default=200, help="in all (default: %(default)s)")
-    parser.add_argument("--each", type=int, default=12, help="at most in one run (default: %(default)s)")
+    parser.add_argument("--faults", type=int, default=200, help="number of faults in all (default: %(default)s)")
+    parser.add_argument("--each", type=int, default=12, help="most faults in one run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--run", type=int, help="only the run with this number")
     options = parser.parse_args()
@@ -280,7 +285,7 @@ def main() -> int:
     failed = [outcome for outcome in outcomes if outcome.wrong]
     done = sum(len(outcome.faults) for outcome in outcomes)
     seconds = time.monotonic() - begun
-    console.print(f"{done} faults in {len(outcomes)} runs, {seconds:.0f} s; {len(failed)} runs not as they must be")
+    console.print(f"{done} faults in {len(outcomes)} runs, {seconds:.0f} s; {len(failed)} runs ended wrongly")
     if not failed:
         shutil.rmtree(folder)
     return 1 if failed else 0

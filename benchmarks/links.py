@@ -1,4 +1,4 @@
-"""Machines that are not there: a network namespace each, joined by a bridge, with links of a given speed both ways."""
+"""Network namespaces that replace machines: a bridge joins them, and their links have a given speed both ways."""
 
 import contextlib
 import ctypes
@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PREFIX = "gpt2-links"
-MTU = 8896  # bytes: the most that Google's networks carry; their headers are 1 %, of 1500 they are 5
-BURST, QUEUE = 32768, 4 * 2**20  # bytes, of a link's token bucket
+MTU = 8896  # bytes, the most that Google's networks carry: headers are 1 % of them, and 5 % of 1500
+BURST, QUEUE = 32768, 4 * 2**20  # bytes, for a link's token bucket
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 
 
 class Unavailable(Exception):
-    """This machine does not let us make namespaces or shape links; says why."""
+    """This machine does not let us make namespaces or shape links. The message says why."""
 
 
 def address(member: int) -> str:
@@ -25,9 +25,9 @@ def address(member: int) -> str:
 
 @contextlib.contextmanager
 def links(rates: Sequence[float]) -> Iterator[list[str]]:
-    """A namespace for each rate (bits/s, each way), by name; its link is called eth0, its address is address(i).
+    """Yield the names of namespaces, one for each rate (bits/s, each way). Its link is eth0, its address is address(i).
 
-    All of it is gone afterwards, with what an earlier run that was killed left. Raises Unavailable.
+    They are removed afterwards, as are those of an earlier run that was killed. Raises Unavailable.
     """
     if os.geteuid() != 0:
         raise Unavailable("it takes root to make network namespaces")
@@ -49,7 +49,7 @@ def links(rates: Sequence[float]) -> Iterator[list[str]]:
             _run("ip", "-n", name, "address", "add", f"{address(i)}/24", "dev", "eth0")
             for link in ("lo", "eth0"):
                 _run("ip", "-n", name, "link", "set", link, "up")
-            for where, link in ((name, "eth0"), (switch, port)):  # what it sends, what is sent to it
+            for where, link in ((name, "eth0"), (switch, port)):  # both directions
                 _shape(where, link, rate)
         yield members
     finally:
@@ -57,7 +57,7 @@ def links(rates: Sequence[float]) -> Iterator[list[str]]:
 
 
 def sweep() -> None:
-    """Remove the namespaces of this process and of those that are no more."""
+    """Remove the namespaces of this process and of processes that have ended."""
     found = subprocess.run(["ip", "netns", "list"], check=False, capture_output=True, text=True).stdout
     for line in found.splitlines():
         name = line.split()[0]
@@ -69,7 +69,7 @@ def sweep() -> None:
 
 
 def enter(name: str) -> None:
-    """This process is in that namespace from now on, and ends with the one that started it."""
+    """Move this process into a namespace, and let it end with the process that started it."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with Path(f"/run/netns/{name}").open() as handle:
@@ -78,7 +78,7 @@ def enter(name: str) -> None:
 
 
 def _shape(namespace: str, link: str, rate: float) -> None:
-    """What leaves through `link` does so at `rate`. The queue is long: with short ones, drops are what is measured."""
+    """Limit the packets that leave through `link` to `rate`. The queue is long: a short one would measure drops."""
     _run("tc", "-n", namespace, "qdisc", "add", "dev", link, "root", "tbf",
          "rate", f"{rate:.0f}bit", "burst", str(BURST), "limit", str(QUEUE))  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""Seconds of `pulumi` on the local stack beside an empty program: `python -m benchmarks.local_stack`.
+"""Compare `pulumi` on the local stack with an empty program, in seconds: `python -m benchmarks.local_stack`.
 
-In a copy of the checkout, with a state of its own; the real trainer, the data prepared. Run it after `make setup`, in
-an activated environment. Each figure is the median of the rounds; the two programs take turns.
+It works in a copy of the checkout, with a state of its own, the real trainer and prepared data. Run it after `make
+setup`, in an activated environment. Each figure is the median of the rounds. The two programs take turns.
 """
 
 import argparse
@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 def copy(target: Path) -> None:
-    """What git tracks, the environment, and the data that was prepared."""
+    """Copy the files that git tracks, link the environment, and prepare the data."""
     files = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
     for name in files.splitlines():
         if (CHECKOUT / name).is_file():
@@ -48,7 +48,7 @@ def copy(target: Path) -> None:
 
 
 def pulumi(folder: Path, state: Path, *arguments: str) -> float:
-    """Seconds of a pulumi command in a project."""
+    """Return the seconds of a pulumi command in a project."""
     state.mkdir(exist_ok=True)
     environment = {**os.environ, "PULUMI_BACKEND_URL": state.as_uri()}
     begun = time.perf_counter()
@@ -62,7 +62,7 @@ def pulumi(folder: Path, state: Path, *arguments: str) -> float:
 
 
 def first_step(folder: Path, begun: float) -> float:
-    """Seconds from `begun` (time.time) to the end of the run's first step. Waits for it."""
+    """Wait for the end of the run's first step. Return the seconds since `begun` (time.time)."""
     stack = load.from_file("local", folder)
     storage, run = open_storage(stack.bucket), job_spec(stack).run
     while not (steps := read_metrics(storage, run).steps):
@@ -105,7 +105,7 @@ def main() -> int:
                 print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
         finally:
             left = processes.sweep(project / "artifacts" / "local")
-    table = Table(title="seconds, local stack beside an empty program")
+    table = Table(title="seconds, local stack and empty program")
     for column in ("command", "local", "empty", "ratio"):
         table.add_column(column, justify="left" if column == "command" else "right")
     for name in COMMANDS:

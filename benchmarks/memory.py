@@ -1,8 +1,8 @@
-"""What a parameter server holds: `python -m benchmarks.memory [--servers 1 2] [--trainers 2]`.
+"""Measure the memory of a parameter server: `python -m benchmarks.memory [--servers 1 2] [--trainers 2]`.
 
-Real runs of a 25 million parameter model through two checkpoints; the peak resident memory of each server, beyond that
-of a server of a tiny model, in bytes a parameter of its part. Beside it the bound: 28 bytes (parameters, gradient and
-AdamW's two moments; the copy from which checkpoints are written) and a bucket for each trainer.
+Real runs train a model of 25 million parameters through two checkpoints. The figure is the peak resident memory of a
+server beyond that of a tiny model's server, in bytes for each parameter of its part. The bound is 28 bytes (parameters,
+gradient, AdamW's two moments, and the copy from which checkpoints are written) and a bucket for each trainer.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from trainer.parallel.ownership import BUCKET_ELEMENTS
 
 TINY = {"layers": 1, "heads": 1, "width": 8, "positions": 32}
 LARGE = {"layers": 8, "heads": 8, "width": 512, "positions": 32}
-PARAMETERS = 25_368_064  # of LARGE with bytes as tokens
+PARAMETERS = 25_368_064  # those of LARGE with bytes as tokens
 STEPS = 6
 
 
 def peaks(folder: Path, model: dict[str, int], trainers: int, servers: int) -> list[int]:
-    """Bytes, of each server's computing process while the run is at its last steps."""
+    """Return the peak memory of each server's computing process during the last steps, in bytes."""
     cluster: dict[str, Any] = {"workers": trainers - 1, "parameterServers": servers}
     run = Run(
         folder,

@@ -1,11 +1,11 @@
-"""A push and a pull beside the network's bound and a ring all-reduce: `python -m benchmarks.parameter_server`.
+"""Compare a push and a pull with the network's bound and a ring all-reduce: `python -m benchmarks.parameter_server`.
 
 A member is a process in a network namespace of its own, with a shaped link (benchmarks/links.py; Linux, root). Links
-are so slow that two cores do not bind, and the vector is small, but cut into as many buckets as that of GPT-2 (124M).
-The methods take turns; each figure is the median of the rounds; sums and parameters are compared bit for bit.
+are so slow that two cores are no limit. The vector is small, but cut into as many buckets as that of GPT-2 (124M). The
+methods take turns, and each figure is the median of the rounds. Sums and parameters are compared bit for bit.
 
-bound: what trainer/contract/exchange_cost.py says of these links. Without "interleaved", all wait for each other
-between push and pull, as they do when gradients are clipped.
+The bound is the time of trainer/contract/exchange_cost.py for these links. Without "interleaved", all members wait for
+each other between push and pull, as they do when gradients are clipped.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def expected(setting: Setting) -> torch.Tensor:
 
 
 def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> None:
-    """One member's life: it does the methods that it is told, and tells the seconds."""
+    """Run one member: it executes the methods that it receives, and sends the seconds of each."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     enter(namespace)
     torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> N
         everyone.sum(torch.zeros(1))
 
     def run(method: str) -> torch.Tensor:
-        """Returns what must be equal to `total`: the servers' sum stands for the new parameters."""
+        """Return a vector that must equal `total`: the servers' sum takes the place of the new parameters."""
         if method == RING:
             if trainers is not None:
                 parameters.copy_(mine)
@@ -144,8 +144,8 @@ def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> N
 
 
 def measure(setting: Setting, rounds: int, say: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of the slowest member, by method."""
-    context = multiprocessing.get_context("fork")  # torch is imported once
+    """Return the seconds of the slowest member, by method."""
+    context = multiprocessing.get_context("fork")  # so torch is imported once
     found: dict[str, list[float]] = {method: [] for method in METHODS}
     rates = [setting.trainer_mbps * 1e6] * setting.trainers + [setting.server_mbps * 1e6] * setting.servers
     with ExitStack() as stack:
@@ -166,7 +166,7 @@ def measure(setting: Setting, rounds: int, say: Callable[[str], None]) -> dict[s
         for pipe in pipes:
             pipe.send("join")
         for turn in range(rounds + 1):
-            for method in METHODS if turn > 0 else METHODS[2:]:  # the quicker ones warm the connections up
+            for method in METHODS if turn > 0 else METHODS[2:]:  # the faster methods warm the connections up
                 for pipe in pipes:
                     pipe.send(method)
                 answers = [pipe.recv() for pipe in pipes]

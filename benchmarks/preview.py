@@ -1,8 +1,8 @@
-"""Seconds of `pulumi preview` of the dev stack beside an empty program: `python -m benchmarks.preview`.
+"""Compare `pulumi preview` of the dev stack with an empty program, in seconds: `python -m benchmarks.preview`.
 
-On the stand-in cloud, without credentials. The empty program loads the same parts of the same SDK and declares the
-provider alone. Programs take turns; each figure is the median of the rounds. A machine of a role is no resource, so
-1,000 workers should cost what 10 do.
+It uses the stand-in cloud, without credentials. The empty program loads the same parts of the same SDK and declares
+only the provider. The programs take turns, and each figure is the median of the rounds. A single machine is no
+resource, so 1,000 workers should take as long as 10.
 """
 
 import argparse
@@ -35,7 +35,7 @@ gcp.Provider("google", project="{project}", region="us-central1")
 
 
 def project(folder: Path, name: str, workers: int | None) -> Path:
-    """A copy of the project; workers None: with the empty program."""
+    """Copy the project, with the empty program if workers is None. Return its folder."""
     root = folder / f"project-{workers}"
     stand_in.copy_project(root, name)
     (root / "data" / "my-data.txt").write_text("To be, or not to be, that is the question.\n" * 100_000)
@@ -97,7 +97,7 @@ def main() -> None:
             for done in range(rounds + 1):
                 for workers, (root, own) in settings.items():
                     taken = preview(root, own)
-                    if done:  # the first writes bytecode
+                    if done:  # the first preview writes bytecode
                         seconds[workers].append(taken)
                 print(f"round {done} of {rounds}", file=sys.stderr, flush=True)
         finally:

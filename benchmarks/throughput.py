@@ -1,17 +1,17 @@
-"""Tokens per second of our training beside nanoGPT's, in one run: `python -m benchmarks.throughput --nanogpt DIR`.
+"""Compare our tokens per second with nanoGPT's, in one run: `python -m benchmarks.throughput --nanogpt DIR`.
 
-Same model, batch, sequence length, precision, tokens and cores; both take whole steps with data, clipping and
-optimizer, in turns, so that a noisy machine disturbs both alike. A figure is the median of the turns; a ratio is the
-median of the turns' ratios, with the middle half of them beside it.
+Both have the same model, batch, sequence length, precision, tokens and cores. Both take whole steps with data,
+clipping and optimizer, in turns, so that a noisy machine disturbs both alike. A figure is the median of the
+turns. A ratio is the median of the turns' ratios, followed by the middle half of them.
 
-    one process     many short turns in this process, through everything of the real loop with one member (quorum,
+    one process     takes many short turns in this process, through the whole real loop with one member (quorum,
                     vote, metrics, status, heartbeat)
     data parallel, parameter servers, fsdp
-                    real runs of two trainers through `python -m trainer`, in turns of the same length. They share the
-                    cores that nanoGPT's one process has, and so does a server: on one machine there is nothing to
-                    gain, and the ratio says what the exchange costs
+                    are real runs of two trainers through `python -m trainer`, in turns of the same length. They share
+                    the cores that nanoGPT's one process has, and so does a server. On one machine they have nothing to
+                    gain, and the ratio shows the cost of the exchange
 
-nanoGPT is not part of this project: clone it, and give its folder. On one GPU, the published GPT-2:
+nanoGPT is not part of this project: clone it, and give its folder. For the published GPT-2 on one GPU:
 
     python -m benchmarks.throughput --nanogpt DIR --layers 12 --heads 12 --width 768 --length 1024 --vocabulary 50257 \
         --batch 32 --dtype bf16 --compile --modes "one process"
@@ -50,7 +50,7 @@ NEVER = 10**9  # steps
 SETTLED = 5  # a run's first steps, which do not count
 TOKENS = {"train": 2_000_000, "validation": 100_000}
 ONE = "one process"
-RUNS: dict[str, dict[str, Any]] = {  # what is declared for two trainers
+RUNS: dict[str, dict[str, Any]] = {  # the declarations for two trainers
     "data parallel": {"cluster": {"workers": 1}},
     "parameter servers": {"cluster": {"workers": 1, "parameterServers": 1}},
     "fsdp": {"cluster": {"processes": 2}, "parallel": {"parallelism": "fsdp"}},
@@ -58,7 +58,7 @@ RUNS: dict[str, dict[str, Any]] = {  # what is declared for two trainers
 
 
 def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, threads: int, **declared: Any) -> Run:
-    """A run of the model that is compared, with tokens that were drawn before, in `folder`."""
+    """Declare a run of the compared model in `folder`, and draw its tokens unless they are there."""
     declared["cluster"] = {"threads": threads, **declared.get("cluster", {})}
     run = Run(
         folder,
@@ -81,7 +81,7 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
 
 
 def _draw_tokens(run: Run, vocabulary: int) -> None:
-    """Draw random tokens as a text's: speed depends on the size of the vocabulary, not on what is said."""
+    """Draw random tokens for a text: the speed depends on the size of the vocabulary, not on the text."""
     folder = paths.tokens(run.spec.fingerprint, run.spec.data.tokens_key())
     tokenizer = from_bytes()
     entries = tokenizer.get_vocab()
@@ -106,11 +106,11 @@ def _draw_tokens(run: Run, vocabulary: int) -> None:
 
 class _Quiet(Process):
     def log(self, line: str) -> None:
-        """The table says it."""
+        """Print nothing, as the table has everything."""
 
 
 def our_trainer(run: Run) -> TrainingMember:
-    """The master of a run of one machine, in this process and ready to take steps."""
+    """Return the master of a run of one machine, in this process and ready to take steps."""
     process = _Quiet("master-0", "127.0.0.1")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends the benchmark
     prepared = find_prepared(run.storage, run.spec.data, run.spec.fingerprint)
@@ -123,14 +123,14 @@ def our_trainer(run: Run) -> TrainingMember:
 
 
 def our_step(trainer: TrainingMember) -> None:
-    """As Training.run does it."""
+    """Take a step as Training.run does."""
     quorum = trainer.membership.quorum(trainer.progress.position, trainer.engine.announcement)
     assert trainer.engine.prepare(quorum)
     trainer.step(quorum)
 
 
 def run_speed(run: Run) -> float:
-    """Tokens per second of a whole run, once it has settled."""
+    """Return the tokens per second of a whole run after its first steps."""
     try:
         status = run.start().wait()
     finally:
@@ -144,7 +144,7 @@ def run_speed(run: Run) -> float:
 
 
 def nanogpt_step(options: argparse.Namespace, tokens: Path) -> Step:
-    """The body of nanoGPT's train.py loop with its own model, optimizer and way to draw a batch."""
+    """Return the body of nanoGPT's train.py loop with its own model, optimizer and way to draw a batch."""
     location = importlib.util.spec_from_file_location("nanogpt_model", options.nanogpt / "model.py")
     assert location is not None
     assert location.loader is not None
@@ -195,7 +195,7 @@ def nanogpt_step(options: argparse.Namespace, tokens: Path) -> Step:
 
 
 def measure(step: Step, seconds: float, tokens: int) -> float:
-    """Tokens per second over about `seconds`."""
+    """Return the tokens per second over about `seconds`."""
     _wait()
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -213,7 +213,7 @@ def _wait() -> None:
 def compare(
     ours: Callable[[float], float], theirs: Callable[[float], float], rounds: int, seconds: float
 ) -> list[float]:
-    """Tokens/s of ours, theirs, and the ratio: medians over the turns, and the ratio's quartiles."""
+    """Return our tokens/s, theirs, and the ratio, as medians of the turns, and the ratio's quartiles."""
     speeds: list[tuple[float, float]] = []
     for turn in range(rounds):
         if turn % 2:
@@ -283,15 +283,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=[ONE, *RUNS], help="default: all; on a GPU, one process")
     for name, value in (("layers", 4), ("heads", 4), ("width", 128), ("length", 128), ("batch", 16)):
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-    parser.add_argument("--nanogpt-batch", type=int, help="where its best is another (default: as --batch)")
+    parser.add_argument("--nanogpt-batch", type=int, help="if another batch is better for it (default: as --batch)")
     parser.add_argument("--vocabulary", type=int, default=1024, help="tokens, 257 or more (default: %(default)s)")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32")
-    parser.add_argument("--compile", action="store_true", help="both through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile both models by torch.compile")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=40, help="turns of one process (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.7, help="of such a turn (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.7, help="seconds of such a turn (default: %(default)s)")
     parser.add_argument("--run-rounds", type=int, default=5, help="turns of the other modes (default: %(default)s)")
-    parser.add_argument("--run-seconds", type=float, default=10.0, help="of such a turn (default: %(default)s)")
+    parser.add_argument("--run-seconds", type=float, default=10.0, help="seconds of such a turn (default: %(default)s)")
     options = parser.parse_args()
     if not (options.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt {options.nanogpt}: no model.py there; give a checkout of nanoGPT")
@@ -303,4 +303,4 @@ def _options() -> argparse.Namespace:
 if __name__ == "__main__":
     exit_code = main()
     sys.stdout.flush()
-    os._exit(exit_code)  # as trainer/compute/__main__.py: what is loaded only makes noise at the end
+    os._exit(exit_code)  # as in trainer/compute/__main__.py: loaded libraries only print noise at the end

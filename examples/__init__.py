@@ -1,1 +1,1 @@
-"""Examples of what people train for: the data that three of the stack files at the top level train on."""
+"""Examples of training: the data of three of the stack files at the top level."""

@@ -1,1 +1,1 @@
-"""Rules that every stack must keep."""
+"""The rules that every stack must keep."""

@@ -22,7 +22,7 @@ from policy.rules import RULES, STACK_RULES, Resource, Rule, StackRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
 # For rules about a whole stack, the CLI passes the outputs of its resources. They lack the inputs of components, which
-# are the settings of the stack file. So keep each resource's inputs from the earlier call about that resource alone.
+# are the settings of the stack file. So this keeps each resource's inputs from the earlier call about it alone.
 DECLARED: dict[str, Resource] = {}
 
 

@@ -1,4 +1,4 @@
-"""Check what a stack declares: what no stack may declare (mandatory), and what a person should know (advisory).
+"""Check the resources that a stack declares: mandatory rules forbid something, advisory rules inform a person.
 
 All rules are pure functions that need neither Pulumi nor a cloud. They check the declared resources and not the stack
 file, so they remain valid when the program changes. A value that is known only after a deployment passes every rule.
@@ -38,7 +38,7 @@ class Resource:
     """A resource as it is declared."""
 
     urn: str
-    type: str  # gcp:storage/bucket:Bucket
+    type: str  # such as gcp:storage/bucket:Bucket
     name: str  # in the program
     properties: dict[str, Any]  # its inputs, with Pulumi's names; UNKNOWN if only the deployment decides the value
 
@@ -135,11 +135,11 @@ def _labels(resource: Resource) -> Iterator[str]:
     if resource.type == "pulumi:providers:gcp":
         labels = _object(props.get("defaultLabels"))
         if props.get("defaultLabels") != UNKNOWN and "gpt2-stack" not in labels:
-            yield "has no default label gpt2-stack: nobody can tell whose its resources are; give it default_labels"
+            yield "has no default label gpt2-stack, so its resources do not show their stack; give it default_labels"
     elif _is_machine(resource) and props.get("labels") != UNKNOWN:
         missing = [label for label in LABELS if label not in _object(props.get("labels"))]
         if missing:
-            yield f"has no label {', '.join(missing)}: its cost cannot be told by run; add it"
+            yield f"has no label {', '.join(missing)}: the bill cannot show its cost by run; add it"
 
 
 def _termination_time(resource: Resource) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _spot_termination_action(resource: Resource) -> Iterator[str]:
     if scheduling is None or not (scheduling.get("provisioningModel") == "SPOT" or scheduling.get("preemptible")):
         return
     if scheduling.get("instanceTerminationAction") not in ("DELETE", "STOP", UNKNOWN):
-        yield "is Spot and says not what becomes of it when Google takes it; set instanceTerminationAction"
+        yield "is Spot and does not say what happens when Google takes it; set instanceTerminationAction"
 
 
 def _gpu_maintenance(resource: Resource) -> Iterator[str]:
@@ -197,7 +197,7 @@ def _learning_rate(resource: Resource) -> Iterator[str]:
         return
     if optimizer == "adamw" and rate > HIGHEST_ADAMW_RATE:
         limit = f"{HIGHEST_ADAMW_RATE:g}"
-        yield f"learningRate {rate:g} with adamw: above {limit} training diverges as a rule; 0.0006 is usual"
+        yield f"learningRate {rate:g} with adamw: above {limit} training usually diverges; 0.0006 is usual"
     if optimizer == "sgd" and rate < LOWEST_SGD_RATE:
         yield f"learningRate {rate:g} with sgd: below {LOWEST_SGD_RATE:g} it hardly learns; 0.01 is the reference job's"
 
@@ -208,9 +208,9 @@ RULES = (
     Rule("no-public-access", "mandatory", "Nothing is granted to everybody.", _public_access),
     Rule("no-primitive-role", "mandatory", "Nobody gets owner, editor or viewer.", _primitive_role),
     Rule("no-project-storage-role", "mandatory", "Storage is granted bucket by bucket.", _project_storage_role),
-    Rule("labels", "mandatory", "Labels tell the stack, the role, the run and the launch.", _labels),
-    Rule("termination-time", "mandatory", "Google ends every machine at a date.", _termination_time),
-    Rule("spot-termination-action", "mandatory", "A Spot machine says what its end is.", _spot_termination_action),
+    Rule("labels", "mandatory", "Labels name the stack, the role, the run and the launch.", _labels),
+    Rule("termination-time", "mandatory", "Google ends every machine at a fixed time.", _termination_time),
+    Rule("spot-termination-action", "mandatory", "A Spot machine declares how it ends.", _spot_termination_action),
     Rule("gpu-maintenance", "mandatory", "A machine with GPUs ends for maintenance.", _gpu_maintenance),
     Rule("private-bucket", "mandatory", "Buckets are private.", _private_bucket),
     Rule("image-digest", "mandatory", "Machines run an image that is pinned by digest.", _image_digest),
@@ -224,7 +224,7 @@ RULES = (
 def _force_destroy(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str]]:
     if any(resource.type == RUN and resource.properties.get("keepArtifacts") is False for resource in resources):
         return
-    message = "`pulumi destroy` would delete it with all that is in it; say keepArtifacts: false if that is meant"
+    message = "`pulumi destroy` would delete it with all its content; set keepArtifacts: false if that is intended"
     for resource in resources:
         if resource.type == BUCKET and resource.properties.get("forceDestroy") is True:
             yield resource, message

@@ -1,13 +1,15 @@
 """Get a Pulumi CLI that runs this project: `python3 tools/get_pulumi.py` prints the folder to put on PATH.
 
-1. The `pulumi` on PATH, if it is recent enough and brings its Python language host. It is used as it is.
-2. What an earlier run has put into the cache.
-3. The official installer, into the cache.
-4. Where releases cannot be downloaded: built from pinned Go modules (about 5 minutes on 2 cores), with our own Python
+It uses the first of these that works:
+
+1. The `pulumi` on PATH, if it is recent enough and has its Python language host.
+2. The CLI that an earlier run has put into the cache.
+3. The official installer, which fills the cache.
+4. If releases cannot be downloaded, a build from pinned Go modules (about 5 minutes on 2 cores), with our own Python
    language host (language_host.py), because the official one is not served as a Go module.
 
-Nothing is written outside of the cache (GPT2_TRAINING_CACHE, default ~/.cache/gpt2-training), but for the answer, which
-is kept in .venv/pulumi-path for tools/activate. Progress goes to stderr.
+It writes nothing outside of the cache (GPT2_TRAINING_CACHE, default ~/.cache/gpt2-training), except the answer, which
+.venv/pulumi-path keeps for tools/activate. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ sys.path.insert(0, str(TOOLS.parent))  # this file runs as a script, before anyt
 
 from tools.go_tools import ToolError, cache_root, cached, fingerprint, go, go_build, run_main, say  # noqa: E402
 
-# The newest version whose Go modules can be had where this was written. Tested with the pulumi SDK of requirements.
+# The newest version whose Go modules could be downloaded where this was written. It is tested with the pulumi SDK of
+# requirements/infra.txt.
 VERSION = "3.259.0"
-# --skip-plugin-pre-install, without which the `local` stack would download the Google Cloud plugin (100 MB) that it
-# never uses, came to `pulumi` between 3.229 and 3.248; flags as PULUMI_OPTION_* in 3.208.
+# `pulumi` has --skip-plugin-pre-install since a version between 3.229 and 3.248. Without it, the `local` stack would
+# download the Google Cloud plugin (100 MB), which it never uses. Flags can be PULUMI_OPTION_* since 3.208.
 OLDEST = (3, 248, 0)
 INSTALLER = "https://get.pulumi.com/install.sh"
 INSTALL_SECONDS = 600
@@ -37,8 +40,8 @@ LANGUAGE_HOST = "pulumi-language-python"
 
 
 def version_of(pulumi: Path) -> tuple[int, ...] | None:
-    """The version a `pulumi` says it has, or None if it does not run or says something else."""
-    # With a home of its own: even `pulumi version` writes into its home, and the person's home is not ours.
+    """Return the version that `pulumi version` prints, or None if it does not run or prints something else."""
+    # It gets a home of its own: even `pulumi version` writes into its home, and must not write into the person's.
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "PULUMI_HOME": home, "PULUMI_SKIP_UPDATE_CHECK": "true"}
         try:
@@ -50,7 +53,7 @@ def version_of(pulumi: Path) -> tuple[int, ...] | None:
 
 
 def on_path() -> Path | None:
-    """The folder of the `pulumi` that the person has on PATH, if it will do; else None, with a line that says why."""
+    """Return the folder of the person's `pulumi` on PATH. Return None, and say why, if it cannot be used here."""
     own = cache_root()
     folders = [f for f in os.environ.get("PATH", "").split(os.pathsep) if f and not Path(f).is_relative_to(own)]
     path = os.pathsep.join(folders)
@@ -72,9 +75,9 @@ def on_path() -> Path | None:
 
 
 def install(folder: Path) -> bool:
-    """Run the official installer into `folder`; False, with a line that says why, if that cannot be done."""
+    """Run the official installer into `folder`. Return False, and say why, if that fails."""
     script = folder / "install.sh"
-    # Time-outs: in a closed network the set-up must lose seconds here, not minutes.
+    # The time-outs are short: in a closed network the set-up must lose seconds here, not minutes.
     fetch = [
         "curl",
         "-fsSL",
@@ -111,7 +114,7 @@ def install(folder: Path) -> bool:
 
 
 def build(folder: Path) -> None:
-    """Build the CLI into `folder`/bin; beside it our language host and Pulumi's dynamic provider. Raises ToolError."""
+    """Build the CLI into `folder`/bin, with our language host and Pulumi's dynamic provider. Raises ToolError."""
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     log = cache_root() / "pulumi.log"
@@ -131,7 +134,7 @@ def build(folder: Path) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Get the CLI into `folder`/bin by the installer, else by Go. Raises ToolError."""
+    """Install the CLI into `folder`/bin with the installer, else build it with Go. Raises ToolError."""
     if install(folder):
         return
     shutil.rmtree(folder / "bin", ignore_errors=True)
@@ -142,7 +145,7 @@ def fill(folder: Path) -> None:
 
 
 def get() -> Path:
-    """The folder that has a usable `pulumi`; fetched or built if need be. Raises ToolError."""
+    """Return the folder that has a usable `pulumi`, which is fetched or built if necessary. Raises ToolError."""
     folder = on_path()
     if not folder:
         inputs = [SOURCE / "go.mod", SOURCE / "go.sum", SOURCE / LANGUAGE_HOST, TOOLS / "language_host.py"]

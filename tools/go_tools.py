@@ -1,7 +1,7 @@
 """Build pinned Go programs into a cache outside the checkout: `python3 -m tools.go_tools fake-gcs-server`.
 
-Each folder tools/<name>/ holds a go.mod with a `tool` line and its go.sum, so that what is built never changes by
-itself. This module needs nothing but the standard library: it runs before there is a virtual environment.
+Each folder tools/<name>/ has a go.mod with a `tool` line and its go.sum, so that a build never changes by itself. This
+module needs only the standard library, as it runs before there is a virtual environment.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ OLDEST_GO = (1, 21)
 
 
 class ToolError(Exception):
-    """A tool cannot be had; the message is one line that says what to do."""
+    """A tool cannot be downloaded or built. The message is one line that says what to do."""
 
 
 def say(message: str) -> None:
-    """One line of progress, on stderr: stdout is for the answer."""
+    """Print one line of progress on stderr, as stdout is for the answer."""
     print(message, file=sys.stderr, flush=True)
 
 
 def cache_root() -> Path:
-    """The folder that all checkouts of one person share; it may not exist yet."""
+    """Return the folder that all checkouts of one person share. It may not exist yet."""
     if own := os.environ.get("GPT2_TRAINING_CACHE"):
         return Path(own).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -45,7 +45,7 @@ def cache_root() -> Path:
 
 
 def fingerprint(*files: Path) -> str:
-    """12 hex digits of these files and of the machine's kind (a home folder may be shared by several kinds)."""
+    """Return 12 hex digits for these files and the kind of machine, as several kinds may share a home folder."""
     digest = hashlib.sha256(f"{sys.platform} {platform.machine()}".encode())
     for file in files:
         content = file.read_bytes()
@@ -66,10 +66,10 @@ def _locked(name: str) -> Iterator[None]:
 
 
 def cached(name: str, proof: str, fill: Callable[[Path], None]) -> Path:
-    """The cache's folder `name`; if it is not there, `fill(folder)` makes it, once, and it appears as a whole.
+    """Return the cache's folder `name`. If it is not there, `fill(folder)` makes it, once, and it appears as a whole.
 
-    `proof` is a file inside that must be there and executable. Of several processes one fills, the others wait.
-    What an interrupted process left behind is removed by the next one. Raises ToolError.
+    `proof` is a file in the folder that must be there and executable. If several processes need the folder, one fills
+    it and the others wait. A process removes the remains of an interrupted one. Raises ToolError.
     """
     final = cache_root() / name
     if os.access(final / proof, os.X_OK):
@@ -79,7 +79,7 @@ def cached(name: str, proof: str, fill: Callable[[Path], None]) -> Path:
         with _locked(name):
             if os.access(final / proof, os.X_OK):
                 return final
-            # We hold the lock, so whatever lies here is from a process that died, or has lost its program.
+            # We hold the lock, so these are from a process that died, or have lost their program.
             for stale in [final, *cache_root().glob(f".{name}.part-*")]:
                 shutil.rmtree(stale, ignore_errors=True)
             part = Path(tempfile.mkdtemp(prefix=f".{name}.part-", dir=cache_root()))
@@ -100,7 +100,7 @@ def cached(name: str, proof: str, fill: Callable[[Path], None]) -> Path:
 
 
 def go_version() -> tuple[int, int]:
-    """The version of the `go` on PATH. Raises ToolError where there is none, or none that is recent enough."""
+    """Return the version of the `go` on PATH. Raises ToolError if there is none that is recent enough."""
     need = f"install Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or later and put it on PATH"
     try:
         answer = subprocess.run(["go", "version"], capture_output=True, text=True, check=True).stdout
@@ -114,7 +114,7 @@ def go_version() -> tuple[int, int]:
 
 
 def go(source: Path, *arguments: str, log: Path, label: str) -> str:
-    """Run one go command in the module `source`, say now and then that it goes on, and give back its stdout.
+    """Run one go command in the module `source`, report progress now and then, and return its stdout.
 
     The command's stderr goes to `log`. Raises ToolError with its last line.
     """
@@ -123,7 +123,7 @@ def go(source: Path, *arguments: str, log: Path, label: str) -> str:
         "GOWORK": "off",
         "GOFLAGS": "-mod=readonly",
         "CGO_ENABLED": "0",
-    }  # nothing but Go needed
+    }  # only Go is needed
     environment.setdefault("GOTOOLCHAIN", "auto")  # some distributions switch off fetching the Go that go.mod asks for
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as out, log.open("w") as err:
@@ -162,7 +162,7 @@ def go_build(source: Path, output: Path, log: Path, linker_flags: str = "") -> N
 
 
 def build(name: str) -> Path:
-    """The program of tools/<name>/go.mod, built if the cache does not have it. Raises ToolError."""
+    """Return the program of tools/<name>/go.mod, which is built if the cache does not have it. Raises ToolError."""
     source = TOOLS / name
     if not (source / "go.mod").is_file():
         raise ToolError(f"no pinned Go tool {name!r}: there is no {source.relative_to(TOOLS.parent)}/go.mod")
@@ -172,8 +172,8 @@ def build(name: str) -> Path:
 
 
 def run_main(main: Callable[[], object]) -> int:
-    """Print what `main` answers; ToolError and interruption become one line on stderr. The exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that half-made folders are removed
+    """Print the result of `main`, or one line on stderr for ToolError and interruption. Return the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # this is an exception, so half-made folders are removed
     try:
         print(main())
         return 0
