@@ -55,7 +55,7 @@ test: setup ## run all tests, two files at a time, the tests of a file in their 
 	@$(ACTIVATE) && python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## run the tests that take a second each
-	@$(ACTIVATE) && python -m pytest -m "not slow"
+	@$(ACTIVATE) && python -m pytest -n 2 -m "not slow"
 
 image-test: setup ## build and run the trainer's image; needs Docker, docker-registry, 5 minutes and 8 GB the first time
 	@$(ACTIVATE) && python -m pytest tests/image

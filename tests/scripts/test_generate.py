@@ -312,6 +312,7 @@ def test_session_answers_each_prompt_with_the_next_seed(
     assert next(lines) == "never read"
 
 
+@pytest.mark.slow
 def test_session_at_a_terminal_ends_its_text_with_ctrl_c_and_itself_with_ctrl_d(folder: Path) -> None:
     """The test types into a pseudo-terminal with the real command on it."""
     terminal, its_end = pty.openpty()
@@ -341,6 +342,7 @@ def test_session_at_a_terminal_ends_its_text_with_ctrl_c_and_itself_with_ctrl_d(
     os.close(terminal)
 
 
+@pytest.mark.slow
 def test_command_prints_nothing_but_text(folder: Path) -> None:
     """It prints no warning of a library and no progress bar, and needs no network."""
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONWARNINGS": "default"}

@@ -204,6 +204,7 @@ def test_text_whose_client_left_is_stopped_also_without_a_stream(port: int) -> N
     wait_until_writing(port, 0)
 
 
+@pytest.mark.slow
 def test_client_that_waits_for_each_answer_is_never_refused(folder: Path) -> None:
     with serving(folder, "--concurrent", "1") as (_, _, port):
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
@@ -267,6 +268,7 @@ def test_missing_route_lists_the_routes(port: int) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_server_on_another_address_warns_and_ends_with_one_line_at_ctrl_c(folder: Path) -> None:
     with serving(folder, "--max-tokens", "1000000", "--host", "0.0.0.0") as (process, line, port):
         assert line == f"tiny-run at http://0.0.0.0:{port} (OpenAI's base_url: http://0.0.0.0:{port}/v1)\n"

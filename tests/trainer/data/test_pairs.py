@@ -330,6 +330,7 @@ def run_of_pairs(new_run: Callable[..., Run], hyper: dict[str, Any] | None = Non
     return run
 
 
+@pytest.mark.slow
 def test_runs_with_other_numbers_of_trainers_have_the_same_losses(new_run: Callable[..., Run]) -> None:
     one = run_of_pairs(new_run).start()
     assert one.wait().state == "SUCCEEDED"

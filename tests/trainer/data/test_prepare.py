@@ -200,6 +200,7 @@ def test_shards_in_a_google_bucket_are_fetched_once_and_checked(
     assert not [file for file in (tmp_path / "other").rglob("*") if file.is_file()]
 
 
+@pytest.mark.slow
 def test_memory_of_prepare_does_not_grow_with_the_text(tmp_path: Path) -> None:
     code = """
 import resource, sys

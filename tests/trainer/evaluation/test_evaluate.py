@@ -199,6 +199,7 @@ def scores_of(run: Run) -> Scores:
     return found
 
 
+@pytest.mark.slow
 def test_run_of_pairs_is_evaluated_at_its_end(new_run: Callable[..., Run]) -> None:
     run = run_of_words(new_run, "sentiment", 80, cluster={"workers": 1}).start()
     assert run.wait().state == "SUCCEEDED"

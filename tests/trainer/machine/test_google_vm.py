@@ -138,6 +138,7 @@ def test_failed_run_is_reported_and_scaled_to_zero(new_google_run: NewRun, new_v
     assert run.machine("worker-x7kq").state == "finished"
 
 
+@pytest.mark.slow
 def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     new_google_run: NewRun, new_vm: NewVm, gcs_faults: Faults
 ) -> None:
@@ -161,6 +162,7 @@ def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     assert vm.rest.calls == []
 
 
+@pytest.mark.slow
 def test_last_message_of_a_machine_arrives_although_the_bucket_was_away(
     new_google_run: NewRun, new_vm: NewVm, gcs_faults: Faults
 ) -> None:

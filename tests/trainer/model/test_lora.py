@@ -185,6 +185,7 @@ def test_lora_dropout_depends_on_seed_step_and_index_alone(base: Path) -> None:
     assert found(False, 1) == found(False, 2)
 
 
+@pytest.mark.slow
 def test_lora_run_from_a_finished_run_begins_where_that_one_ended(tmp_path: Path) -> None:
     """The stack file names the finished run; its vocabulary and model are found by that name."""
     bucket = tmp_path / "artifacts" / "local"
