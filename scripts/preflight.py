@@ -18,6 +18,7 @@ from rich.text import Text
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, QuotaLimits, check_quotas
+from infra.google.services import APIS
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
@@ -117,7 +118,7 @@ def _docker(config: StackConfig) -> Check:
 
 
 def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
-    """Check the project, and return its number if known. Raises ApiError if Google or a login is out of reach."""
+    """Check the project, and return its number if known. Raise ApiError if Google or a login is out of reach."""
     try:
         found = api.call("cloudresourcemanager", "GET", f"projects/{project}")
     except ApiError as error:
@@ -137,8 +138,6 @@ def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
 
 
 def _apis(api: GoogleApi, config: StackConfig) -> Check:
-    from infra.google.services import APIS
-
     names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in APIS]
     try:
         found = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})

@@ -106,7 +106,7 @@ QUESTIONS = {"plugins": plugins, "distributions": distributions}
 
 
 def ask(python: str, question: str) -> list[dict[str, Any]]:
-    """The answer of that python to one of QUESTIONS. Raises BadEnvironmentError."""
+    """The answer of that python to one of QUESTIONS. Raise BadEnvironmentError."""
     # Compare folders with links resolved: a project's .venv may be a link. The python in it always is.
     theirs, ours = [Path(path).parent.resolve() / Path(path).name for path in (python, sys.executable)]
     if theirs == ours:

@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a run takes and what it costs.
+    """A run's time and cost.
 
     hours and cost are None if the model's dimensions are not known; `notes` says why.
     hourly: an hour of all machines. run: the finished run whose measured speed the estimate uses; empty if none.

@@ -65,12 +65,12 @@ class PreviewStep:
 
     @property
     def real(self) -> bool:
-        """Whether the resource itself costs or does something. Components only contain other resources."""
+        """Return whether the resource itself costs or does something. Components only contain other resources."""
         return not self.type.startswith((f"{PROJECT}:", PROVIDER, STACK))
 
     @property
     def removed(self) -> bool:
-        """Whether the present resource is deleted, even if another one replaces it."""
+        """Return whether the present resource is deleted, even if another one replaces it."""
         return self.before is not None and self.op in ("delete", "replace")
 
     def changed(self, before: str, after: str | None = None) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from trainer.contract.options import Task
 from trainer.data.pairs import Pair
 from trainer.runs.scores import Baseline, Confusion
 
-Measured = dict[str, float]  # name of a metric: its value
+MetricValues = dict[str, float]  # name of a metric: its value
 MOST_LABELS = 20  # of a confusion table
 OTHER = "(other)"
 
@@ -25,7 +25,7 @@ OTHER = "(other)"
 # -- translation -------------------------------------------------------------------------------------------------------
 
 
-def translation(expected: Sequence[str], answers: Sequence[str]) -> Measured:
+def translation(expected: Sequence[str], answers: Sequence[str]) -> MetricValues:
     """Return exact match, chrF and BLEU."""
     hypotheses, references = [a.strip() for a in answers], [[e.strip() for e in expected]]
     return {
@@ -47,7 +47,7 @@ def source(prompt: str) -> str:
 # -- sentiment ---------------------------------------------------------------------------------------------------------
 
 
-def sentiment(expected: Sequence[str], answers: Sequence[str]) -> Measured:
+def sentiment(expected: Sequence[str], answers: Sequence[str]) -> MetricValues:
     """Return the accuracy."""
     return {"accuracy": _matches(expected, answers)}
 
@@ -81,7 +81,7 @@ def confusion(expected: Sequence[str], answers: Sequence[str]) -> Confusion | No
 # -- questions ---------------------------------------------------------------------------------------------------------
 
 
-def questions(expected: Sequence[str], answers: Sequence[str]) -> Measured:
+def questions(expected: Sequence[str], answers: Sequence[str]) -> MetricValues:
     """Return exact match and F1 as SQuAD defines them (Rajpurkar et al. 2016): without case, punctuation, articles."""
     both = list(zip(expected, answers, strict=True))
     return {
@@ -125,7 +125,7 @@ def retrieved(prompt: str) -> str:
 
 # -- all tasks ---------------------------------------------------------------------------------------------------------
 
-MEASURES: dict[Task, Callable[[Sequence[str], Sequence[str]], Measured]] = {
+MEASURES: dict[Task, Callable[[Sequence[str], Sequence[str]], MetricValues]] = {
     "translation": translation,
     "sentiment": sentiment,
     "questions": questions,

@@ -230,7 +230,7 @@ def test_first_quorum_without_a_declared_trainer_starts_after_a_bounded_wait(
 
 
 def test_newcomer_does_not_make_the_others_wait_for_missing_trainers(machines: Machines) -> None:
-    """Of three trainers, lose one for good and then restart another."""
+    """Lose one of three trainers for good and then restart another."""
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     each([member.quorum() for member in members])
     for member in members:
