@@ -52,11 +52,11 @@ class TrainingRun(pulumi.ComponentResource):
         if config.google:
             from infra.google import resources as on_google
 
-            bucket = on_google.stand_up(config, fleet, inputs, job, self)
+            bucket = on_google.declare_resources(config, fleet, inputs, job, self)
         else:
             from infra.local import resources as on_this_machine
 
-            bucket = on_this_machine.stand_up(config, job, self)
+            bucket = on_this_machine.declare_resources(config, job, self)
         self.run = pulumi.Output.from_input(job.run)
         self.bucket = bucket
         self.trained_model = bucket.apply(lambda url: f"{url}/{paths.model(job.run)}")

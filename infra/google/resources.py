@@ -25,10 +25,10 @@ from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
-def stand_up(
+def declare_resources(
     config: StackConfig, fleet: Fleet, inputs: Inputs, job: JobSpec, parent: pulumi.Resource
 ) -> pulumi.Output[str]:
-    """Declare everything that a run needs on Google Cloud. Returns the bucket's address."""
+    """Declare everything that a run needs on Google Cloud, and return the bucket's address."""
     by_account = config.file.limits.billing_account is not None
     provider = gcp.Provider(
         "google",

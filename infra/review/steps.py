@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from infra.review.resource_types import RUN
 from infra.review.values import HIDDEN, leaves, plain
 from infra.stack import masking
 from infra.stack.config import PROJECT
@@ -25,7 +26,6 @@ OPS: dict[str, Op] = {
     "import": "import",
     "read": "read",
 }
-RUN = "gpt2-training:run:TrainingRun"
 PROVIDER = "pulumi:providers:"
 STACK = "pulumi:pulumi:Stack"
 GCP = ("project", "region")

@@ -76,7 +76,7 @@ def _plain(parameter: Parameter, value: Any) -> ParameterValue:
 
 
 def job_of(spec: JobSpec, number: int, parameters: dict[str, ParameterValue]) -> JobSpec:
-    """The trial's own job. Raise ValidationError."""
+    """Return the trial's own job. Raise ValidationError."""
     hyperparameters = applied(spec.hyperparameters, parameters)
     update = {"run": paths.trial_id(spec.run, number), "hyperparameters": hyperparameters, "sweep": None}
     return JobSpec.model_validate(spec.model_copy(update=update).to_json())

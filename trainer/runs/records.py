@@ -1,4 +1,4 @@
-"""The records of a run, written while it trains: Status, MachineStatus, Record. trainer/contract/paths.py names the files."""
+"""The records of a run, written while it trains: Status, MachineStatus, Record. contract/paths.py names the files."""
 
 from typing import Literal
 
