@@ -45,7 +45,7 @@ Made by `make schema` from `infra/stack/keys.py` and `trainer/contract/options.p
 descriptions are in [{SCHEMA.name}]({SCHEMA.name}). The first line of a stack file names it, so that an editor
 with a YAML language server completes keys and shows what they mean.
 
-Keys stand below `config:` as `{PROJECT}:KEY`, or `KEY` alone. A mistake is one line at `pulumi preview`.
+Keys are below `config:` as `{PROJECT}:KEY`, or `KEY` alone. A mistake is one line at `pulumi preview`.
 [README](../README.md#the-stack-file) has the most common changes, [google-cloud.md](google-cloud.md) what a change
 does to machines that run.
 """

@@ -100,7 +100,7 @@ class Model(Strict):
         if self.size is not None:
             return SIZES[self.size]
         if self.layers is None or self.heads is None or self.width is None:
-            raise ValueError("the dimensions of a model that starts from a checkpoint stand in the checkpoint")
+            raise ValueError("the dimensions of a model that starts from a checkpoint are in the checkpoint")
         return self.layers, self.heads, self.width
 
     @property
