@@ -18,7 +18,6 @@ from rich.text import Text
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, QuotaLimits, check_quotas
-from infra.google.services import APIS
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
@@ -138,6 +137,8 @@ def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
 
 
 def _apis(api: GoogleApi, config: StackConfig) -> Check:
+    from infra.google.services import APIS  # pulumi_gcp, 0.02 s of imports that --help does not need
+
     names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in APIS]
     try:
         found = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
