@@ -17,10 +17,11 @@ from pulumi_policy import (  # type: ignore[import-not-found]
 )
 from pulumi_policy.proxy import UnknownValueError  # type: ignore[import-not-found]
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
+
 from infra.review.values import UNKNOWN
 from policy.rules import RULES, STACK_RULES, Resource, Rule, StackRule
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the CLI starts it in this folder
 # For rules about a whole stack, the CLI passes the outputs of its resources. They lack the inputs of components, which
 # are the settings of the stack file. So this keeps each resource's inputs from the earlier call about it alone.
 DECLARED: dict[str, Resource] = {}

@@ -111,7 +111,7 @@ class Cloud:
         self.closing: list[Callable[[], None]] = []  # these are called when the daemon ends (stop VMs, timers)
         self._numbers = 1000000000
 
-    # What other modules ask. -------------------------------------------------------------------------------------
+    # Calls of other modules. -------------------------------------------------------------------------------------
 
     def find(self, token: str, **props: Any) -> list[Resource]:
         """Return the resources of a type whose state has these values."""

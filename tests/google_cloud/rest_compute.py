@@ -103,7 +103,7 @@ def _recreate(call: Call) -> Json:
     return _operation(call, "recreateInstances", group.id)
 
 
-# -- what is on offer ----------------------------------------------------------------------------------------------
+# -- the offer of a zone ----------------------------------------------------------------------------------------------
 
 
 def _machine_type(project: str, zone: str, name: str) -> Json:

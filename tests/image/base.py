@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import pip
 import torch
 
 from tests.image.engine import Engine
@@ -75,10 +74,11 @@ def _add_python(tar: tarfile.TarFile) -> Path:
     torch_files = Path(torch.__file__).parent.glob("lib/*.so")
     found = _libraries([*files.values(), *library.glob("lib-dynload/*.so"), *torch_files])
     files |= {path: path for path in sorted(found) if not path.is_relative_to(INSTALLED.resolve())}
-    # pip is this environment's, as Debian's Python has none of its own.
+    # pip is this environment's, as Debian's Python has none of its own. It is not imported: setuptools would then leave
+    # distutils to the standard library, and torch.compile would fail in all later tests of this process.
     command = [python, "-I", "-c", "import site; print(site.getsitepackages()[0])"]
     site = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
-    folders = [Path(pip.__path__[0]), INSTALLED / f"pip-{metadata.version('pip')}.dist-info"]
+    folders = [INSTALLED / "pip", INSTALLED / f"pip-{metadata.version('pip')}.dist-info"]
     files |= {library: library, **{site / folder.name: folder for folder in folders}}
     for name, source in files.items():
         _copy(tar, source, name)

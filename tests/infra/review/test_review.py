@@ -266,7 +266,7 @@ def test_cost_before_and_after_is_a_table(said: Review) -> None:
     )
 
 
-# What is never shown, what is always so. ----------------------------------------------------------------------------
+# Secrets, order, length and markup. ---------------------------------------------------------------------------------
 
 
 def test_secret_is_never_shown(said: Review) -> None:

@@ -97,7 +97,7 @@ def test_step_that_takes_longer_than_a_notice_allows_is_given_up(
 
     def slow(self: Training, step: int, *arguments: Any) -> Any:
         if step == 5:
-            cluster.append(self.cluster)
+            cluster.append(self.membership)
             given_up.wait(60)
         return gradient(self, step, *arguments)
 
@@ -141,11 +141,12 @@ def test_member_that_is_silent_in_the_middle_of_a_step_is_named(
 
 DEAF = """
 import ctypes, os
-from trainer import compute
+from trainer.compute import process as processes
+from trainer.compute.exit_codes import LEFT
 
-compute.FINISH = 0.1
-process = compute.Process("worker-0", "127.0.0.1")
-process.give_up = lambda: os._exit(compute.LEFT if process.stopping() else 1)
+processes.FINISH = 0.1
+process = processes.Process("worker-0", "127.0.0.1")
+process.give_up = lambda: os._exit(LEFT if process.stopping() else 1)
 mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 library.pthread_mutex_lock(mutex)
 print("waits", flush=True)

