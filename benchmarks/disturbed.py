@@ -68,7 +68,7 @@ class Storages:
 
 @contextmanager
 def storages(folder: Path) -> Iterator[Storages]:
-    """Serve a storage that may fail. Raises ToolError if there is no fake-gcs-server."""
+    """Serve a storage that may fail. Raise ToolError if there is no fake-gcs-server."""
     with fake_gcs_server(folder / "storage.log") as direct, failing_proxy(direct) as (failing, faults):
         before = os.environ.get("STORAGE_EMULATOR_HOST")
         os.environ["STORAGE_EMULATOR_HOST"] = f"http://{direct}"  # this process uses no proxy, machines do
@@ -79,7 +79,7 @@ def storages(folder: Path) -> Iterator[Storages]:
             os.environ |= {"STORAGE_EMULATOR_HOST": before} if before is not None else {}
 
 
-class Machines:
+class DisturbedMachines:
     """The machines of a run, and the faults that can happen to them."""
 
     def __init__(
@@ -241,16 +241,16 @@ class Machines:
                 process.wait()
 
 
-KINDS: dict[str, tuple[Callable[[Machines, list[str], random.Random], None], float]] = {
-    "kill -9, process": (Machines.kill_process, 5),  # and its frequency, relative to the others
-    "kill -9, machine": (Machines.kill_machine, 5),
-    "notice, process": (Machines.notice_process, 3),
-    "notice, machine": (Machines.notice_machine, 3),
-    "frozen 1 to 8 s": (Machines.freeze, 4),
-    "frozen 32 to 45 s": (Machines.freeze_long, 1),
-    "another address": (Machines.move, 3),
-    "disk full": (Machines.disk_full, 3),
-    "storage 503": (Machines.storage_away, 12),
+KINDS: dict[str, tuple[Callable[[DisturbedMachines, list[str], random.Random], None], float]] = {
+    "kill -9, process": (DisturbedMachines.kill_process, 5),  # and its frequency, relative to the others
+    "kill -9, machine": (DisturbedMachines.kill_machine, 5),
+    "notice, process": (DisturbedMachines.notice_process, 3),
+    "notice, machine": (DisturbedMachines.notice_machine, 3),
+    "frozen 1 to 8 s": (DisturbedMachines.freeze, 4),
+    "frozen 32 to 45 s": (DisturbedMachines.freeze_long, 1),
+    "another address": (DisturbedMachines.move, 3),
+    "disk full": (DisturbedMachines.disk_full, 3),
+    "storage 503": (DisturbedMachines.storage_away, 12),
 }
 
 

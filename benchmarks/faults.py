@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.disturbed import KINDS, PATIENCE, Fault, Machines, Setup, Storages, storages
+from benchmarks.disturbed import KINDS, PATIENCE, DisturbedMachines, Fault, Setup, Storages, storages
 from tests.trainer.running import Run
 from trainer.contract import paths
 from trainer.runs.records import Record
@@ -39,7 +39,7 @@ TWICE = 0.5  # seconds between two records of a step that was taken twice; anoth
 CLOSE = 1e-4  # nats, for losses; if the batch was cut for another number of trainers, sums have another order
 
 
-def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fault:
+def draw(machines: DisturbedMachines, chance: random.Random, but: Collection[str]) -> Fault:
     not_here = "disk full" if machines.setup.google else "storage 503"
     weights = {kind: weight for kind, (_, weight) in KINDS.items() if kind not in (*but, not_here)}
     kind = chance.choices(list(weights), list(weights.values()))[0]
@@ -57,14 +57,14 @@ def draw(machines: Machines, chance: random.Random, but: Collection[str]) -> Fau
     return Fault(kind, names)
 
 
-def back(machines: Machines, before: dict[str, int]) -> bool:
+def back(machines: DisturbedMachines, before: dict[str, int]) -> bool:
     """Return whether every machine reports another step than before the fault."""
     now = machines.steps()
     return len(now) == len(machines.names) and all(now[name] != before.get(name) for name in now)
 
 
-def until(condition: Callable[[], bool], machines: Machines, what: str) -> None:
-    """Wait for a condition, or for the run's end. Raises RuntimeError after PATIENCE seconds."""
+def until(condition: Callable[[], bool], machines: DisturbedMachines, what: str) -> None:
+    """Wait for a condition, or for the run's end. Raise RuntimeError after PATIENCE seconds."""
     end = time.monotonic() + PATIENCE
     while not machines.over() and not condition():
         if time.monotonic() > end:
@@ -92,7 +92,7 @@ def all_records(run: Run) -> Iterator[Record]:
             yield from (Record.model_validate_json(line) for line in run.storage.read(entry.path).splitlines())
 
 
-def complaints(machines: Machines, calm: Run) -> list[str]:
+def complaints(machines: DisturbedMachines, calm: Run) -> list[str]:
     """Return everything that is wrong, a line each. calm: the same run without faults."""
     run, wrong = machines.run, list(machines.ended)
     status = run.status()
@@ -146,7 +146,7 @@ def command_of(process: Path) -> str:
 
 
 @dataclass
-class Outcome:
+class RunResult:
     setup: Setup
     faults: list[Fault]
     wrong: list[str]
@@ -163,7 +163,7 @@ class Benchmark:
     console: Console
     but: Collection[str] = ()  # kinds of faults that are left out
     hurry: float = 0.2  # the fraction of faults that come before all machines are back
-    forked: bool = False  # see Machines
+    forked: bool = False  # see DisturbedMachines
     calm: dict[tuple[int, int, int], Run] = field(default_factory=dict)
 
     def undisturbed(self, setup: Setup, steps: int) -> Run:
@@ -175,7 +175,7 @@ class Benchmark:
         key = (trainers, min(setup.servers, 1) if trainers > 1 else 0, steps)
         if key not in self.calm:
             calm = Setup(trainers, key[1], least=trainers)
-            machines = Machines(
+            machines = DisturbedMachines(
                 self.folder / f"calm-{'-'.join(map(str, key))}", calm, self.storages, steps, forked=self.forked
             )
             try:
@@ -189,11 +189,11 @@ class Benchmark:
             self.calm[key] = machines.run
         return self.calm[key]
 
-    def once(self, number: int, setup: Setup, most: int, steps: int = 0) -> Outcome:
+    def once(self, number: int, setup: Setup, most: int, steps: int = 0) -> RunResult:
         """Do one run with at most `most` faults."""
         begun, chance = time.monotonic(), random.Random(f"{self.seed}/{number}")  # noqa: S311
         calm = self.undisturbed(setup, steps or setup.steps)
-        machines = Machines(self.folder / f"run-{number}", setup, self.storages, steps, forked=self.forked)
+        machines = DisturbedMachines(self.folder / f"run-{number}", setup, self.storages, steps, forked=self.forked)
         faults: list[Fault] = []
         try:
             wrong = []
@@ -208,14 +208,14 @@ class Benchmark:
         with suppress(FileNotFoundError):
             wrong += complaints(machines, calm)
         measure(machines.run, faults)
-        outcome = Outcome(setup, faults, wrong, time.monotonic() - begun)
+        outcome = RunResult(setup, faults, wrong, time.monotonic() - begun)
         verdict = "; ".join(wrong) + f" (see {machines.folder})" if wrong else "as undisturbed"
         self.console.print(f"run {number}, {setup}: {len(faults)} faults, {outcome.seconds:.0f} s: {verdict}")
         if not wrong:
             shutil.rmtree(machines.folder)
         return outcome
 
-    def _disturb(self, machines: Machines, chance: random.Random, most: int, faults: list[Fault]) -> None:
+    def _disturb(self, machines: DisturbedMachines, chance: random.Random, most: int, faults: list[Fault]) -> None:
         """Start the machines and cause faults, which go into `faults`, until the run is over or there are `most`."""
         begun = time.time()
         for name in machines.names:
@@ -245,7 +245,7 @@ def setup_of(chance: random.Random) -> Setup:
     return Setup(trainers, servers, chance.choice([1, trainers]), google=chance.random() < 0.25)
 
 
-def table(outcomes: list[Outcome]) -> Table:
+def table(outcomes: list[RunResult]) -> Table:
     """Return the cost of each kind of fault, by role. The column failed counts faults in runs that ended wrongly."""
     shown = Table(title="the cost of faults: seconds without a new step, steps taken twice")
     for column in ("fault", "role", "count", "median s", "longest s", "median steps", "most steps", "failed"):
@@ -270,7 +270,7 @@ def main() -> int:
     parser.add_argument("--run", type=int, help="only the run with this number")
     options = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=True)
-    outcomes, begun = list[Outcome](), time.monotonic()
+    outcomes, begun = list[RunResult](), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     with storages(folder) as storage:
         benchmark = Benchmark(folder, options.seed, storage, console)

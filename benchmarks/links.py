@@ -15,7 +15,7 @@ BURST, QUEUE = 32768, 4 * 2**20  # bytes, for a link's token bucket
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 
 
-class Unavailable(Exception):
+class LinksUnavailable(Exception):
     """This machine does not let us make namespaces or shape links. The message says why."""
 
 
@@ -27,13 +27,13 @@ def address(member: int) -> str:
 def links(rates: Sequence[float]) -> Iterator[list[str]]:
     """Yield the names of namespaces, one for each rate (bits/s, each way). Its link is eth0, its address is address(i).
 
-    They are removed afterwards, as are those of an earlier run that was killed. Raises Unavailable.
+    They are removed afterwards, as are those of an earlier run that was killed. Raise LinksUnavailable.
     """
     if os.geteuid() != 0:
-        raise Unavailable("it takes root to make network namespaces")
+        raise LinksUnavailable("it takes root to make network namespaces")
     for tool in ("ip", "tc"):
         if shutil.which(tool) is None:
-            raise Unavailable(f"there is no `{tool}`: install iproute2")
+            raise LinksUnavailable(f"there is no `{tool}`: install iproute2")
     sweep()
     switch, members = f"{PREFIX}-{os.getpid()}-switch", [f"{PREFIX}-{os.getpid()}-{i}" for i in range(len(rates))]
     try:
@@ -86,4 +86,4 @@ def _shape(namespace: str, link: str, rate: float) -> None:
 def _run(*command: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        raise Unavailable(f"`{' '.join(command)}` says: {(done.stderr.strip().splitlines() or ['nothing'])[0]}")
+        raise LinksUnavailable(f"`{' '.join(command)}` says: {(done.stderr.strip().splitlines() or ['nothing'])[0]}")

@@ -32,7 +32,7 @@ from rich.table import Table
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torchft import ProcessGroupGloo
 
-from benchmarks.links import Unavailable, address, enter, links
+from benchmarks.links import LinksUnavailable, address, enter, links
 from trainer.cluster.group import MemberGroup
 from trainer.contract import exchange_cost
 from trainer.parallel.exchange import Exchange
@@ -194,7 +194,7 @@ def main() -> int:
         setting = Setting(*shape, options.elements, bucket)
         try:
             found = measure(setting, 1 if options.quick else options.rounds, lambda line: print(line, file=sys.stderr))
-        except Unavailable as why:
+        except LinksUnavailable as why:
             print(f"not measured: {why}")
             return 0
         show(setting, {method: statistics.median(seconds) for method, seconds in found.items()})

@@ -1,1 +1,1 @@
-"""What stands up a run: stack files, and the resources of each platform."""
+"""The program that declares a run: its stack files, and the resources of each platform."""

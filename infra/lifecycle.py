@@ -37,7 +37,7 @@ def _ended(old: Status | None, storage: Storage, run: str, launch: int) -> Statu
     if old is None or old.state in FINAL_STATES or old.launch > launch:
         return None
     saved = newest_checkpoint(storage, run)
-    onward = f"goes on from step {saved.step}" if saved else "starts at step 0, as there is no checkpoint yet"
+    onward = f"continues from step {saved.step}" if saved else "starts at step 0, as there is no checkpoint yet"
     try:
         other = json.loads(storage.read(paths.CURRENT))["run"]
     except FileNotFoundError:
@@ -82,6 +82,6 @@ def status_line(status: Status | None, url: str, job: JobSpec) -> tuple[bool, st
     if is_finished(status, job):
         return True, (
             f"run {job.run} has {status.state} at step {status.step} ({status.reason}); set gpt2-training:launch to"
-            f" {status.launch + 1} to go on from its newest checkpoint"
+            f" {status.launch + 1} to continue from its newest checkpoint"
         )
     return False, f"run {job.run} is {status.state} at step {status.step}"

@@ -35,7 +35,7 @@ EXAMPLES = {
 
 
 def bucket_of(stack: str, root: Path = ROOT) -> str:
-    """Return the address of a stack's bucket, whatever else its file says. Raises ConfigError."""
+    """Return the address of a stack's bucket, whatever else its file says. Raise ConfigError."""
     values, provider = stack_values(stack, root)
     if values.get("platform", "local") != "google":
         return bucket_url(stack, root)
@@ -47,7 +47,7 @@ def bucket_of(stack: str, root: Path = ROOT) -> str:
 def load(
     values: Mapping[str, Any], stack: str, root: Path = ROOT, provider: Mapping[str, Any] | None = None
 ) -> StackConfig:
-    """Check a stack file's values, keyed without the project's name. Raises ConfigError with all problems."""
+    """Check a stack file's values, keyed without the project's name. Raise ConfigError with all problems."""
     try:
         file = StackFile.model_validate(dict(values), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -64,6 +64,6 @@ def load(
 
 
 def from_file(stack: str, root: Path = ROOT) -> StackConfig:
-    """Load Pulumi.<stack>.yaml. Raises ConfigError."""
+    """Load Pulumi.<stack>.yaml. Raise ConfigError."""
     values, provider = stack_values(stack, root)
     return load(values, stack, root, provider)

@@ -13,20 +13,14 @@ from typing import Any, Literal
 from infra.fleet.catalog import MACHINE_TYPES
 from infra.fleet.prices import Cost, machine_cost
 from infra.review import exposure
+from infra.review.resource_types import BUCKET, GROUP, REQUEST, RUN, TEMPLATE
 from infra.review.values import UNKNOWN
 from infra.stack.keys import RunLimits
 from trainer.contract.options import Hyperparameters
 
 Enforcement = Literal["mandatory", "advisory"]
-RUN = "gpt2-training:run:TrainingRun"  # its inputs are the settings of the stack file
-BUCKET = "gcp:storage/bucket:Bucket"
 INSTANCE = "gcp:compute/instance:Instance"
-GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
-REQUEST = "gcp:compute/regionResizeRequest:RegionResizeRequest"
-TEMPLATES = (
-    "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate",
-    "gcp:compute/instanceTemplate:InstanceTemplate",
-)
+TEMPLATES = (TEMPLATE, "gcp:compute/instanceTemplate:InstanceTemplate")
 PRIMITIVE = ("roles/owner", "roles/editor", "roles/viewer")
 LABELS = ("role", "run", "launch")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")

@@ -153,7 +153,7 @@ def build_image(
 
     Raise UserError, ApiError or StorageError if that is not possible.
     """
-    from scripts.support.buckets import ensure_bucket  # Google's library takes a moment, and --help does not need it
+    from scripts.support.buckets import ensure_bucket  # 0.1 s of imports, Google's library, that --help does not need
 
     api = GoogleApi()
     ensure_repository(api, config, sleep)

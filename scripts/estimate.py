@@ -52,7 +52,7 @@ def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfi
 
 
 def refresh(config: StackConfig) -> list[str]:
-    """Add the finished runs of the stack's bucket to those that are known. Returns what a person should know of it."""
+    """Add the finished runs of the stack's bucket to those that are known. Return what a person should know of it."""
     known = measured.read(config.root)
     if config.google and config.project == NO_PROJECT:
         return ["gcp:project is not set, so there is no bucket that could hold finished runs"]

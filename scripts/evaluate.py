@@ -90,7 +90,7 @@ def _evaluate(
     storage: Storage, spec: JobSpec, task: Task, prepared: Prepared, console: Console
 ) -> tuple[Scores, list[Prediction]]:
     model, _ = load(model_folder(storage, spec.run))
-    import torch  # takes seconds, so after all checks that do not need it
+    import torch  # 3 s of imports with all of this, so after all checks that do not need it
     from transformers import GPT2LMHeadModel
 
     from trainer.evaluation.evaluate import evaluate

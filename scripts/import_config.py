@@ -1,6 +1,6 @@
 """Turn a training job of AI Platform or Vertex AI into a stack file, and report the use of each of its keys.
 
-Reads AI Platform's config.yaml (trainingInput) and Vertex AI's CustomJob, jobSpec or tuning job, as YAML or JSON.
+Read AI Platform's config.yaml (trainingInput) and Vertex AI's CustomJob, jobSpec or tuning job, as YAML or JSON.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def render(draft: Draft, source: str) -> str:
             lines.append("  # Your text; above 64 MiB: python -m scripts.upload_data")
         lines += _block(f"gpt2-training:{name}", value)
         if name == "trainingInput" and draft.tuning:
-            lines.append("  # The search that stood beside these, which this file does not run:")
+            lines.append("  # The search of the given file, which this file does not run:")
             lines += [f"  #   {line}" for line in yaml.safe_dump(draft.tuning, sort_keys=False).splitlines()]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ from infra.stack.explain import allowed
 from infra.stack.keys import DIGITS, StackFile, TrainingInput
 from scripts.support.common import CHECKOUT, run_main
 
-Json = dict[str, Any]
+Schema = dict[str, Any]
 SCHEMA, REFERENCE = Path("docs/stack.schema.json"), Path("docs/reference.md")
 QUOTED_COUNTS = ("workerCount", "minWorkers", "parameterServerCount")  # they may be quoted, as in AI Platform's files
 # A top-level value that Pulumi keeps as a text: `pulumi config set` writes launch: "1", and objects as JSON.
@@ -45,13 +45,13 @@ Made by `make schema` from `infra/stack/keys.py` and `trainer/contract/options.p
 descriptions are in [{SCHEMA.name}]({SCHEMA.name}). The first line of a stack file names it, so that an editor
 with a YAML language server completes keys and shows what they mean.
 
-Keys stand below `config:` as `{PROJECT}:KEY`, or `KEY` alone. A mistake is one line at `pulumi preview`.
+Keys are below `config:` as `{PROJECT}:KEY`, or `KEY` alone. A mistake is one line at `pulumi preview`.
 [README](../README.md#the-stack-file) has the most common changes, [google-cloud.md](google-cloud.md) what a change
 does to machines that run.
 """
 
 
-def stack_schema() -> Json:
+def stack_schema() -> Schema:
     """Return the JSON Schema of a whole Pulumi.<stack>.yaml."""
     model = StackFile.model_json_schema(by_alias=True)
     for name in ("$defs", "properties"):
@@ -62,7 +62,7 @@ def stack_schema() -> Json:
     for definition in model["$defs"].values():
         for node in definition["properties"].values():
             _let_secrets_in(node)
-    keys: Json = {}
+    keys: Schema = {}
     for name, node in model["properties"].items():
         also = [{"type": "string", "pattern": TEXTS[kind]} for kind in _types(node, model) if kind in TEXTS]
         _also(node, *also, {"$ref": "#/$defs/secret"})
@@ -106,7 +106,7 @@ def stack_schema() -> Json:
     }
 
 
-def _plain(node: Json) -> Json:
+def _plain(node: Schema) -> Schema:
     """Return a schema without titles, with defaults of plain values alone and one paragraph a description."""
     plain = {name: value for name, value in node.items() if name != "title"}
     if plain.get("default") is None or isinstance(plain["default"], dict):
@@ -118,18 +118,18 @@ def _plain(node: Json) -> Json:
     return plain
 
 
-def _types(node: Json, model: Json) -> Iterator[str]:
+def _types(node: Schema, model: Schema) -> Iterator[str]:
     """Yield the types that a schema allows; one behind a reference is an object."""
     for option in node.get("anyOf", [node]):
         yield "object" if "$ref" in option else option["type"]
 
 
-def _type(node: Json) -> Json:
+def _type(node: Schema) -> Schema:
     """Return the part of a schema that says what is allowed, without description and default."""
     return {name: value for name, value in node.items() if name not in ("description", "default")}
 
 
-def _also(node: Json, *more: Json) -> None:
+def _also(node: Schema, *more: Schema) -> None:
     """Let a schema allow something else too."""
     options = node.pop("anyOf", None) or [_type(node)]
     for name in _type(node):
@@ -137,7 +137,7 @@ def _also(node: Json, *more: Json) -> None:
     node["anyOf"] = [*options, *more]
 
 
-def _let_secrets_in(node: Json) -> None:
+def _let_secrets_in(node: Schema) -> None:
     """Allow an encrypted value where any text may stand, in lists too; numbers and choices are no secrets."""
     options = node.get("anyOf", [node])
     for option in options:
@@ -156,7 +156,7 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sections(path: str, node: Json, model: Json) -> Iterator[str]:
+def _sections(path: str, node: Schema, model: Schema) -> Iterator[str]:
     """Yield the section of an object and those of the objects inside it; nothing for another value."""
     name, suffix = _object_of(node)
     if not name:
@@ -168,7 +168,7 @@ def _sections(path: str, node: Json, model: Json) -> Iterator[str]:
         yield from _sections(f"{path}.{key}", inner, model)
 
 
-def _object_of(node: Json) -> tuple[str, str]:
+def _object_of(node: Schema) -> tuple[str, str]:
     """Return the name of the definition that a schema refers to, empty if to none, and [] if it is in a list."""
     for option in node.get("anyOf", [node]):
         inner, suffix = (option["items"], "[]") if option.get("type") == "array" else (option, "")
@@ -177,7 +177,7 @@ def _object_of(node: Json) -> tuple[str, str]:
     return "", ""
 
 
-def _table(path: str, definition: Json, model: Json) -> Iterator[str]:
+def _table(path: str, definition: Schema, model: Schema) -> Iterator[str]:
     """Yield a table of an object's keys; `path` is the object's own, with a dot at its end."""
     yield "| key | value | default | meaning |"
     yield "|---|---|---|---|"
@@ -186,7 +186,7 @@ def _table(path: str, definition: Json, model: Json) -> Iterator[str]:
         yield _row(path, name, node, name in required, model)
 
 
-def _row(path: str, name: str, node: Json, required: bool, model: Json) -> str:
+def _row(path: str, name: str, node: Schema, required: bool, model: Schema) -> str:
     """Return a key as a row of a table: its value in words, its default and its meaning."""
     definition, suffix = _object_of(node)
     if definition:
@@ -200,7 +200,7 @@ def _row(path: str, name: str, node: Json, required: bool, model: Json) -> str:
     return f"| `{name}` | {value} | {'required' if required else shown} | {meaning} |"
 
 
-def _without_null(node: Json) -> Json:
+def _without_null(node: Schema) -> Schema:
     """Return the schema of an optional key as that of a key that is given."""
     options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
     return {**node, **options[0]} if options else node

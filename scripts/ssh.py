@@ -17,7 +17,7 @@ from trainer.gcloud.api import ApiError, GoogleApi
 
 
 def choose(groups: list[InstanceGroup], role: str, index: int, stack: str) -> tuple[str, str]:
-    """Return the instance and zone of the index-th running machine of a role, by name. Raises UserError."""
+    """Return the instance and zone of the index-th running machine of a role, by name. Raise UserError."""
     mine = [group for group in groups if group.role == role]
     if not mine:
         there = ", ".join(dict.fromkeys(group.role for group in groups)) or "none"

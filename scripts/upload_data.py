@@ -98,7 +98,7 @@ def lock_remote(url: str, folder: Path) -> Path:
 
     Raise UserError or InputError if the object cannot be read or is not text.
     """
-    from scripts.support.buckets import read_object  # a local stack does not need Google's packages
+    from scripts.support.buckets import read_object  # 0.2 s of imports that a local stack does not need
 
     name = url.rpartition("/")[2]
     if not name or url.count("/") < 3:
@@ -154,7 +154,7 @@ def _check_pairs(path: Path) -> None:
 
 def _upload_to_stack(stack: str, path: Path) -> None:
     """Upload a text into the data bucket of a stack on Google Cloud, and write its lock."""
-    from scripts.support.buckets import ensure_bucket
+    from scripts.support.buckets import ensure_bucket  # as in lock_remote()
 
     size_of(path, str(path))  # checks the file before a bucket is made
     config = google_stack(stack)

@@ -35,7 +35,7 @@ class NotStarted(Exception):
 def fake_gcs_server(log: Path) -> Iterator[str]:
     """Start a server that keeps its objects in memory; yield its host:port.
 
-    Raises ToolError where it cannot be built.
+    Raise ToolError where it cannot be built.
     """
     program = build("fake-gcs-server")
     for _ in range(3):  # another process may take the port first

@@ -114,7 +114,7 @@ def install(folder: Path) -> bool:
 
 
 def build(folder: Path) -> None:
-    """Build the CLI into `folder`/bin, with our language host and Pulumi's dynamic provider. Raises ToolError."""
+    """Build the CLI into `folder`/bin, with our language host and Pulumi's dynamic provider. Raise ToolError."""
     bin_folder = folder / "bin"
     bin_folder.mkdir()
     log = cache_root() / "pulumi.log"
@@ -134,7 +134,7 @@ def build(folder: Path) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Install the CLI into `folder`/bin with the installer, else build it with Go. Raises ToolError."""
+    """Install the CLI into `folder`/bin with the installer, else build it with Go. Raise ToolError."""
     if install(folder):
         return
     shutil.rmtree(folder / "bin", ignore_errors=True)
@@ -145,7 +145,7 @@ def fill(folder: Path) -> None:
 
 
 def get() -> Path:
-    """Return the folder that has a usable `pulumi`, which is fetched or built if necessary. Raises ToolError."""
+    """Return the folder that has a usable `pulumi`, which is fetched or built if necessary. Raise ToolError."""
     folder = on_path()
     if not folder:
         inputs = [SOURCE / "go.mod", SOURCE / "go.sum", SOURCE / LANGUAGE_HOST, TOOLS / "language_host.py"]

@@ -69,7 +69,7 @@ def cached(name: str, proof: str, fill: Callable[[Path], None]) -> Path:
     """Return the cache's folder `name`. If it is not there, `fill(folder)` makes it, once, and it appears as a whole.
 
     `proof` is a file in the folder that must be there and executable. If several processes need the folder, one fills
-    it and the others wait. A process removes the remains of an interrupted one. Raises ToolError.
+    it and the others wait. A process removes the remains of an interrupted one. Raise ToolError.
     """
     final = cache_root() / name
     if os.access(final / proof, os.X_OK):
@@ -100,7 +100,7 @@ def cached(name: str, proof: str, fill: Callable[[Path], None]) -> Path:
 
 
 def go_version() -> tuple[int, int]:
-    """Return the version of the `go` on PATH. Raises ToolError if there is none that is recent enough."""
+    """Return the version of the `go` on PATH. Raise ToolError if there is none that is recent enough."""
     need = f"install Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or later and put it on PATH"
     try:
         answer = subprocess.run(["go", "version"], capture_output=True, text=True, check=True).stdout
@@ -116,7 +116,7 @@ def go_version() -> tuple[int, int]:
 def go(source: Path, *arguments: str, log: Path, label: str) -> str:
     """Run one go command in the module `source`, report progress now and then, and return its stdout.
 
-    The command's stderr goes to `log`. Raises ToolError with its last line.
+    The command's stderr goes to `log`. Raise ToolError with its last line.
     """
     environment = {
         **os.environ,
@@ -149,7 +149,7 @@ def go(source: Path, *arguments: str, log: Path, label: str) -> str:
 
 
 def go_build(source: Path, output: Path, log: Path, linker_flags: str = "") -> None:
-    """Build the program of the `tool` line in `source`/go.mod to the file `output`. Raises ToolError."""
+    """Build the program of the `tool` line in `source`/go.mod to the file `output`. Raise ToolError."""
     go_version()
     tool = re.search(r"^tool (\S+)$", (source / "go.mod").read_text(), re.MULTILINE)
     assert tool, f"{source}/go.mod has no tool line"
@@ -162,7 +162,7 @@ def go_build(source: Path, output: Path, log: Path, linker_flags: str = "") -> N
 
 
 def build(name: str) -> Path:
-    """Return the program of tools/<name>/go.mod, which is built if the cache does not have it. Raises ToolError."""
+    """Return the program of tools/<name>/go.mod, which is built if the cache does not have it. Raise ToolError."""
     source = TOOLS / name
     if not (source / "go.mod").is_file():
         raise ToolError(f"no pinned Go tool {name!r}: there is no {source.relative_to(TOOLS.parent)}/go.mod")

@@ -59,7 +59,7 @@ class BadEnvironmentError(Exception):
 
 
 def python_of(info: lang.ProgramInfo) -> str:
-    """The python that runs the project's programs: that of the `virtualenv` option, else the one we run in."""
+    """Return the python that runs the project's programs: that of the `virtualenv` option, else the one we run in."""
     if not (name := info.options.fields["virtualenv"].string_value):
         return os.environ.get("PULUMI_PYTHON_CMD") or sys.executable
     python = Path(info.root_directory, name, "bin", "python")
@@ -82,7 +82,7 @@ def environment_of(python: str, **more: str) -> dict[str, str]:
 
 
 def plugins() -> list[dict[str, Any]]:
-    """The Pulumi packages, which have a pulumi-plugin.json, of the python that runs this."""
+    """Return the Pulumi packages of the python that runs this: those with a pulumi-plugin.json."""
     found = []
     for folder in sys.path:
         for file in Path(folder).glob("*/pulumi-plugin.json"):
@@ -94,7 +94,7 @@ def plugins() -> list[dict[str, Any]]:
 
 
 def distributions() -> list[dict[str, Any]]:
-    """All distributions of the python that runs this, each with the names of those that it requires."""
+    """Return all distributions of the python that runs this, each with the names of those that it requires."""
     found = []
     for dist in importlib.metadata.distributions():
         requires = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in dist.requires or [] if "extra ==" not in line]
@@ -106,7 +106,7 @@ QUESTIONS = {"plugins": plugins, "distributions": distributions}
 
 
 def ask(python: str, question: str) -> list[dict[str, Any]]:
-    """The answer of that python to one of QUESTIONS. Raises BadEnvironmentError."""
+    """Return the answer of that python to one of QUESTIONS. Raise BadEnvironmentError."""
     # Compare folders with links resolved: a project's .venv may be a link. The python in it always is.
     theirs, ours = [Path(path).parent.resolve() / Path(path).name for path in (python, sys.executable)]
     if theirs == ours:
@@ -151,7 +151,7 @@ def run_program(settings: dict[str, Any], program: str) -> int:
 
 
 def program_traceback(program: str) -> str:
-    """The current exception's traceback from the user's program on, without our and the SDK's frames above it."""
+    """Return the current exception's traceback, from the user's program on: without our and the SDK's frames."""
     main = os.path.realpath(Path(program, "__main__.py") if Path(program).is_dir() else program)
     files = [os.path.realpath(frame.filename) for frame in traceback.extract_tb(sys.exc_info()[2])]
     return traceback.format_exc(limit=files.index(main) - len(files) if main in files else None)
@@ -262,7 +262,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
 
 
 def plain(name: str) -> str:
-    """A distribution's name in the form in which two spellings compare equal."""
+    """Return a distribution's name in the form in which two spellings compare equal."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

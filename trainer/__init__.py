@@ -1,1 +1,1 @@
-"""What runs on every machine of a training run. It knows nothing of Pulumi; contract/ is what infra/ shares."""
+"""The program of every machine of a training run. It knows nothing of Pulumi, and infra/ shares its contract/."""

@@ -47,7 +47,7 @@ def estimate(config: StackConfig, fleet: Fleet, runs: list[measured.Measured] | 
     """Estimate a stack that load() has checked. runs: measured runs; None: those that the checkout keeps."""
     size = workload.dimensions(config)
     if size is None:
-        why = f"the dimensions of {config.file.model.initialize} stand in the checkpoint, which is not read here"
+        why = f"the dimensions of {config.file.model.initialize} are in the checkpoint, which is not read here"
         return Estimate((), (), (), (), fleet.hourly, None, NOTHING, (why,))
     step_time = step(config, fleet, size, measured.read(config.root) if runs is None else runs)
     hyper = config.file.training_input.hyperparameters

@@ -114,7 +114,7 @@ def write(root: Path, runs: list[Measured]) -> None:
 def collect(storage: Storage, root: Path, known: list[Measured]) -> tuple[list[Measured], int]:
     """Summarize the runs of a bucket that have finished and are not known.
 
-    Returns the summaries, and how many runs tell nothing. Raises StorageError.
+    Return the summaries, and how many runs tell nothing. Raise StorageError.
     """
     seen: set[tuple[str, int]] = {(run.run, run.launch) for run in known}
     fresh, silent = [], 0

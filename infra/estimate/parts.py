@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a run takes and what it costs.
+    """A run's time and cost.
 
     hours and cost are None if the model's dimensions are not known; `notes` says why.
     hourly: an hour of all machines. run: the finished run whose measured speed the estimate uses; empty if none.
@@ -79,7 +79,7 @@ def rounded(number: float) -> float:
 def spread(amount: Range | None, at_least: bool = False) -> dict[str, Any]:
     """Return a range as a stack's output: {"low", "high"}, and "atLeast" if not everything is priced."""
     if amount is None:
-        return {"unknown": "the model's dimensions stand in a checkpoint that is not here"}
+        return {"unknown": "the model's dimensions are in a checkpoint that is not here"}
     output: dict[str, Any] = {"low": rounded(amount.low), "high": rounded(amount.high)}
     if at_least:
         output["atLeast"] = True

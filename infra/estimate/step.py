@@ -48,7 +48,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the busiest trainer computes of a step. flops: FLOPs."""
+    """The busiest trainer's part of a step. flops: FLOPs."""
 
     size: geometry.Dimensions
     share: geometry.Share

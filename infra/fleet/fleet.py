@@ -31,7 +31,7 @@ class RoleMachines:
 
     @property
     def attached(self) -> bool:
-        """Whether GPUs are attached to the machine, and not built into its type."""
+        """Return whether GPUs are attached to the machine, and not built into its type."""
         return self.accelerators > 0 and not self.machine.accelerators
 
     @property

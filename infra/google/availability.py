@@ -73,7 +73,7 @@ def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequ
 
 
 def _exists(api: GoogleApi, path: str) -> bool:
-    """Return whether Compute Engine has an object of this path. Raises ApiError."""
+    """Return whether Compute Engine has an object of this path. Raise ApiError."""
     try:
         api.call("compute", "GET", path)
     except ApiError as error:

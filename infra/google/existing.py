@@ -23,7 +23,7 @@ from trainer.runs.records import Status
 
 @dataclass
 class Existing:
-    """What an earlier `up` of this stack left on Google Cloud."""
+    """The resources that an earlier `up` of this stack left on Google Cloud."""
 
     buckets: set[str] = field(default_factory=set)  # their names
     repository: bool = False  # whether the image repository exists
@@ -114,7 +114,7 @@ class _Search:
                 True,
                 (
                     f"run {job.run}: the time of launch {job.launch} is over (limits: {hours:.1f} h); set"
-                    f" gpt2-training:launch to {job.launch + 1} to go on from its newest checkpoint"
+                    f" gpt2-training:launch to {job.launch + 1} to continue from its newest checkpoint"
                 ),
             )
         if said is not None:
@@ -137,7 +137,7 @@ class _Search:
         )
 
     def _status(self, bucket: str) -> Status | None:
-        """Return the run's status, None if it has none yet. Raises RunError if it cannot be read."""
+        """Return the run's status, None if it has none yet. Raise RunError if it cannot be read."""
         path = paths.status(self._job.run)
         content = self._read(bucket, path)
         try:

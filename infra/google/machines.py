@@ -12,7 +12,7 @@ from infra.google.groups import Group, Template
 from infra.google.identity import Identity
 
 
-class Machines(pulumi.ComponentResource):
+class MachineGroup(pulumi.ComponentResource):
     """An instance template and a managed instance group for one role."""
 
     def __init__(

@@ -26,7 +26,7 @@ METRICS = {  # the value type, unit and description of each
 }
 
 
-class Metrics(pulumi.ComponentResource):
+class MetricDescriptors(pulumi.ComponentResource):
     """The descriptors of the trainer's metrics, and a metric that counts preemptions in the logs."""
 
     def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):

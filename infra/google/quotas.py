@@ -31,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Need:
-    """How much of one quota a stack takes for machines on demand, and for Spot or flex-start machines."""
+    """A stack's part of one quota: for machines on demand, and for Spot or flex-start machines."""
 
     metric: str  # Compute Engine's name, such as NVIDIA_T4_GPUS
     on_demand: int

@@ -13,22 +13,22 @@ from infra.google.groups import groups
 from infra.google.guard import Guard, Launch
 from infra.google.identity import Identity
 from infra.google.image import Image
-from infra.google.machines import Machines
-from infra.google.monitoring import Alerts, Metrics
+from infra.google.machines import MachineGroup
+from infra.google.monitoring import Alerts, MetricDescriptors
 from infra.google.network import Network
 from infra.google.pipeline import Pipeline
 from infra.google.services import Services
-from infra.google.storage import Storage
+from infra.google.storage import Buckets
 from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
-def stand_up(
+def declare_resources(
     config: StackConfig, fleet: Fleet, inputs: Inputs, job: JobSpec, parent: pulumi.Resource
 ) -> pulumi.Output[str]:
-    """Declare everything that a run needs on Google Cloud. Returns the bucket's address."""
+    """Declare everything that a run needs on Google Cloud, and return the bucket's address."""
     by_account = config.file.limits.billing_account is not None
     provider = gcp.Provider(
         "google",
@@ -52,9 +52,9 @@ def stand_up(
     services = Services(config, after())
     identity = Identity(config, fleet, existing.roles, after(services))
     network = Network(config, identity, after(services))
-    buckets = Storage(config, inputs, job, identity, existing.buckets, after(services))
+    buckets = Buckets(config, inputs, job, identity, existing.buckets, after(services))
     image = Image(config, job, identity, existing.repository, after(services))
-    metrics = Metrics(config, after(services))
+    metrics = MetricDescriptors(config, after(services))
 
     # A launch begins when everything else exists: its clock must not run during the upload of an image of 5 GB, and a
     # build that fails must not leave the machines of the run before without their guard.
@@ -73,7 +73,7 @@ def stand_up(
     # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.
     waiting = after(identity, network, buckets, image, launch, guard)
     machines = [
-        Machines(
+        MachineGroup(
             group, identity, network.subnetwork, image.reference, ends, existing.finished, existing.expired, waiting
         )
         for group in planned

@@ -15,7 +15,7 @@ from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
 
-class Storage(pulumi.ComponentResource):
+class Buckets(pulumi.ComponentResource):
     """The two buckets, the machines' rights on them, and the objects that a run starts from."""
 
     artifacts: storage.Bucket

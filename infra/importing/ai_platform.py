@@ -71,7 +71,7 @@ def is_job(content: dict[str, Any]) -> bool:
 
 
 def read(content: dict[str, Any]) -> Draft:
-    """Read a job, or its trainingInput alone. Raises ImportProblem if it has no counterpart here."""
+    """Read a job, or its trainingInput alone. Raise ImportProblem if it has no counterpart here."""
     draft = Draft()
     top = Node(draft, "", content)
     if not top.has("trainingInput"):

@@ -17,7 +17,7 @@ from trainer.contract.options import Hyperparameters, Model
 from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Role
 
-State = Literal["mapped", "replaced", "left out", "to fill in"]
+NoteState = Literal["mapped", "replaced", "left out", "to fill in"]
 # For each of AI Platform's own names: the nearest N1 machine, and the GPUs that it had.
 LEGACY: dict[str, tuple[str, str, int]] = {
     "standard": ("n1-standard-4", "", 0),
@@ -63,7 +63,7 @@ class ImportProblem(Exception):
 class Note:
     """The fate of one key of the file that was read."""
 
-    state: State
+    state: NoteState
     key: str
     found: str
     words: str  # the stack file's key and value that it became, or why it became none
@@ -96,7 +96,7 @@ class Draft:
     tuning: dict[str, Any] = field(default_factory=dict)  # a search as it is in the file, for a comment
     sweep: dict[str, Any] = field(default_factory=dict)  # a search in this project's words
 
-    def note(self, state: State, key: str, found: Any, words: str) -> None:
+    def note(self, state: NoteState, key: str, found: Any, words: str) -> None:
         """Add a note about a key of the file."""
         self.notes.append(Note(state, key, short(found), words))
 
@@ -138,14 +138,14 @@ class Draft:
             self.hyperparameter(f"{key} --{name}", name, value)
 
     def hours(self, key: str, seconds: str) -> None:
-        """Take a duration such as 86400s as limits.maxHours. Raises ImportProblem if it is none."""
+        """Take a duration such as 86400s as limits.maxHours. Raise ImportProblem if it is none."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)s?", seconds)
         if match is None:
             raise ImportProblem(f"{key}: found {seconds!r}, must be seconds such as 86400s")
         hours = float(match[1]) / 3600
         taken = round(min(max(hours, HOURS[0]), HOURS[1]), 2)
         self.limits["maxHours"] = int(taken) if taken == int(taken) else taken
-        state: State = "mapped" if abs(taken - hours) < 0.01 else "replaced"
+        state: NoteState = "mapped" if abs(taken - hours) < 0.01 else "replaced"
         self.note(state, key, seconds, f"limits.maxHours: {taken:g}; it counts from the launch, and Google enforces it")
 
     def disk(self, key: str, gigabytes: int) -> None:
@@ -234,7 +234,7 @@ class Node:
     """A mapping of the file that knows which keys were not taken yet. Keys are camelCase, whatever the file has."""
 
     def __init__(self, draft: Draft, path: str, content: Any) -> None:
-        """Wrap the content at a path. Raises ImportProblem if it is no mapping."""
+        """Wrap the content at a path. Raise ImportProblem if it is no mapping."""
         if not isinstance(content, Mapping):
             raise ImportProblem(f"{path or 'the file'}: found {short(content)}, must be keys and values")
         self._draft, self.path = draft, path
@@ -253,28 +253,28 @@ class Node:
         return self._left.pop(name, None)
 
     def text(self, name: str) -> str:
-        """Take a plain value as a text; empty if it is not there. Raises ImportProblem for another value."""
+        """Take a plain value as a text; empty if it is not there. Raise ImportProblem for another value."""
         found = self.take(name)
         if isinstance(found, (Mapping, list)):
             raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a text")
         return "" if found is None else str(found)
 
     def number(self, name: str, default: int) -> int:
-        """Take a whole number, which may be quoted, as JSON quotes 64-bit numbers. Raises ImportProblem."""
+        """Take a whole number, which may be quoted, as JSON quotes 64-bit numbers. Raise ImportProblem."""
         found = self.text(name)
         if found and not re.fullmatch("[0-9]{1,9}", found):
             raise ImportProblem(f"{self.key(name)}: found {found!r}, must be a whole number")
         return int(found) if found else default
 
     def items(self, name: str) -> list[Any]:
-        """Take a list; empty if it is not there. Raises ImportProblem for another value."""
+        """Take a list; empty if it is not there. Raise ImportProblem for another value."""
         found = self.take(name)
         if found is not None and not isinstance(found, list):
             raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a list")
         return found or []
 
     def child(self, name: str) -> "Node":
-        """Take a mapping; empty if it is not there. Raises ImportProblem for another value."""
+        """Take a mapping; empty if it is not there. Raise ImportProblem for another value."""
         return Node(self._draft, self.key(name), self._left.pop(name, {}))
 
     def leave(self, reasons: Mapping[str, str]) -> None:

@@ -46,7 +46,7 @@ SPEC_LEFT_OUT = {
     "pscInterfaceConfig": OWN_NETWORK,
     "reservedIpRanges": OWN_NETWORK,
     "persistentResourceId": "a stack makes its own machines; machines.reservation names reserved ones",
-    "protectedArtifactLocationId": "the bucket lies in gcp:region",
+    "protectedArtifactLocationId": "the bucket is in gcp:region",
     "serviceAccount": "the stack makes an account for each role, with no more rights than it needs",
 }
 POOL_LEFT_OUT = {
@@ -62,8 +62,8 @@ CODE_LEFT_OUT = dict.fromkeys(
     ("imageUri", "command", "env", "executorImageUri", "packageUris", "pythonModule"), OWN_CODE
 )
 SCHEDULING_LEFT_OUT = {
-    "restartJobOnWorkerRestart": "a run goes on without a lost machine, and Google makes it anew",
-    "disableRetries": "a run goes on without a lost machine, and Google makes it anew",
+    "restartJobOnWorkerRestart": "a run continues without a lost machine, and Google makes it anew",
+    "disableRetries": "a run continues without a lost machine, and Google makes it anew",
     "maxWaitDuration": "machines.flexStart waits for capacity, at most 7 days",
 }
 
@@ -75,7 +75,7 @@ def is_job(content: dict[str, Any]) -> bool:
 
 
 def read(content: dict[str, Any]) -> Draft:
-    """Read a job, a tuning job, or a job's spec. Raises ImportProblem if it has no counterpart here."""
+    """Read a job, a tuning job, or a job's spec. Raise ImportProblem if it has no counterpart here."""
     draft = Draft()
     top = Node(draft, "", content)
     for name in TUNING:

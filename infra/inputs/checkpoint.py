@@ -43,7 +43,7 @@ class Checkpoint:
 def locate(config: StackConfig) -> Checkpoint | None:
     """Return the checkpoint of model.initialize, None if the stack file has none; hub and buckets are not asked.
 
-    Raises InputError if the checkpoint is not there or out of the machines' reach.
+    Raise InputError if the checkpoint is not there or out of the machines' reach.
     """
     named = config.file.model.initialize
     if named is None:
@@ -130,7 +130,7 @@ def _family(run: str) -> str:
 
 
 def _of_run(run: str, buckets: list[Path]) -> Checkpoint:
-    """Return the model of a finished run in one of these folders. Raises InputError if none has it."""
+    """Return the model of a finished run in one of these folders. Raise InputError if none has it."""
     for bucket in buckets:
         model = bucket / paths.model(run)
         if (model / paths.MANIFEST).is_file():

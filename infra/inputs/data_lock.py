@@ -36,7 +36,7 @@ def lock_path(text: Path) -> Path:
 
 
 def read_lock(text: Path, named: str = "", stack: str = "") -> DataLock | None:
-    """Return the lock of a text, None if there is no lock file. Raises InputError for one that cannot be used.
+    """Return the lock of a text, None if there is no lock file. Raise InputError for one that cannot be used.
 
     An error names a command, with the text as the stack file names it (`named`) and the stack.
     """
@@ -67,7 +67,7 @@ def _again(text: Path, named: str, stack: str) -> str:
 
 
 def write_lock(text: Path, lock: DataLock) -> Path:
-    """Write a text's lock file, whole or not at all, and return its path. Raises StorageError."""
+    """Write a text's lock file, whole or not at all, and return its path. Raise StorageError."""
     path = lock_path(text)
     try:
         with new_file(path) as file:

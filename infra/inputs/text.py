@@ -42,7 +42,7 @@ def text_problems(config: StackConfig) -> list[str]:
 
 
 def _pairs_problems(config: StackConfig) -> list[str]:
-    """Return what is wrong with a file of pairs. Raises InputError for bad lines."""
+    """Return what is wrong with a file of pairs. Raise InputError for bad lines."""
     data, parameters, name = config.file.data, config.file.training_input.hyperparameters, config.file.data.path
     counts: dict[SplitName, int] = dict.fromkeys(PARTS, 0)
     file = PairFile(config.text, f"data.path: {name}", data.skip_bad_lines)

@@ -60,8 +60,8 @@ class Machine(Resource, module="local", name="Machine"):
         super().__init__(MachineProvider(), name, {**props, "log": None}, opts)
 
 
-def _machine(props: Properties) -> processes.Machine:
-    return processes.Machine(folder(props["bucket"]), props["run"], props["name"])
+def _machine(props: Properties) -> processes.MachineProcess:
+    return processes.MachineProcess(folder(props["bucket"]), props["run"], props["name"])
 
 
 def _is_over(props: Properties) -> bool:

@@ -41,7 +41,7 @@ class ProcessError(Exception):
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineProcess:
     """A machine of a run in a bucket that is a folder, by its name."""
 
     folder: Path
@@ -61,10 +61,10 @@ class Machine:
         return self.folder / paths.machine_log(self.run, self.name)
 
 
-def start(machine: Machine, launch: int, command: Sequence[str], cwd: Path) -> int:
+def start(machine: MachineProcess, launch: int, command: Sequence[str], cwd: Path) -> int:
     """Start the machine's process, unless it lives already for this launch, and return its process number.
 
-    Processes of an earlier launch, or those that a killed process left, are ended first. Raises ProcessError if a
+    Processes of an earlier launch, or those that a killed process left, are ended first. Raise ProcessError if a
     process that is not ours has the lock.
     """
     machine.lock.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def start(machine: Machine, launch: int, command: Sequence[str], cwd: Path) -> i
     raise ProcessError(f"{machine.lock} is locked by a process that is not ours; find it with: fuser {machine.lock}")
 
 
-def _spawn(machine: Machine, lock: int, command: Sequence[str], cwd: Path) -> int:
+def _spawn(machine: MachineProcess, lock: int, command: Sequence[str], cwd: Path) -> int:
     environment = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
     environment |= {MARK: machine.mark, "PYTHONUNBUFFERED": "1"}
     with machine.log.open("ab") as log:
@@ -103,7 +103,7 @@ def _spawn(machine: Machine, lock: int, command: Sequence[str], cwd: Path) -> in
     return process.pid
 
 
-def alive(machine: Machine) -> bool:
+def alive(machine: MachineProcess) -> bool:
     """Return whether the process that start() started lives. Processes that it started do not count."""
     try:
         with _opened(machine.lock, create=False) as lock:
@@ -116,7 +116,7 @@ def stop(mark: str, grace: float = GRACE) -> list[int]:
     """End all processes whose mark starts with `mark`, wait until they are gone, and return their numbers.
 
     SIGTERM goes to those that lead a session, which pass it on, or to all if no leader is left. After `grace` seconds
-    all get SIGKILL. Raises ProcessError for a process that does not end then.
+    all get SIGKILL. Raise ProcessError for a process that does not end then.
     """
     seen: set[psutil.Process] = set()
     asked: set[psutil.Process] = set()

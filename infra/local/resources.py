@@ -11,7 +11,7 @@ from trainer.runs.status import read_status
 from trainer.storage.factory import open_storage
 
 
-def stand_up(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
+def declare_resources(config: StackConfig, job: JobSpec, parent: pulumi.Resource) -> pulumi.Output[str]:
     """Declare everything that a run needs on this machine, and return the bucket's address.
 
     All addresses are known beforehand, so that a preview of a new stack shows them; depends_on gives the order.

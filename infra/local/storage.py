@@ -22,7 +22,7 @@ from trainer.storage.factory import open_storage
 
 
 def folder(url: str) -> Path:
-    """Return the folder of a file:// bucket. Raises StorageError for any other."""
+    """Return the folder of a file:// bucket. Raise StorageError for any other."""
     path = open_storage(url).local_path(paths.CURRENT)
     if path is None:
         raise StorageError(f"{url} is not on this machine; platform local wants file://")

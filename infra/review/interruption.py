@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.lifecycle import newest_checkpoint
+from infra.review.resource_types import GROUP, REQUEST, TEMPLATE
 from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 from trainer.contract.errors import first_line
@@ -15,9 +16,6 @@ from trainer.runs.status import read_status
 from trainer.storage.base import NoBucket, StorageError
 from trainer.storage.factory import open_storage
 
-GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
-REQUEST = "gcp:compute/regionResizeRequest:RegionResizeRequest"
-TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 PROCESS = "pulumi-python:dynamic/local:Machine"
 LAUNCH = "pulumi-python:dynamic/google:Launch"
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from infra.review.resource_types import BUCKET
 from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 
-BUCKET = "gcp:storage/bucket:Bucket"
 OBJECT = "gcp:storage/bucketObject:BucketObject"
 IMAGE = "docker-build:index:Image"
 # Resources that hold data which cannot be made again: what they are, and the input that names them. A stack on this

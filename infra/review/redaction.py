@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from infra.review.steps import RUN, Preview, PreviewStep, ResourceState
+from infra.review.resource_types import RUN
+from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.stack.masking import masker
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from infra.review.resource_types import RUN
 from infra.review.values import HIDDEN, leaves, plain
 from infra.stack import masking
 from infra.stack.config import PROJECT
@@ -25,7 +26,6 @@ OPS: dict[str, Op] = {
     "import": "import",
     "read": "read",
 }
-RUN = "gpt2-training:run:TrainingRun"
 PROVIDER = "pulumi:providers:"
 STACK = "pulumi:pulumi:Stack"
 GCP = ("project", "region")
@@ -65,12 +65,12 @@ class PreviewStep:
 
     @property
     def real(self) -> bool:
-        """Whether the resource itself costs or does something. Components only contain other resources."""
+        """Return whether the resource itself costs or does something. Components only contain other resources."""
         return not self.type.startswith((f"{PROJECT}:", PROVIDER, STACK))
 
     @property
     def removed(self) -> bool:
-        """Whether the present resource is deleted, even if another one replaces it."""
+        """Return whether the present resource is deleted, even if another one replaces it."""
         return self.before is not None and self.op in ("delete", "replace")
 
     def changed(self, before: str, after: str | None = None) -> tuple[Any, Any]:

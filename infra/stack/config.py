@@ -32,7 +32,7 @@ class StackConfig:
 
     @property
     def google(self) -> bool:
-        """Whether the machines are on Google Cloud."""
+        """Return whether the machines are on Google Cloud."""
         return self.file.platform == "google"
 
     @property

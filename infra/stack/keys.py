@@ -94,7 +94,7 @@ class Accelerator(options.Strict):
 
 
 class MachineSettings(options.Strict):
-    """What the machines on Google Cloud have in common."""
+    """The settings that all machines on Google Cloud share."""
 
     accelerator: Accelerator | None = Field(
         None,
@@ -128,7 +128,7 @@ class MachineSettings(options.Strict):
 
 
 class RunLimits(options.Strict):
-    """When Google ends the machines, whatever the trainer does."""
+    """The time at which Google ends the machines, whatever the trainer does."""
 
     max_hours: float = Field(
         24,

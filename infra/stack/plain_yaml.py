@@ -39,5 +39,5 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 
 def parse(text: str) -> Any:
-    """Return a document's content. Raises yaml.YAMLError."""
+    """Return a document's content. Raise yaml.YAMLError."""
     return yaml.load(text, Loader=Loader)  # noqa: S506  a SafeLoader

@@ -17,7 +17,7 @@ SECRETS = {"notify": "secret@example.com", "limits.billingAccount": "000000-0000
 
 
 def stack_values(stack: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the project's own keys of Pulumi.<stack>.yaml, readable(), and the keys of gcp. Raises ConfigError."""
+    """Return the project's own keys of Pulumi.<stack>.yaml, readable(), and the keys of gcp. Raise ConfigError."""
     every = all_settings(stack, root)
     own = {name: parsed(value) if isinstance(value, str) else value for name, value in own_values(every, stack).items()}
     return {name: readable(value, name) for name, value in own.items()}, gcp_values(every)
@@ -33,7 +33,7 @@ def readable(value: Any, path: str) -> Any:
 
 
 def all_settings(stack: str, root: Path) -> dict[str, Any]:
-    """Return everything below config: in Pulumi.<stack>.yaml. Raises ConfigError."""
+    """Return everything below config: in Pulumi.<stack>.yaml. Raise ConfigError."""
     path = root / f"Pulumi.{stack}.yaml"
     stacks = {p.name.removeprefix("Pulumi.").removesuffix(".yaml"): p for p in root.glob("Pulumi.*.yaml")}
     if stack not in stacks:
@@ -49,7 +49,7 @@ def all_settings(stack: str, root: Path) -> dict[str, Any]:
 
 
 def _section(file: str, content: Any) -> dict[Any, Any]:
-    """Return everything below config: in a stack file's content. Raises ConfigError if there is nothing."""
+    """Return everything below config: in a stack file's content. Raise ConfigError if there is nothing."""
     fix = "write your keys below it, as Pulumi.local.yaml and Pulumi.single.yaml do"
     if content is None:
         raise ConfigError([f"{file} is empty; give it a config: and {fix}"])
@@ -64,7 +64,7 @@ def _section(file: str, content: Any) -> dict[Any, Any]:
 
 
 def own_values(found: Mapping[str, Any], stack: str) -> dict[str, Any]:
-    """Return the project's own keys. Raises ConfigError for a misspelled project name, which Pulumi would ignore."""
+    """Return the project's own keys. Raise ConfigError for a misspelled project name, which Pulumi would ignore."""
     values: dict[str, Any] = {}
     for name, value in found.items():
         namespace, _, short = name.rpartition(":")

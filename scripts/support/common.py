@@ -22,7 +22,7 @@ from scripts.support.run_files import UnreadableRun, declared_run
 from trainer.contract import paths
 from trainer.contract.errors import InputError
 from trainer.contract.wording import few
-from trainer.storage.base import Conflict, Progress, Storage, StorageError
+from trainer.storage.base import ByteProgress, Conflict, Storage, StorageError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
@@ -161,7 +161,7 @@ def _runs(storage: Storage) -> list[str]:
 
 
 @contextmanager
-def progress_bar(title: str, total: int, console: Console | None = None) -> Iterator[Progress]:
+def progress_bar(title: str, total: int, console: Console | None = None) -> Iterator[ByteProgress]:
     """Show on stderr how many of `total` bytes are done: as a bar on a terminal, as lines in a log.
 
     Yield a function to call with the number of further bytes.

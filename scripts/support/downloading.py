@@ -12,7 +12,7 @@ from scripts.support.common import UserError, progress_bar
 from trainer.contract import paths
 from trainer.runs.records import Status
 from trainer.storage import manifest
-from trainer.storage.base import Progress, Storage, explain, new_file
+from trainer.storage.base import ByteProgress, Storage, explain, new_file
 
 
 def fetched(storage: Storage, run: str, to: Path | None = None) -> Path:
@@ -89,7 +89,7 @@ def _state(storage: Storage, run: str) -> str:
     return f"{where}; `python -m scripts.watch` follows it"
 
 
-def _fetch(storage: Storage, path: str, target: Path, entry: manifest.File, progress: Progress) -> None:
+def _fetch(storage: Storage, path: str, target: Path, entry: manifest.File, progress: ByteProgress) -> None:
     try:
         storage.download(path, target, progress)
     except FileNotFoundError:

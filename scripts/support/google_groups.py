@@ -71,7 +71,7 @@ def _group(stack: Stack, group: InstanceGroup, heard: Collection[str], now: floa
     if group.size == 0 and stack.flex_start:
         return [f"{group.role}: waits for capacity (machines.flexStart), which may take days; `pulumi destroy` ends it"]
     if group.size == 0:
-        fix = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to go on"
+        fix = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to continue"
         return [f"{group.role}: its group has size 0: its deadline, the end of the run or a person set it; {fix}"]
     up = [i for i in group.instances if i.get("instanceStatus") == "RUNNING"]
     silent = [i for i in up if _machine(group, i) not in heard]
@@ -142,7 +142,7 @@ def _stockout(stack: Stack, group: InstanceGroup, message: str, details: list[Js
         fix = f"raise {raised} to take the next zone, {stack.zones[stack.launch % number]}"
     else:
         fix = f"add another zone to gpt2-training:machines.zones and raise {raised}"
-    return f"stockout {zone}", f"zone {zone} has no {machine} now{others}; Google goes on trying, or {fix}"
+    return f"stockout {zone}", f"zone {zone} has no {machine} now{others}; Google keeps trying, or {fix}"
 
 
 def _quota(message: str, details: list[Json]) -> tuple[str, str]:
@@ -189,14 +189,14 @@ class Groups:
             denied = error.status in (401, 403)
             self._refused = denied or self._api is None  # asking again would not help
             rights = "; roles/compute.viewer is enough" if denied else ""
-            self._lines = [f"why machines are missing cannot be told: {error}{rights}"]
+            self._lines = [f"cannot say why machines are missing: {error}{rights}"]
         except Exception as error:  # whatever Google answered, the watch must continue
-            self._lines = [f"why machines are missing cannot be told: {type(error).__name__} in Google's answer"]
+            self._lines = [f"cannot say why machines are missing: {type(error).__name__} in Google's answer"]
         return self._lines
 
 
 def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[InstanceGroup]:
-    """Return the stack's groups, with the errors of those that lack machines. Raises ApiError."""
+    """Return the stack's groups, with the errors of those that lack machines. Raise ApiError."""
     folder = f"projects/{project}/regions/{region}/instanceGroupManagers"
     named = re.compile(rf"{re.escape(stack)}-(master|worker|ps)-[0-9a-f]{{8}}")
     found = api.pages("compute", folder, "items", {"filter": f'name eq "{stack}-(master|worker|ps)-.*"'})
@@ -218,7 +218,7 @@ def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[I
 
 
 def managed_instances(api: GoogleApi, path: str) -> list[Json]:
-    """Return all instances of the group at a path. Raises ApiError."""
+    """Return all instances of the group at a path. Raise ApiError."""
     items: list[Json] = []
     token = ""
     while True:

@@ -30,7 +30,7 @@ class UnreadableRun(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How many seconds without a sign of life are normal."""
+    """The seconds without a sign of life that are normal."""
 
     heartbeat: float  # since a machine was last heard; on gs:// it also covers clocks that differ
     boot: float  # from the declaration of a run to the first heartbeat
@@ -155,7 +155,7 @@ class RunFiles:
 
     @property
     def named(self) -> bool:
-        """Whether the spec knows the machines' names. On Google Cloud, the group of machines chooses them."""
+        """Return whether the spec knows the machines' names. On Google Cloud, the group of machines chooses them."""
         return not self.storage.url.startswith("gs://")
 
     @property

@@ -93,7 +93,7 @@ def load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         raise UserError(f"{folder}: {missing}; a folder in Hugging Face format is needed, as download_model writes it")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    import transformers  # takes seconds, so after all checks that do not need it
+    import transformers  # 2 s of imports with torch, so after all checks that do not need it
 
     transformers.logging.disable_progress_bar()
     try:
@@ -117,7 +117,7 @@ class Writer:
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, name: str, trained: int | None = None
     ) -> None:
         """Take a loaded model. `trained` is the number of positions that were trained, or None for all of them."""
-        import torch
+        import torch  # as in load()
 
         self.name = name
         self.window = min(int(model.config.max_position_embeddings), trained or 1 << 30)  # tokens
@@ -183,7 +183,7 @@ class WrittenText:
         yield text
 
     def _draw(self) -> Iterator[int]:
-        import torch
+        import torch  # as in load()
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         sampling, window = self._sampling, self._writer.window
@@ -218,7 +218,7 @@ class WrittenText:
 
         The logits have shape (1, vocabulary) and are fp32 on the CPU, whose generator is the same everywhere.
         """
-        import torch
+        import torch  # as in load()
 
         model = self._writer.model
         with torch.inference_mode():

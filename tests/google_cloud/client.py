@@ -21,7 +21,7 @@ class Client:
         self._host = urlsplit(url).netloc
 
     def request(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Send a request; return (status, JSON). Raises Refused where nobody answers."""
+        """Send a request; return (status, JSON). Raise Refused where nobody answers."""
         connection = http.client.HTTPConnection(self._host, timeout=900)
         try:
             connection.request(verb, path, json.dumps(body) if body is not None else None)
@@ -34,7 +34,7 @@ class Client:
             connection.close()
 
     def call(self, path: str, body: Any) -> Any:
-        """Return the answer to a POST. Raises Refused."""
+        """Return the answer to a POST. Raise Refused."""
         status, answer = self.request("POST", path, body)
         if status >= 300:
             error = answer["error"]

@@ -81,5 +81,5 @@ def stamp(epoch: float) -> str:
 
 
 def epoch_of(text: str) -> float:
-    """Return the time of an RFC 3339 date. Raises ValueError for any other text."""
+    """Return the time of an RFC 3339 date. Raise ValueError for any other text."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

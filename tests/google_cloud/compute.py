@@ -22,7 +22,7 @@ def last(path: str) -> str:
 
 
 def template_of(cloud: Cloud, group: Json) -> Json:
-    """Return the newest version's template. Raises CloudError 404."""
+    """Return the newest version's template. Raise CloudError 404."""
     name = last(group["versions"][0]["instanceTemplate"])
     for resource in cloud.find(TEMPLATE, name=name, project=group["project"], region=group["region"]):
         return resource.state
@@ -115,7 +115,7 @@ class ResizeRequest(Behaviour):
 
 
 def resize(cloud: Cloud, id: str, size: int) -> None:  # noqa: A002
-    """Resize a group without Pulumi, as REST and resize requests do. Raises CloudError 404."""
+    """Resize a group without Pulumi, as REST and resize requests do. Raise CloudError 404."""
     fleet_of(cloud).resize(id, size)
     cloud.change(GROUP, id, targetSize=size)
 

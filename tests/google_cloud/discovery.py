@@ -90,7 +90,7 @@ class Api:
         )
 
     def check(self, verb: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Method:
-        """Return the method of a call whose `path` is relative to the service's base. Raises Refused.
+        """Return the method of a call whose `path` is relative to the service's base. Raise Refused.
 
         `query` maps a name to a value, or to a list of them where the parameter may be repeated.
         """
@@ -104,7 +104,7 @@ class Api:
         return method
 
     def check_answer(self, method: Method, body: Any) -> None:
-        """Check that Google could have answered this. Raises Refused."""
+        """Check that Google could have answered this. Raise Refused."""
         if method.response is None:
             if body not in (None, {}):
                 raise Refused(f"{method.id} answers nothing, not {_short(body)}")
@@ -239,6 +239,6 @@ def _short(value: Any) -> str:
 
 @functools.cache
 def api(service: str) -> Api:
-    """Return an API by the name that GoogleApi gives it. Raises KeyError for one whose document is not in use here."""
+    """Return an API by the name that GoogleApi gives it. Raise KeyError for one whose document is not in use here."""
     documents = Path(googleapiclient.discovery_cache.__file__).parent / "documents"
     return Api(json.loads((documents / f"{service}.{VERSIONS[service]}.json").read_text()))

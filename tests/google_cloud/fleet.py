@@ -89,14 +89,14 @@ class Fleet:
             self._settle(group)
 
     def group(self, id: str) -> Group:  # noqa: A002
-        """Return a group. Raises CloudError 404."""
+        """Return a group. Raise CloudError 404."""
         with self._changed:
             if id not in self.groups:
                 raise CloudError(404, "notFound", f"The resource '{id}' was not found")
             return self.groups[id]
 
     def resize(self, id: str, target: int) -> None:  # noqa: A002
-        """Set a group's size; its VMs are made and deleted after that. Raises CloudError 404."""
+        """Set a group's size; its VMs are made and deleted after that. Raise CloudError 404."""
         with self._changed:
             group = self.group(id)
             group.target = target
@@ -109,7 +109,7 @@ class Fleet:
             group.template, group.repair = template, repair
 
     def remove(self, id: str) -> None:  # noqa: A002
-        """Delete a group; returns when its VMs are gone. Raises CloudError where they do not end."""
+        """Delete a group; returns when its VMs are gone. Raise CloudError where they do not end."""
         with self._changed:
             group = self.group(id)
             group.target = 0
@@ -119,7 +119,7 @@ class Fleet:
             del self.groups[id]
 
     def recreate(self, id: str, names: list[str]) -> None:  # noqa: A002
-        """Make VMs anew. Raises CloudError 400 for a name that is not in the group."""
+        """Make VMs anew. Raise CloudError 400 for a name that is not in the group."""
         with self._changed:
             group = self.group(id)
             for name in names:
@@ -155,7 +155,7 @@ class Fleet:
             ]
 
     def machine(self, name: str) -> Machine:
-        """Return a VM. Raises CloudError 404 for one that is not on."""
+        """Return a VM. Raise CloudError 404 for one that is not on."""
         for machine in self.machines():
             if machine.wanted.name == name:
                 return machine

@@ -24,7 +24,7 @@ FAMILY = "projects/deeplearning-platform-release/global/images/family/common-cu1
 SLEEPER = """
 echo "up $(curl --silent --header 'Metadata-Flavor: Google' \
     "http://$GCE_METADATA_HOST/computeMetadata/v1/instance/name")"
-trap 'echo "told to leave"; exit 0' TERM
+trap 'echo "asked to leave"; exit 0' TERM
 sleep 1000 &
 wait
 """

@@ -137,13 +137,13 @@ class Machine:
                 process.send_signal(signal.SIGSTOP)
 
     def stop(self, grace: float | None = None) -> None:
-        """Shut down like the power button, then switch off. Returns at once; `ended` is set when it is over."""
+        """Shut down like the power button, then switch off. It returns at once; `ended` is set when it is over."""
         limit = GRACE[self.wanted.spot] if grace is None else grace
         self._note(f"shuts down, within {limit:g} s")
         threading.Thread(target=self._end, args=(limit,), name=f"stop {self.wanted.name}", daemon=True).start()
 
     def kill(self) -> None:
-        """Switch the power off now. Returns when none of its processes runs any more."""
+        """Switch the power off now. It returns when none of its processes runs any more."""
         self._end(0.0)
 
     def _end(self, grace: float) -> None:

@@ -41,7 +41,7 @@ class Tokens:
         return {"access_token": token, "expires_in": LIFETIME, "token_type": "Bearer"}
 
     def account(self, token: str) -> str:
-        """Return a token's account. Raises CloudError 401 for a token that nobody issued, or whose account is gone."""
+        """Return a token's account. Raise CloudError 401 for a token that nobody issued, or whose account is gone."""
         with self._cloud.lock:
             account = self._accounts.get(token, "")
         if not account or (account != DEPLOYER and not self._cloud.find(ACCOUNT, email=account)):
@@ -49,7 +49,7 @@ class Tokens:
         return account
 
     def require(self, account: str, permission: str, resource: str) -> None:
-        """Raises CloudError 403 unless the account may do that."""
+        """Raise CloudError 403 unless the account may do that."""
         if account != DEPLOYER and not self._cloud.allowed(f"serviceAccount:{account}", permission, resource):
             message = f"{account} does not have {permission} access: Permission '{permission}' denied on '{resource}'"
             raise CloudError(403, "forbidden", message)

@@ -57,7 +57,7 @@ def violations_of(cloud: Cloud) -> list[str]:
 
 
 def caller(cloud: Cloud, request: Request) -> str:
-    """Return the account whose token came with a request. Raises CloudError 401."""
+    """Return the account whose token came with a request. Raise CloudError 401."""
     kind, _, token = request.headers.get("authorization", "").partition(" ")
     return tokens_of(cloud).account(token if kind == "Bearer" else "")
 

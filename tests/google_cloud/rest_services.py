@@ -230,7 +230,7 @@ def _repository_of(image: str) -> str:
 
 
 def _check_repository(cloud: Cloud, repository: str) -> None:
-    """Raises CloudError 404 for a repository that does not exist."""
+    """Raise CloudError 404 for a repository that does not exist."""
     if not any(found.id == repository for found in cloud.find(REPOSITORY)):
         raise CloudError(404, "NOT_FOUND", f'name unknown: Repository "{repository}" not found')
 

@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 
 def check(token: str, state: Json) -> None:
-    """Raises CloudError 400 for the first rule that a resource breaks."""
+    """Raise CloudError 400 for the first rule that a resource breaks."""
     if rule := RULES.get(token):
         for why in rule(state):
             raise CloudError(400, "invalid", why)

@@ -23,7 +23,7 @@ CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 503: 14}  # HTTP's sta
 
 
 def next_date(schedule: str, after: float) -> float:
-    """Return when a schedule fires next, in UTC. Raises ValueError.
+    """Return when a schedule fires next, in UTC. Raise ValueError.
 
     A schedule is minute, hour, day, month and weekday, one number or * each.
     """
@@ -81,7 +81,7 @@ class Scheduler:
                 job.timer.cancel()
 
     def describe(self, name: str) -> Json:
-        """Return the job in the form of REST. Raises CloudError 404."""
+        """Return the job in the form of REST. Raise CloudError 404."""
         with self._lock:
             job = self._job(name)
             state = job.state
@@ -102,7 +102,7 @@ class Scheduler:
             }
 
     def run(self, name: str) -> None:
-        """Fire a job now; returns before its call has been answered. Raises CloudError 404."""
+        """Fire a job now; returns before its call has been answered. Raise CloudError 404."""
         with self._lock:
             self._start(name, self._job(name), 0)
 

@@ -1,4 +1,4 @@
-"""Checks whether the inputs of a resource are legal, by resources.json, the SDK's own classes and Google's own values.
+"""Check whether the inputs of a resource are legal, by resources.json, the SDK's own classes and Google's own values.
 
 Both sources use the same form, a shape: {"type": ...}, {"array": shape}, {"map": shape}, {"ref": name}, {"asset":
 true}, {} for anything; "enum" lists the legal values. The cloud can still refuse inputs that pass here (rules.py). The

@@ -104,7 +104,7 @@ def test_machines_that_google_preempts_come_back_and_the_run_continues(life: Cal
     now = run.status()
     assert now is not None
     assert now.state == "STOPPED"
-    assert re.match(r"destroyed; `pulumi up` goes on from step \d+", now.reason)
+    assert re.match(r"destroyed; `pulumi up` continues from step \d+", now.reason)
 
 
 def test_group_that_a_person_resized_is_drift(life: Callable[..., Life]) -> None:

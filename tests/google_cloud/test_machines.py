@@ -84,7 +84,7 @@ def test_preemption_with_notice_is_announced_then_comes_and_is_repaired(lab: Lab
     lab.fault("clock", ahead=30)
     [again] = lab.running(1, but=vm["id"])
     assert again["name"] == vm["name"]
-    assert "told to leave" in lab.serial(vm)
+    assert "asked to leave" in lab.serial(vm)
     assert lab.metadata(again, "instance/preempted").text == "FALSE"
 
 

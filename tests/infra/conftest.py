@@ -80,8 +80,8 @@ class Project:
     def job(self) -> JobSpec:
         return job_spec(load.from_file("local", self.root))
 
-    def machine(self, name: str) -> processes.Machine:
-        return processes.Machine(self.bucket, self.job().run, name)
+    def machine(self, name: str) -> processes.MachineProcess:
+        return processes.MachineProcess(self.bucket, self.job().run, name)
 
     def pid(self, name: str) -> int:
         return int(json.loads(self.machine(name).lock.read_text())["pid"])

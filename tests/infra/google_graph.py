@@ -114,7 +114,7 @@ class _Monitor(MockMonitor):
 
 
 def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph, JobSpec]:
-    """Run the program. Raises ConfigError as the program does."""
+    """Run the program. Raise ConfigError as the program does."""
     fleet = resolve_fleet(stack)
     inputs, job = declare_run(stack, fleet)
     graph = Graph()

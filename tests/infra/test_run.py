@@ -130,7 +130,7 @@ def state(stack: config.StackConfig, job: JobSpec) -> tuple[str, int]:
         ({"state": "FAILED", "launch": 2}, ("FAILED", 2)),
         ({"state": "STOPPED", "reason": "maxHours"}, ("PROVISIONING", 2)),
         ({"state": "STOPPED", "reason": "maxHours", "launch": 2}, ("STOPPED", 2)),
-        ({"state": "STOPPED", "reason": "destroyed; `pulumi up` goes on", "launch": 2}, ("PROVISIONING", 2)),
+        ({"state": "STOPPED", "reason": "destroyed; `pulumi up` continues", "launch": 2}, ("PROVISIONING", 2)),
         ({"state": "STOPPED", "reason": "replaced by gpt2-x", "launch": 2}, ("PROVISIONING", 2)),
     ],
 )
@@ -171,7 +171,7 @@ def test_destroyed_job_names_the_checkpoint_from_which_it_would_resume(stack: co
     JobProvider().delete(job.run, props(stack, job))
     status = read_status(storage, job.run)
     assert status is not None
-    assert status.reason == "destroyed; `pulumi up` goes on from step 500"
+    assert status.reason == "destroyed; `pulumi up` continues from step 500"
     assert status_line(read_status(open_storage(stack.bucket), job.run), stack.bucket, job) is None
 
 

@@ -402,7 +402,7 @@ def test_ctrl_c_ends_the_watch_and_says_that_the_run_continues(run: FakeRun) -> 
     running(run)
     run.script = life()
     assert run.watch() == 130
-    assert run.text.endswith(f"{RUN} goes on without this watch; `pulumi destroy` would end it\n")
+    assert run.text.endswith(f"{RUN} continues without this watch; `pulumi destroy` would end it\n")
     assert RunFiles(run.storage, RUN, lambda: run.now).read().state == "RUNNING"
 
 
@@ -535,7 +535,7 @@ def test_reason_for_missing_machines_is_readable_in_the_picture(cloud_run: FakeR
     run = cloud_run
     run.machine("master-0", log=["l" * 200] * 30)
     snapshot = RunFiles(run.storage, RUN, lambda: run.now).read()
-    line = "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now; Google goes on trying, or raise x"
+    line = "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now; Google keeps trying, or raise x"
     console = Console(file=run.out, width=width, height=height, force_terminal=True, color_system=None)
     console.print(picture(snapshot, width, height, line))
     lines = run.text.splitlines()

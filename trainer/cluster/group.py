@@ -24,7 +24,7 @@ class Pending:
         self._group, self._works = group, works
 
     def wait(self) -> None:
-        """Wait until its output is there. Raises GroupFailed."""
+        """Wait until its output is there. Raise GroupFailed."""
         for work in self._works:
             self._group.finish(work)
 

@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Host(Protocol):
-    """Where a member logs, reports to its machine's supervisor, and learns that it must leave."""
+    """A member's connection to its machine: it logs, reports to the supervisor, and learns that it must leave."""
 
     @property
     def name(self) -> str:

@@ -42,17 +42,17 @@ class Lease:
 
     @property
     def missing(self) -> bool:
-        """Whether no machine ever had it."""
+        """Return whether no machine ever had it."""
         return self._generation == 0
 
     @property
     def mine(self) -> bool:
-        """Whether this machine has it, or had it before it was restarted."""
+        """Return whether this machine has it, or had it before it was restarted."""
         return self.holder == self._name
 
     @property
     def lost(self) -> bool:
-        """Whether its holder failed to renew it."""
+        """Return whether its holder failed to renew it."""
         return time.time() - self._renewed > LOST
 
     def release(self) -> None:

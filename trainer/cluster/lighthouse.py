@@ -32,7 +32,7 @@ JOIN_TIMEOUT = 60.0  # a living member that is slower than this to the next step
 
 
 class Stopping(Exception):
-    """This machine was told to leave while it waited for the others."""
+    """This machine was asked to leave while it waited for the others."""
 
 
 class Lighthouse:
@@ -59,7 +59,7 @@ class Lighthouse:
         self.attempt = self._lease.attempt
 
     def start(self) -> None:
-        """Take or find the Lighthouse and start heartbeats. Raises Stopping."""
+        """Take or find the Lighthouse and start heartbeats. Raise Stopping."""
         self._begun = time.monotonic()
         self.connect(self._host.stopping)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -133,7 +133,7 @@ class Lighthouse:
                 self._server.shutdown()
 
     def connect(self, stop: Callable[[], bool]) -> None:
-        """Find a living Lighthouse, or become its host; try until it works. Raises Stopping once `stop` is true."""
+        """Find a living Lighthouse, or become its host; try until it works. Raise Stopping once `stop` is true."""
         said = False
         while not stop():
             self._lease.read()

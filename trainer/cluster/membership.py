@@ -54,7 +54,7 @@ class Member:
 
     @property
     def serves(self) -> bool:
-        """Whether it is a parameter server, and no trainer."""
+        """Return whether it is a parameter server, and no trainer."""
         return self.name.startswith("ps-")
 
 
@@ -277,7 +277,7 @@ class Membership:
     def failed(self) -> None:
         """Note that the group was lost, after a GroupFailed: the next group has another key, even of the same members.
 
-        Raises NoProgress if FAILURES groups in a row were lost: no time-out would ever end that.
+        Raise NoProgress if FAILURES groups in a row were lost: no time-out would ever end that.
         """
         self._failures += 1
         self._in_a_row += 1

@@ -1,7 +1,7 @@
 """The process that computes: read the spec, join the cluster, train or serve parameters, export.
 
 Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0, the run is over; INPUT, the user's
-input cannot be trained, and trying again is no use; LEFT, the machine was told to leave (a notice, a stop); AWAY, the
+input cannot be trained, and trying again is no use; LEFT, the machine was asked to leave (a notice, a stop); AWAY, the
 bucket or the other members were out of reach, which is no failure of the program. Any other code is a failure.
 """
 

@@ -84,7 +84,7 @@ class DilocoTrainingMember(DilocoTraining, TrainingMember):
 
 
 def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
-    """Make this process's trainer. Raises InputError for what cannot be trained."""
+    """Make this process's trainer. Raise InputError for what cannot be trained."""
     spec, hyper = context.spec, context.spec.hyperparameters
 
     # The model, on this machine's device.

@@ -44,7 +44,7 @@ class Runnable(Protocol):
         """Do all that can be done before others wait for this member."""
 
     def run(self) -> Quorum:
-        """Work to the last step and return the last quorum. Raises Stopping if this machine must leave before."""
+        """Work to the last step and return the last quorum. Raise Stopping if this machine must leave before."""
 
     def finish(self) -> None:
         """Write the model: the first member does, when all steps are taken."""

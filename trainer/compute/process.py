@@ -45,7 +45,7 @@ class Process:
         return self._told < math.inf
 
     def since_told(self) -> float:
-        """Return the seconds since this machine was told to leave."""
+        """Return the seconds since this machine was asked to leave."""
         return time.monotonic() - self._told
 
     def log(self, line: str) -> None:

@@ -96,11 +96,11 @@ class Model(Strict):
         return self
 
     def dimensions(self) -> tuple[int, int, int]:
-        """Return layers, heads and width. Raises ValueError for `initialize`: only the checkpoint has them."""
+        """Return layers, heads and width. Raise ValueError for `initialize`: only the checkpoint has them."""
         if self.size is not None:
             return SIZES[self.size]
         if self.layers is None or self.heads is None or self.width is None:
-            raise ValueError("the dimensions of a model that starts from a checkpoint stand in the checkpoint")
+            raise ValueError("the dimensions of a model that starts from a checkpoint are in the checkpoint")
         return self.layers, self.heads, self.width
 
     @property
@@ -177,7 +177,7 @@ class Data(Strict):
 
 
 class Hyperparameters(Strict):
-    """What is optimized and how. Defaults are nanoGPT's for GPT-2, unless a description gives another reason."""
+    """The optimization of the loss. Defaults are nanoGPT's for GPT-2, unless a description gives another reason."""
 
     learning_rate: float = Field(
         6e-4, gt=0, le=10, description="The highest learning rate, reached at the end of the warm-up."
@@ -197,7 +197,7 @@ class Hyperparameters(Strict):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay rate for the mean of squared gradients.")
     schedule: Literal["cosine", "constant"] = Field(
         "cosine",
-        description="How the learning rate goes on after the warm-up: it falls along a cosine to finalFraction of"
+        description="How the learning rate continues after the warm-up: it falls along a cosine to finalFraction of"
         " itself, or stays constant.",
     )
     warmup_steps: int = Field(
@@ -233,7 +233,7 @@ class Hyperparameters(Strict):
 
 
 class Evaluation(Strict):
-    """How often and on what the model is measured."""
+    """The measurements of the model: how often, and on which data."""
 
     task: Task | None = Field(
         None,
@@ -303,7 +303,7 @@ class Sweep(Strict):
 
 
 class Checkpoints(Strict):
-    """How often a run is saved, and how many of its checkpoints stay."""
+    """The checkpoints of a run: how often it is saved, and how many of them stay."""
 
     every: int = Field(
         250, ge=1, description="Steps from one checkpoint to the next: the most work that a lost run repeats."
@@ -318,7 +318,7 @@ class Checkpoints(Strict):
 
 
 class Parallel(Strict):
-    """How the trainers share a step's work. All but `parallelism` is about parameter servers."""
+    """The way in which the trainers share a step's work. All but `parallelism` is about parameter servers."""
 
     parallelism: Literal["replicas", "fsdp"] = Field(
         "replicas",

@@ -16,7 +16,7 @@ EXAMPLE = "{parameterName: learningRate, type: DOUBLE, minValue: 0.0001, maxValu
 
 
 def applied(hyperparameters: Hyperparameters, parameters: dict[str, ParameterValue]) -> Hyperparameters:
-    """Return the hyperparameters of a trial. Raises ValidationError."""
+    """Return the hyperparameters of a trial. Raise ValidationError."""
     values = {key: _typed(value) for key, value in parameters.items()}
     return Hyperparameters.model_validate(hyperparameters.to_json() | values)
 

@@ -1,4 +1,4 @@
-"""How durations, lists and roles read in the lines that people see."""
+"""Word durations, lists and roles for the lines that people see."""
 
 import re
 from collections.abc import Sequence

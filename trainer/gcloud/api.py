@@ -55,7 +55,7 @@ class GoogleApi:
     """Calls with application default credentials. Threads may share it."""
 
     def __init__(self) -> None:
-        """Raises ApiError if nobody is logged in."""
+        """Raise ApiError if nobody is logged in."""
         if why := key_file_problem():
             raise ApiError(why)
         try:
@@ -75,7 +75,7 @@ class GoogleApi:
         query: dict[str, Any] | None = None,
         body: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Call a method and return the JSON of its answer. Raises ApiError.
+        """Call a method and return the JSON of its answer. Raise ApiError.
 
         Args:
             service: A key of BASES.
@@ -100,7 +100,7 @@ class GoogleApi:
         return content
 
     def pages(self, service: str, path: str, key: str, query: dict[str, Any] | None = None) -> list[Any]:
-        """Return all items under `key` of a listing, whatever the number of its pages. Raises ApiError."""
+        """Return all items under `key` of a listing, whatever the number of its pages. Raise ApiError."""
         items: list[Any] = []
         token = ""
         while True:

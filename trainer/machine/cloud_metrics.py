@@ -75,7 +75,7 @@ class Monitoring:
             self._said = False
         except (ApiError, StorageError, OSError, ValueError) as error:
             if not self._said:
-                self._note(f"metrics do not reach Cloud Monitoring ({error}); training goes on without them")
+                self._note(f"metrics do not reach Cloud Monitoring ({error}); training continues without them")
             self._said = True
         self._written = time.monotonic()
 

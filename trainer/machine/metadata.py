@@ -7,7 +7,7 @@ import requests
 
 
 class Metadata:
-    """The VM's metadata server. Raises OSError when it does not answer, FileNotFoundError for what it does not have."""
+    """The VM's metadata server. Raise OSError when it does not answer, FileNotFoundError for what it does not have."""
 
     def __init__(self) -> None:
         self._base = f"http://{os.environ.get('GCE_METADATA_HOST') or 'metadata.google.internal'}/computeMetadata/v1/"

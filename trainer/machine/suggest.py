@@ -56,7 +56,7 @@ def _distribution(parameter: Parameter) -> "BaseDistribution":
 
 
 def _mirrored(parameter: Parameter, value: Any) -> Any:
-    """On a reverse logarithmic scale the sampler sees the range from its other end."""
+    """On a reverse logarithmic scale, the sampler sees the range from its other end."""
     if parameter.scale_type != "UNIT_REVERSE_LOG_SCALE" or parameter.type not in ("DOUBLE", "INTEGER"):
         return value
     assert parameter.min_value is not None
@@ -67,7 +67,7 @@ def _mirrored(parameter: Parameter, value: Any) -> Any:
 
 
 def _plain(parameter: Parameter, value: Any) -> ParameterValue:
-    """For a person's eyes: no more digits than anybody would write."""
+    """Round for a person's eyes: no more digits than anybody would write."""
     if parameter.type != "DOUBLE":
         return value  # type: ignore[no-any-return]
     assert parameter.min_value is not None
@@ -76,7 +76,7 @@ def _plain(parameter: Parameter, value: Any) -> ParameterValue:
 
 
 def job_of(spec: JobSpec, number: int, parameters: dict[str, ParameterValue]) -> JobSpec:
-    """The trial's own job. Raises ValidationError."""
+    """Return the trial's own job. Raise ValidationError."""
     hyperparameters = applied(spec.hyperparameters, parameters)
     update = {"run": paths.trial_id(spec.run, number), "hyperparameters": hyperparameters, "sweep": None}
     return JobSpec.model_validate(spec.model_copy(update=update).to_json())

@@ -39,7 +39,7 @@ TRACEBACK = "Traceback (most recent call last):"
 
 
 class Supervisor:
-    """Runs a machine's computing process, starts it again when it fails, and reports on it."""
+    """Run a machine's computing process, start it again when it fails, and report on it."""
 
     def __init__(self, storage: Storage, spec: JobSpec, name: str, role: Role, address: str) -> None:
         self._storage, self._spec, self._address = storage, spec, address
@@ -49,9 +49,9 @@ class Supervisor:
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self._traceback: deque[str] = deque(maxlen=LAST_LINES)  # the last lines since the child printed one
         self._terminated = threading.Event()
-        self._notice: tuple[float, str] | None = None  # when it was told to leave, and why
+        self._notice: tuple[float, str] | None = None  # when it was asked to leave, and why
         self.grace, self.heartbeat = GRACE, HEARTBEAT
-        self._again = threading.Event()  # the child was told to leave, and must be started again
+        self._again = threading.Event()  # the child was asked to leave, and must be started again
         self._child: subprocess.Popen[str] | None = None
         self._former: MachineStatus | None = None  # the status that an earlier boot of this machine left
         self._heard, self._patience = time.monotonic(), SILENCE
@@ -61,7 +61,7 @@ class Supervisor:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
-        self.leave("told to leave")
+        self.leave("asked to leave")
 
     def leave(self, why: str) -> None:
         """End the computing process, with time for a checkpoint, and then run(). Any thread may call it."""
@@ -221,7 +221,7 @@ class Supervisor:
                 return 0
             if self._status.step > before:
                 crashes = kills = 0
-            # LEFT: only the process was told to leave, not the machine. AWAY: the bucket or members were out of reach.
+            # LEFT: only the process was asked to leave, not the machine. AWAY: the bucket or members were out of reach.
             killed = code < 0 or code in (LEFT, AWAY)
             crashes, kills = (crashes, kills + 1) if killed else (crashes + 1, kills)
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:

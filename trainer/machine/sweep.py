@@ -95,9 +95,9 @@ class SweepMachine:
     def _listen(self) -> None:
         """Take the signals back: each new supervisor takes them for itself."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.leave("told to leave"))
+            signal.signal(number, lambda *_: self.leave("asked to leave"))
         if self._machine.told_to_leave(0):  # by a signal since it took them
-            self.leave("told to leave")
+            self.leave("asked to leave")
 
     # -- from trial to trial ---------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ class PsServer:
 
     @property
     def leads(self) -> bool:
-        """Whether this server writes for the run. The first does: its record of a step lasts as long as the step."""
+        """Return whether this server writes for the run. The first one does: its record lasts as long as the step."""
         return self._place == 0
 
     @property
@@ -63,7 +63,7 @@ class PsServer:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Quorum:
-        """Serve to the last step and return the last quorum, whose first member finishes the run. Raises Stopping."""
+        """Serve to the last step and return the last quorum, whose first member finishes the run. Raise Stopping."""
         self._journal.begin()
         while True:
             if self._host.stopping():

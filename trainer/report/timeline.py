@@ -10,7 +10,7 @@ from trainer.runs.records import Event, MachineStatus
 
 SHOWN_EVENTS = 200  # the newest
 SHOWN_MACHINES = 40  # preferably those with events
-MARKS = {"exit": "a process ended", "notice": "told to leave", "lost": "lost without a word"}
+MARKS = {"exit": "a process ended", "notice": "asked to leave", "lost": "lost without a word"}
 TICK_SECONDS = [
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800,
 ]  # fmt: skip

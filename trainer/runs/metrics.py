@@ -105,7 +105,7 @@ class Metrics:
         try:
             self._show(fresh)
         except Exception as error:  # disk full
-            self._log(f"TensorBoard's files could not be written ({error}); going on")
+            self._log(f"TensorBoard's files could not be written ({error}); continuing")
 
     def _show(self, records: list[Record]) -> None:
         folder = self._storage.local_path(paths.tensorboard(self._run))

@@ -1,4 +1,4 @@
-"""What a run records while it is trained: Status, MachineStatus, Record. trainer/contract/paths.py says where."""
+"""The records of a run, written while it trains: Status, MachineStatus, Record. contract/paths.py names the files."""
 
 from typing import Literal
 
@@ -29,12 +29,12 @@ class Status(Strict):
 
     @property
     def taken_back(self) -> bool:
-        """Whether declaring the run again is enough to continue it: its machines were only destroyed or replaced."""
+        """Return whether declaring the run again continues it: its machines were only destroyed or replaced."""
         return self.state == "STOPPED" and self.reason.startswith((DESTROYED, REPLACED))
 
 
 class Exit(Strict):
-    """How a process ended."""
+    """The end of a process."""
 
     code: int  # as in subprocess: a negative one is a signal
     reason: str  # one line

@@ -32,14 +32,14 @@ class Prediction(Strict):
 
 
 class Baseline(Strict):
-    """What can be reached without training."""
+    """A score that can be reached without training."""
 
     name: str
     metrics: dict[str, float]
 
 
 class Confusion(Strict):
-    """How often the label of a row was predicted as that of a column."""
+    """Counts of predictions: how often the label of a row was predicted as that of a column."""
 
     labels: list[str]  # of the rows
     predicted: list[str]  # of the columns: the labels, and one for any other answer

@@ -30,7 +30,7 @@ def read_status(storage: Storage, run: str) -> Status | None:
 def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> Status:
     """Change some fields of the status and keep the others; return the new status.
 
-    A launch later than the stored one starts a run again that had ended without success. Raises Fenced if the run has
+    A launch later than the stored one starts a run again that had ended without success. Raise Fenced if the run has
     ended in this launch, or if a later launch or attempt has written.
     """
 
@@ -56,7 +56,7 @@ def update_status(storage: Storage, run: str, launch: int, **changes: Any) -> St
 def revise(storage: Storage, run: str, change: Callable[[Status | None], Status | None]) -> Status | None:
     """Write the status that `change` returns for the stored one, however many others write at the same time.
 
-    change: may be called several times; None leaves the stored status as it is. Returns what was written.
+    change: may be called several times; None leaves the stored status as it is. Return what was written.
     """
     path = paths.status(run)
     while True:

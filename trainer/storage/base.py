@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-Progress = Callable[[int], None]  # called with the number of further bytes done, perhaps from several threads
+ByteProgress = Callable[[int], None]  # called with the number of further bytes done, perhaps from several threads
 COPY_BYTES = 4 * 1024 * 1024
 LOCK = ".lock"
 
@@ -53,15 +53,15 @@ class Storage(Protocol):
     url: str  # without a slash at the end
 
     def read(self, path: str) -> bytes:
-        """Return the content of a small file. Raises FileNotFoundError."""
+        """Return the content of a small file. Raise FileNotFoundError."""
 
     def read_generation(self, path: str) -> tuple[bytes, int]:
-        """Return the content of a small file and the generation of exactly these bytes. Raises FileNotFoundError."""
+        """Return the content of a small file and the generation of exactly these bytes. Raise FileNotFoundError."""
 
     def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
         """Write a file, whole or not at all, and return its new generation.
 
-        if_generation: replace only this generation (0: write only if the file is absent). Raises Conflict for another.
+        if_generation: replace only this generation (0: write only if the file is absent). Raise Conflict for another.
         """
 
     def list(self, prefix: str) -> Entries:
@@ -74,7 +74,7 @@ class Storage(Protocol):
         self,
         source: Path,
         path: str,
-        progress: Progress | None = None,
+        progress: ByteProgress | None = None,
         *,
         if_generation: int | None = None,
         restartable: bool = False,
@@ -84,10 +84,10 @@ class Storage(Protocol):
         restartable: a later call continues where a call that was killed stopped (on gs://; a local copy starts again).
         """
 
-    def download(self, path: str, target: Path, progress: Progress | None = None) -> None:
+    def download(self, path: str, target: Path, progress: ByteProgress | None = None) -> None:
         """Copy a file of any size to this machine, checked; `target` appears whole or not at all.
 
-        Raises FileNotFoundError.
+        Raise FileNotFoundError.
         """
 
     def matches(self, source: Path, path: str) -> bool:
@@ -98,7 +98,7 @@ class Storage(Protocol):
 
 
 def path_parts(path: str) -> list[str]:
-    """Return the parts of a path inside a storage. Raises StorageError for a path that could lead out of it."""
+    """Return the parts of a path inside a storage. Raise StorageError for a path that could lead out of it."""
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\0" in part or "\\" in part or is_internal(part) for part in parts):
         raise StorageError(f"{path!r} is not a path inside a bucket; write it as folder/file, without . or ..")
@@ -129,7 +129,7 @@ def explain(error: OSError, doing: str) -> StorageError:
 def new_file(target: Path) -> Iterator[BinaryIO]:
     """Yield a file that takes the place of `target`, safe on disk, when the block ends without an error.
 
-    The folder of `target` is made if it is missing. Raises OSError.
+    The folder of `target` is made if it is missing. Raise OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:8]}.part")
@@ -144,7 +144,7 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def chunks(file: BinaryIO, progress: Progress | None) -> Iterator[bytes]:
+def chunks(file: BinaryIO, progress: ByteProgress | None) -> Iterator[bytes]:
     """Yield the rest of a file in pieces, and report each to `progress` after the caller has dealt with it."""
     while chunk := file.read(COPY_BYTES):
         yield chunk

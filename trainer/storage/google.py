@@ -23,11 +23,11 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from trainer.contract.errors import first_line
 from trainer.gcloud.login import LOGIN
 from trainer.storage.base import (
+    ByteProgress,
     Conflict,
     Entries,
     Entry,
     NoBucket,
-    Progress,
     StorageError,
     Unavailable,
     explain,
@@ -103,7 +103,7 @@ class GoogleStorage:
         self,
         source: Path,
         path: str,
-        progress: Progress | None = None,
+        progress: ByteProgress | None = None,
         *,
         if_generation: int | None = None,
         restartable: bool = False,
@@ -115,7 +115,7 @@ class GoogleStorage:
             with _Slice(source, 0, size, progress) as stream:
                 return self._put(path, stream, size, if_generation)
 
-    def download(self, path: str, target: Path, progress: Progress | None = None) -> None:
+    def download(self, path: str, target: Path, progress: ByteProgress | None = None) -> None:
         try:
             with new_file(target) as file:
                 self._fetch(path, file, progress)
@@ -161,7 +161,9 @@ class GoogleStorage:
             return int(found.generation)
         return int(blob.generation)
 
-    def _put_parts(self, source: Path, path: str, size: int, progress: Progress | None, expected: int | None) -> int:
+    def _put_parts(
+        self, source: Path, path: str, size: int, progress: ByteProgress | None, expected: int | None
+    ) -> int:
         """Upload parts as objects beside `path`, several at once, then let the bucket join them; return the generation.
 
         Parts that an earlier call left are used if their checksum is right. expected: the generation to replace.
@@ -210,8 +212,8 @@ class GoogleStorage:
         self._bucket.delete_blobs(old_and_new, on_error=lambda _: None, timeout=TIMEOUT, retry=RETRY)
         return int(blob.generation)
 
-    def _fetch(self, path: str, file: BinaryIO, progress: Progress | None) -> int:
-        """Copy an object into a file and return its generation. Raises StorageError if the checksum is wrong."""
+    def _fetch(self, path: str, file: BinaryIO, progress: ByteProgress | None) -> int:
+        """Copy an object into a file and return its generation. Raise StorageError if the checksum is wrong."""
         blob = self._blob(path)
         sink = _Sink(file, progress)
         with self._for_people("read", path):
@@ -263,7 +265,7 @@ class GoogleStorage:
 class _Sink:
     """A file to download into, which reports progress and computes the checksum."""
 
-    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+    def __init__(self, file: BinaryIO, progress: ByteProgress | None) -> None:
         self._file = file
         self._progress = progress
         self._sum = 0
@@ -283,7 +285,7 @@ class _Slice:
     """A range of a file to upload, which reports bytes when they are read for the first time."""
 
     def __init__(
-        self, source: Path, start: int, count: int, progress: Progress | None, stop: threading.Event | None = None
+        self, source: Path, start: int, count: int, progress: ByteProgress | None, stop: threading.Event | None = None
     ) -> None:
         self._file = source.open("rb")
         self._start, self._count, self._progress, self._stop = start, count, progress, stop

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from trainer.storage.base import (
     LOCK,
+    ByteProgress,
     Conflict,
     Entries,
     Entry,
-    Progress,
     StorageError,
     _sync_folder,
     chunks,
@@ -90,7 +90,7 @@ class FileStorage:
         self,
         source: Path,
         path: str,
-        progress: Progress | None = None,
+        progress: ByteProgress | None = None,
         *,
         if_generation: int | None = None,
         restartable: bool = False,
@@ -98,7 +98,7 @@ class FileStorage:
         with source.open("rb") as file:
             return self._put(path, chunks(file, progress), if_generation)
 
-    def download(self, path: str, target: Path, progress: Progress | None = None) -> None:
+    def download(self, path: str, target: Path, progress: ByteProgress | None = None) -> None:
         origin = self._where(path)
         with _for_people(f"read {origin}"):
             source = origin.open("rb")
@@ -167,7 +167,7 @@ class FileStorage:
                 temporary.unlink(missing_ok=True)
 
     def _expect(self, target: Path, if_generation: int | None) -> int:
-        """Return the generation of `target`, 0 if it is absent. Raises Conflict if it is not the expected one."""
+        """Return the generation of `target`, 0 if it is absent. Raise Conflict if it is not the expected one."""
         try:
             current = _generation(target.stat())
         except FileNotFoundError:

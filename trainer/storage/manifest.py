@@ -18,7 +18,7 @@ class File(TypedDict):
 
 
 def describe(path: Path) -> File:
-    """Return the entry of one file. Raises OSError if it cannot be read."""
+    """Return the entry of one file. Raise OSError if it cannot be read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for chunk in chunks(file, None):  # large pieces, because a thread waits for its turn after each
@@ -43,7 +43,7 @@ def write_manifest(folder: Path, **further: Any) -> dict[str, Any]:
 def parse(data: bytes) -> dict[str, Any]:
     """Return a manifest from its bytes.
 
-    Raises ValueError, in one line, if they are no manifest or name a file outside of its folder.
+    Raise ValueError, in one line, if they are no manifest or name a file outside of its folder.
     """
     try:
         manifest: dict[str, Any] = json.loads(data)

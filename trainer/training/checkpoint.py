@@ -185,7 +185,7 @@ class CheckpointStore:
         except Conflict:  # of two writers one wins, and neither changes what the other wrote
             self._log(f"checkpoint {target} is there already, or was begun; the next one is tried")
         except Exception as error:
-            self._log(f"checkpoint {target} could not be written ({error}); training goes on, the next one is tried")
+            self._log(f"checkpoint {target} could not be written ({error}); training continues, the next one is tried")
 
     def _commit(self, target: str, parts: int, state: dict[str, Any]) -> bool:
         """Write the manifest if all parts are there. Return whether this process did."""

@@ -56,7 +56,7 @@ class Training:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def run(self) -> Quorum:
-        """Train to the last step and return the last quorum, whose first member finishes the run. Raises Stopping."""
+        """Train to the last step and return the last quorum, whose first member finishes the run. Raise Stopping."""
         self.journal.begin()
         while True:
             if self.stopping():

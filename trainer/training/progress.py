@@ -56,7 +56,7 @@ class Progress:
                 self.scale *= 2
 
     def commit(self, decision: "Decision", key: str, scaled: bool, steps: int = 1) -> None:
-        """Count the step of `decision`, which the group `key` took. Raises InputError if too many were skipped."""
+        """Count the step of `decision`, which the group `key` took. Raise InputError if too many were skipped."""
         self.lineage = self.next_lineage(key)
         self.count(decision.finite, scaled, steps)
         if self.skipped >= NOT_FINITE[scaled]:

@@ -315,7 +315,7 @@ def test_run_with_a_final_status_is_finished(root: Path) -> None:
     assert finished(state="SUCCEEDED", launch=7)
     assert finished(state="STOPPED", reason="by hand")
     assert not finished(state="RUNNING")
-    assert not finished(state="STOPPED", reason="destroyed; `pulumi up` goes on")
+    assert not finished(state="STOPPED", reason="destroyed; `pulumi up` continues")
     again = job.model_copy(update={"launch": 2})
     assert not lifecycle.is_finished(Status(state="FAILED", updated=0.0), again)
     assert lifecycle.is_finished(Status(state="SUCCEEDED", updated=0.0), again)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from infra.local import processes
-from infra.local.processes import Machine
+from infra.local.processes import MachineProcess
 
 # It logs a line when it is ready, and ends by itself after a while.
 PLAIN = "import time; print('ready', flush=True); time.sleep(60)"
@@ -44,23 +44,23 @@ time.sleep(60)
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    yield Machine(tmp_path / "a bucket", "run-1", "worker-1")
+def machine(tmp_path: Path) -> Iterator[MachineProcess]:
+    yield MachineProcess(tmp_path / "a bucket", "run-1", "worker-1")
     processes.sweep(tmp_path / "a bucket", grace=0)
 
 
-def start(machine: Machine, program: str = PLAIN, launch: int = 1) -> int:
+def start(machine: MachineProcess, program: str = PLAIN, launch: int = 1) -> int:
     return processes.start(machine, launch, [sys.executable, "-c", program], machine.folder)
 
 
-def wait_for(line: str, machine: Machine) -> None:
+def wait_for(line: str, machine: MachineProcess) -> None:
     found = threading.Event()
     while line not in machine.log.read_text().splitlines():
         found.wait(0.01)
 
 
 def test_process_runs_in_a_session_of_its_own_without_pulumis_secrets(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: MachineProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "secret")
     monkeypatch.setenv("MY_TOKEN", "secret")
@@ -73,7 +73,7 @@ def test_process_runs_in_a_session_of_its_own_without_pulumis_secrets(
     assert "secret" not in environment.values()
 
 
-def test_second_start_adopts_the_process_and_another_launch_replaces_it(machine: Machine) -> None:
+def test_second_start_adopts_the_process_and_another_launch_replaces_it(machine: MachineProcess) -> None:
     pid = start(machine)
     assert start(machine) == pid
     later = start(machine, launch=2)
@@ -81,11 +81,11 @@ def test_second_start_adopts_the_process_and_another_launch_replaces_it(machine:
     assert [p.pid for p in processes.marked(machine.mark)] == [later]
 
 
-def _start_in_another_process(machine: Machine, pids: "multiprocessing.Queue[int]") -> None:
+def _start_in_another_process(machine: MachineProcess, pids: "multiprocessing.Queue[int]") -> None:
     pids.put(start(machine))
 
 
-def test_starts_at_the_same_time_agree_on_one_process(machine: Machine) -> None:
+def test_starts_at_the_same_time_agree_on_one_process(machine: MachineProcess) -> None:
     machine.folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
     pids: multiprocessing.Queue[int] = context.Queue()
@@ -99,7 +99,7 @@ def test_starts_at_the_same_time_agree_on_one_process(machine: Machine) -> None:
     assert processes.alive(machine)
 
 
-def test_stop_lets_the_process_leave_by_itself(machine: Machine) -> None:
+def test_stop_lets_the_process_leave_by_itself(machine: MachineProcess) -> None:
     start(machine, PASSES_ON)
     wait_for("ready", machine)
     assert len(processes.stop(machine.mark)) == 2
@@ -108,14 +108,14 @@ def test_stop_lets_the_process_leave_by_itself(machine: Machine) -> None:
     assert processes.stop(machine.mark) == []
 
 
-def test_stop_ends_processes_that_ignore_it_or_left_the_session(machine: Machine) -> None:
+def test_stop_ends_processes_that_ignore_it_or_left_the_session(machine: MachineProcess) -> None:
     start(machine, STUBBORN)
     wait_for("ready", machine)
     assert len(processes.stop(machine.mark, grace=0.3)) == 2
     assert processes.marked(machine.mark) == []
 
 
-def test_killed_process_is_not_alive_though_its_child_holds_the_lock(machine: Machine) -> None:
+def test_killed_process_is_not_alive_though_its_child_holds_the_lock(machine: MachineProcess) -> None:
     inherits = PASSES_ON.replace('time.sleep(60)"])', 'time.sleep(60)"], close_fds=False)')
     pid = start(machine, inherits)
     wait_for("ready", machine)
@@ -129,7 +129,7 @@ def test_killed_process_is_not_alive_though_its_child_holds_the_lock(machine: Ma
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
 
 
-def test_process_id_that_another_process_got_is_not_alive(machine: Machine) -> None:
+def test_process_id_that_another_process_got_is_not_alive(machine: MachineProcess) -> None:
     start(machine)
     processes.stop(machine.mark)
     with machine.lock.open("w") as lock:
@@ -139,17 +139,17 @@ def test_process_id_that_another_process_got_is_not_alive(machine: Machine) -> N
     assert start(machine) != os.getpid()
 
 
-def deleted_lock(machine: Machine) -> None:
+def deleted_lock(machine: MachineProcess) -> None:
     machine.lock.unlink()
 
 
-def torn_lock(machine: Machine) -> None:
+def torn_lock(machine: MachineProcess) -> None:
     machine.lock.write_text('{"launch"')
 
 
 @pytest.mark.parametrize("harm", [deleted_lock, torn_lock])
 def test_start_after_the_lock_file_was_damaged_replaces_the_process(
-    machine: Machine, harm: Callable[[Machine], None]
+    machine: MachineProcess, harm: Callable[[MachineProcess], None]
 ) -> None:
     start(machine)
     harm(machine)
@@ -158,13 +158,13 @@ def test_start_after_the_lock_file_was_damaged_replaces_the_process(
     assert [p.pid for p in processes.marked(machine.mark)] == [new]
 
 
-def test_sweep_ends_all_processes_of_one_bucket_and_none_of_another(machine: Machine, tmp_path: Path) -> None:
+def test_sweep_ends_all_processes_of_one_bucket_and_none_of_another(machine: MachineProcess, tmp_path: Path) -> None:
     start(machine)
-    start(Machine(machine.folder, "run-2", "worker-10"))
-    other = Machine(tmp_path / "a bucket of others", "run-1", "worker-1")
+    start(MachineProcess(machine.folder, "run-2", "worker-10"))
+    other = MachineProcess(tmp_path / "a bucket of others", "run-1", "worker-1")
     try:
         start(other)
-        ten = Machine(machine.folder, "run-1", "worker-10")
+        ten = MachineProcess(machine.folder, "run-1", "worker-10")
         start(ten)
         processes.stop(machine.mark)
         assert processes.alive(ten)  # the name of the stopped machine is a prefix of this one

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.disturbed import Machines, Setup, storages
+from benchmarks.disturbed import DisturbedMachines, Setup, storages
 from benchmarks.faults import Benchmark, back
 from tools.go_tools import ToolError
 
@@ -44,7 +44,7 @@ def test_run_with_random_faults_ends_as_the_undisturbed_run(
 
 def test_machine_whose_disk_was_full_continues_and_sends_heartbeats_again(tmp_path: Path) -> None:
     """A full disk also takes the log, which once silenced the supervisor for good."""
-    machines = Machines(tmp_path, Setup(trainers=1, servers=0, least=1), steps=100_000, forked=True)
+    machines = DisturbedMachines(tmp_path, Setup(trainers=1, servers=0, least=1), steps=100_000, forked=True)
     try:
         machines.start("master-0")
         machines.run.until(machines.steps, "the first step")

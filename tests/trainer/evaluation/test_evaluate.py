@@ -1,4 +1,4 @@
-"""How good a model is at its task: the metrics, the generated answers, and the files that a run leaves."""
+"""A model's scores at its task: the metrics, the generated answers, and the files that a run leaves."""
 
 import hashlib
 import json

@@ -330,7 +330,7 @@ def test_timeline_of_very_many_machines_draws_those_with_events(tmp_path: Path) 
     assert drawn is not None
     assert (len(drawn.rows), drawn.hidden) == (timeline.SHOWN_MACHINES + 1, 20)
     (row,) = (row for row in drawn.rows if row.marks)
-    assert (row.name, row.marks[0].words) == ("worker-55", "1:00 told to leave: preempted")
+    assert (row.name, row.marks[0].words) == ("worker-55", "1:00 asked to leave: preempted")
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------

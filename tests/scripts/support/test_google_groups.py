@@ -80,7 +80,7 @@ def test_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
     (line,) = said(group)
     assert line == (
         "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now (Google names us-central1-a,"
-        " us-central1-f instead); Google goes on trying, or raise gpt2-training:launch to 2 to take the next zone,"
+        " us-central1-f instead); Google keeps trying, or raise gpt2-training:launch to 2 to take the next zone,"
         " us-central1-c"
     )
 
@@ -215,7 +215,7 @@ def test_missing_permission_is_reported_and_google_is_not_asked_again(google: Fa
     now = [NOW]
     groups = Groups(loaded(tmp_path), lambda: now[0])
     (line,) = groups.lines(1, set())
-    assert line.startswith("why machines are missing cannot be told: ")
+    assert line.startswith("cannot say why machines are missing: ")
     assert line.endswith("roles/compute.viewer is enough")
     now[0] += 1000
     assert groups.lines(1, set()) == [line]
