@@ -1,10 +1,10 @@
 # ruff: noqa: N802  (the calls are named by language.proto)
-"""Pulumi's Python language host, in Python, with which the `pulumi` of get_pulumi.py runs programs.
+"""Pulumi's Python language host, in Python: how the `pulumi` that get_pulumi.py builds from Go modules runs programs.
 
-The official host comes with the official CLI. Where releases cannot be downloaded, its Go module cannot either. This
-one serves language.proto with the classes of the Pulumi SDK. `pulumi` starts it with its own address as the argument
-and reads the port from the first line of stdout. The same file, started with `run` and the settings, is the process in
-which the user's program runs.
+The official host comes with the official CLI; its Go module cannot be had where release downloads cannot. This one
+serves language.proto with the classes that the Pulumi SDK ships. `pulumi` starts it with its own address as the
+argument and reads the port from the first line of stdout. The same file, started with `run` and the settings, is the
+process in which the user's program runs.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 try:
-    gc.disable()  # until everything is imported, as nothing of it is garbage
+    gc.disable()  # until all is imported: nothing of it is garbage
     # The host needs pulumi's messages alone, and `pulumi up` waits for three hosts. The code of the two packages above
     # the messages would double each start, so it does not run here. In a program's process all of pulumi runs.
     if __name__ == "__main__" and sys.argv[1:2] != ["run"]:
@@ -55,15 +55,11 @@ _T = TypeVar("_T")
 
 
 class BadEnvironmentError(Exception):
-    """The project names a virtual environment that cannot be used. The message says which."""
+    """The project names a virtual environment that cannot be used; the message says which."""
 
 
 def python_of(info: lang.ProgramInfo) -> str:
-<<<<<<< HEAD
     """Return the python that runs the project's programs: that of the `virtualenv` option, else the one we run in."""
-=======
-    """Return the python that runs the project's programs: that of the `virtualenv` option, else our own."""
->>>>>>> docs-language-host
     if not (name := info.options.fields["virtualenv"].string_value):
         return os.environ.get("PULUMI_PYTHON_CMD") or sys.executable
     python = Path(info.root_directory, name, "bin", "python")
@@ -75,7 +71,7 @@ def python_of(info: lang.ProgramInfo) -> str:
 
 
 def environment_of(python: str, **more: str) -> dict[str, str]:
-    """Return our environment. If `python` is in a virtual environment, that one is active in it."""
+    """Our environment with the virtual environment of `python`, if it is in one, made the active one."""
     environment = {**os.environ, **more}
     home = Path(python).parent.parent
     if (home / "pyvenv.cfg").exists():
@@ -86,11 +82,7 @@ def environment_of(python: str, **more: str) -> dict[str, str]:
 
 
 def plugins() -> list[dict[str, Any]]:
-<<<<<<< HEAD
     """Return the Pulumi packages of the python that runs this: those with a pulumi-plugin.json."""
-=======
-    """Return the Pulumi packages (those with a pulumi-plugin.json) of the python that runs this."""
->>>>>>> docs-language-host
     found = []
     for folder in sys.path:
         for file in Path(folder).glob("*/pulumi-plugin.json"):
@@ -102,11 +94,7 @@ def plugins() -> list[dict[str, Any]]:
 
 
 def distributions() -> list[dict[str, Any]]:
-<<<<<<< HEAD
     """Return all distributions of the python that runs this, each with the names of those that it requires."""
-=======
-    """Return all distributions of the python that runs this, each with the names of its requirements."""
->>>>>>> docs-language-host
     found = []
     for dist in importlib.metadata.distributions():
         requires = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in dist.requires or [] if "extra ==" not in line]
@@ -118,11 +106,7 @@ QUESTIONS = {"plugins": plugins, "distributions": distributions}
 
 
 def ask(python: str, question: str) -> list[dict[str, Any]]:
-<<<<<<< HEAD
     """Return the answer of that python to one of QUESTIONS. Raise BadEnvironmentError."""
-=======
-    """Return that python's answer to one of QUESTIONS. Raises BadEnvironmentError."""
->>>>>>> docs-language-host
     # Compare folders with links resolved: a project's .venv may be a link. The python in it always is.
     theirs, ours = [Path(path).parent.resolve() / Path(path).name for path in (python, sys.executable)]
     if theirs == ours:
@@ -135,10 +119,10 @@ def ask(python: str, question: str) -> list[dict[str, Any]]:
 
 
 def run_program(settings: dict[str, Any], program: str) -> int:
-    """Run a Pulumi program in this process, in the current folder. Return the exit status."""
+    """Run a Pulumi program in this process, the current folder being its own. The exit status."""
     # An interrupted program must not look like one that ended well: the engine would delete what it did not declare.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # after an error futures stay unread, as expected
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # after an error futures stay unread; that is no news
     sys.path.pop(0)  # the folder of this file
     sys.argv = [program]
     pulumi.runtime.set_all_config(pulumi.runtime.get_config_env(), pulumi.runtime.get_config_secret_keys_env())
@@ -163,22 +147,18 @@ def run_program(settings: dict[str, Any], program: str) -> int:
     finally:
         executor.shutdown(wait=True)
         loop.close()
-        gc.freeze()  # else Python would search all modules for garbage at its end: 0.1 s
+        gc.freeze()  # or Python would search all modules for garbage at its end: 0.1 s
 
 
 def program_traceback(program: str) -> str:
-<<<<<<< HEAD
     """Return the current exception's traceback, from the user's program on: without our and the SDK's frames."""
-=======
-    """Return the current exception's traceback from the user's program on, without the frames above it."""
->>>>>>> docs-language-host
     main = os.path.realpath(Path(program, "__main__.py") if Path(program).is_dir() else program)
     files = [os.path.realpath(frame.filename) for frame in traceback.extract_tb(sys.exc_info()[2])]
     return traceback.format_exc(limit=files.index(main) - len(files) if main in files else None)
 
 
 class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
-    """The calls of language.proto that programs and plugins need. The CLI does not need the others."""
+    """The calls of language.proto that running programs and plugins needs; the CLI does without the others."""
 
     def __init__(self, engine: str) -> None:
         self.engine = engine
@@ -282,16 +262,12 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
 
 
 def plain(name: str) -> str:
-<<<<<<< HEAD
     """Return a distribution's name in the form in which two spellings compare equal."""
-=======
-    """Return a distribution's name in a form in which all its spellings are equal."""
->>>>>>> docs-language-host
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def serve(engine: str) -> None:
-    """Serve `pulumi` until it interrupts us or has ended."""
+    """Serve `pulumi` until it interrupts us or is gone."""
     host = LanguageHost(engine)
 
     def stop(*_: object) -> None:
