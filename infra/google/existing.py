@@ -14,7 +14,6 @@ from infra.fleet.fleet import Fleet
 from infra.lifecycle import is_finished, status_line
 from infra.stack.config import StackConfig
 from trainer.contract import paths
-from trainer.contract.errors import first_line
 from trainer.contract.spec import JobSpec
 from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
@@ -46,7 +45,7 @@ def find_existing(
     except pulumi.RunError:
         raise
     except Exception as error:
-        line = first_line(error)
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(f"gcp:project {config.project} cannot be looked at ({line})") from None
         pulumi.log.warn(f"what is there already is not known, so all is shown as new ({line})", parent)

@@ -9,7 +9,6 @@ from infra.lifecycle import newest_checkpoint
 from infra.review.resource_types import GROUP, REQUEST, TEMPLATE
 from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
-from trainer.contract.errors import first_line
 from trainer.contract.wording import ROLE_NAMES
 from trainer.runs.records import FINAL_STATES
 from trainer.runs.status import read_status
@@ -62,7 +61,7 @@ def look_up_run(bucket: str, run: str) -> RunSnapshot | str | None:
     except NoBucket:
         return None
     except (StorageError, ValueError) as error:
-        return first_line(error)
+        return str(error).partition("\n")[0]
     checkpoint = (newest.step, max(0.0, time.time() - newest.time)) if newest else None
     return RunSnapshot(status.state, status.step, checkpoint)
 

@@ -108,9 +108,15 @@ def running(*, keep: bool = False) -> Iterator[Engine]:
             "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
             "--iptables=false", "--ip6tables=false", "--bridge=none",
         ]  # fmt: skip
-        with _server(command, log):
+        with _server(command, log) as process:
             engine = Engine(client, host)
-            _wait(lambda: engine.docker("info", "--format", "{{.ServerVersion}}", check=False), log)
+
+            def version() -> str:
+                if process.poll() is not None:  # for example in a container that may not mount
+                    missing(f"no Docker engine can be started here: {log.read_text()[-500:].strip()}", "docker.io")
+                return engine.docker("info", "--format", "{{.ServerVersion}}", check=False)
+
+            _wait(version, log)
             yield engine
             if keep:
                 engine.docker("image", "prune", "--force")  # this removes images that a newer build replaced
@@ -149,12 +155,12 @@ def _kept(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _server(command: list[str], log: Path) -> Iterator[None]:
+def _server(command: list[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     dies_with_us = ["setpriv", "--pdeathsig", "TERM"]
     with log.open("wb") as file:
         process = subprocess.Popen([*dies_with_us, *command], stdout=file, stderr=subprocess.STDOUT)
     try:
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE)
