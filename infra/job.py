@@ -41,8 +41,8 @@ def declare(config: StackConfig, fleet: Fleet) -> tuple[Inputs, spec.JobSpec]:
 
     cluster = _local_cluster(config, fleet) if fleet.local else _google_cluster(fleet)
     # Leave counts of zero out: a preview lists every key of a changed object that the program passed.
-    wanted = {"min_workers": training.min_workers, "parameter_servers": config.servers}
-    cluster |= {name: count for name, count in wanted.items() if count}
+    counts = {"min_workers": training.min_workers, "parameter_servers": config.servers}
+    cluster |= {name: count for name, count in counts.items() if count}
     return inputs, spec.JobSpec(
         run=run,
         launch=file.launch,
@@ -68,9 +68,9 @@ def _google_cluster(fleet: Fleet) -> dict[str, Any]:
     if processes > 1:
         cluster["processes"] = processes
     if fleet.servers is not None:  # only the cost model of parameter servers asks how fast the network is
-        known = [machine.gbps for machine in trainers if machine.gbps is not None]
-        if len(known) == len(trainers):
-            cluster["trainer_gbps"] = min(known)
+        speeds = [machine.gbps for machine in trainers if machine.gbps is not None]
+        if len(speeds) == len(trainers):
+            cluster["trainer_gbps"] = min(speeds)
         if (gbps := fleet.servers.machine.gbps) is not None:
             cluster["server_gbps"] = gbps
     return cluster

@@ -42,12 +42,12 @@ class TrainingRun(pulumi.ComponentResource):
         job: JobSpec,
         opts: pulumi.ResourceOptions | None = None,
     ):
-        words = config.words()
+        properties = config.words()
         if secrets := secret_keys():  # a later review finds them in the state even if the stack file has lost them
-            words["secretKeys"] = secrets
-        super().__init__("gpt2-training:run:TrainingRun", "training", words, opts)
-        if (said := division(config)) is not None:
-            pulumi.log.info(said, self)
+            properties["secretKeys"] = secrets
+        super().__init__("gpt2-training:run:TrainingRun", "training", properties, opts)
+        if (note := division(config)) is not None:
+            pulumi.log.info(note, self)
         # A stack on this machine is spared 0.2 s of imports, Google's packages.
         if config.google:
             from infra.google import resources as on_google

@@ -111,10 +111,10 @@ def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]
             f" {workers} workers and {servers} parameter servers; use 0 of both, or parallelism: replicas"
         )
     if not servers:
-        for name, found, usual in (("plan", parallel.plan, "auto"), ("wire", parallel.wire, "fp32")):
-            if found != usual:
+        for name, given, usual in (("plan", parallel.plan, "auto"), ("wire", parallel.wire, "fp32")):
+            if given != usual:
                 problems.append(
-                    f"parallel.{name}: found {found}, and there are no parameter servers that it could mean; remove it,"
+                    f"parallel.{name}: found {given}, and there are no parameter servers that it could mean; remove it,"
                     " or set trainingInput.parameterServerCount to 1 or more"
                 )
     if parallel.synchronization == "step":

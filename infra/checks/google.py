@@ -172,19 +172,19 @@ def _zone_problems(config: StackConfig, fleet: Fleet) -> list[str]:
     for machines in fleet.roles:
         model = machines.accelerator
         possible = known_zones(config.region, model)
-        what = model or machines.machine.name
+        type_name = model or machines.machine.name
         if possible is None and not given:
             return [
                 (
                     f"machines.zones: missing; region {config.region} is not in our table, so name zones that have"
-                    f" {what}: `gcloud compute {'accelerator' if model else 'machine'}-types list"
-                    f" --filter=name={what}` shows them"
+                    f" {type_name}: `gcloud compute {'accelerator' if model else 'machine'}-types list"
+                    f" --filter=name={type_name}` shows them"
                 )
             ]
         for zone in given:
             if possible is not None and zone not in possible:
                 fix = f"use {', '.join(possible)}" if possible else "use another region or accelerator"
-                problems.append(f"machines.zones: {zone} has no {what}; {fix}")
+                problems.append(f"machines.zones: {zone} has no {type_name}; {fix}")
     if not fleet.zones:
         problems.append(f"machines.zones: no zone of {config.region} has all the accelerators asked for; use others")
     return problems
@@ -276,11 +276,11 @@ def _close_machine(name: str) -> str:
     family = name.lower().partition("-")[0]
     if family not in FAMILIES:
         return "known are N1 and, with GPUs built in, G2, A2 and A3; for example n1-standard-4 or g2-standard-8"
-    siblings = [known for known in MACHINE_TYPES if known.startswith(f"{family}-")]
+    siblings = [type_name for type_name in MACHINE_TYPES if type_name.startswith(f"{family}-")]
     close = difflib.get_close_matches(name.lower(), siblings, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"for example {siblings[0]} or {siblings[-1]}"
 
 
-def _close(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+def _close(name: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(choices)}"

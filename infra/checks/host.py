@@ -76,16 +76,16 @@ def disk_problem(config: StackConfig, run: str) -> str | None:
     # The text's copy and its tokens of two bytes; for pairs also their texts and index.
     copies = 5 if data_format(file.data) == "pairs" else 3
     need = MARGIN + copies * config.text.stat().st_size
-    kept = file.checkpoints.keep
+    checkpoint_count = file.checkpoints.keep
     if file.checkpoints.keep_every is not None:
-        kept += file.training_input.hyperparameters.steps // file.checkpoints.keep_every
-    need += _parameters(config) * BYTES_PER_PARAMETER * (kept + 2)
+        checkpoint_count += file.training_input.hyperparameters.steps // file.checkpoints.keep_every
+    need += _parameters(config) * BYTES_PER_PARAMETER * (checkpoint_count + 2)
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(nearest).free
     if free >= need:
         return None
     return (
-        f"checkpoints.keep: {kept} checkpoints, one being written, the model and the data need"
+        f"checkpoints.keep: {checkpoint_count} checkpoints, one being written, the model and the data need"
         f" {need / 1e9:.1f} GB in artifacts/{config.stack}, and {free / 1e9:.1f} GB are free;"
         " make room, keep fewer, or use a smaller model"
     )

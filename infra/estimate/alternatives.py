@@ -71,12 +71,12 @@ def compare(config: StackConfig, fleet: Fleet, runs: list[Measured] | None = Non
             shape = candidate.words + _changed_rows(config, changed)
             within = fits(estimated, changed.file.limits)
             every.append(Alternative(changed, other_fleet, shape, estimated, within))
-    every.sort(key=lambda one: (bool(one.estimate.unknown), one.cost, one.hours))
-    fitting = [one for one in every if one.fits and not one.estimate.unknown]
+    every.sort(key=lambda alternative: (bool(alternative.estimate.unknown), alternative.cost, alternative.hours))
+    fitting = [alternative for alternative in every if alternative.fits and not alternative.estimate.unknown]
     return Choice(
         every,
-        min(fitting, key=lambda one: one.cost, default=None),
-        min(fitting, key=lambda one: one.hours, default=None),
+        min(fitting, key=lambda alternative: alternative.cost, default=None),
+        min(fitting, key=lambda alternative: alternative.hours, default=None),
     )
 
 
@@ -120,8 +120,8 @@ def _candidates(config: StackConfig, fleet: Fleet) -> Iterator[_Candidate]:
         for workers in counts:
             if 1 + workers <= batch:
                 for spot in (False, True) if workers else (False,):
-                    for kept in {0, servers} if workers else {0}:
-                        yield _Candidate(name, gpu, number, workers, kept, spot, False)
+                    for kept_servers in {0, servers} if workers else {0}:
+                        yield _Candidate(name, gpu, number, workers, kept_servers, spot, False)
 
 
 def _machines(config: StackConfig, fleet: Fleet) -> Iterator[tuple[str, str, int]]:

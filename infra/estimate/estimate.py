@@ -71,8 +71,8 @@ def estimate(config: StackConfig, fleet: Fleet, runs: list[measured.Measured] | 
 def _time(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, step_time: StepTime) -> list[Part]:
     """Return the parts of the time, in hours, in the order in which a person thinks of them."""
     file, hyper = config.file, config.file.training_input.hyperparameters
-    start, words = _start(config, fleet)
-    parts = [Part("start", start, words)]
+    start, origin = _start(config, fleet)
+    parts = [Part("start", start, origin)]
 
     # Steps.
     for name in ("computing", "network", "optimizer", "coordination"):
@@ -97,8 +97,8 @@ def _time(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, step_tim
     speed = WRITING_HERE if fleet.local else WRITING
     writing = speed.to_do(saved / writers)
     stalls = Range(COPYING.to_do(saved / writers).low * times, writing.high * 0.5 * times)
-    words = f"{times} of {saved / 1e9:.3g} GB in the background: a copy at best, half the writing at worst (ours)"
-    parts.append(Part("checkpoints", stalls, words))
+    origin = f"{times} of {saved / 1e9:.3g} GB in the background: a copy at best, half the writing at worst (ours)"
+    parts.append(Part("checkpoints", stalls, origin))
     end = speed.to_do(4 * size.parameters) + writing + Range(1, 10)
     parts.append(Part("end", end, "the last checkpoint and the model are written; nobody computes"))
 
@@ -115,17 +115,17 @@ def _time(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, step_tim
 def _start(config: StackConfig, fleet: Fleet) -> tuple[Range, str]:
     """Return the seconds from the declaration to the first step, and their origin."""
     if fleet.local:
-        seconds, words, source = IMPORTS_HERE, "processes, torch, a first step", ": 7 s on a warm machine"
+        seconds, origin, source = IMPORTS_HERE, "processes, torch, a first step", ": 7 s on a warm machine"
     else:
-        seconds, words, source = IMPORTS + (BOOT + IMAGE), "boot, image", " (ours, and Google's release notes)"
+        seconds, origin, source = IMPORTS + (BOOT + IMAGE), "boot, image", " (ours, and Google's release notes)"
         if any(machines.accelerators for machines in fleet.roles):
-            seconds, words = seconds + DRIVER, "boot, driver (3 to 5 min), image"
+            seconds, origin = seconds + DRIVER, "boot, driver (3 to 5 min), image"
         text = _text_bytes(config)
         seconds += TOKENIZING.to_do(text)
-        words += f", torch, tokens of {text / 1e6:.3g} MB" if text else ", torch; the text is not here"
+        origin += f", torch, tokens of {text / 1e6:.3g} MB" if text else ", torch; the text is not here"
     if config.file.training_input.hyperparameters.compile:
-        seconds, words = seconds + COMPILING, words + ", compiling"
-    return seconds, words + source
+        seconds, origin = seconds + COMPILING, origin + ", compiling"
+    return seconds, origin + source
 
 
 def _text_bytes(config: StackConfig) -> int:
@@ -144,8 +144,8 @@ def _machines(fleet: Fleet, hours: Range) -> Iterator[Part]:
         return
     for machines in fleet.roles:
         cost, spot = machines.hourly, ", Spot" if machines.spot else ""
-        words = f"{machines.count} x {machines.machine.name}{spot}, {cost.usd:.3g} USD an hour with disks: {PRICE_BOOK}"
-        yield Part(machines.role, hours.times(cost.usd), words, cost.unknown)
+        basis = f"{machines.count} x {machines.machine.name}{spot}, {cost.usd:.3g} USD an hour with disks: {PRICE_BOOK}"
+        yield Part(machines.role, hours.times(cost.usd), basis, cost.unknown)
 
 
 def _extras(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, hours: Range) -> Iterator[Part]:
@@ -153,20 +153,20 @@ def _extras(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, hours:
     if fleet.local:
         return
     checkpoint, model = workload.checkpoint_bytes(config, size), 4 * size.parameters
-    kept = config.file.checkpoints.keep * checkpoint + model
+    stored_bytes = config.file.checkpoints.keep * checkpoint + model
     if (often := config.file.checkpoints.keep_every) is not None:
-        kept += config.file.training_input.hyperparameters.steps // often * checkpoint
+        stored_bytes += config.file.training_input.hyperparameters.steps // often * checkpoint
     if config.file.sweep is not None:
-        kept *= config.file.sweep.max_trials
-    gigabytes = (kept + _text_bytes(config)) / 1e9
-    words = f"{gigabytes:.2g} GB kept, for a month: {PRICE_BOOK}"
+        stored_bytes *= config.file.sweep.max_trials
+    gigabytes = (stored_bytes + _text_bytes(config)) / 1e9
+    origin = f"{gigabytes:.2g} GB kept, for a month: {PRICE_BOOK}"
     month = prices.storage_gb_month(config.region)
-    yield _priced("bucket", gigabytes, month, words, f"storage in {config.region}", sure=True)
+    yield _priced("bucket", gigabytes, month, origin, f"storage in {config.region}", sure=True)
     jobs = len(fleet.roles)
-    words = f"{jobs} jobs of Cloud Scheduler that end the machines, a month; 3 an account are free: {PRICE_BOOK}"
-    yield _priced("deadlines", jobs, prices.anywhere("scheduler_job_month"), words, "Cloud Scheduler")
-    words = f"{model / 1e9:.2g} GB out of Google Cloud, once, if you download the model: {PRICE_BOOK}"
-    yield _priced("download", model / 1e9, prices.anywhere("egress_gb"), words, "what leaves Google Cloud")
+    origin = f"{jobs} jobs of Cloud Scheduler that end the machines, a month; 3 an account are free: {PRICE_BOOK}"
+    yield _priced("deadlines", jobs, prices.anywhere("scheduler_job_month"), origin, "Cloud Scheduler")
+    origin = f"{model / 1e9:.2g} GB out of Google Cloud, once, if you download the model: {PRICE_BOOK}"
+    yield _priced("download", model / 1e9, prices.anywhere("egress_gb"), origin, "what leaves Google Cloud")
     if config.file.network.nat:
         yield _way_out(fleet.size, model / 1e9, hours)
 
@@ -177,14 +177,14 @@ def _way_out(machines: int, gigabytes: float, hours: Range) -> Part:
     if each is None or address is None or passing is None:
         return Part("way out", NOTHING, "network.nat", ("Cloud NAT",))
     gateway = hours.times(min(machines, 32) * each + address)
-    words = f"network.nat: a gateway; {gigabytes:.2g} GB for each machine at most pass it (ours): {PRICE_BOOK}"
-    return Part("way out", gateway + Range(0, passing * gigabytes * machines), words)
+    origin = f"network.nat: a gateway; {gigabytes:.2g} GB for each machine at most pass it (ours): {PRICE_BOOK}"
+    return Part("way out", gateway + Range(0, passing * gigabytes * machines), origin)
 
 
-def _priced(name: str, units: float, price: float | None, words: str, what: str, sure: bool = False) -> Part:
+def _priced(name: str, units: float, price: float | None, origin: str, price_name: str, sure: bool = False) -> Part:
     """Return the cost of some units. sure: they are paid in any case, so the lower bound is not 0."""
     usd = units * (price or 0)
-    return Part(name, Range(usd if sure else 0, usd), words, () if price is not None else (what,))
+    return Part(name, Range(usd if sure else 0, usd), origin, () if price is not None else (price_name,))
 
 
 def fits(estimated: Estimate, limits: RunLimits) -> bool | None:

@@ -111,12 +111,12 @@ def write(root: Path, runs: list[Measured]) -> None:
     fresh.replace(path)
 
 
-def collect(storage: Storage, root: Path, known: list[Measured]) -> tuple[list[Measured], int]:
+def collect(storage: Storage, root: Path, known_runs: list[Measured]) -> tuple[list[Measured], int]:
     """Summarize the runs of a bucket that have finished and are not known.
 
     Return the summaries, and how many runs tell nothing. Raise StorageError.
     """
-    seen: set[tuple[str, int]] = {(run.run, run.launch) for run in known}
+    seen: set[tuple[str, int]] = {(run.run, run.launch) for run in known_runs}
     fresh, silent = [], 0
     names = {name for entry in storage.list(paths.RUNS) if (name := paths.run_of_status(entry.path))}
     for name in sorted(name for name in names if paths.sweep_of(name) is None):

@@ -68,7 +68,7 @@ class Estimate:
 
 def unpriced(parts: Sequence[Part]) -> tuple[str, ...]:
     """Return what has no known price in any of the parts, each once."""
-    return tuple(dict.fromkeys(what for part in parts for what in part.unknown))
+    return tuple(dict.fromkeys(price_name for part in parts for price_name in part.unknown))
 
 
 def rounded(number: float) -> float:

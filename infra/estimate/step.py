@@ -132,10 +132,10 @@ def _speed(fleet: Fleet, hyper: options.Hyperparameters) -> tuple[Speed, str]:
         if gpu:
             speeds.append((gpu_speed(gpu, hyper), f"{gpu}: "))
         else:
-            words = f"{machine.name}: {machine.vcpus // 2 or 1} cores at 15 to 60 GFLOP/s: "
-            speeds.append((cpu_speed(max(1, machine.vcpus / 2)), words))
-    slowest, words = min(speeds, key=lambda pair: pair[0].flops.middle)
-    return slowest, words + slowest.origin
+            description = f"{machine.name}: {machine.vcpus // 2 or 1} cores at 15 to 60 GFLOP/s: "
+            speeds.append((cpu_speed(max(1, machine.vcpus / 2)), description))
+    slowest, description = min(speeds, key=lambda pair: pair[0].flops.middle)
+    return slowest, description + slowest.origin
 
 
 def _network(config: StackConfig, fleet: Fleet, work: _Work, speed: Speed) -> tuple[Range, str, str]:
@@ -173,14 +173,14 @@ def _network(config: StackConfig, fleet: Fleet, work: _Work, speed: Speed) -> tu
         # Half of the exchange pushes gradients, which the last backward pass hides.
         backward = 2 / 3 * speed.flops.to_do(work.flops / work.share.passes).low
         hidden = 0.0 if hyper.compile or parallel.every > 1 else min(ideal / 2, backward)
-        words = f"{plan} plan, {servers} servers"
+        origin = f"{plan} plan, {servers} servers"
     else:
         ideal = exchange_cost.all_reduce(sent, trainers, best)
         slow = exchange_cost.all_reduce(sent, trainers, worst)
-        hidden, words = 0.0, "ring all-reduce"
+        hidden, origin = 0.0, "ring all-reduce"
     seconds = Range(EXCHANGE.low * ideal - hidden, EXCHANGE.high * slow).times(1 / parallel.every)
-    words += f" of {sent / 1e6:.3g} MB (trainer/contract/exchange_cost.py) at {link * 8e-9:g} Gbit/s a trainer"
-    return seconds, plan, f"{words}; at worst 8 Gbit/s and 1.35 of it (docs/performance.md, ours)"
+    origin += f" of {sent / 1e6:.3g} MB (trainer/contract/exchange_cost.py) at {link * 8e-9:g} Gbit/s a trainer"
+    return seconds, plan, f"{origin}; at worst 8 Gbit/s and 1.35 of it (docs/performance.md, ours)"
 
 
 def _gathered(fleet: Fleet, work: _Work, precision: str) -> tuple[Range, str, str]:
@@ -192,5 +192,5 @@ def _gathered(fleet: Fleet, work: _Work, precision: str) -> tuple[Range, str, st
     trainers = fleet.trainers
     moved = work.share.passes * work.size.parameters * (2 * weight + 4) * (trainers - 1) / trainers
     peers = GPUS[gpu].peers * 1e9
-    words = f"parameters gathered twice, gradients summed: {moved / 1e9:.3g} GB at {GPUS[gpu].peers:g} GB/s (ours)"
-    return Range(0.5 * moved / peers, 2 * moved / peers), "", words
+    origin = f"parameters gathered twice, gradients summed: {moved / 1e9:.3g} GB at {GPUS[gpu].peers:g} GB/s (ours)"
+    return Range(0.5 * moved / peers, 2 * moved / peers), "", origin

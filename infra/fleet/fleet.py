@@ -148,5 +148,5 @@ def _rented(config: StackConfig, role: Role, count: int) -> RoleMachines:
 
 def _common_zones(region: str, roles: tuple[RoleMachines, ...]) -> list[str]:
     """Return the zones of a region that have the GPUs of all roles; none where the catalog lacks the region."""
-    known = [zones for machines in roles if (zones := known_zones(region, machines.accelerator)) is not None]
-    return [zone for zone in known[0] if all(zone in zones for zones in known)] if known else []
+    zone_lists = [zones for machines in roles if (zones := known_zones(region, machines.accelerator)) is not None]
+    return [zone for zone in zone_lists[0] if all(zone in zones for zones in zone_lists)] if zone_lists else []

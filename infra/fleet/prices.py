@@ -72,14 +72,14 @@ def machine_cost(
     whether they are given or not.
     """
     kind, suffix = ("spot", " Spot") if spot else ("on_demand", "")
-    listed, known = _region(region), MACHINE_TYPES.get(machine)
-    if known is not None and known.family == "n1":
+    listed, machine_type = _region(region), MACHINE_TYPES.get(machine)
+    if machine_type is not None and machine_type.family == "n1":
         vcpu, memory = _number(listed, "n1_vcpu", kind), _number(listed, "n1_memory_gb", kind)
-        price = None if vcpu is None or memory is None else known.vcpus * vcpu + known.memory_gb * memory
+        price = None if vcpu is None or memory is None else machine_type.vcpus * vcpu + machine_type.memory_gb * memory
     else:
         price = _number(listed, "machines", machine, kind)
     cost = _cost(price, f"{machine}{suffix} in {region}")
-    if accelerators and (known is None or not known.accelerators):
+    if accelerators and (machine_type is None or not machine_type.accelerators):
         gpu = _cost(_number(listed, "accelerators", accelerator, kind), f"{accelerator}{suffix} in {region}")
         cost += gpu.times(accelerators)
     if disk_gb:
@@ -136,8 +136,8 @@ def _region(name: str) -> Mapping[str, Any]:
     return listed
 
 
-def _cost(price: float | None, what: str) -> Cost:
-    return Cost(0, (what,)) if price is None else Cost(price)
+def _cost(price: float | None, price_name: str) -> Cost:
+    return Cost(0, (price_name,)) if price is None else Cost(price)
 
 
 def _number(node: Any, *path: str) -> float | None:

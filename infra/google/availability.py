@@ -49,26 +49,28 @@ def not_checked(why: str, parent: pulumi.Resource) -> None:
 
 def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequence[str]) -> list[Check]:
     """Check whether each of these zones has the machines; the zone of this launch must have them."""
-    mine = fleet.launch_zone(config.file.launch)
-    wanted: dict[str, None] = {}
+    launch_zone = fleet.launch_zone(config.file.launch)
+    types: dict[str, None] = {}
     for machines in fleet.roles:
-        wanted[f"machineTypes/{machines.machine.name}"] = None
+        types[f"machineTypes/{machines.machine.name}"] = None
         if machines.accelerator:
-            wanted[f"acceleratorTypes/{machines.accelerator}"] = None
+            types[f"acceleratorTypes/{machines.accelerator}"] = None
     checks = []
-    for zone in sorted(zones, key=lambda zone: zone != mine):
+    for zone in sorted(zones, key=lambda zone: zone != launch_zone):
         try:
-            missing = [name for name in wanted if not _exists(api, f"projects/{config.project}/zones/{zone}/{name}")]
+            missing = [name for name in types if not _exists(api, f"projects/{config.project}/zones/{zone}/{name}")]
         except ApiError as error:
             checks.append(unknown(f"machines in {zone}", error))
             continue
         if not missing:
-            words = "all types are there; whether one is free shows only when it is asked for"
-            checks.append(Check(f"machines in {zone}", "ok", words))
+            finding = "all types are there; whether one is free shows only when it is asked for"
+            checks.append(Check(f"machines in {zone}", "ok", finding))
         else:
             lacks = ", ".join(name.partition("/")[2] for name in missing)
             fix = f"take {zone} out of machines.zones, or use another machine type"
-            checks.append(Check(f"machines in {zone}", "problem" if zone == mine else "note", f"has no {lacks}", fix))
+            checks.append(
+                Check(f"machines in {zone}", "problem" if zone == launch_zone else "note", f"has no {lacks}", fix)
+            )
     return checks
 
 

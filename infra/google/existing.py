@@ -65,8 +65,8 @@ class _Search:
     def fill(self, existing: Existing) -> None:
         """Write the answers into `existing`, and log where the run stands."""
         name = self._config.bucket.removeprefix("gs://")
-        there = storage.get_buckets(prefix=name, project=self._config.project, opts=self._options).buckets
-        existing.buckets = {bucket["name"] for bucket in there}
+        listed_buckets = storage.get_buckets(prefix=name, project=self._config.project, opts=self._options).buckets
+        existing.buckets = {bucket["name"] for bucket in listed_buckets}
         existing.repository = self._has_repository()
         existing.roles = self._roles()
         if name in existing.buckets:
@@ -101,7 +101,7 @@ class _Search:
         existing.finished = is_finished(status, job)
         if not existing.finished:
             self._check_checkpoint(bucket)
-        said = status_line(status, config.bucket, job)
+        notice = status_line(status, config.bucket, job)
         if status is None or status.taken_back or existing.finished:
             started = ""  # a launch that was destroyed starts anew, whatever its record says
         else:
@@ -109,15 +109,15 @@ class _Search:
         hours = launch_hours(config.file.limits, self._fleet)
         if started and time.time() > json.loads(started)["started"] + hours * HOUR:
             existing.expired = True
-            said = (
+            notice = (
                 True,
                 (
                     f"run {job.run}: the time of launch {job.launch} is over (limits: {hours:.1f} h); set"
                     f" gpt2-training:launch to {job.launch + 1} to continue from its newest checkpoint"
                 ),
             )
-        if said is not None:
-            attention, line = said
+        if notice is not None:
+            attention, line = notice
             (pulumi.log.warn if attention else pulumi.log.info)(line, self._parent)
 
     def _check_checkpoint(self, bucket: str) -> None:
@@ -129,7 +129,7 @@ class _Search:
         objects = storage.get_bucket_objects(
             bucket=bucket, prefix=f"{paths.RUNS}/", match_glob=paths.model_manifest("**"), opts=self._options
         ).bucket_objects
-        finished = [name for found in objects if (name := paths.run_of_model(found["name"]))]
+        finished = [name for entry in objects if (name := paths.run_of_model(entry["name"]))]
         raise pulumi.RunError(
             f"gpt2-training:model.initialize: {paths.run_of_model(manifest) or folder} has no model in"
             f" gs://{bucket}; finished are: {few(finished)}"
@@ -149,6 +149,6 @@ class _Search:
     def _read(self, bucket: str, path: str) -> str:
         """Return an object's content; empty if it is not there."""
         objects = storage.get_bucket_objects(bucket=bucket, prefix=path, opts=self._options).bucket_objects
-        if path not in {found["name"] for found in objects}:
+        if path not in {entry["name"] for entry in objects}:
             return ""
         return storage.get_bucket_object_content(bucket=bucket, name=path, opts=self._options).content

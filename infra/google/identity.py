@@ -23,10 +23,10 @@ class Identity(pulumi.ComponentResource):
     machines: dict[Role, serviceaccount.Account]
     reaper: serviceaccount.Account
 
-    def __init__(self, config: StackConfig, fleet: Fleet, there: set[str], opts: pulumi.ResourceOptions):
-        """Declare the accounts; `there` has the ids of the custom roles that an earlier stack of this name left."""
+    def __init__(self, config: StackConfig, fleet: Fleet, existing_roles: set[str], opts: pulumi.ResourceOptions):
+        """Declare the accounts; `existing_roles` has ids of custom roles that an earlier stack of this name left."""
         super().__init__("gpt2-training:google:Identity", "identity", {}, opts)
-        self._config, self._there, self._child = config, there, pulumi.ResourceOptions(parent=self)
+        self._config, self._there, self._child = config, existing_roles, pulumi.ResourceOptions(parent=self)
         self.machines = {}
         for role in (machines.role for machines in fleet.roles):
             account = self.machines[role] = self._account(role, f"{role} of the stack {config.stack}")

@@ -22,13 +22,18 @@ class Image(pulumi.ComponentResource):
     reference: pulumi.Output[str]  # NAME@sha256:…
 
     def __init__(
-        self, config: StackConfig, job: JobSpec, identity: Identity, there: bool, opts: pulumi.ResourceOptions
+        self,
+        config: StackConfig,
+        job: JobSpec,
+        identity: Identity,
+        repository_exists: bool,
+        opts: pulumi.ResourceOptions,
     ):
-        """Declare the image; `there` says whether an earlier stack of this name left the repository."""
+        """Declare the image; `repository_exists` says whether an earlier stack of this name left the repository."""
         super().__init__("gpt2-training:google:Image", "image", {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         keep = config.file.keep_artifacts
-        full = repository_name(config) if there else None
+        full = repository_name(config) if repository_exists else None
         repository = artifactregistry.Repository(
             "repository",
             repository_id=f"gpt2-{config.stack}",

@@ -39,11 +39,11 @@ class MachineGroup(pulumi.ComponentResource):
             opts: the parent, and everything that a machine needs when it boots.
         """
         super().__init__("gpt2-training:google:Machines", group.role, {}, opts)
-        known = group.template
-        arguments: Template = {**known, "metadata": {**known["metadata"], "gpt2-image": image}}
+        settings = group.template
+        arguments: Template = {**settings, "metadata": {**settings["metadata"], "gpt2-image": image}}
         if not group.flex_start:
-            arguments["scheduling"] = {**known["scheduling"], "termination_time": ends}
-        built_in = "guest_accelerators" not in known and known["machine_type"][:2] != "n1"
+            arguments["scheduling"] = {**settings["scheduling"], "termination_time": ends}
+        built_in = "guest_accelerators" not in settings and settings["machine_type"][:2] != "n1"
         interface: compute.RegionInstanceTemplateNetworkInterfaceArgsDict = {"subnetwork": subnetwork}
         if built_in:
             interface["nic_type"] = "GVNIC"  # newer machine types need it
@@ -89,7 +89,7 @@ class MachineGroup(pulumi.ComponentResource):
             compute.RegionResizeRequest(
                 f"{group.role}-request",
                 name=group.name,
-                region=known["region"],
+                region=settings["region"],
                 instance_group_manager=manager.name,
                 resize_by=group.count,
                 requested_run_duration={"seconds": str(group.run_seconds)},

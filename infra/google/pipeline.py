@@ -54,7 +54,7 @@ class Pipeline(pulumi.ComponentResource):
         self,
         config: StackConfig,
         repository: str,
-        there: set[str],
+        existing_roles: set[str],
         buckets: Iterable[storage.Bucket],
         opts: pulumi.ResourceOptions,
     ):
@@ -63,14 +63,14 @@ class Pipeline(pulumi.ComponentResource):
         Args:
             config: the stack.
             repository: owner/name.
-            there: ids of the custom roles that an earlier stack of this name left.
+            existing_roles: ids of the custom roles that an earlier stack of this name left.
             buckets: the run's bucket and the data bucket.
             opts: the parent.
         """
         super().__init__("gpt2-training:google:Pipeline", "pipeline", {}, opts)
         self._config = config
         role_id = f"gpt2_{config.stack.replace('-', '_')}_deployer"
-        self._adopt = role_id in there  # the role is made last: if it exists, pool and provider do too
+        self._adopt = role_id in existing_roles  # the role is made last: if it exists, pool and provider do too
         pool_id = f"gpt2-{config.stack}"
         pools = f"projects/{config.project}/locations/global/workloadIdentityPools/{pool_id}"
         pool = iam.WorkloadIdentityPool(
@@ -98,11 +98,11 @@ class Pipeline(pulumi.ComponentResource):
         previewer = self._account("preview", f"previews the stack {config.stack}")
         # A job that GitHub let into this environment may deploy, whatever its branch.
         approved = f"/attribute.deployer/{repository}:{ENVIRONMENT}"
-        for name, account, who in (
+        for name, account, principals in (
             ("deployer", deployer, approved),
             ("previewer", previewer, f"/attribute.repository/{repository}"),
         ):
-            member = pulumi.Output.concat("principalSet://iam.googleapis.com/", pool.name, who)
+            member = pulumi.Output.concat("principalSet://iam.googleapis.com/", pool.name, principals)
             self._may_be(name, account, member)
         self._deployer(deployer, role_id, [pool, provider])
         for role in PREVIEWER_ROLES:
@@ -170,13 +170,13 @@ class Pipeline(pulumi.ComponentResource):
             opts=self._kept(),
         )
 
-    def _may_be(self, name: str, account: serviceaccount.Account, who: pulumi.Input[str]) -> None:
+    def _may_be(self, name: str, account: serviceaccount.Account, member: pulumi.Input[str]) -> None:
         """Let a principal of the pool log in as an account."""
         serviceaccount.IAMMember(
             f"{name}-login",
             service_account_id=account.name,
             role="roles/iam.workloadIdentityUser",
-            member=who,
+            member=member,
             opts=self._kept(),
         )
 

@@ -54,15 +54,15 @@ def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
     for machines in fleet.roles:
         machine, count, gpus = machines.machine, machines.count, machines.accelerators
         # Flex-start machines take the quota of Spot machines.
-        mine = amounts[machines.spot or machines.flex_start]
+        totals = amounts[machines.spot or machines.flex_start]
         if gpus:
-            mine[f"NVIDIA_{ACCELERATORS[machines.accelerator].quota}_GPUS"] += count * gpus
-            mine["GPUS_ALL_REGIONS"] += count * gpus
+            totals[f"NVIDIA_{ACCELERATORS[machines.accelerator].quota}_GPUS"] += count * gpus
+            totals["GPUS_ALL_REGIONS"] += count * gpus
         if machine.family in CPUS:
-            mine[CPUS[machine.family]] += count * machine.vcpus
+            totals[CPUS[machine.family]] += count * machine.vcpus
         elif machine.family not in unknown:
             unknown.append(machine.family)
-        mine["CPUS_ALL_REGIONS"] += count * machine.vcpus
+        totals["CPUS_ALL_REGIONS"] += count * machine.vcpus
         amounts[False][DISKS] += count * machines.disk_gb
         amounts[False]["INSTANCES"] += count
     if nat:
@@ -107,8 +107,8 @@ class QuotaLimits:
         except ApiError as error:
             self._off = error.status != 404
             return None
-        wanted = {"region": self._region, "gpu_family": family}
-        return effective(info.get("dimensionsInfos", []), {k: v for k, v in wanted.items() if v})
+        wanted_dimensions = {"region": self._region, "gpu_family": family}
+        return effective(info.get("dimensionsInfos", []), {k: v for k, v in wanted_dimensions.items() if v})
 
 
 def quota_id(metric: str) -> tuple[str, str]:
@@ -120,14 +120,14 @@ def quota_id(metric: str) -> tuple[str, str]:
     return f"{metric.replace('_', '-')}-per-project{scope}", ""
 
 
-def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | None:
+def effective(infos: list[dict[str, Any]], wanted_dimensions: dict[str, str]) -> float | None:
     """Return the value for the wanted dimensions; None if none fits. Google lists the more specific ones first."""
     for info in infos:
         dimensions = info.get("dimensions") or {}
         places = info.get("applicableLocations") or []
-        if any(wanted.get(name) != value for name, value in dimensions.items()):
+        if any(wanted_dimensions.get(name) != value for name, value in dimensions.items()):
             continue
-        if "region" not in dimensions and places and not {wanted["region"], "global"} & set(places):
+        if "region" not in dimensions and places and not {wanted_dimensions["region"], "global"} & set(places):
             continue
         value = float(info.get("details", {}).get("value", 0))  # JSON leaves out a zero
         return math.inf if value < 0 else value
@@ -136,13 +136,13 @@ def effective(infos: list[dict[str, Any]], wanted: dict[str, str]) -> float | No
 
 def check_quotas(config: StackConfig, fleet: Fleet, limits: QuotaLimits) -> list[Check]:
     """Check each quota that the stack needs."""
-    wanted, families = needs(fleet, config.file.network.nat)
+    quota_needs, families = needs(fleet, config.file.network.nat)
     checks: list[Check] = []
-    for need in wanted:
+    for need in quota_needs:
         checks += _everywhere(need, limits) if need.everywhere else _regional(need, limits, config.region)
     for family in families:
-        words = f"which quota the CPUS of {family} machines count in is not known here"
-        checks.append(Check(f"quota of {family} CPUs", "unknown", words, _ask(f"the CPUs of {family}")))
+        finding = f"which quota the CPUS of {family} machines count in is not known here"
+        checks.append(Check(f"quota of {family} CPUs", "unknown", finding, _ask(f"the CPUs of {family}")))
     return checks
 
 
@@ -163,8 +163,10 @@ def _everywhere(need: Need, limits: QuotaLimits) -> list[Check]:
     """Check a quota over all regions. Sources disagree whether Spot machines count in it."""
     limit, both = limits.of(need.metric), need.on_demand + need.spot
     if limit is not None and need.on_demand <= limit.value < both:
-        words = f"{need.on_demand} needed on demand and {need.spot} of Spot machines, limit {limit.value:g};"
-        return [Check(f"quota {need.metric}", "unknown", f"{words} whether Spot counts here is not known", _ask(both))]
+        finding = f"{need.on_demand} needed on demand and {need.spot} of Spot machines, limit {limit.value:g};"
+        return [
+            Check(f"quota {need.metric}", "unknown", f"{finding} whether Spot counts here is not known", _ask(both))
+        ]
     return [_judge(need.metric, both, limit, "all regions")]
 
 
@@ -175,13 +177,13 @@ def _judge(metric: str, amount: int, limit: Limit | None, where: str, note: str 
         fix = "look in the console, or enable cloudquotas.googleapis.com and ask again"
         return Check(name, "unknown", f"{amount:,} needed{note}; the limit cannot be read", fix)
     value = "none" if math.isinf(limit.value) else f"{limit.value:,.0f}"
-    words = f"{amount:,} needed{note}, limit {value} in {where}"
+    finding = f"{amount:,} needed{note}, limit {value} in {where}"
     if amount > limit.value:
-        return Check(name, "problem", words, _ask(amount, quota_id(metric)[0]))
+        return Check(name, "problem", finding, _ask(amount, quota_id(metric)[0]))
     if limit.used and amount + limit.used > limit.value:
-        found = f"{words}, {limit.used:,.0f} in use"
-        return Check(name, "unknown", found, "fine if they are this stack's own; else wait for them, or ask for more")
-    return Check(name, "ok", words)
+        usage = f"{finding}, {limit.used:,.0f} in use"
+        return Check(name, "unknown", usage, "fine if they are this stack's own; else wait for them, or ask for more")
+    return Check(name, "ok", finding)
 
 
 def _ask(amount: object, name: str = "") -> str:

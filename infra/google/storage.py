@@ -27,14 +27,14 @@ class Buckets(pulumi.ComponentResource):
         inputs: Inputs,
         job: JobSpec,
         identity: Identity,
-        there: set[str],
+        existing_buckets: set[str],
         opts: pulumi.ResourceOptions,
     ):
-        """Declare the buckets; `there` has the names of those that an earlier stack of this name left."""
+        """Declare the buckets; `existing_buckets` has the names of those that an earlier stack of this name left."""
         super().__init__("gpt2-training:google:Storage", "storage", {}, opts)
         self._config, self._child = config, pulumi.ResourceOptions(parent=self)
-        self.artifacts = self._bucket("artifacts", config.bucket, there)
-        self.data = self._bucket("data", config.data_bucket, there)
+        self.artifacts = self._bucket("artifacts", config.bucket, existing_buckets)
+        self.data = self._bucket("data", config.data_bucket, existing_buckets)
         for role, account in identity.machines.items():
             for bucket, granted in ((self.artifacts, "objectUser"), (self.data, "objectViewer")):
                 name = "artifacts" if bucket is self.artifacts else "data"
@@ -49,14 +49,14 @@ class Buckets(pulumi.ComponentResource):
         self._put_inputs(inputs)
         self.register_outputs({})
 
-    def _bucket(self, name: str, url: str, there: set[str]) -> storage.Bucket:
+    def _bucket(self, name: str, url: str, existing: set[str]) -> storage.Bucket:
         full, keep = url.removeprefix("gs://"), self._config.file.keep_artifacts
         return storage.Bucket(
             name,
             name=full,
             **bucket_settings(self._config.region),
             force_destroy=not keep,
-            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if full in there else None),
+            opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full if full in existing else None),
         )
 
     def _warn_of_other_buckets(self, job: JobSpec, identity: Identity) -> None:

@@ -106,22 +106,22 @@ def _training(draft: Draft, node: Node) -> None:
     if longest := schedule.text("maxRunningTime"):
         draft.hours(schedule.key("maxRunningTime"), longest)
     else:
-        words = "limits.maxHours: 24 hours unless you set it; AI Platform's default was 7 days"
-        draft.note("replaced", schedule.key("maxRunningTime"), "not given", words)
+        outcome = "limits.maxHours: 24 hours unless you set it; AI Platform's default was 7 days"
+        draft.note("replaced", schedule.key("maxRunningTime"), "not given", outcome)
     schedule.leave(SCHEDULING_LEFT_OUT)
     node.leave(LEFT_OUT)
 
 
 def _tier(draft: Draft, node: Node) -> tuple[str, bool]:
     """Return the scale tier, and whether the file has one. AI Platform required it; a note tells what is assumed."""
-    if found := node.text("scaleTier"):
-        return found, True
+    if tier := node.text("scaleTier"):
+        return tier, True
     named = [key for name in ROLES for key in (f"{name}Type", f"{name}Count") if node.has(key)]
     if named:
-        words = f"trainingInput.scaleTier: CUSTOM is assumed, as {' and '.join(named)} mean something to it alone"
+        outcome = f"trainingInput.scaleTier: CUSTOM is assumed, as {' and '.join(named)} mean something to it alone"
     else:
-        words = "trainingInput.scaleTier: BASIC is assumed, one small machine, as the file names none"
-    draft.note("to fill in", node.key("scaleTier"), "not given", words)
+        outcome = "trainingInput.scaleTier: BASIC is assumed, one small machine, as the file names none"
+    draft.note("to fill in", node.key("scaleTier"), "not given", outcome)
     return ("CUSTOM" if named else "BASIC"), False
 
 
@@ -139,8 +139,8 @@ def _preset(draft: Draft, node: Node, tier: str, given: bool) -> None:
         if node.has(f"{name}Config"):
             replica = node.child(f"{name}Config")
             draft.arguments(replica.key("containerArgs"), replica.items("containerArgs"))
-            words = dict.fromkeys(("acceleratorConfig", "diskConfig"), f"scaleTier {tier} sets it")
-            replica.leave(REPLICA_LEFT_OUT | words)
+            reasons = dict.fromkeys(("acceleratorConfig", "diskConfig"), f"scaleTier {tier} sets it")
+            replica.leave(REPLICA_LEFT_OUT | reasons)
 
 
 def _pools(draft: Draft, node: Node) -> list[Pool]:
@@ -200,15 +200,15 @@ def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
     def leave(why: str) -> None:
         draft.note("left out", path, draft.tuning, f"{why}; kept as a comment")
 
-    found = str(given.get("hyperparameterMetricTag") or "")
-    metric = METRICS.get(re.sub("[-_]", "", found or "validationLoss").lower())
+    metric_tag = str(given.get("hyperparameterMetricTag") or "")
+    metric = METRICS.get(re.sub("[-_]", "", metric_tag or "validationLoss").lower())
     if metric is None:
-        leave(f"the metric {found} is not measured here")
+        leave(f"the metric {metric_tag} is not measured here")
         return
     given["hyperparameterMetricTag"] = metric
     given.setdefault("maxTrials", 1)  # AI Platform's default
     if (goal := given.pop("goal", None)) == "MAXIMIZE":
-        leave(f"goal: MAXIMIZE of {found or metric} looks for the worst model")
+        leave(f"goal: MAXIMIZE of {metric_tag or metric} looks for the worst model")
         return
     assumed = goal in (None, "", "GOAL_TYPE_UNSPECIFIED")
     given["goal"] = "MINIMIZE" if assumed else goal
@@ -239,13 +239,13 @@ def search(draft: Draft, path: str, given: dict[str, Any]) -> None:
         return
     draft.sweep, draft.tuning = made.model_dump(mode="json", by_alias=True, exclude_unset=True), {}
     draft.note("mapped", path, f"{len(params)} parameters, {made.max_trials} trials", SWEEP)
-    tag_key, words = f"{path}.hyperparameterMetricTag", f"sweep.hyperparameterMetricTag: {metric}"
-    if not found:
-        draft.note("to fill in", tag_key, "not given", f"{words} is assumed")
-    elif found != metric:
-        draft.note("replaced", tag_key, found, f"{words}, the nearest that is measured here")
+    tag_key, outcome = f"{path}.hyperparameterMetricTag", f"sweep.hyperparameterMetricTag: {metric}"
+    if not metric_tag:
+        draft.note("to fill in", tag_key, "not given", f"{outcome} is assumed")
+    elif metric_tag != metric:
+        draft.note("replaced", tag_key, metric_tag, f"{outcome}, the nearest that is measured here")
     if assumed:
         draft.note("to fill in", f"{path}.goal", "not given", "sweep.goal: MINIMIZE is assumed, as it is a loss")
     if parallel > 1:
-        words = "sweep.maxParallelTrials: 1, as all machines train one trial after the other"
-        draft.note("replaced", f"{path}.maxParallelTrials", parallel, words)
+        outcome = "sweep.maxParallelTrials: 1, as all machines train one trial after the other"
+        draft.note("replaced", f"{path}.maxParallelTrials", parallel, outcome)

@@ -96,33 +96,33 @@ class Draft:
     tuning: dict[str, Any] = field(default_factory=dict)  # a search as it is in the file, for a comment
     sweep: dict[str, Any] = field(default_factory=dict)  # a search in this project's words
 
-    def note(self, state: NoteState, key: str, found: Any, words: str) -> None:
+    def note(self, state: NoteState, key: str, given: Any, outcome: str) -> None:
         """Add a note about a key of the file."""
-        self.notes.append(Note(state, key, short(found), words))
+        self.notes.append(Note(state, key, short(given), outcome))
 
     def hyperparameter(self, key: str, name: str, value: Any) -> None:
         """Take a hyperparameter by any of its names, or note why not."""
         plain = re.sub("[-_]", "", name).lower()
-        found, value = value, _plain(value) if isinstance(value, str) else value
+        given, value = value, _plain(value) if isinstance(value, str) else value
         if plain in MODEL_NAMES and value in SIZES:
             self.model = {"size": value}
-            self.note("mapped", key, found, f"model.size: {value}")
+            self.note("mapped", key, given, f"model.size: {value}")
             return
         if (ours := ALIASES.get(plain)) is None:
-            self.note("left out", key, found, "no hyperparameter of this trainer")
+            self.note("left out", key, given, "no hyperparameter of this trainer")
             return
         if isinstance(value, int) and Hyperparameters.model_fields[ours].annotation is float:
             value = float(value)
         try:
             Hyperparameters.model_validate({to_camel(ours): value}, strict=True, by_alias=True, by_name=False)
         except ValidationError as error:
-            self.note("left out", key, found, f"{to_camel(ours)}: {error.errors()[0]['msg'].lower()}")
+            self.note("left out", key, given, f"{to_camel(ours)}: {error.errors()[0]['msg'].lower()}")
             return
         before = self.hyperparameters.setdefault(to_camel(ours), value)
         if before != value:
-            self.note("left out", key, found, f"{to_camel(ours)} was {before} before")
+            self.note("left out", key, given, f"{to_camel(ours)} was {before} before")
             return
-        self.note("mapped", key, found, f"trainingInput.hyperparameters.{to_camel(ours)}")
+        self.note("mapped", key, given, f"trainingInput.hyperparameters.{to_camel(ours)}")
 
     def arguments(self, key: str, given: Iterable[Any]) -> None:
         """Take a program's arguments: --name=value, --name value and --flag."""
@@ -152,8 +152,8 @@ class Draft:
         """Take the size of a boot disk; all machines get the largest."""
         taken = max(gigabytes, LEAST_DISK_GB, self.machines.get("bootDiskGb", 0))
         self.machines["bootDiskGb"] = taken
-        words = f"machines.bootDiskGb: {taken}, of all machines"
-        self.note("mapped" if taken == gigabytes else "replaced", key, gigabytes, words)
+        outcome = f"machines.bootDiskGb: {taken}, of all machines"
+        self.note("mapped" if taken == gigabytes else "replaced", key, gigabytes, outcome)
 
     def pools(self, pools: list[Pool]) -> None:
         """Take the machine types, counts and accelerators of all roles."""
@@ -180,25 +180,25 @@ class Draft:
 
     def _gpus(self, pool: Pool, machine: str, name: str, number: int) -> tuple[str, int] | None:
         """Return the GPUs to attach to each machine of a pool; None, with a note, if there are none."""
-        key, found = pool.gpu_key or pool.machine_key, f"{number} x {name}"
+        key, gpus = pool.gpu_key or pool.machine_key, f"{number} x {name}"
         if name.startswith("TPU"):
             raise ImportProblem(f"{key}: found {name}; {NO_TPU}")
         if pool.role == "ps":
-            self.note("left out", key, found, "parameter servers compute on CPUs")
+            self.note("left out", key, gpus, "parameter servers compute on CPUs")
             return None
         built_in = MACHINE_TYPES.get(machine)
         if built_in is not None and built_in.accelerators:
             same = (built_in.accelerator, built_in.accelerators) == (GPUS.get(name), number)
-            words = f"built into {machine}: {built_in.accelerators} x {built_in.accelerator}"
-            self.note("mapped" if same else "replaced", key, found, words)
+            outcome = f"built into {machine}: {built_in.accelerators} x {built_in.accelerator}"
+            self.note("mapped" if same else "replaced", key, gpus, outcome)
             return None
         model = ACCELERATORS.get(GPUS.get(name, ""))
         if model is not None and not model.attachable:
             fitting = [m.name for m in MACHINE_TYPES.values() if m.accelerator == model.name]
-            words = (
+            outcome = (
                 f"trainingInput.{TYPE_KEYS[pool.role]}: {model.name} is built into machines; use {fitting[0]} or larger"
             )
-            self.note("to fill in", key, found, words)
+            self.note("to fill in", key, gpus, outcome)
             return None
         usable = model is not None and model.compute_capability >= LEAST_COMPUTE_CAPABILITY
         taken = model.name if model is not None and usable else INSTEAD
@@ -206,10 +206,10 @@ class Draft:
         count = max(fits, default=1)
         where = f"machines.accelerator: {count} x {taken}"
         if taken == GPUS.get(name) and count == number:
-            self.note("mapped", key, found, where)
+            self.note("mapped", key, gpus, where)
         else:
             why = "" if usable else "; the image's PyTorch has no kernels for the older one"
-            self.note("replaced", key, found, f"{where}{why}")
+            self.note("replaced", key, gpus, f"{where}{why}")
         return taken, count
 
     def _accelerator(self, attached: dict[Role, tuple[str, int]], pools: list[Pool]) -> None:
@@ -223,8 +223,8 @@ class Draft:
                 f"{pool.role} {'{1} x {0}'.format(*attached[pool.role]) if pool.role in attached else 'none'}"
                 for pool in pools
             )
-            words = f"machines.accelerator: master and workers have the same here, {count} x {model} each"
-            self.note("replaced", "accelerators", had, words)
+            outcome = f"machines.accelerator: master and workers have the same here, {count} x {model} each"
+            self.note("replaced", "accelerators", had, outcome)
 
 
 NO_TPU = "this project trains on CPUs and NVIDIA GPUs, for example masterType a2-highgpu-1g"
@@ -254,24 +254,24 @@ class Node:
 
     def text(self, name: str) -> str:
         """Take a plain value as a text; empty if it is not there. Raise ImportProblem for another value."""
-        found = self.take(name)
-        if isinstance(found, (Mapping, list)):
-            raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a text")
-        return "" if found is None else str(found)
+        value = self.take(name)
+        if isinstance(value, (Mapping, list)):
+            raise ImportProblem(f"{self.key(name)}: found {short(value)}, must be a text")
+        return "" if value is None else str(value)
 
     def number(self, name: str, default: int) -> int:
         """Take a whole number, which may be quoted, as JSON quotes 64-bit numbers. Raise ImportProblem."""
-        found = self.text(name)
-        if found and not re.fullmatch("[0-9]{1,9}", found):
-            raise ImportProblem(f"{self.key(name)}: found {found!r}, must be a whole number")
-        return int(found) if found else default
+        digits = self.text(name)
+        if digits and not re.fullmatch("[0-9]{1,9}", digits):
+            raise ImportProblem(f"{self.key(name)}: found {digits!r}, must be a whole number")
+        return int(digits) if digits else default
 
     def items(self, name: str) -> list[Any]:
         """Take a list; empty if it is not there. Raise ImportProblem for another value."""
-        found = self.take(name)
-        if found is not None and not isinstance(found, list):
-            raise ImportProblem(f"{self.key(name)}: found {short(found)}, must be a list")
-        return found or []
+        value = self.take(name)
+        if value is not None and not isinstance(value, list):
+            raise ImportProblem(f"{self.key(name)}: found {short(value)}, must be a list")
+        return value or []
 
     def child(self, name: str) -> "Node":
         """Take a mapping; empty if it is not there. Raise ImportProblem for another value."""
@@ -279,8 +279,8 @@ class Node:
 
     def leave(self, reasons: Mapping[str, str]) -> None:
         """Note every key that was not taken as left out, with its reason or as unknown; nothing is left after this."""
-        for name, found in self._left.items():
-            self._draft.note("left out", self.key(name), found, reasons.get(name, "this key is not known here"))
+        for name, value in self._left.items():
+            self._draft.note("left out", self.key(name), value, reasons.get(name, "this key is not known here"))
         self._left.clear()
 
     def rest(self) -> dict[str, Any]:
@@ -289,9 +289,9 @@ class Node:
         return left
 
 
-def short(found: Any) -> str:
+def short(value: Any) -> str:
     """Return a value in at most 60 characters."""
-    text = found if isinstance(found, str) else json.dumps(found, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -98,8 +98,8 @@ def _study(draft: Draft) -> None:
     study = Node(draft, "studySpec", draft.tuning.get("studySpec", {}))
     metrics = study.items("metrics")
     if len(metrics) != 1:
-        words = f"{len(metrics)} metrics, and a sweep has one; kept as a comment"
-        draft.note("left out", study.path, draft.tuning, words)
+        outcome = f"{len(metrics)} metrics, and a sweep has one; kept as a comment"
+        draft.note("left out", study.path, draft.tuning, outcome)
         return
     metric = Node(draft, study.key("metrics[0]"), metrics[0])
     given: dict[str, Any] = {"hyperparameterMetricTag": metric.text("metricId"), "goal": metric.text("goal")}
@@ -112,34 +112,34 @@ def _study(draft: Draft) -> None:
     stopping = {name: study.take(name) for name in STOPPING if study.has(name)}
     if stopping:
         given["enableTrialEarlyStopping"] = True
-    parameters = [Node(draft, study.key(f"parameters[{i}]"), one) for i, one in enumerate(study.items("parameters"))]
+    parameters = [Node(draft, study.key(f"parameters[{i}]"), item) for i, item in enumerate(study.items("parameters"))]
     study.leave(STUDY_LEFT_OUT)
     if any(parameter.has("conditionalParameterSpecs") for parameter in parameters):
-        words = "parameters that depend on others' values cannot be varied here; kept as a comment"
-        draft.note("left out", study.path, draft.tuning, words)
+        outcome = "parameters that depend on others' values cannot be varied here; kept as a comment"
+        draft.note("left out", study.path, draft.tuning, outcome)
         return
     given["params"] = [_parameter(parameter) for parameter in parameters]
     search(draft, study.path, given)
-    for name, found in stopping.items() if draft.sweep else ():
-        words = "sweep.enableTrialEarlyStopping: what is worse than the median of the trials before it stops"
-        draft.note("replaced", study.key(name), found, words)
+    for name, value in stopping.items() if draft.sweep else ():
+        outcome = "sweep.enableTrialEarlyStopping: what is worse than the median of the trials before it stops"
+        draft.note("replaced", study.key(name), value, outcome)
 
 
 def _parameter(node: Node) -> dict[str, Any]:
     """Return a parameter in AI Platform's words."""
-    found: dict[str, Any] = {"parameterName": node.text("parameterId"), "scaleType": node.text("scaleType") or None}
+    parameter: dict[str, Any] = {"parameterName": node.text("parameterId"), "scaleType": node.text("scaleType") or None}
     for name, kind in VALUES.items():
         if node.has(name):
             values = node.child(name)
-            found["type"] = kind
+            parameter["type"] = kind
             for bound in ("minValue", "maxValue"):
                 if values.has(bound):
-                    found[bound] = values.take(bound)
+                    parameter[bound] = values.take(bound)
             if kind in ("DISCRETE", "CATEGORICAL"):
-                found[f"{kind.lower()}Values"] = values.items("values")
+                parameter[f"{kind.lower()}Values"] = values.items("values")
             values.leave({"defaultValue": "the first trials are drawn at random"})
     node.leave({})
-    return found
+    return parameter
 
 
 def _spec(draft: Draft, node: Node) -> None:
@@ -171,8 +171,8 @@ def _pool(draft: Draft, node: Node, role: Role) -> list[Pool]:
         return []
     machine, disk = node.child("machineSpec"), node.child("diskSpec")
     if role != "master":
-        words = f"trainingInput.{'workerCount' if role == 'worker' else 'parameterServerCount'}"
-        draft.note("mapped", node.key("replicaCount"), count, words)
+        outcome = f"trainingInput.{'workerCount' if role == 'worker' else 'parameterServerCount'}"
+        draft.note("mapped", node.key("replicaCount"), count, outcome)
     name, model = machine.text("machineType"), machine.text("acceleratorType")
     number = machine.number("acceleratorCount", 1)
     machine.leave(MACHINE_LEFT_OUT)
@@ -197,8 +197,8 @@ def _scheduling(draft: Draft, node: Node, workers: bool) -> None:
     if timeout := node.text("timeout"):
         draft.hours(node.key("timeout"), timeout)
     else:
-        words = "limits.maxHours: 24 hours unless you set it; Vertex AI's default is 7 days"
-        draft.note("replaced", node.key("timeout"), "not given", words)
+        outcome = "limits.maxHours: 24 hours unless you set it; Vertex AI's default is 7 days"
+        draft.note("replaced", node.key("timeout"), "not given", outcome)
     key, strategy = node.key("strategy"), node.text("strategy")
     if strategy in ("SPOT", "LOW_COST") and workers:
         draft.machines["spot"] = True

@@ -51,9 +51,9 @@ def locate(config: StackConfig) -> Checkpoint | None:
     address = ADDRESS.fullmatch(named)
     if address is not None and named.startswith("gs://"):
         return _in_bucket(address["bucket"], address["run"])
-    here = named.startswith("file://")
-    folder = _path(named) if here else config.root / Path(named).expanduser()
-    if config.google and (here or folder.is_dir()):
+    is_file_url = named.startswith("file://")
+    folder = _path(named) if is_file_url else config.root / Path(named).expanduser()
+    if config.google and (is_file_url or folder.is_dir()):
         raise errors.InputError(
             f"model.initialize: {named} is a folder here, which the machines cannot read; copy it into a bucket"
             " (gcloud storage cp -r) and give its gs:// address"
@@ -62,7 +62,7 @@ def locate(config: StackConfig) -> Checkpoint | None:
         return _of_run(address["run"], [_path(address["bucket"])])
     if folder.is_dir():
         return Checkpoint(str(folder.resolve()), folder.name, folder)
-    if here or named.startswith(FOLDER):
+    if is_file_url or named.startswith(FOLDER):
         raise errors.InputError(f"model.initialize: there is no folder {named}; check the path")
     buckets = _buckets(config)
     if any((bucket / paths.run(named)).is_dir() for bucket in buckets) or RUN.fullmatch(named):
@@ -79,8 +79,8 @@ def misfits(config: StackConfig, folder: Path) -> list[str]:
     """Return why the checkpoint in a folder of this machine cannot start this run, one line for each reason."""
     named, data = config.file.model.initialize, config.file.data
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind, positions, vocabulary = (found.get(key) for key in ("model_type", "n_positions", "vocab_size"))
+        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind, positions, vocabulary = (model_config.get(key) for key in ("model_type", "n_positions", "vocab_size"))
     except FileNotFoundError:
         return [f"model.initialize: {named} has no config.json; give a checkpoint's folder"]
     except (OSError, ValueError, AttributeError):
@@ -94,10 +94,10 @@ def misfits(config: StackConfig, folder: Path) -> list[str]:
             f"trainingInput.hyperparameters.sequenceLength: found {length}, longer than the {positions} positions of"
             f" {named}; use at most {positions}"
         )
-    known = TOKENS.get(data.tokenizer)
-    if known is not None and isinstance(vocabulary, int) and not known <= vocabulary < known + VOCABULARY_MULTIPLE:
+    tokens = TOKENS.get(data.tokenizer)
+    if tokens is not None and isinstance(vocabulary, int) and not tokens <= vocabulary < tokens + VOCABULARY_MULTIPLE:
         lines.append(
-            f"data.tokenizer: {data.tokenizer} has {known:,} tokens, and {named} knows {vocabulary:,} others; set"
+            f"data.tokenizer: {data.tokenizer} has {tokens:,} tokens, and {named} knows {vocabulary:,} others; set"
             " data.tokenizer: checkpoint"
         )
     elif data.tokenizer in ("byte", "gpt2") and _other_tokens(folder, data.tokenizer):
@@ -135,9 +135,13 @@ def _of_run(run: str, buckets: list[Path]) -> Checkpoint:
         model = bucket / paths.model(run)
         if (model / paths.MANIFEST).is_file():
             return Checkpoint(str(model.resolve()), _family(run), model)
-    there = next((bucket for bucket in buckets if (bucket / paths.run(run)).is_dir()), None)
-    found = f"there is no run {run} on this machine" if there is None else f"{run} has no model yet{_state(there, run)}"
-    raise errors.InputError(f"model.initialize: {found}; finished are: {_finished(buckets)}")
+    run_bucket = next((bucket for bucket in buckets if (bucket / paths.run(run)).is_dir()), None)
+    problem = (
+        f"there is no run {run} on this machine"
+        if run_bucket is None
+        else f"{run} has no model yet{_state(run_bucket, run)}"
+    )
+    raise errors.InputError(f"model.initialize: {problem}; finished are: {_finished(buckets)}")
 
 
 def _state(bucket: Path, run: str) -> str:

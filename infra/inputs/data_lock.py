@@ -54,16 +54,16 @@ def read_lock(text: Path, named: str = "", stack: str = "") -> DataLock | None:
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
-        words = "is not JSON" if first["type"] == "json_invalid" else "must be url, sha256 and size in one JSON object"
+        fault = "is not JSON" if first["type"] == "json_invalid" else "must be url, sha256 and size in one JSON object"
         if key:
-            words = f"{key} is missing" if first["type"] == "missing" else f"{key}: {MUST.get(key, 'unknown key')}"
-        raise InputError(f"{path}: {words}; {_again(text, named, stack)}") from None
+            fault = f"{key} is missing" if first["type"] == "missing" else f"{key}: {MUST.get(key, 'unknown key')}"
+        raise InputError(f"{path}: {fault}; {_again(text, named, stack)}") from None
 
 
 def _again(text: Path, named: str, stack: str) -> str:
     """Return the command that writes a lock anew: from the text if it is here, else from its bucket."""
-    what = f"{named or text} --stack {stack or 'STACK'}" if text.is_file() else "gs://BUCKET/OBJECT"
-    return f"`python -m scripts.upload_data {what}` writes it anew"
+    arguments = f"{named or text} --stack {stack or 'STACK'}" if text.is_file() else "gs://BUCKET/OBJECT"
+    return f"`python -m scripts.upload_data {arguments}` writes it anew"
 
 
 def write_lock(text: Path, lock: DataLock) -> Path:

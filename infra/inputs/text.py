@@ -57,5 +57,5 @@ def _pairs_problems(config: StackConfig) -> list[str]:
             return [f"data.path: {name}:{problem}"]
         if file.done > PAIRS_READ:
             return []
-    few = count_problem(counts, parameters.batch_size)
-    return [f"data.path: {name}: {few}"] if few else []
+    too_few = count_problem(counts, parameters.batch_size)
+    return [f"data.path: {name}: {too_few}"] if too_few else []

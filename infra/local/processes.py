@@ -77,8 +77,8 @@ def start(machine: MachineProcess, launch: int, command: Sequence[str], cwd: Pat
                 pid = _spawn(machine, lock, command, cwd)
                 _write(lock, {"launch": launch, "pid": pid})
                 return pid
-            there = _read(lock)
-            if there.get("launch") == launch and _is(pid := there.get("pid", 0), machine.mark):
+            holder = _read(lock)
+            if holder.get("launch") == launch and _is(pid := holder.get("pid", 0), machine.mark):
                 return pid  # it was started by an `up` that was interrupted
         stop(machine.mark)
         time.sleep(0.05)  # another process may have the lock for a moment, in alive()
@@ -120,9 +120,9 @@ def stop(mark: str, grace: float = GRACE) -> list[int]:
     """
     seen: set[psutil.Process] = set()
     asked: set[psutil.Process] = set()
-    begun = time.monotonic()
+    started = time.monotonic()
     while members := marked(mark):
-        waited = time.monotonic() - begun
+        waited = time.monotonic() - started
         if waited > grace + KILL_PATIENCE:
             raise ProcessError(f"process {members[0].pid} does not end, even by kill -9; try again in a while")
         for member in members if waited > grace else _leaders(members) or members:

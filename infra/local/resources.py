@@ -17,8 +17,8 @@ def declare_resources(config: StackConfig, job: JobSpec, parent: pulumi.Resource
     All addresses are known beforehand, so that a preview of a new stack shows them; depends_on gives the order.
     """
     url = config.bucket
-    if (found := status_line(read_status(open_storage(url), job.run), url, job)) is not None:
-        attention, line = found
+    if (notice := status_line(read_status(open_storage(url), job.run), url, job)) is not None:
+        attention, line = notice
         (pulumi.log.warn if attention else pulumi.log.info)(line, parent)
     bucket = Bucket("bucket", url, pulumi.ResourceOptions(parent=parent))
     text = Text("text", url, config.text, job, pulumi.ResourceOptions(parent=parent, depends_on=[bucket]))

@@ -32,8 +32,8 @@ def folder(url: str) -> Path:
 class BucketProvider(Provider):
     def check(self, _olds: Properties, news: Properties) -> CheckResult:
         """Say in one line, before anything is made, if files cannot be written there."""
-        wanted = folder(news["url"])
-        nearest = next(path for path in (wanted, *wanted.parents) if path.exists())
+        target = folder(news["url"])
+        nearest = next(path for path in (target, *target.parents) if path.exists())
         if not nearest.is_dir():
             return CheckResult(
                 news, [CheckFailure("url", f"{nearest} is a file; move it away: a folder belongs there")]

@@ -68,8 +68,8 @@ def look_up_run(bucket: str, run: str) -> RunSnapshot | str | None:
 
 def machines(preview: Preview) -> list[DeclaredMachines]:
     """Return the machines of each role that has any, the master first."""
-    found = []
-    for role, words in ROLE_NAMES.items():
+    declared_machines = []
+    for role, role_name in ROLE_NAMES.items():
         groups = [step for step in preview.of_type(GROUP) if step.name == f"{role}-group"]
         requests = [step for step in preview.of_type(REQUEST) if step.name == f"{role}-request"]
         processes = [step for step in preview.of_type(PROCESS) if _role(step) == role]
@@ -83,8 +83,8 @@ def machines(preview: Preview) -> list[DeclaredMachines]:
         kinds = [_kind(_side(templates[0], side)) if templates else "process here" for side in (0, 1)]
         ended = count[0] > 0 and (not count[1] or any(step.op == "replace" for step in [*groups, *processes]))
         if groups or processes:
-            found.append(DeclaredMachines(words, (count[0], count[1]), (kinds[0], kinds[1]), ended))
-    return found
+            declared_machines.append(DeclaredMachines(role_name, (count[0], count[1]), (kinds[0], kinds[1]), ended))
+    return declared_machines
 
 
 def _side(step: PreviewStep, side: int) -> ResourceState | None:

@@ -189,8 +189,8 @@ def _diff(review: Review) -> Iterator[str]:
         if step.before is None or step.after is None:
             continue
         changes = differences(step.before.inputs, step.after.inputs)
-        known = [change for change in changes if change.new != UNKNOWN]
-        for change in known or changes:
+        known_changes = [change for change in changes if change.new != UNKNOWN]
+        for change in known_changes or changes:
             replaces = " (replaces)" if change.path in step.because else ""
             yield _line(f"      {change.path}: {shown(change.old)} → {shown(change.new)}{replaces}")
         if not changes and step.because:
@@ -205,17 +205,17 @@ def _folded(review: Review, diff: str, room: int) -> str:
     """Return the full diff as a folded block, cut to about `room` characters."""
     if not diff:
         return ""
-    lines, kept, size = diff.split("\n"), 0, 0
-    while kept < len(lines) and size + len(lines[kept]) + 1 <= room:
-        size += len(lines[kept]) + 1
-        kept += 1
+    lines, line_count, size = diff.split("\n"), 0, 0
+    while line_count < len(lines) and size + len(lines[line_count]) + 1 <= room:
+        size += len(lines[line_count]) + 1
+        line_count += 1
     note = ""
-    if kept < len(lines):
+    if line_count < len(lines):
         note = (
-            f"\n**Cut**: a comment may have 65,536 characters, so {kept} of {len(lines)} lines are here;"
+            f"\n**Cut**: a comment may have 65,536 characters, so {line_count} of {len(lines)} lines are here;"
             f" `pulumi preview --diff --stack {review.stack}` shows all.\n"
         )
-    body = "\n".join(lines[:kept])
+    body = "\n".join(lines[:line_count])
     count = sum(step.real for step in review.steps)
     heading = "What stays" if review.gone else "All changes"
     title = f"<summary>{heading}: {count} resource{'' if count == 1 else 's'}</summary>"
@@ -225,9 +225,9 @@ def _folded(review: Review, diff: str, room: int) -> str:
 def _cut(text_: str, tail: list[str]) -> str:
     """Return the first lines of a comment that is too long even without full diffs."""
     end = "\n".join(["", "**Cut**: a comment may have 65,536 characters; ask for one stack at a time.", *tail])
-    kept = text_[: MOST_CHARACTERS - len(end)].rpartition("\n")[0]
-    fence = "\n```\n</details>" if kept.count("```") % 2 else ""
-    return f"{kept}{fence}\n{end}"
+    shortened = text_[: MOST_CHARACTERS - len(end)].rpartition("\n")[0]
+    fence = "\n```\n</details>" if shortened.count("```") % 2 else ""
+    return f"{shortened}{fence}\n{end}"
 
 
 # Markdown. ----------------------------------------------------------------------------------------------------------

@@ -158,11 +158,11 @@ def _merged(steps: Iterable[PreviewStep]) -> tuple[PreviewStep, ...]:
     """Return one step per resource. A replacement may have several parts, and Pulumi does not order them."""
     merged: dict[str, PreviewStep] = {}
     for step in steps:
-        known = merged.setdefault(step.urn, step)
-        if known is not step:
-            op: Op = "replace" if "replace" in (known.op, step.op) or known.op != step.op else known.op
-            because = tuple(sorted({*known.because, *step.because}))
-            before, after = known.before or step.before, step.after or known.after
+        earlier = merged.setdefault(step.urn, step)
+        if earlier is not step:
+            op: Op = "replace" if "replace" in (earlier.op, step.op) or earlier.op != step.op else earlier.op
+            because = tuple(sorted({*earlier.because, *step.because}))
+            before, after = earlier.before or step.before, step.after or earlier.after
             merged[step.urn] = PreviewStep(step.urn, op, before, after, because)
     return tuple(merged[urn] for urn in sorted(merged))
 

@@ -82,8 +82,8 @@ def needs(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> list[
             processes = fleet.processes_per_trainer
             host = 4.0 * size.parameters * processes
             usual = host + workload.checkpoint_bytes(config, size) + 3 * TRAINER_BYTES * processes
-            words = "the model as it is made, a checkpoint's copy, torch"
-            all_needs.append(MemoryNeed(machines.role, "", host, host, usual, has, words))
+            contents = "the model as it is made, a checkpoint's copy, torch"
+            all_needs.append(MemoryNeed(machines.role, "", host, host, usual, has, contents))
         else:
             writes = machines.role == "master" and fleet.servers is None
             saved = workload.checkpoint_bytes(config, size) if writes else 0
@@ -101,7 +101,7 @@ def _trainer(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, gpu: 
     copies = 2.0 * parameters if half else 0.0  # autocast's, of the weights
 
     # What the model and its optimizer take.
-    words = "parameters, gradients"
+    contents = "parameters, gradients"
     if fleet.servers is not None:  # they hold the optimizer's state
         fixed = 8.0 * parameters + copies
         if config.file.parallel.synchronization == "local":
@@ -110,19 +110,19 @@ def _trainer(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, gpu: 
         parts = fleet.processes_per_trainer
         table = (size.vocabulary + size.positions) * size.width * (2 if half else 4)
         fixed = max(4.0 * parameters, (16.0 if adamw else 8.0) * parameters / parts + table)
-        words = f"1/{parts} of parameters, gradients and optimizer's state, gathered embeddings"
+        contents = f"1/{parts} of parameters, gradients and optimizer's state, gathered embeddings"
     else:
         trained = workload.trained(config, size)
         fixed = 4.0 * parameters + (12.0 if adamw else 4.0) * trained + copies
-        words += ", optimizer's state" if adamw else ""
+        contents += ", optimizer's state" if adamw else ""
 
     # What a micro-batch takes.
     share = geometry.share(hyper, fleet.trainers)
     tokens = (rows or share.rows) * share.length
-    kept = (KEPT_HALF if half else KEPT) * (COMPILED if hyper.compile else 1.0)
-    activations = tokens * size.layers * size.width * kept
+    bytes_kept = (KEPT_HALF if half else KEPT) * (COMPILED if hyper.compile else 1.0)
+    activations = tokens * size.layers * size.width * bytes_kept
     logits = min(geometry.LOGIT_CHUNK, tokens) * size.vocabulary * (LOGITS_HALF if half else LOGITS)
-    of = f"{fixed / 1e9:.2g} GB {words}; {activations / 1e9:.2g} GB activations; {logits / 1e9:.2g} GB logits"
+    of = f"{fixed / 1e9:.2g} GB {contents}; {activations / 1e9:.2g} GB activations; {logits / 1e9:.2g} GB logits"
     return _Held(fixed + activations + logits, of)
 
 

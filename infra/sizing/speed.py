@@ -109,8 +109,8 @@ def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
         part = _SINGLE
     peak = (gpu.peak.half if half else gpu.peak.single) * 1e12
     launches = LAUNCHES_COMPILED if hyper.compile else LAUNCHES
-    words = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {gpu.origin}"
-    return Speed(part.times(peak), launches, Range(0.4, 0.8).times(gpu.memory * 1e9), words)
+    origin = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {gpu.origin}"
+    return Speed(part.times(peak), launches, Range(0.4, 0.8).times(gpu.memory * 1e9), origin)
 
 
 def gbps(machine: MachineType) -> float:

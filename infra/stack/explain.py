@@ -107,14 +107,14 @@ def allowed(node: dict[str, Any]) -> str:
     kind = node.get("type")
     if kind == "object":
         return "keys and values"
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text"}
-    words["array"] = "a list"
+    type_names = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "a text"}
+    type_names["array"] = "a list"
     bounds = []
     for name, phrase in (("exclusiveMinimum", "above"), ("minimum", "at least")):
         bounds += [f"{phrase} {node[name]:g}"] if name in node else []
     for name, phrase in (("exclusiveMaximum", "below"), ("maximum", "at most")):
         bounds += [f"{phrase} {node[name]:.12g}"] if name in node else []
-    return ", ".join([words.get(str(kind), "something else"), *([" and ".join(bounds)] if bounds else [])])
+    return ", ".join([type_names.get(str(kind), "something else"), *([" and ".join(bounds)] if bounds else [])])
 
 
 def _allowed(node: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ class Loader(yaml.SafeLoader):
             if not isinstance(name, yaml.ScalarNode) or name.tag == "tag:yaml.org,2002:merge":
                 continue
             if name.value in lines:
-                words = f"the key {name.value} is there twice, first in line {lines[name.value]}; remove one"
-                raise yaml.MarkedYAMLError(problem=words, problem_mark=name.start_mark)
+                problem = f"the key {name.value} is there twice, first in line {lines[name.value]}; remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
             lines[name.value] = name.start_mark.line + 1
         return node
 

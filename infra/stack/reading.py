@@ -57,16 +57,16 @@ def _section(file: str, content: Any) -> dict[Any, Any]:
         names = [str(name) for name in content] if isinstance(content, dict) else []
         close = difflib.get_close_matches("config", names, n=1)
         raise ConfigError([f"{file} has no config:; {f'is {close[0]}: meant for it? else ' if close else ''}{fix}"])
-    found = content["config"]
-    if not isinstance(found, dict):
-        raise ConfigError([f"{file}: config: found {shown(found)}, must be keys and values; {fix}"])
-    return found
+    section = content["config"]
+    if not isinstance(section, dict):
+        raise ConfigError([f"{file}: config: found {shown(section)}, must be keys and values; {fix}"])
+    return section
 
 
-def own_values(found: Mapping[str, Any], stack: str) -> dict[str, Any]:
+def own_values(section: Mapping[str, Any], stack: str) -> dict[str, Any]:
     """Return the project's own keys. Raise ConfigError for a misspelled project name, which Pulumi would ignore."""
     values: dict[str, Any] = {}
-    for name, value in found.items():
+    for name, value in section.items():
         namespace, _, short = name.rpartition(":")
         if namespace in ("", PROJECT):  # Pulumi takes a key without a namespace for the project's own
             if short in values:
@@ -80,9 +80,9 @@ def own_values(found: Mapping[str, Any], stack: str) -> dict[str, Any]:
     return values
 
 
-def gcp_values(found: Mapping[str, Any]) -> dict[str, Any]:
+def gcp_values(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of gcp:, without that prefix."""
-    return {name.removeprefix("gcp:"): value for name, value in found.items() if name.startswith("gcp:")}
+    return {name.removeprefix("gcp:"): value for name, value in section.items() if name.startswith("gcp:")}
 
 
 def parsed(text: str) -> Any:
