@@ -261,8 +261,8 @@ def _machine_costs(resources: Sequence[Resource]) -> Iterator[Cost]:
             number, template = resource.properties.get("resizeBy"), templates.get(name.removesuffix("-request"))
         elif resource.type != INSTANCE:
             continue
-        known = template is not None and template.properties.get("machineType") != UNKNOWN
-        if template is not None and known and isinstance(number, (int, float)):
+        type_known = template is not None and template.properties.get("machineType") != UNKNOWN
+        if template is not None and type_known and isinstance(number, (int, float)):
             yield _machine_cost(template.properties).times(number)
 
 
