@@ -53,14 +53,14 @@ def read_stack(stack: str, root: Path, folder: Path | None = None) -> StackConfi
 
 def refresh(config: StackConfig) -> list[str]:
     """Add the finished runs of the stack's bucket to those that are known. Return what a person should know of it."""
-    known = measured.read(config.root)
+    known_runs = measured.read(config.root)
     if config.google and config.project == NO_PROJECT:
         return ["gcp:project is not set, so there is no bucket that could hold finished runs"]
     answer: list[Any] = []
 
     def ask() -> None:
         try:
-            answer.append(measured.collect(open_storage(config.bucket), config.root, known))
+            answer.append(measured.collect(open_storage(config.bucket), config.root, known_runs))
         except StorageError as error:
             answer.append(str(error))
 
@@ -72,8 +72,8 @@ def refresh(config: StackConfig) -> list[str]:
         return [f"finished runs in {config.bucket} were not looked at: {why}"]
     fresh, silent = answer[0]
     if fresh:
-        measured.write(config.root, known + fresh)
-    notes = [f"learned from run {one.run}: {one.flops / 1e9:.3g} GFLOP/s a trainer on {one.machine}" for one in fresh]
+        measured.write(config.root, known_runs + fresh)
+    notes = [f"learned from run {run.run}: {run.flops / 1e9:.3g} GFLOP/s a trainer on {run.machine}" for run in fresh]
     if silent:
         notes.append(
             f"{silent} runs in {config.bucket} say nothing: of another version, too short, or of mixed machines"
@@ -102,31 +102,33 @@ def _digits(number: float) -> str:
     return f"{rounded(number):,.0f}" if abs(number) >= 10 else f"{rounded(number):.2g}"
 
 
-def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, console: Console) -> None:
+def show(config: StackConfig, estimated: Estimate, notes: list[str], origins: bool, console: Console) -> None:
     """Print the estimate itself."""
     where = f" in {config.region}" if config.google else ", on this machine"
-    text = Text.assemble((config.stack, "bold"), f": {config.file.model.name}{where}: ", (span(found.hours), "bold"))
+    text = Text.assemble(
+        (config.stack, "bold"), f": {config.file.model.name}{where}: ", (span(estimated.hours), "bold")
+    )
     if config.google:
         text.append(", ")
-        text.append(f"{dollars(found.cost, bool(found.unknown))} USD", "bold")
-        more = "" if found.hourly.exact else "at least "
-        text.append(f" ({more}{found.hourly.usd:.2f} USD an hour)")
+        text.append(f"{dollars(estimated.cost, bool(estimated.unknown))} USD", "bold")
+        more = "" if estimated.hourly.exact else "at least "
+        text.append(f" ({more}{estimated.hourly.usd:.2f} USD an hour)")
     else:
         text.append("; it costs nothing but this machine")
     console.print(text)
-    if found.hours is not None:
-        speed = f"{_digits(found.tokens_per_second.low)} to {_digits(found.tokens_per_second.high)} tokens/s"
+    if estimated.hours is not None:
+        speed = f"{_digits(estimated.tokens_per_second.low)} to {_digits(estimated.tokens_per_second.high)} tokens/s"
         console.print(f"{speed}, once it trains", highlight=False)
         if origins:
             _rows(
                 console,
                 "what follows from the stack file",
                 ("", "", "origin"),
-                [(figure.name, figure.value, figure.origin) for figure in found.figures],
+                [(figure.name, figure.value, figure.origin) for figure in estimated.figures],
             )
-        console.print(_parts("time", found.time, span, origins))
+        console.print(_parts("time", estimated.time, span, origins))
         if config.google:
-            console.print(_parts("USD", found.costs, lambda cost: dollars(cost), origins))
+            console.print(_parts("USD", estimated.costs, lambda cost: dollars(cost), origins))
         columns = ("memory of", "least", "usual", "has", *(("what takes it",) if origins else ()))
         _rows(
             console,
@@ -139,21 +141,21 @@ def show(config: StackConfig, found: Estimate, notes: list[str], origins: bool, 
                     f"{need.has / 1e9:.0f}" if need.has else "",
                     *((need.of,) if origins else ()),
                 )
-                for need in found.memory
+                for need in estimated.memory
             ],
         )
-    for note in [*found.notes, *notes]:
+    for note in [*estimated.notes, *notes]:
         console.print(Text(f"- {note}"))
 
 
-def _parts(title: str, parts: tuple[Part, ...], words: Any, origins: bool) -> Table:
+def _parts(title: str, parts: tuple[Part, ...], format_amount: Any, origins: bool) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("part", title, "share", *(("origin",) if origins else ())):
         table.add_column(column, overflow="fold")
     whole = sum(part.amount.mean for part in parts) or 1.0
     for part in parts:
         share = f"{part.amount.mean / whole:.0%}"
-        table.add_row(*map(Text, (part.name, words(part.amount), share, *((part.origin,) if origins else ()))))
+        table.add_row(*map(Text, (part.name, format_amount(part.amount), share, *((part.origin,) if origins else ()))))
     return table
 
 
@@ -169,16 +171,16 @@ def _rows(console: Console, title: str, columns: tuple[str, ...], rows: list[tup
 def compared(choice: Choice) -> list[tuple[Alternative, Alternative | None]]:
     """Return, by cost, the cheapest machines of each kind on demand, and the same with Spot workers if possible."""
     kinds: dict[tuple[Any, ...], Alternative] = {}
-    spot = {one.shape: one for one in choice.every if one.config.file.machines.spot}
-    for one in choice.every:
-        if not one.config.file.machines.spot:
-            master = one.fleet.master
+    spot = {alternative.shape: alternative for alternative in choice.every if alternative.config.file.machines.spot}
+    for alternative in choice.every:
+        if not alternative.config.file.machines.spot:
+            master = alternative.fleet.master
             kind = (master.accelerator, master.accelerators) if master.accelerators else (master.machine.name,)
-            kinds.setdefault((*kind, one.config.workers > 0), one)
-    return [(one, spot.get(one.shape)) for one in kinds.values()]
+            kinds.setdefault((*kind, alternative.config.workers > 0), alternative)
+    return [(alternative, spot.get(alternative.shape)) for alternative in kinds.values()]
 
 
-def show_alternatives(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, console: Console) -> None:
+def show_alternatives(config: StackConfig, fleet: Fleet, estimated: Estimate, choice: Choice, console: Console) -> None:
     rows = compared(choice)
     table = Table(
         title=f"other machines in {config.region}, on demand and with Spot workers; do they fit the limits",
@@ -187,19 +189,21 @@ def show_alternatives(config: StackConfig, fleet: Fleet, found: Estimate, choice
     table.add_column("machines")
     for column in ("time", "USD", "workers Spot", "fits"):
         table.add_column(column, no_wrap=True)
-    for one, spot in rows[:ROWS]:
-        costs = [dollars(a.estimate.cost, bool(a.estimate.unknown)) if a else "" for a in (one, spot)]
-        within = "yes" if one.fits else "Spot" if spot and spot.fits else "unknown" if one.fits is None else "no"
-        table.add_row(*map(Text, (one.shape, span(one.estimate.hours), *costs, within)))
+    for row, spot in rows[:ROWS]:
+        costs = [dollars(a.estimate.cost, bool(a.estimate.unknown)) if a else "" for a in (row, spot)]
+        within = "yes" if row.fits else "Spot" if spot and spot.fits else "unknown" if row.fits is None else "no"
+        table.add_row(*map(Text, (row.shape, span(row.estimate.hours), *costs, within)))
     console.print(table)
-    unpriced = dict.fromkeys(what for one, _ in rows[:ROWS] if one.fits is None for what in one.estimate.unknown)
+    unpriced = dict.fromkeys(
+        price_name for row, _ in rows[:ROWS] if row.fits is None for price_name in row.estimate.unknown
+    )
     if unpriced:
         console.print(f"unknown: no price for {', '.join(unpriced)}", highlight=False)
     if len(rows) > ROWS:
         console.print(f"{len(rows) - ROWS} dearer ones are in --json", highlight=False)
-    for words, best in (("cheapest", choice.cheapest), ("fastest", choice.fastest)):
-        console.print(Text.assemble((f"{words} within the limits: ", "bold"), _best(best)))
-    if config.google and found.hours is not None:
+    for label, best in (("cheapest", choice.cheapest), ("fastest", choice.fastest)):
+        console.print(Text.assemble((f"{label} within the limits: ", "bold"), _best(best)))
+    if config.google and estimated.hours is not None:
         _rows(
             console,
             "these machines in other regions (zones and capacity not looked at)",
@@ -207,10 +211,10 @@ def show_alternatives(config: StackConfig, fleet: Fleet, found: Estimate, choice
             [
                 (
                     region,
-                    ("" if one.hourly.exact else "at least ") + f"{one.hourly.usd:.2f}",
-                    dollars(one.cost, bool(one.unknown)),
+                    ("" if regional.hourly.exact else "at least ") + f"{regional.hourly.usd:.2f}",
+                    dollars(regional.cost, bool(regional.unknown)),
                 )
-                for region, one in alternatives.regions(config)
+                for region, regional in alternatives.regions(config)
             ],
         )
     if near := elsewhere(fleet):
@@ -219,24 +223,29 @@ def show_alternatives(config: StackConfig, fleet: Fleet, found: Estimate, choice
             "the nearest machines of other clouds at list price, to compare: nothing runs there",
             ("for", "cloud", "machine", "USD/h", "Spot", "USD as long", "as of"),
             [
-                (f"{count} x {name}", cloud, *(_other(one, count, found.hours) if one else ("none near", *[""] * 4)))
-                for name, count, cloud, one in near
+                (
+                    f"{count} x {name}",
+                    cloud,
+                    *(_other(offer, count, estimated.hours) if offer else ("none near", *[""] * 4)),
+                )
+                for name, count, cloud, offer in near
             ],
         )
 
 
-def _other(one: prices.Equivalent, count: int, hours: Range | None) -> tuple[str, ...]:
-    spot = f"{one.spot:.3g}" if one.spot else "unknown"
-    long = dollars(hours.times(count * one.on_demand) if hours else None)
-    return (f"{one.machine} ({one.region})", f"{one.on_demand:.3g}", spot, long, one.date)
+def _other(offer: prices.Equivalent, count: int, hours: Range | None) -> tuple[str, ...]:
+    spot = f"{offer.spot:.3g}" if offer.spot else "unknown"
+    long = dollars(hours.times(count * offer.on_demand) if hours else None)
+    return (f"{offer.machine} ({offer.region})", f"{offer.on_demand:.3g}", spot, long, offer.date)
 
 
-def _best(one: Alternative | None) -> str:
-    if one is None:
+def _best(best: Alternative | None) -> str:
+    if best is None:
         return "none; raise limits.maxHours or limits.maxCostUsd, or train for fewer steps"
-    spot = ", Spot workers" if one.config.file.machines.spot else ""
+    spot = ", Spot workers" if best.config.file.machines.spot else ""
     return (
-        f"{one.shape}{spot}: {span(one.estimate.hours)}, {dollars(one.estimate.cost, bool(one.estimate.unknown))} USD"
+        f"{best.shape}{spot}: {span(best.estimate.hours)},"
+        f" {dollars(best.estimate.cost, bool(best.estimate.unknown))} USD"
     )
 
 
@@ -247,32 +256,32 @@ def elsewhere(fleet: Fleet) -> list[tuple[str, int, str, prices.Equivalent | Non
         kind = (machines.machine.name, machines.accelerator, machines.accelerators)
         counted[kind] = counted.get(kind, 0) + machines.count
     return [
-        (machine_label(*kind), count, cloud, one)
+        (machine_label(*kind), count, cloud, offer)
         for kind, count in counted.items()
-        for cloud, one in prices.elsewhere(*kind).items()
+        for cloud, offer in prices.elsewhere(*kind).items()
     ]
 
 
-def as_json(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
+def as_json(config: StackConfig, fleet: Fleet, estimated: Estimate, choice: Choice, notes: list[str]) -> dict[str, Any]:
     """Return the estimate as JSON. Keys and order stay the same; amounts have two significant digits."""
 
-    def alternative(one: Alternative | None) -> dict[str, Any] | None:
-        if one is None:
+    def alternative(candidate: Alternative | None) -> dict[str, Any] | None:
+        if candidate is None:
             return None
-        training, machines = one.config.file.training_input, one.config.file.machines
+        training, machines = candidate.config.file.training_input, candidate.config.file.machines
         return {
-            "machines": one.shape,
+            "machines": candidate.shape,
             "masterType": training.master_type,
             "accelerator": machines.accelerator.to_json() if machines.accelerator else None,
             "workerCount": training.worker_count,
             "parameterServerCount": training.parameter_server_count,
             "microBatchSize": training.hyperparameters.micro_batch_size,
-            "parallelism": one.config.file.parallel.parallelism,
+            "parallelism": candidate.config.file.parallel.parallelism,
             "spot": machines.spot,
-            "hours": spread(one.estimate.hours),
-            "usd": spread(one.estimate.cost, bool(one.estimate.unknown)),
-            "withinLimits": one.fits,
-            "unpriced": list(one.estimate.unknown),
+            "hours": spread(candidate.estimate.hours),
+            "usd": spread(candidate.estimate.cost, bool(candidate.estimate.unknown)),
+            "withinLimits": candidate.fits,
+            "unpriced": list(candidate.estimate.unknown),
         }
 
     def parts(of: tuple[Part, ...]) -> list[dict[str, Any]]:
@@ -281,15 +290,15 @@ def as_json(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, 
     return {
         "stack": config.stack,
         "platform": config.file.platform,
-        "hours": spread(found.hours),
-        "usd": spread(found.cost, bool(found.unknown)),
-        "hourlyUsd": round(found.hourly.usd, 4),
-        "unpriced": list(found.unknown),
-        "tokensPerSecond": spread(found.tokens_per_second),
-        "measuredRun": found.run or None,
-        "figures": [{"name": f.name, "value": f.value, "origin": f.origin} for f in found.figures],
-        "time": parts(found.time),
-        "costs": parts(found.costs),
+        "hours": spread(estimated.hours),
+        "usd": spread(estimated.cost, bool(estimated.unknown)),
+        "hourlyUsd": round(estimated.hourly.usd, 4),
+        "unpriced": list(estimated.unknown),
+        "tokensPerSecond": spread(estimated.tokens_per_second),
+        "measuredRun": estimated.run or None,
+        "figures": [{"name": f.name, "value": f.value, "origin": f.origin} for f in estimated.figures],
+        "time": parts(estimated.time),
+        "costs": parts(estimated.costs),
         "memory": [
             {
                 "role": need.role,
@@ -299,20 +308,20 @@ def as_json(config: StackConfig, fleet: Fleet, found: Estimate, choice: Choice, 
                 "hasGb": rounded(need.has / 1e9) if need.has else None,
                 "of": need.of,
             }
-            for need in found.memory
+            for need in estimated.memory
         ],
-        "alternatives": [alternative(one) for one in choice.every],
+        "alternatives": [alternative(candidate) for candidate in choice.every],
         "cheapest": alternative(choice.cheapest),
         "fastest": alternative(choice.fastest),
         "regions": {
-            region: {"hourlyUsd": round(one.hourly.usd, 4), "usd": spread(one.cost, bool(one.unknown))}
-            for region, one in (alternatives.regions(config) if config.google else ())
+            region: {"hourlyUsd": round(regional.hourly.usd, 4), "usd": spread(regional.cost, bool(regional.unknown))}
+            for region, regional in (alternatives.regions(config) if config.google else ())
         },
         "elsewhere": [
-            {"for": name, "count": count, "cloud": cloud, **(asdict(one) if one else {"machine": None})}
-            for name, count, cloud, one in elsewhere(fleet)
+            {"for": name, "count": count, "cloud": cloud, **(asdict(offer) if offer else {"machine": None})}
+            for name, count, cloud, offer in elsewhere(fleet)
         ],
-        "notes": [*found.notes, *notes],
+        "notes": [*estimated.notes, *notes],
     }
 
 
@@ -330,13 +339,13 @@ def main(arguments: list[str] | None = None) -> int:
     with Console(stderr=True).status("looking at finished runs"):
         notes = refresh(config)
     fleet = resolve_fleet(config)
-    found, choice = estimate(config, fleet), alternatives.compare(config, fleet)
+    estimated, choice = estimate(config, fleet), alternatives.compare(config, fleet)
     if options.json:
-        print(json.dumps(as_json(config, fleet, found, choice, notes), indent=2))
+        print(json.dumps(as_json(config, fleet, estimated, choice, notes), indent=2))
     else:
-        show(config, found, notes, options.origins, console)
+        show(config, estimated, notes, options.origins, console)
         if choice.every:
-            show_alternatives(config, fleet, found, choice, console)
+            show_alternatives(config, fleet, estimated, choice, console)
     return 0
 
 

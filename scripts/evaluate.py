@@ -50,24 +50,24 @@ def scores_of(storage: Storage, run: str, task: Task | None, *, again: bool, con
     spec = _spec(storage, run)
     existing = scores.read(storage, run)
     own = spec.evaluation.task or (existing.task if existing else None)
-    wanted = task or own
-    if wanted is None and spec.data.format != "pairs":
-        wanted = "text"  # the only task for a text
-    if wanted is None:
+    wanted_task = task or own
+    if wanted_task is None and spec.data.format != "pairs":
+        wanted_task = "text"  # the only task for a text
+    if wanted_task is None:
         raise UserError(f"{run} declares no evaluation.task; say which: --task translation, sentiment or questions")
-    if problem := format_problem(wanted, spec.data.format or "text"):
+    if problem := format_problem(wanted_task, spec.data.format or "text"):
         raise UserError(f"{run}: {problem.replace('evaluation.task', '--task').replace(', or remove it', '')}")
     # Use the existing scores, or evaluate the model.
-    if existing is not None and existing.task == wanted and not again:
+    if existing is not None and existing.task == wanted_task and not again:
         return existing
     prepared = find_prepared(storage, spec.data, spec.fingerprint)
     if prepared is None:
         raise UserError(
             f"the data of {run} is gone from {storage.url}/{paths.DATA}; `make data` with its stack makes it again"
         )
-    new_scores, predictions = _evaluate(storage, spec, wanted, prepared, console)
+    new_scores, predictions = _evaluate(storage, spec, wanted_task, prepared, console)
     # Write the scores.
-    if own not in (None, wanted):
+    if own not in (None, wanted_task):
         console.print(f"{run} is for {own}, and keeps the results of that: these are only shown")
         return new_scores
     scores.write(storage, new_scores, predictions)
@@ -144,9 +144,9 @@ def metrics_table(all_scores: Sequence[Scores], *, comparable: bool) -> Table:
     table.add_column(f"baseline: {escape(first.baseline.name)}", justify="right")
     for metric in first.metrics:
         values = [each.metrics.get(metric) for each in all_scores]
-        known = [value for value in values if value is not None]
-        best = (min if metric in LOWER else max)(known)
-        marked = comparable and len(set(known)) > 1
+        known_values = [value for value in values if value is not None]
+        best = (min if metric in LOWER else max)(known_values)
+        marked = comparable and len(set(known_values)) > 1
         cells = [f"[bold]{words(metric, v)}[/]" if marked and v == best else words(metric, v) for v in values]
         table.add_row(NAMES.get(metric, metric), *cells, words(metric, first.baseline.metrics.get(metric)))
     return table
@@ -184,8 +184,8 @@ def samples_table(all_scores: Sequence[Scores]) -> Table:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def _find(options: argparse.Namespace, wanted: tuple[str | None, str] | None) -> tuple[Storage, str]:
-    bucket, run = wanted or (None, None)
+def _find(options: argparse.Namespace, wanted_run: tuple[str | None, str] | None) -> tuple[Storage, str]:
+    bucket, run = wanted_run or (None, None)
     storage = open_storage(bucket_url(options) if bucket is None else bucket)
     return storage, find_run(storage, run)
 

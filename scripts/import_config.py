@@ -35,8 +35,8 @@ def convert(path: Path, stack: str) -> tuple[str, Draft]:
         draft.note("to fill in", "model", "not in such files", "model.size: gpt2 is a guess")
     rate = draft.hyperparameters.get("learningRate", 0)
     if rate > HIGHEST_USUAL_RATE and "optimizer" not in draft.hyperparameters:
-        words = f"trainingInput.hyperparameters.optimizer: it is adamw unless you say sgd, and {rate:g} is much for it"
-        draft.note("to fill in", "optimizer", "not given", words)
+        guess = f"trainingInput.hyperparameters.optimizer: it is adamw unless you say sgd, and {rate:g} is much for it"
+        draft.note("to fill in", "optimizer", "not given", guess)
     text = render(draft, path.name)
     draft.notes += _problems(draft, text, stack)
     return text, draft
@@ -59,8 +59,8 @@ def read_job(path: Path) -> Draft:
             return vertex.read(content)
     except ImportProblem as error:
         raise UserError(f"{path}: {error}") from None
-    known = "trainingInput, scaleTier, workerPoolSpecs, jobSpec or trialJobSpec"
-    raise UserError(f"{path}: found the keys {', '.join(map(str, content))}, and none of {known}")
+    expected_keys = "trainingInput, scaleTier, workerPoolSpecs, jobSpec or trialJobSpec"
+    raise UserError(f"{path}: found the keys {', '.join(map(str, content))}, and none of {expected_keys}")
 
 
 def values(draft: Draft) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _problems(draft: Draft, text: str, stack: str) -> list[Note]:
         load.load(own, stack, CHECKOUT, {"region": draft.region})
     except config.ConfigError as error:
         split = (problem.removeprefix("gpt2-training:").partition(": ") for problem in error.problems)
-        return [Note("to fill in", key, "", words) for key, _, words in split]
+        return [Note("to fill in", key, "", message) for key, _, message in split]
     return []
 
 
@@ -118,8 +118,8 @@ def show(draft: Draft, console: Console) -> None:
     notes = sorted(draft.notes, key=lambda note: order.index(note.state))
     if not console.is_terminal:
         for note in notes:
-            found = f" {note.found}" if note.found else ""
-            line = f"{note.state}: {note.key}{found}: {note.words}"
+            value = f" {note.found}" if note.found else ""
+            line = f"{note.state}: {note.key}{value}: {note.words}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         return
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))

@@ -58,9 +58,9 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         api = connect()
         project, number = _project(api, config.project)
     except ApiError as error:  # all else would say the same
-        found, _, fix = str(error).partition("; ")
+        finding, _, fix = str(error).partition("; ")
         name = "network" if fix == CHECK_NETWORK else "credentials"
-        return [*checks, Check(name, "problem", found, fix)]
+        return [*checks, Check(name, "problem", finding, fix)]
     checks += [Check("credentials", "ok", "Google accepts them"), project]
     if project.state == "problem":  # all else would say the same
         return checks
@@ -90,8 +90,8 @@ def here(config: StackConfig, fleet: Fleet) -> list[Check]:
     checks = []
     for problem in problems:
         name, _, rest = problem.partition(": ")
-        found, _, fix = rest.partition("; ")
-        checks.append(Check(name, "problem", found, fix))
+        finding, _, fix = rest.partition("; ")
+        checks.append(Check(name, "problem", finding, fix))
     if not problems:
         checks.append(Check("inputs", "ok", f"all that {job.run} starts from is there"))
     if config.file.image is None:
@@ -111,15 +111,15 @@ def _docker(config: StackConfig) -> Check:
     except (OSError, subprocess.TimeoutExpired):
         return Check("docker", "problem", f"`docker info` does not answer in {DOCKER_SECONDS} s", fix)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["without a word"])[-1][:200].rstrip(".?! ")
-        return Check("docker", "problem", f"`docker info` fails: {said}", fix)
+        error_line = (done.stderr.strip().splitlines() or ["without a word"])[-1][:200].rstrip(".?! ")
+        return Check("docker", "problem", f"`docker info` fails: {error_line}", fix)
     return Check("docker", "ok", "answers, to build the image")
 
 
 def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
     """Check the project, and return its number if known. Raise ApiError if Google or a login is out of reach."""
     try:
-        found = api.call("cloudresourcemanager", "GET", f"projects/{project}")
+        reply = api.call("cloudresourcemanager", "GET", f"projects/{project}")
     except ApiError as error:
         if error.status in (403, 404) and not any(sign in str(error) for sign in (*API_OFF, NO_QUOTA_PROJECT)):
             fix = "check gcp:project in the stack file, or ask its owner for access"
@@ -130,10 +130,10 @@ def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
             fix = f"run `gcloud services enable cloudresourcemanager.googleapis.com --project {project}`"
             return Check("project", "unknown", "the API that tells of projects is not enabled", fix), ""
         return unknown("project", error), ""
-    state = found.get("lifecycleState", "unspecified")
+    state = reply.get("lifecycleState", "unspecified")
     if state != "ACTIVE":
         return Check("project", "problem", f"{project} is {state}", "restore it, or use another gcp:project"), ""
-    return Check("project", "ok", f"{project} is there"), str(found.get("projectNumber", ""))
+    return Check("project", "ok", f"{project} is there"), str(reply.get("projectNumber", ""))
 
 
 def _apis(api: GoogleApi, config: StackConfig) -> Check:
@@ -141,10 +141,10 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
 
     names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in APIS]
     try:
-        found = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
+        reply = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
     except ApiError as error:
         return unknown("APIs", error)
-    off = [str(s["name"]).rpartition("/")[2] for s in found.get("services", []) if s.get("state") != "ENABLED"]
+    off = [str(s["name"]).rpartition("/")[2] for s in reply.get("services", []) if s.get("state") != "ENABLED"]
     if off:
         return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `pulumi up` enables them")
     return Check("APIs", "ok", f"all {len(names)} are enabled")
@@ -152,7 +152,7 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
 
 def _permissions(api: GoogleApi, project: str) -> Check:
     try:
-        found = api.call(
+        reply = api.call(
             "cloudresourcemanager",
             "POST",
             f"projects/{project}:testIamPermissions",
@@ -160,7 +160,7 @@ def _permissions(api: GoogleApi, project: str) -> Check:
         )
     except ApiError as error:
         return unknown("your permissions", error)
-    missing = [permission for permission in PERMISSIONS if permission not in found.get("permissions", [])]
+    missing = [permission for permission in PERMISSIONS if permission not in reply.get("permissions", [])]
     if not missing:
         return Check("your permissions", "ok", f"all {len(PERMISSIONS)} that making the stack takes")
     fix = "docs/google-cloud.md lists the roles that a deployer needs"

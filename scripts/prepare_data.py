@@ -70,14 +70,14 @@ def pairs_in_words(prepared: Prepared, sequence_length: int) -> str:
     manifest, counts = prepared.manifest, {part: len(prepared.examples(part)) for part in PARTS}
     held_out = manifest.validation
     truncated = sum(prepared.truncated(part, sequence_length) for part in PARTS)
-    words = [
+    phrases = [
         f"{counts['train']:,} pairs to train on, {counts['validation']:,} held out, {counts['test']:,} to test on",
         f"vocabulary {manifest.vocabulary_size:,}",
         f"unigram entropy of the completions {held_out.unigram_entropy:.2f} nats a token",
         f"{truncated:,} prompts cut at their beginning to fit sequenceLength {sequence_length}" if truncated else "",
         f"{manifest.skipped:,} bad lines left out" if manifest.skipped else "",
     ]
-    return ", ".join(word for word in words if word)
+    return ", ".join(phrase for phrase in phrases if phrase)
 
 
 def prepare_for_google(stack: config.StackConfig) -> None:

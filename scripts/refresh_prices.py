@@ -106,10 +106,10 @@ def renew(book: MutableMapping[str, Any], changes: list[PriceChange], today: dat
     taken = {change.key: change.new for change in changes if not change.kept}
     renewed = False
     for at, entry in entries(book):
-        mine = {key[-1]: new for key, new in taken.items() if key[:-1] == at}
-        if not mine or all(new is None for new in mine.values()):
+        new_prices = {key[-1]: new for key, new in taken.items() if key[:-1] == at}
+        if not new_prices or all(new is None for new in new_prices.values()):
             continue
-        for kind, new in mine.items():
+        for kind, new in new_prices.items():
             entry[kind] = UNKNOWN if new is None else new
         entry["source"], renewed = source, True
     # Their source.

@@ -34,9 +34,9 @@ def page(storage: Storage, run: str, compare: list[str]) -> str:
         ) from None
 
 
-def target(storage: Storage, run: str, wanted: Path | None) -> Path:
+def target(storage: Storage, run: str, path: Path | None) -> Path:
     """Return the page's path: with the run's files if they are on this machine, else in the working directory."""
-    return wanted or storage.local_path(paths.report(run)) or Path(f"report-{run}.html")
+    return path or storage.local_path(paths.report(run)) or Path(f"report-{run}.html")
 
 
 def main(arguments: list[str] | None = None) -> None:

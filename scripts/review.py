@@ -152,11 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.previews:
         reviews = [from_files(options.previews)]
     else:
-        known = stacks(CHECKOUT)
+        stack_names = stacks(CHECKOUT)
         for name in options.stack or ():
-            if name not in known and not _had_file(options.base or _base(), name):
-                raise UserError(f"--stack {name}: there is no Pulumi.{name}.yaml; there are {', '.join(known)}")
-        names = list(dict.fromkeys(options.stack or known))
+            if name not in stack_names and not _had_file(options.base or _base(), name):
+                raise UserError(f"--stack {name}: there is no Pulumi.{name}.yaml; there are {', '.join(stack_names)}")
+        names = list(dict.fromkeys(options.stack or stack_names))
         reviews = from_checkout(names, options.base, options.offline, Console(stderr=True))
     text = render(reviews, {str(CHECKOUT): "."})
     if options.to:

@@ -97,7 +97,7 @@ def stack_schema() -> Schema:
         "type": "object",
         "properties": {
             "config": config,
-            **{name: {"type": "string", "description": words} for name, words in PULUMI.items()},
+            **{name: {"type": "string", "description": description} for name, description in PULUMI.items()},
             "environment": environment,
         },
         "required": ["config"],

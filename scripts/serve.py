@@ -107,8 +107,8 @@ class CompletionServer:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
-        if (wanted := request.path_params["model"]) != self._writer.name:
-            message = f"The model {wanted!r} is not here; {self._writer.name!r} is"
+        if (model_name := request.path_params["model"]) != self._writer.name:
+            message = f"The model {model_name!r} is not here; {self._writer.name!r} is"
             raise Refused(404, message, param="model", code="model_not_found")
         return JSONResponse(self._model())
 

@@ -18,16 +18,16 @@ from trainer.gcloud.api import ApiError, GoogleApi
 
 def choose(groups: list[InstanceGroup], role: str, index: int, stack: str) -> tuple[str, str]:
     """Return the instance and zone of the index-th running machine of a role, by name. Raise UserError."""
-    mine = [group for group in groups if group.role == role]
-    if not mine:
-        there = ", ".join(dict.fromkeys(group.role for group in groups)) or "none"
+    role_groups = [group for group in groups if group.role == role]
+    if not role_groups:
+        roles = ", ".join(dict.fromkeys(group.role for group in groups)) or "none"
         raise UserError(
-            f"{role}: stack {stack} has no such machines now (it has: {there}); `pulumi up --stack {stack}` makes them"
+            f"{role}: stack {stack} has no such machines now (it has: {roles}); `pulumi up --stack {stack}` makes them"
         )
-    instances = [instance for group in mine for instance in group.instances]
+    instances = [instance for group in role_groups for instance in group.instances]
     running = sorted((i for i in instances if i.get("instanceStatus") == "RUNNING"), key=instance_name)
     if not running:
-        size = sum(group.size for group in mine)
+        size = sum(group.size for group in role_groups)
         why = f"none of {size} runs yet" if size else "its group has size 0: the run has ended or was stopped"
         raise UserError(f"{role}: no machine now, {why}; `python -m scripts.watch --stack {stack}` tells more")
     if index >= len(running):
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stack", default="dev", help="the stack (default: %(default)s)")
     parser.add_argument("--index", type=int, default=0, metavar="N", help="which of the role's machines, from 0")
     parser.add_argument("--print", action="store_true", help="print the gcloud command, do not run it")
-    own, there = _split(sys.argv[1:] if arguments is None else arguments)
+    own, remote_command = _split(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(own)
     if options.index < 0:
         parser.error("--index: use 0 or more")
@@ -72,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     instance, zone = choose(groups, options.role, options.index, config.stack)
     command = ["gcloud", "compute", "ssh", instance, "--tunnel-through-iap"]
     command += ["--project", config.project, "--zone", zone]
-    if there:
-        command += ["--command", shlex.join(there)]
+    if remote_command:
+        command += ["--command", shlex.join(remote_command)]
     if gcloud is not None and not options.print:
         os.execv(gcloud, command)  # noqa: S606  the terminal is its own from here on
     print(shlex.join(command))

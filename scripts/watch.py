@@ -74,8 +74,8 @@ class PlainLines:
             lines.append(render.machine_line(machine) + silent)
             self._machines[machine.status.name] = now
         if snapshot.spec.sweep is not None:
-            known = snapshot.trials if self._trials is None else self._trials
-            new = [trial for trial in snapshot.trials if trial not in known]  # new, or repeated with another result
+            shown = snapshot.trials if self._trials is None else self._trials
+            new = [trial for trial in snapshot.trials if trial not in shown]  # new, or repeated with another result
             lines += [render.trial_line(trial, snapshot.spec.sweep) for trial in new]
             self._trials = snapshot.trials
         if snapshot.evaluations and (last := snapshot.evaluations[-1]).step != self._evaluated:
@@ -226,7 +226,7 @@ def unigram_entropy(snapshot: Snapshot, storage: Storage) -> float | None:
 
 
 def wait_for_run(
-    storage: Storage, wanted: str | None, console: Console, *, wait: float, clock: Clock, sleep: Sleep
+    storage: Storage, wanted_run: str | None, console: Console, *, wait: float, clock: Clock, sleep: Sleep
 ) -> str:
     """Return the run that find_run() finds, and wait up to `wait` seconds for it.
 
@@ -236,7 +236,7 @@ def wait_for_run(
     while True:
         try:
             with _slow_bucket_note(storage, console):
-                run = find_run(storage, wanted)
+                run = find_run(storage, wanted_run)
                 if any(entry.path == paths.job(run) for entry in storage.list(paths.run(run))):
                     return run
             missing = f"there is no job.json of {run} in {storage.url}; `pulumi up` (or `make train`) writes it"
@@ -255,8 +255,8 @@ def wait_for_run(
 @contextmanager
 def _slow_bucket_note(storage: Storage, console: Console) -> Iterator[None]:
     """Print a note if a bucket does not answer, because Google's library tries for two minutes before it gives up."""
-    words = f"{storage.url} does not answer; trying for up to two minutes: check the network meanwhile"
-    timer = threading.Timer(PATIENCE, lambda: console.print(words, soft_wrap=True, highlight=False, markup=False))
+    message = f"{storage.url} does not answer; trying for up to two minutes: check the network meanwhile"
+    timer = threading.Timer(PATIENCE, lambda: console.print(message, soft_wrap=True, highlight=False, markup=False))
     timer.daemon = True
     timer.start()
     try:
@@ -267,7 +267,7 @@ def _slow_bucket_note(storage: Storage, console: Console) -> Iterator[None]:
 
 def watch(
     storage: Storage,
-    wanted: str | None,
+    wanted_run: str | None,
     console: Console,
     *,
     once: bool = False,
@@ -279,7 +279,7 @@ def watch(
     """Follow a run to its end, or show it once, and return the exit code that the module's docstring explains."""
     run = ""
     try:
-        run = wait_for_run(storage, wanted, console, wait=0 if once else WAIT_FOR_RUN, clock=clock, sleep=sleep)
+        run = wait_for_run(storage, wanted_run, console, wait=0 if once else WAIT_FOR_RUN, clock=clock, sleep=sleep)
         files = RunFiles(storage, run, clock)
         snapshot = files.read()
         if once:

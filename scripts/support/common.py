@@ -130,20 +130,20 @@ def google_stack(stack: str, checkout: Path | None = None) -> config.StackConfig
     return stack_config
 
 
-def find_run(storage: Storage, wanted: str | None) -> str:
+def find_run(storage: Storage, wanted_run: str | None) -> str:
     """Return the id of the wanted run, else of the run that the stack declares, else of the newest run.
 
     Raise UserError if there is no such run.
     """
-    if wanted is None:
+    if wanted_run is None:
         try:
-            wanted = declared_run(storage)
+            wanted_run = declared_run(storage)
         except UnreadableRun as error:
             raise UserError(str(error)) from None
-    if wanted is not None:
-        if not storage.list(paths.run(wanted)):
-            raise UserError(f"there is no run {wanted} in {storage.url}; runs there: {few(_runs(storage))}")
-        return wanted
+    if wanted_run is not None:
+        if not storage.list(paths.run(wanted_run)):
+            raise UserError(f"there is no run {wanted_run} in {storage.url}; runs there: {few(_runs(storage))}")
+        return wanted_run
     runs = _runs(storage)
     if not runs:
         raise UserError(f"there is no run in {storage.url} yet; `pulumi up` (or `make train`) starts one")

@@ -63,12 +63,12 @@ def _remote_manifest(storage: Storage, run: str) -> tuple[bytes, dict[str, manif
         files: dict[str, manifest.File] = manifest.parse(data)["files"]
     except ValueError as error:
         raise UserError(f"the model of {run} cannot be used: {error}; export it again") from None
-    there = {entry.path: entry.size for entry in storage.list(paths.model(run))}
+    sizes = {entry.path: entry.size for entry in storage.list(paths.model(run))}
     for name, entry in files.items():
-        size = there.get(paths.model_file(run, name))
+        size = sizes.get(paths.model_file(run, name))
         if size != entry["size"]:
-            found = "is missing" if size is None else f"has {size:,} bytes instead of {entry['size']:,}"
-            raise UserError(f"the model of {run} is incomplete: {name} {found} in {storage.url}; export it again")
+            problem = "is missing" if size is None else f"has {size:,} bytes instead of {entry['size']:,}"
+            raise UserError(f"the model of {run} is incomplete: {name} {problem} in {storage.url}; export it again")
     return data, files
 
 

@@ -51,13 +51,13 @@ class Stack:
 
 def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
     """Return the facts of a stack and its machines that explanations need."""
-    words: dict[Role, str] = {}
+    machine_names: dict[Role, str] = {}
     for machines in fleet.roles:
-        words[machines.role] = machines.machine.name
+        machine_names[machines.role] = machines.machine.name
         if machines.attached:
             number = f"{machines.accelerators} " if machines.accelerators > 1 else ""
-            words[machines.role] += f" with {number}{machines.accelerator}"
-    return Stack(config.stack, launch, fleet.zones, words, config.file.machines.flex_start)
+            machine_names[machines.role] += f" with {number}{machines.accelerator}"
+    return Stack(config.stack, launch, fleet.zones, machine_names, config.file.machines.flex_start)
 
 
 def explain(stack: Stack, groups: list[InstanceGroup], heard: Collection[str], now: float) -> list[str]:
@@ -78,8 +78,8 @@ def _group(stack: Stack, group: InstanceGroup, heard: Collection[str], now: floa
     lines = []
     if len(up) < group.size:
         causes = _causes(stack, group, now)
-        words = f"{len(up)} of {group.size} machines run, Google is making the rest"
-        lines += [f"{group.role}: {cause}" for cause in causes] or [f"{group.role}: {words}"]
+        progress = f"{len(up)} of {group.size} machines run, Google is making the rest"
+        lines += [f"{group.role}: {cause}" for cause in causes] or [f"{group.role}: {progress}"]
     if silent:
         lines.append(
             f"{group.role}: {len(silent)} of {group.size} machines booting (driver and image take 5 to 10 minutes);"
@@ -114,28 +114,28 @@ def _causes(stack: Stack, group: InstanceGroup, now: float) -> list[str]:
 def _cause(stack: Stack, group: InstanceGroup, error: Json) -> tuple[str, str]:
     """Return a key that two errors of the same cause share, and the cause in words."""
     code, message = str(error.get("code", "")), " ".join(str(error.get("message", "")).split())
-    said = f"{code} {message}"
+    error_text = f"{code} {message}"
     details = [detail for detail in error.get("errorDetails", []) if isinstance(detail, dict)]
-    if STOCKOUT.search(said):
+    if STOCKOUT.search(error_text):
         return _stockout(stack, group, message, details)
-    if QUOTA.search(said):
+    if QUOTA.search(error_text):
         return _quota(message, details)
     first = message[:200] or code
-    if PERMISSION.search(said):
+    if PERMISSION.search(error_text):
         return f"permission {first}", f"no permission: {first}; `python -m scripts.preflight` says whose it is to give"
-    if POLICY.search(said):
+    if POLICY.search(error_text):
         return f"policy {first}", f"an organisation's policy forbids it: {first}; ask who keeps it, or change the stack"
-    return said, f"Google says {code}: {first}" if code and message else f"Google says {first}"
+    return error_text, f"Google says {code}: {first}" if code and message else f"Google says {first}"
 
 
 def _stockout(stack: Stack, group: InstanceGroup, message: str, details: list[Json]) -> tuple[str, str]:
-    known: Json = next((d["errorInfo"].get("metadatas", {}) for d in details if d.get("errorInfo")), {})
+    metadata: Json = next((d["errorInfo"].get("metadatas", {}) for d in details if d.get("errorInfo")), {})
     named = re.search(r"zones/([a-z0-9-]+)", message) or re.search(r"in the ([a-z]+-[a-z]+\d-[a-z]) zone", message)
     number = len(stack.zones)
-    here = stack.zones[(stack.launch - 1) % number] if number else "of the run"
-    zone = known.get("zone") or (named.group(1) if named else here)
-    machine = stack.machines.get(group.role) or known.get("vmType", "such machine")
-    others = known.get("zonesAvailable", "").replace(",", ", ")
+    launch_zone = stack.zones[(stack.launch - 1) % number] if number else "of the run"
+    zone = metadata.get("zone") or (named.group(1) if named else launch_zone)
+    machine = stack.machines.get(group.role) or metadata.get("vmType", "such machine")
+    others = metadata.get("zonesAvailable", "").replace(",", ", ")
     others = f" (Google names {others} instead)" if others else ""
     raised = f"gpt2-training:launch to {stack.launch + 1}"
     if number > 1:
@@ -147,12 +147,12 @@ def _stockout(stack: Stack, group: InstanceGroup, message: str, details: list[Js
 
 def _quota(message: str, details: list[Json]) -> tuple[str, str]:
     info: Json = next((d["quotaInfo"] for d in details if d.get("quotaInfo")), {})
-    said = QUOTA_WORDS.search(message)
-    name = said["name"] if said else str(info.get("limitName") or info.get("metricName") or "of Compute Engine")
-    limit = float(said["limit"]) if said else info.get("limit")
+    match = QUOTA_WORDS.search(message)
+    name = match["name"] if match else str(info.get("limitName") or info.get("metricName") or "of Compute Engine")
+    limit = float(match["limit"]) if match else info.get("limit")
     value = "is used up" if limit is None else f"is {limit:g}"
     region = (info.get("dimensions") or {}).get("region")
-    where = (said["where"] or "").rstrip() if said else f" in region {region}" if region else ""
+    where = (match["where"] or "").rstrip() if match else f" in region {region}" if region else ""
     return f"quota {name}", f"quota {name} {value}{where}: ask for more (console, IAM, Quotas), or use fewer machines"
 
 
@@ -199,9 +199,9 @@ def read_groups(api: GoogleApi, project: str, region: str, stack: str) -> list[I
     """Return the stack's groups, with the errors of those that lack machines. Raise ApiError."""
     folder = f"projects/{project}/regions/{region}/instanceGroupManagers"
     named = re.compile(rf"{re.escape(stack)}-(master|worker|ps)-[0-9a-f]{{8}}")
-    found = api.pages("compute", folder, "items", {"filter": f'name eq "{stack}-(master|worker|ps)-.*"'})
+    items = api.pages("compute", folder, "items", {"filter": f'name eq "{stack}-(master|worker|ps)-.*"'})
     groups = []
-    for item in found:
+    for item in items:
         if not (match := named.fullmatch(item["name"])):
             continue
         role: Any = match[1]

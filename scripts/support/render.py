@@ -55,11 +55,11 @@ def headline(snapshot: Snapshot) -> Text:
     if snapshot.status and snapshot.status.attempt > 1:
         text.append(f"  attempt {snapshot.status.attempt}", "dim")
     if snapshot.steps and (trainers := snapshot.steps[-1].trainers) and snapshot.state == "RUNNING":
-        wanted = snapshot.spec.cluster.trainers
-        full = trainers >= wanted
-        text.append(f"  {trainers} of {wanted} trainers" if not full else f"  {_count(trainers, 'trainer')}")
-    if words := presence(snapshot):
-        text.append(f"  {words}", "yellow")
+        all_trainers = snapshot.spec.cluster.trainers
+        full = trainers >= all_trainers
+        text.append(f"  {trainers} of {all_trainers} trainers" if not full else f"  {_count(trainers, 'trainer')}")
+    if presence_text := presence(snapshot):
+        text.append(f"  {presence_text}", "yellow")
     return text
 
 
@@ -78,29 +78,29 @@ def _count(number: int, noun: str) -> str:
 def _progress(snapshot: Snapshot, width: int) -> Table:
     total = snapshot.total
     done = min(snapshot.step, total)
-    words = f"{done:,}/{total:,}{' trials' if snapshot.spec.sweep else ''}  {100 * done // total:3d}%"
+    progress_text = f"{done:,}/{total:,}{' trials' if snapshot.spec.sweep else ''}  {100 * done // total:3d}%"
     if snapshot.remaining is not None:
-        words += f"  ETA {duration(snapshot.remaining)}"
+        progress_text += f"  ETA {duration(snapshot.remaining)}"
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=max(width - len(words) - 2, 10))
+    grid.add_column(width=max(width - len(progress_text) - 2, 10))
     grid.add_column(no_wrap=True)
-    grid.add_row(ProgressBar(total=total, completed=done, width=max(width - len(words) - 2, 10)), words)
+    grid.add_row(ProgressBar(total=total, completed=done, width=max(width - len(progress_text) - 2, 10)), progress_text)
     return grid
 
 
 def losses(snapshot: Snapshot, width: int = 1000) -> str:
     """Return train loss and last validation loss in one line, which is empty before the first step."""
     parts = []
-    known = [r for r in snapshot.steps if r.loss is not None]
-    if known:
-        parts.append(f"train loss {known[-1].loss:.3f}")
+    with_loss = [r for r in snapshot.steps if r.loss is not None]
+    if with_loss:
+        parts.append(f"train loss {with_loss[-1].loss:.3f}")
     if snapshot.evaluations:
         last = snapshot.evaluations[-1]
         assert last.validation_loss is not None
         at = f" at {last.step:,}" if last.step != snapshot.step else ""
         parts.append(f"validation loss {loss_and_perplexity(last.validation_loss)}{at}")
-    words = "  ".join(parts)
-    return words if len(words) <= width else words.replace("loss ", "").replace("perplexity", "ppl")
+    text = "  ".join(parts)
+    return text if len(text) <= width else text.replace("loss ", "").replace("perplexity", "ppl")
 
 
 def _speed(snapshot: Snapshot) -> str:
@@ -255,8 +255,8 @@ def progress_line(snapshot: Snapshot) -> str:
         return f"{snapshot.state} {len(snapshot.trials)} of {_count(snapshot.total, 'trial')} done{now}"
     total = snapshot.total
     parts = [f"{snapshot.state} step {snapshot.step:,}/{total:,} ({100 * snapshot.step // total}%)"]
-    if words := losses(snapshot):
-        parts.append(words)
+    if loss_text := losses(snapshot):
+        parts.append(loss_text)
     elif busy := next((m for m in snapshot.machines if _words(m)), None):
         parts.append(machine_line(busy))
     if snapshot.speed is not None:
@@ -271,7 +271,7 @@ def progress_line(snapshot: Snapshot) -> str:
 def trial_line(trial: Trial, sweep: Sweep) -> str:
     """Return a finished trial as one line of a log."""
     value = "no value" if trial.value is None else f"{sweep.hyperparameter_metric_tag} {trial.value:.4f}"
-    varied = ", ".join(f"{name} {written(found)}" for name, found in trial.parameters.items())
+    varied = ", ".join(f"{name} {written(sampled)}" for name, sampled in trial.parameters.items())
     return f"trial {trial.number} {trial.state}: {value} with {varied}" + (f"; {trial.reason}" if trial.reason else "")
 
 
@@ -292,9 +292,9 @@ def trials(snapshot: Snapshot, width: int, most: int = 1000) -> Table:
     for trial in shown:
         cells = [written(trial.parameters[parameter.parameter_name]) for parameter in of.params]
         value = "–" if trial.value is None else f"{trial.value:.4f}"
-        words = "best" if trial == first else trial.reason or trial.state.lower()
+        outcome = "best" if trial == first else trial.reason or trial.state.lower()
         style = "bold green" if trial == first else "" if trial.state == "SUCCEEDED" else "yellow"
-        table.add_row(str(trial.number), *cells, value, clean(words), style=style)
+        table.add_row(str(trial.number), *cells, value, clean(outcome), style=style)
     return table
 
 
@@ -313,8 +313,8 @@ def _varied(sweep: Snapshot, trial: Snapshot) -> str:
 
 def machine_line(machine: WatchedMachine) -> str:
     """Return a machine's state as one line of a log."""
-    words = _words(machine)
-    return f"{machine.status.name} {machine.status.state}" + (f": {words}" if words else "")
+    state_text = _words(machine)
+    return f"{machine.status.name} {machine.status.state}" + (f": {state_text}" if state_text else "")
 
 
 def summary(snapshot: Snapshot) -> list[Text]:
@@ -322,8 +322,8 @@ def summary(snapshot: Snapshot) -> list[Text]:
     took = f" in {duration(snapshot.elapsed)}" if snapshot.elapsed is not None else ""
     noun = "trial" if snapshot.spec.sweep else "step"
     done = (f"SUCCEEDED: {_count(snapshot.step, noun)}{took}", STATE_STYLES["SUCCEEDED"])
-    words = losses(snapshot)
-    return [Text.assemble((snapshot.run, "bold"), " ", done), *([Text(f"final {words}")] if words else [])]
+    loss_text = losses(snapshot)
+    return [Text.assemble((snapshot.run, "bold"), " ", done), *([Text(f"final {loss_text}")] if loss_text else [])]
 
 
 def final_curve(snapshot: Snapshot, width: int, unigram: float | None) -> list[Text]:

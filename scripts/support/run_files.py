@@ -124,13 +124,13 @@ class Snapshot:
     @property
     def speed(self) -> float | None:
         """Tokens per second over the recent steps, or None if that is not known."""
-        known = [r.tokens_per_second for r in self.steps[-RECENT_STEPS:] if r.tokens_per_second]
-        return len(known) / sum(1 / s for s in known) if known else None
+        speeds = [r.tokens_per_second for r in self.steps[-RECENT_STEPS:] if r.tokens_per_second]
+        return len(speeds) / sum(1 / s for s in speeds) if speeds else None
 
     @property
     def mfu(self) -> float | None:
-        known = [r.mfu for r in self.steps[-RECENT_STEPS:] if r.mfu is not None]
-        return sum(known) / len(known) if known else None
+        shares = [r.mfu for r in self.steps[-RECENT_STEPS:] if r.mfu is not None]
+        return sum(shares) / len(shares) if shares else None
 
 
 def perplexity(loss: float) -> float:
@@ -178,7 +178,7 @@ class RunFiles:
             status = None  # how the launch before this one ended
         machines = self._machines(entries, spec, status, now)
         self._metrics.read(entries.values())
-        there = sum(m.at_work and m.age <= self.patience.heartbeat for m in machines)
+        working = sum(m.at_work and m.age <= self.patience.heartbeat for m in machines)
         names = {m.status.name for m in machines}
         snapshot = Snapshot(
             run=self.run,
@@ -189,11 +189,11 @@ class RunFiles:
             steps=self._metrics.steps,
             evaluations=self._metrics.evaluations,
             unreadable=self._metrics.unreadable,
-            heard=there > 0,
-            alive=there > 0 or now - entries[job].updated < self.patience.boot,
+            heard=working > 0,
+            alive=working > 0 or now - entries[job].updated < self.patience.boot,
             missing=[name for name, _ in spec.cluster.machines() if self.named and name not in names],
             named=self.named,
-            there=there,
+            there=working,
             quiet=None,
         )
         if spec.sweep is not None:
@@ -224,20 +224,20 @@ class RunFiles:
 
     def _parsed(self, model: type[FileModel], entry: Entry) -> FileModel:
         """Return a file as a model. Read it only if it changed."""
-        known = self._parsed_files.get(entry.path)
-        if known and known[0] == entry.generation:
-            return cast(FileModel, known[1])
+        cached = self._parsed_files.get(entry.path)
+        if cached and cached[0] == entry.generation:
+            return cast(FileModel, cached[1])
         data, generation = self.storage.read_generation(entry.path)
         try:
-            found = model.model_validate_json(data)
+            parsed = model.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise UnreadableRun(
                 f"{entry.path}: {where}: {first['msg']}; was this run declared by another version of this project?"
             ) from None
-        self._parsed_files[entry.path] = generation, found
-        return found
+        self._parsed_files[entry.path] = generation, parsed
+        return parsed
 
     def _machines(
         self, entries: dict[str, Entry], spec: JobSpec, status: Status | None, now: float
@@ -246,30 +246,30 @@ class RunFiles:
         for path, entry in entries.items():
             if not paths.is_machine(path, self.run):
                 continue
-            found = self._parsed(MachineStatus, entry)
-            beat, seen = self._heard.get(found.name, (None, now))
-            if beat != found.heartbeat:
+            machine = self._parsed(MachineStatus, entry)
+            beat, seen = self._heard.get(machine.name, (None, now))
+            if beat != machine.heartbeat:
                 # The first one is judged by its own clock, later ones by when they came: clocks may differ.
-                seen = min(found.heartbeat, now) if beat is None else now
-                self._heard[found.name] = found.heartbeat, seen
-            machines.append(WatchedMachine(found, now - seen))
+                seen = min(machine.heartbeat, now) if beat is None else now
+                self._heard[machine.name] = machine.heartbeat, seen
+            machines.append(WatchedMachine(machine, now - seen))
         order = {name: i for i, (name, _) in enumerate(spec.cluster.machines())}
         # Others than the declared ones are shown while they are there, and those that were there at the end of a run.
         since = now - status.updated if status and status.state in FINAL_STATES else 0.0
-        here = [m for m in machines if m.status.name in order or m.age - max(since, 0.0) <= self.patience.heartbeat]
+        present = [m for m in machines if m.status.name in order or m.age - max(since, 0.0) <= self.patience.heartbeat]
         if not self.named:  # a launch before this one had machines of other names
             declared = entries[paths.job(self.run)].updated
-            here = [m for m in here if m.at_work or m.status.heartbeat >= declared]
+            present = [m for m in present if m.at_work or m.status.heartbeat >= declared]
         return sorted(
-            here, key=lambda m: (ROLES.index(m.status.role), order.get(m.status.name, len(order)), m.status.name)
+            present, key=lambda m: (ROLES.index(m.status.role), order.get(m.status.name, len(order)), m.status.name)
         )
 
 
 def declared_run(storage: Storage) -> str | None:
     """Return the run that the stack declares, or None. Raise UnreadableRun if current.json does not name a run."""
     try:
-        found = json.loads(storage.read(paths.CURRENT))
-        return str(found["run"])
+        current = json.loads(storage.read(paths.CURRENT))
+        return str(current["run"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):

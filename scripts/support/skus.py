@@ -45,10 +45,10 @@ class Skus:
 
     def add(self, skus: Iterable[Mapping[str, Any]], regions: Iterable[str]) -> None:
         """Add SKUs in the catalog's JSON, but only those of the given regions and of usual tariffs."""
-        wanted = set(regions)
+        wanted_regions = set(regions)
         for sku in skus:
             description = sku.get("description", "")
-            sku_regions = wanted.intersection(sku.get("serviceRegions", []))
+            sku_regions = wanted_regions.intersection(sku.get("serviceRegions", []))
             if not sku_regions or OTHER_TARIFFS.search(description):
                 continue
             if sku.get("category", {}).get("usageType") not in ("OnDemand", "Preemptible"):

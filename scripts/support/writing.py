@@ -103,8 +103,8 @@ def load(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         )
     # A damaged folder makes transformers, tokenizers or safetensors raise errors of any type.
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the model in {folder} cannot be loaded: {words[:200]}") from None
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the model in {folder} cannot be loaded: {message[:200]}") from None
     if model.config.model_type != "gpt2":
         raise UserError(f"the model in {folder} is of type {model.config.model_type}; a GPT-2 is needed")
     return model.eval(), tokenizer
@@ -173,9 +173,9 @@ class WrittenText:
             ids, text = [], text + characters
             if self._stop(text) is not None:
                 break
-            kept = self._beginning_of_stop(text)
-            yield text[: len(text) - kept]
-            text = text[len(text) - kept :]
+            held_back = self._beginning_of_stop(text)
+            yield text[: len(text) - held_back]
+            text = text[len(text) - held_back :]
         text += self._decode(ids)
         if (place := self._stop(text)) is not None:
             text, finish = text[:place], "stop"
