@@ -52,12 +52,12 @@ class Announcement:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        if "vote" in known:
-            known["vote"] = Tally(*known["vote"])
-        if "bad" in known:
-            known["bad"] = tuple(known["bad"])
-        return cls(**known)
+        arguments = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        if "vote" in arguments:
+            arguments["vote"] = Tally(*arguments["vote"])
+        if "bad" in arguments:
+            arguments["bad"] = tuple(arguments["bad"])
+        return cls(**arguments)
 
 
 NOTHING = Announcement()

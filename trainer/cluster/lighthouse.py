@@ -134,7 +134,7 @@ class Lighthouse:
 
     def connect(self, stop: Callable[[], bool]) -> None:
         """Find a living Lighthouse, or become its host; try until it works. Raise Stopping once `stop` is true."""
-        said = False
+        reported = False
         while not stop():
             self._lease.read()
             if self._lease.address and not self._lease.mine and self._try_client(self._lease.address):
@@ -145,9 +145,9 @@ class Lighthouse:
                 return
             if self._may_take() and self._take(self._lease.attempt + 1):
                 return
-            if not said:
+            if not reported:
                 self._host.report("waiting for the Lighthouse (master-0 starts it; another member after 15 s)")
-                said = True
+                reported = True
             self._closed.wait(0.3)
         raise Stopping
 
@@ -190,8 +190,8 @@ class Lighthouse:
             if server is None:
                 continue
             try:
-                here = self._lease.mine and self._lease.attempt == self.attempt
-                if here and self._lease.write(self._address_found, self.attempt):
+                holds_lease = self._lease.mine and self._lease.attempt == self.attempt
+                if holds_lease and self._lease.write(self._address_found, self.attempt):
                     continue
             except Exception as error:  # storage may be away for a while; the lease then runs out
                 self._host.log(f"the lease could not be renewed ({first_line(error)})")

@@ -77,8 +77,8 @@ class Quorum:
     @property
     def servers(self) -> tuple[Member, ...]:
         """The parameter servers by name, leaving ones too: the part of the parameters that they hold counts."""
-        found = [member for member in (*self.members, *self.leaving) if member.serves]
-        return tuple(sorted(found, key=lambda member: member.name))
+        serving = [member for member in (*self.members, *self.leaving) if member.serves]
+        return tuple(sorted(serving, key=lambda member: member.name))
 
     @property
     def declared(self) -> int:
@@ -202,8 +202,8 @@ class Membership:
         staying = [(p, m) for p, m in people if not m.leaving]
         leaving = tuple(m for _, m in people if m.leaving)
         self._seen -= {member.name for member in leaving}  # they were not lost
-        here = [p.replica_id for p, _ in people]
-        if self._identity not in here or (not self._enough(staying) and not leaving):
+        present_ids = [p.replica_id for p, _ in people]
+        if self._identity not in present_ids or (not self._enough(staying) and not leaving):
             return None
         enough = bool(staying) and self._enough(staying)
         ids = [p.replica_id for p, _ in staying]
@@ -227,15 +227,15 @@ class Membership:
             self._host.waiting("waiting: the number of parameter servers is being changed")
             return False
         patient = all(p.data["patient"] for p, _ in people)
-        wanted = {"trainers": first["trainers"] if patient else first["least"], "parameter servers": first["servers"]}
+        needed = {"trainers": first["trainers"] if patient else first["least"], "parameter servers": first["servers"]}
         serving = sum(m.serves for _, m in people)
-        here = {"trainers": len(people) - serving, "parameter servers": serving}
-        missing = [f"{wanted[r] - here[r]} more of {wanted[r]} {r}" for r in here if here[r] < wanted[r]]
+        present = {"trainers": len(people) - serving, "parameter servers": serving}
+        missing = [f"{needed[r] - present[r]} more of {needed[r]} {r}" for r in present if present[r] < needed[r]]
         if missing:
             names = {m.name for _, m in people}
             lost = ", ".join(sorted(self._before - names))
-            said = f"{', '.join(sorted(names))}{f'; lost: {lost}' if lost else ''}"
-            self._host.waiting(f"waiting for {' and '.join(missing)}; here: {said}")
+            member_names = f"{', '.join(sorted(names))}{f'; lost: {lost}' if lost else ''}"
+            self._host.waiting(f"waiting for {' and '.join(missing)}; here: {member_names}")
         elif serving > first["servers"]:  # a server that is no longer declared has not left yet
             self._host.waiting(f"waiting: there are {serving} parameter servers instead of {first['servers']}")
         return not missing and serving == first["servers"]

@@ -67,11 +67,11 @@ class TrainingMember(Training):
         storage, log = self.context.storage, self.journal.log
         try:
             progress(0, 1)
-            found, predictions = evaluate(
+            new_scores, predictions = evaluate(
                 model.to(self.device), self.tokenizer, self.spec, task, self.prepared, progress
             )
-            scores.write(storage, found, predictions)
-            log(f"evaluated: {scores.line(found)}")
+            scores.write(storage, new_scores, predictions)
+            log(f"evaluated: {scores.line(new_scores)}")
         except Exception as error:  # too little memory, storage away
             log(
                 f"not evaluated ({errors.first_line(error)}):"

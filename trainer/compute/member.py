@@ -39,14 +39,14 @@ def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable
     membership, journal = context.membership, context.journal
     member = make(context)
     gc.enable()
-    begun = time.monotonic()
+    started = time.monotonic()
     member.prepare()
     # Join, and work to the last step. The first member then writes the model, and the others wait for it.
     process.report("joining the cluster")
     process.give_up = membership.give_up
     code = 0
     try:
-        membership.join((time.monotonic() - begun) * spec.parallel.every)
+        membership.join((time.monotonic() - started) * spec.parallel.every)
         while True:
             quorum = member.run()
             if quorum.rank == 0:

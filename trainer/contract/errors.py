@@ -14,6 +14,6 @@ def first_line(error: BaseException) -> str:
 
     The type's name stands for an error without words. Google's errors say it in `message`, without the HTTP status.
     """
-    words = str(getattr(error, "message", None) or error).strip()
-    first = words.splitlines()[0] if words else type(error).__name__
+    message = str(getattr(error, "message", None) or error).strip()
+    first = message.splitlines()[0] if message else type(error).__name__
     return _SOURCE.sub("", first)[:200].rstrip(".: ")

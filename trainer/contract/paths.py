@@ -98,12 +98,12 @@ def metrics(run_id: str) -> str:
     return f"{RUNS}/{run_id}/metrics"
 
 
-def metrics_file(run_id: str, attempt: int, member: str, begun: int, number: int) -> str:
+def metrics_file(run_id: str, attempt: int, member: str, started: int, number: int) -> str:
     """Return the path of a file of Record lines.
 
-    begun: when the member's process started to write, in seconds since the epoch; number: of the file, from 0.
+    started: when the member's process started to write, in seconds since the epoch; number: of the file, from 0.
     """
-    return f"{metrics(run_id)}/attempt-{attempt}-{member}-{begun}-{number:05d}.jsonl"
+    return f"{metrics(run_id)}/attempt-{attempt}-{member}-{started}-{number:05d}.jsonl"
 
 
 def tensorboard(run_id: str) -> str:

@@ -33,34 +33,34 @@ def _typed(value: ParameterValue) -> ParameterValue:
 
 def problems(sweep: Sweep, hyperparameters: Hyperparameters, trainers: int, positions: int) -> list[str]:
     """Return the problems of a sweep, one line each, starting with the key."""
-    found: list[str] = []
+    lines: list[str] = []
     seen: set[str] = set()
     if not sweep.params:
-        found.append(f"sweep.params: found none, so there is nothing to vary; write for example [{EXAMPLE}]")
+        lines.append(f"sweep.params: found none, so there is nothing to vary; write for example [{EXAMPLE}]")
     for number, parameter in enumerate(sweep.params):
         key, name = f"sweep.params[{number}]", parameter.parameter_name
         if name not in NAMES:
             near = get_close_matches(name, NAMES, n=1)
             meant = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(NAMES))}"
-            found.append(f"{key}.parameterName: found {name}, which is no hyperparameter that can be varied; {meant}")
+            lines.append(f"{key}.parameterName: found {name}, which is no hyperparameter that can be varied; {meant}")
         elif name in seen:
-            found.append(f"{key}.parameterName: {name} stands twice; remove one")
+            lines.append(f"{key}.parameterName: {name} stands twice; remove one")
         else:
             seen.add(name)
-            found += [f"{key}.{line}" for line in _range_problems(parameter)]
-            if not found:
-                found += _value_problems(key, parameter, hyperparameters, trainers, positions)
-    if not found and sweep.hyperparameter_metric_tag == "loss" and sweep.enable_trial_early_stopping:
-        found.append(
+            lines += [f"{key}.{line}" for line in _range_problems(parameter)]
+            if not lines:
+                lines += _value_problems(key, parameter, hyperparameters, trainers, positions)
+    if not lines and sweep.hyperparameter_metric_tag == "loss" and sweep.enable_trial_early_stopping:
+        lines.append(
             "sweep.enableTrialEarlyStopping: compares validation losses; use hyperparameterMetricTag: validationLoss,"
             " or remove it"
         )
     if sweep.max_parallel_trials > 1:
-        found.append(
+        lines.append(
             f"sweep.maxParallelTrials: found {sweep.max_parallel_trials}, but all machines train one trial after the"
             " other; use 1, or remove it"
         )
-    return found
+    return lines
 
 
 def _range_problems(parameter: Parameter) -> list[str]:
@@ -98,20 +98,20 @@ def _value_problems(
     if parameter.type == "INTEGER":
         ends = [int(end) for end in ends]
     listed: dict[str, Any] = {"DISCRETE": parameter.discrete_values, "CATEGORICAL": parameter.categorical_values}
-    name, found = parameter.parameter_name, []
+    name, lines = parameter.parameter_name, []
     for value in listed.get(parameter.type) or ends:
         try:
             made = applied(hyperparameters, {name: value})
         except ValidationError as error:
             why = error.errors()[0]["msg"].removeprefix("Input should be ")
-            found.append(f"{key}.parameterName: {name} cannot be {value}: must be {why}")
+            lines.append(f"{key}.parameterName: {name} cannot be {value}: must be {why}")
             continue
         if made.batch_size < trainers:
-            found.append(f"{key}: batchSize {value} is less than the {trainers} trainers; use at least {trainers}")
+            lines.append(f"{key}: batchSize {value} is less than the {trainers} trainers; use at least {trainers}")
         if made.sequence_length > positions:
-            found.append(f"{key}: sequenceLength {value} is longer than model.positions, {positions}; shorten it")
+            lines.append(f"{key}: sequenceLength {value} is longer than model.positions, {positions}; shorten it")
         if made.warmup_steps > made.steps:
-            found.append(
+            lines.append(
                 f"{key}: with {name} {value} there are {made.warmup_steps} warmupSteps of {made.steps} steps; use fewer"
             )
-    return found
+    return lines

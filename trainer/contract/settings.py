@@ -22,10 +22,10 @@ class RunSetting:
 
 def settings(spec: JobSpec) -> list[RunSetting]:
     """Return the run's settings under the stack file's keys, in its order."""
-    found = []
+    run_settings = []
 
     def add(section: str, key: str, value: Any, default: Any) -> None:
-        found.append(RunSetting(section, key, written(value), value == default))
+        run_settings.append(RunSetting(section, key, written(value), value == default))
 
     for role, hardware in spec.hardware.items():
         add("trainingInput", TYPE_KEYS[role], describe(hardware), None)
@@ -46,24 +46,24 @@ def settings(spec: JobSpec) -> list[RunSetting]:
             if value is not None:
                 shown = Path(value).name if (section, name) == ("data", "path") else value
                 add(section, field.alias or name, shown, field.default)
-    return found
+    return run_settings
 
 
-def changes(here: JobSpec, there: JobSpec) -> str:
-    """Return the settings in which the run `there` differs from the run `here`, with its values."""
-    ours = {(s.section, s.key): s.value for s in settings(here)}
-    theirs = {(s.section, s.key): s.value for s in settings(there)}
-    words = []
+def changes(spec: JobSpec, other_spec: JobSpec) -> str:
+    """Return the settings in which the run `other_spec` differs from the run `spec`, with its values."""
+    ours = {(s.section, s.key): s.value for s in settings(spec)}
+    theirs = {(s.section, s.key): s.value for s in settings(other_spec)}
+    differences = []
     for section, key in {**ours, **theirs}:
         value = theirs.get((section, key), "–")
         if ours.get((section, key), "–") != value:
             short = key if section.startswith("trainingInput") else f"{section}.{key}"
-            words.append(f"{short} {value}")
-    if here.fingerprint != there.fingerprint:
-        words.append("other text")
-    if here.code != there.code:
-        words.append("other code")
-    return ", ".join(words)
+            differences.append(f"{short} {value}")
+    if spec.fingerprint != other_spec.fingerprint:
+        differences.append("other text")
+    if spec.code != other_spec.code:
+        differences.append("other code")
+    return ", ".join(differences)
 
 
 def describe(hardware: Hardware) -> str:

@@ -62,13 +62,13 @@ def answer(
     """
     # Cut long prompts.
     end = end_of_text(tokenizer)
-    kept = max(
+    longest_prompt = max(
         window - longest + 1, window // 2, 1
     )  # most tokens of a prompt; an answer's last token is never an input
-    most_new = min(longest, window - kept + 1)
+    most_new = min(longest, window - longest_prompt + 1)
     # With GPT-2's own vocabulary files a prompt may have no tokens at all; the model then continues an end-of-text.
     uncut = [encoding.ids or [end] for encoding in tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
-    ids = [tokens[-kept:] for tokens in uncut]
+    ids = [tokens[-longest_prompt:] for tokens in uncut]
     # Answer batch by batch, the longest prompts first, so that too little memory shows at once.
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     texts = [""] * len(ids)
@@ -81,7 +81,7 @@ def answer(
             texts[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
         done += len(taken)
         progress(done, len(ids))
-    return Answers(texts, sum(len(tokens) > kept for tokens in uncut))
+    return Answers(texts, sum(len(tokens) > longest_prompt for tokens in uncut))
 
 
 @torch.inference_mode()

@@ -54,14 +54,14 @@ class Sampler:
 
     def take(self, step: int) -> None:
         """Write a sample. The model must be in eval mode and its parameters complete on this machine."""
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
-            text = self._continue(begun + min(SHARE * (begun - self._created) - self._spent, LONGEST))
+            text = self._continue(started + min(SHARE * (started - self._created) - self._spent, LONGEST))
             prompt = self._tokenizer.decode(self._prompt)
             self._writer.submit(self._write, Sample(step=step, time=time.time(), prompt=prompt, text=text))
         except Exception as error:
             self._log(f"no sample of step {step} ({error})")
-        self._spent += time.monotonic() - begun
+        self._spent += time.monotonic() - started
 
     @torch.no_grad()
     def _continue(self, deadline: float) -> str:

@@ -62,8 +62,8 @@ class GoogleApi:
             credentials, _ = google.auth.default(scopes=[SCOPE])
         except auth.DefaultCredentialsError as error:
             path = os.environ.get(KEY_FILE)
-            words = f"which Google's library does not take ({error.args[0]})"
-            raise ApiError(no_key_file(path, words) if path else f"no Google credentials; {LOGIN}") from None
+            problem = f"which Google's library does not take ({error.args[0]})"
+            raise ApiError(no_key_file(path, problem) if path else f"no Google credentials; {LOGIN}") from None
         self._session = AuthorizedSession(credentials)
 
     def call(
@@ -127,7 +127,7 @@ def _unanswered(error: Exception) -> str:
     if not any(isinstance(c, (auth.TransportError, requests.RequestException)) for c in causes):
         return f"Google does not accept the login ({str(error.args[0] if error.args else error)[:100]}); {LOGIN}"
     host = re.search(r"host='([^']+)'", text)
-    short = next((words for sign, words in NETWORK if sign in text.lower()), text[:100])
+    short = next((explanation for sign, explanation in NETWORK if sign in text.lower()), text[:100])
     return f"Google cannot be reached ({f'{host[1]}: ' if host else ''}{short}); {CHECK_NETWORK}"
 
 

@@ -19,7 +19,7 @@ def environment() -> dict[str, str]:
 
     The keys are `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch` and `image`.
     """
-    found = {
+    values = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": str(_cores()),
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
         "torch": _torch(),
         "image": os.environ.get("GPT2_TRAINING_IMAGE", ""),  # boot.sh knows it
     }
-    return {name: words for name, words in found.items() if words}
+    return {name: value for name, value in values.items() if value}
 
 
 def _cpu() -> str:

@@ -74,7 +74,7 @@ def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, r
     return 0
 
 
-def retried(what: str, ask: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
+def retried(awaited: str, ask: Callable[[], Reply], note: Callable[[str], None]) -> Reply:
     """Return what `ask` returns, tried again for PATIENCE seconds while the machine's grants may be on their way.
 
     Not google.api_core's Retry: it ends with an error of its own, and the callers print the one that was met.
@@ -86,7 +86,7 @@ def retried(what: str, ask: Callable[[], Reply], note: Callable[[str], None]) ->
         except (StorageError, OSError) as error:
             if time.monotonic() > end:
                 raise
-            note(f"gpt2-training: waiting for {what} ({error})")
+            note(f"gpt2-training: waiting for {awaited} ({error})")
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -120,7 +120,7 @@ def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spe
     the stack declares another run and whether this machine must leave, which google.api_core's Retry cannot.
     """
     for job in jobs:
-        said = ""
+        last_error = ""
         short = job.rpartition("/")[2]
         pause, end = PAUSE, time.monotonic() + PATIENCE
         while True:
@@ -132,9 +132,9 @@ def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spe
                 machine.note(f"gpt2-training: the run is over: scaling down by {short}")
                 break
             except ApiError as error:
-                if str(error) != said:
-                    said = str(error)
-                    machine.note(f"gpt2-training: {short} cannot be run yet ({said})")
+                if str(error) != last_error:
+                    last_error = str(error)
+                    machine.note(f"gpt2-training: {short} cannot be run yet ({last_error})")
             if time.monotonic() > end:
                 machine.note(
                     f"gpt2-training: {short} could not be run: these machines go at the deadline; `pulumi up` or"

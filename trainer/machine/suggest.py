@@ -27,13 +27,13 @@ def suggest(sweep: Sweep, seed: int, trials: list[Trial]) -> dict[str, Parameter
     study = optuna.create_study(sampler=sampler, direction="minimize" if sweep.goal == "MINIMIZE" else "maximize")
     space = {parameter.parameter_name: _distribution(parameter) for parameter in sweep.params}
     for trial in trials:
-        known = trial.value is not None
+        has_value = trial.value is not None
         study.add_trial(
             optuna.trial.create_trial(
                 params={p.parameter_name: _mirrored(p, trial.parameters[p.parameter_name]) for p in sweep.params},
                 distributions=space,
                 value=trial.value,
-                state=optuna.trial.TrialState.COMPLETE if known else optuna.trial.TrialState.FAIL,
+                state=optuna.trial.TrialState.COMPLETE if has_value else optuna.trial.TrialState.FAIL,
             )
         )
     drawn = study.ask(space).params

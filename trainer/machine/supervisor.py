@@ -140,8 +140,8 @@ class Supervisor:
     def over(self) -> Status | None:
         """Return the status if the run or its sweep is over; None also while the bucket does not answer."""
         try:
-            found = (is_over(self._storage, run, self._spec.launch) for run in self._runs)
-            return next((status for status in found if status is not None), None)
+            statuses = (is_over(self._storage, run, self._spec.launch) for run in self._runs)
+            return next((status for status in statuses if status is not None), None)
         except (StorageError, OSError):
             return None
 
@@ -160,14 +160,14 @@ class Supervisor:
     def _read_reports(self, descriptor: int) -> None:
         with os.fdopen(descriptor) as reports:
             for line in reports:
-                told = {key: value for key, value in json.loads(line).items() if value is not None}
+                report = {key: value for key, value in json.loads(line).items() if value is not None}
                 now = time.monotonic()
                 # The process may wait for others as long as it reports, and its next work takes the usual time.
-                allowed = SILENCE + told.pop("patience", 0.0)
+                allowed = SILENCE + report.pop("patience", 0.0)
                 self._patience = max(self._patience, allowed, SLOWER * (now - self._heard))
                 self._heard = now
                 with self._lock:
-                    self._status = self._status.model_copy(update=told)
+                    self._status = self._status.model_copy(update=report)
 
     # -- the process that computes ---------------------------------------------------------------------------------
 

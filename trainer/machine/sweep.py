@@ -120,7 +120,7 @@ class SweepMachine:
 
     def _from_trial_to_trial(self) -> Status | None:
         """Take part in trials until the sweep is over or this machine must leave. Return the status if it is over."""
-        said = 0.0
+        last_report = 0.0
         while (over := self.over()) is None and not self._told.is_set():
             try:
                 trial = self._next()
@@ -131,8 +131,8 @@ class SweepMachine:
                 self.note(f"the sweep's files cannot be read or written ({error}); trying again")
             except Fenced as error:
                 self.note(f"the sweep's status cannot be written: {error}")
-            if time.monotonic() > said + self.heartbeat:
-                said = time.monotonic()
+            if time.monotonic() > last_report + self.heartbeat:
+                last_report = time.monotonic()
                 self._own.say(state="running", message="waiting for the next trial")
             self._told.wait(POLL)
         return over
@@ -239,7 +239,9 @@ class SweepMachine:
                     continue
                 if before is None:
                     ended = read_trials(self._storage, self._spec.run)
-                    whole = [paths.trial_id(self._spec.run, one.number) for one in ended if one.state == "SUCCEEDED"]
+                    whole = [
+                        paths.trial_id(self._spec.run, trial.number) for trial in ended if trial.state == "SUCCEEDED"
+                    ]
                     before = [outcome.read(self._storage, run) for run in whole]
                 if reason := early_stop_reason(self._sweep, outcome.read(self._storage, job.run), before):
                     self.note(reason)
@@ -249,8 +251,8 @@ class SweepMachine:
 
     def _record(self, trials: list[Trial], number: int, job: JobSpec, status: Status) -> None:
         """Add a trial that is over to the table."""
-        found = outcome.read(self._storage, job.run)
-        value, state = metric_value(self._sweep, found), status.state
+        trial_outcome = outcome.read(self._storage, job.run)
+        value, state = metric_value(self._sweep, trial_outcome), status.state
         assert state in ("SUCCEEDED", "FAILED", "STOPPED")
         reason = status.reason
         if state == "SUCCEEDED" and value is None:
@@ -261,7 +263,7 @@ class SweepMachine:
             parameters=parameters,
             state=state,
             value=value,
-            step=found.step,
+            step=trial_outcome.step,
             launch=status.launch,
             reason=reason,
         )
@@ -300,14 +302,14 @@ class SweepMachine:
 
     def _copy_scores(self, run: str, trial: str) -> None:
         """Copy the best trial's evaluation.json and predictions.jsonl, if it was evaluated."""
-        found = scores.read(self._storage, trial)
-        if found is None:
+        trial_scores = scores.read(self._storage, trial)
+        if trial_scores is None:
             return
         predictions = []
         with suppress(FileNotFoundError):  # text has none
             lines = self._storage.read(paths.predictions(trial)).splitlines()
             predictions = [scores.Prediction.model_validate_json(line) for line in lines]
-        scores.write(self._storage, found.model_copy(update={"run": run}), predictions)
+        scores.write(self._storage, trial_scores.model_copy(update={"run": run}), predictions)
 
 
 def _words(parameters: dict[str, search_space.ParameterValue]) -> str:

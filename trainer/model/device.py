@@ -33,8 +33,8 @@ def peak_speed(
     """Return the tokens per second that the device could train at its peak, or None if its peak is not known."""
     if device.type != "cuda":
         return None
-    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
-    peak = next((peak for name, peak in PEAKS.items() if words.issuperset(name.split())), None)
+    name_words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    peak = next((peak for name, peak in PEAKS.items() if name_words.issuperset(name.split())), None)
     if peak is None:
         return None
     parameters = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()

@@ -113,10 +113,10 @@ def _from_checkpoint(source: str, tokenizer: Tokenizer, dropout: float) -> GPT2L
             )
         own = Path(folder) / "tokenizer.json"
         if own.is_file():
-            known = vocabularies.parse_tokenizer(
+            own_vocabulary = vocabularies.parse_tokenizer(
                 own.read_text(encoding="utf-8"), f"model.initialize: {source}"
             ).get_vocab()
-            if tokenizer.get_vocab().items() - known.items():  # the checkpoint may have additional tokens
+            if tokenizer.get_vocab().items() - own_vocabulary.items():  # the checkpoint may have additional tokens
                 raise InputError(
                     f"model.initialize: {source} has other tokens than the tokenizer, even if as many; set"
                     " data.tokenizer to checkpoint"

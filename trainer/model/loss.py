@@ -28,12 +28,12 @@ class _HeadLoss(torch.autograd.Function):
         differentiate, trained = ctx.needs_input_grad[:2]  # with LoRA the weight is not trained
         total = torch.zeros((), device=hidden.device)
         hidden_parts, weight_gradient, chunk = [], None, geometry.LOGIT_CHUNK
-        for part, wanted in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
-            wanted = wanted.unsqueeze(1)
+        for part, target in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True):
+            target = target.unsqueeze(1)
             logs = F.log_softmax(F.linear(part, weight).float(), dim=1)
-            total = total - logs.gather(1, wanted).sum()
+            total = total - logs.gather(1, target).sum()
             if differentiate:  # d loss / d logits = softmax - one-hot
-                gradient = logs.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=logs.dtype))
+                gradient = logs.exp_().scatter_add_(1, target, torch.full_like(target, -1, dtype=logs.dtype))
                 if scale != 1.0:
                     gradient = gradient.mul_(scale)
                 hidden_parts.append((gradient @ weight).to(hidden.dtype))
@@ -72,11 +72,11 @@ def make_loss(
     def loss(inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
             hidden = transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-            wanted = targets.flatten()
+            flat_targets = targets.flatten()
             if masked:  # skip ignored targets before the head, which is a large part of the work
-                counted = wanted >= 0
-                hidden, wanted = hidden[counted], wanted[counted]
-            result: Tensor = _HeadLoss.apply(hidden, weight, wanted, scale)
+                counted = flat_targets >= 0
+                hidden, flat_targets = hidden[counted], flat_targets[counted]
+            result: Tensor = _HeadLoss.apply(hidden, weight, flat_targets, scale)
             return result
 
     return loss

@@ -73,5 +73,5 @@ class DilocoServer(PsServer):
     def _apply(self, decision: Decision) -> None:
         self._momentum.mul_(MOMENTUM).add_(self._gradients)
         self._parameters.sub_(self._gradients.add_(self._momentum, alpha=MOMENTUM), alpha=OUTER_RATE)
-        for kept, sent in zip(self._optimizer.vectors, self._moments, strict=True):
-            kept.copy_(sent)
+        for vector, sent in zip(self._optimizer.vectors, self._moments, strict=True):
+            vector.copy_(sent)

@@ -285,10 +285,10 @@ class Exchange:
     ) -> Tensor:
         """Return host memory that a bucket uses for so many stages; later buckets reuse it (see _pipeline)."""
         key = (name, bucket % (AHEAD * stages + 1), dtype)
-        found = self._buffers.get(key)
-        if found is None or len(found) < elements:
-            found = self._buffers[key] = torch.empty(elements, dtype=dtype, pin_memory=pinned)
-        return found[:elements]
+        buffer = self._buffers.get(key)
+        if buffer is None or len(buffer) < elements:
+            buffer = self._buffers[key] = torch.empty(elements, dtype=dtype, pin_memory=pinned)
+        return buffer[:elements]
 
     def _add(self, parts: Tensor, total: Tensor) -> None:
         """Sum the trainers' parts, which follow each other in `parts`, in rank order, in fp32."""

@@ -214,8 +214,8 @@ class Sharded:
             part = self._mesh.get_local_rank()
             before = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
             shard = CheckpointShard(self._vectors(), self.layout, self.ranges, part, self._mesh.size())
-            begun = self._checkpoints.save(shard, self.progress, attempt, before=before)
-            self._saved = step if begun else self._saved
+            saving = self._checkpoints.save(shard, self.progress, attempt, before=before)
+            self._saved = step if saving else self._saved
         if wait:
             self._checkpoints.wait()
             dist.barrier(self._group)
@@ -231,13 +231,13 @@ class Sharded:
             vectors = {key: torch.zeros(sum(self._sizes)) for key in ("parameters", *self._moments)}
             restored = self._checkpoints.restore(vectors, self.ranges, skip=skip, layout=self.layout)
             step, attempt = order(restored.name) if restored else (-1, 0)
-            mine = step << 32 | attempt
-            bounds = torch.tensor([mine, -mine], device=self._device)
+            own_version = step << 32 | attempt
+            bounds = torch.tensor([own_version, -own_version], device=self._device)
             dist.all_reduce(bounds, dist.ReduceOp.MIN, group=self._group)
             oldest, newest = int(bounds[0]), -int(bounds[1])
             if oldest == newest:
                 break
-            if restored is not None and mine > oldest:  # it is damaged for another process
+            if restored is not None and own_version > oldest:  # it is damaged for another process
                 skip.add(restored.name)
         if restored is not None:
             self._take(vectors, restored.progress)

@@ -40,8 +40,8 @@ class Ownership:
         for start, stop in self.buckets:
             cuts = [start]
             for n in range(1, servers):
-                wanted = start + round(stop * n / servers / block) * block - held[n]
-                cuts.append(min(max(wanted, cuts[-1]), stop))
+                cut = start + round(stop * n / servers / block) * block - held[n]
+                cuts.append(min(max(cut, cuts[-1]), stop))
                 held[n] += cuts[n] - start
             self.pieces.append(list(pairwise([*cuts, stop])))
 
@@ -64,9 +64,9 @@ class Ownership:
 
     def places(self, server: int) -> list[tuple[int, int]]:
         """Return (start, stop) of the server's piece of each bucket in the server's own vector."""
-        found, start = [], 0
+        ranges, start = [], 0
         for pieces in self.pieces:
             size = pieces[server][1] - pieces[server][0]
-            found.append((start, start + size))
+            ranges.append((start, start + size))
             start += size
-        return found
+        return ranges

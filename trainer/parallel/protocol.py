@@ -30,8 +30,8 @@ def servers_filled(quorum: Quorum) -> bool:
 
 def trainer_differs(quorum: Quorum) -> bool:
     """Return whether a trainer is at another position than the servers."""
-    here = quorum.servers[0].progress
-    return any(trainer.progress != here for trainer in quorum.trainers)
+    server_progress = quorum.servers[0].progress
+    return any(trainer.progress != server_progress for trainer in quorum.trainers)
 
 
 def pull_needed(quorum: Quorum) -> bool:

@@ -323,9 +323,9 @@ class PsServer:
 
     def _save(self, attempt: int) -> None:
         """Write this server's part of a checkpoint of this step, once, in the background."""
-        wanted = (self.progress.step, attempt)
-        if self._saved != wanted and self._filled and self._place is not None:
+        version = (self.progress.step, attempt)
+        if self._saved != version and self._filled and self._place is not None:
             shard = CheckpointShard(self._vectors, self._layout, self._ranges, self._place, self._servers)
             flush = self._journal.metrics.flush if self.leads else lambda: None  # one writes for all
-            begun = self._checkpoints.save(shard, self.progress, attempt, before=flush)
-            self._saved = wanted if begun else self._saved
+            saving = self._checkpoints.save(shard, self.progress, attempt, before=flush)
+            self._saved = version if saving else self._saved

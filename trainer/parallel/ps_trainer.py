@@ -109,9 +109,9 @@ class PsTrainer:
                 self.ready()
 
     def _pull(self) -> None:
-        begun = time.monotonic()
+        started = time.monotonic()
         self._exchange.pull(self._flat.parameters, lambda k: self._here[k].set())
-        self._pulled = time.monotonic() - begun
+        self._pulled = time.monotonic() - started
 
     def ready(self) -> None:
         """Wait for all parameters."""
@@ -148,7 +148,7 @@ class PsTrainer:
 
     def _pushed(self) -> None:
         """Wait until everything on its way has arrived."""
-        begun = time.monotonic()
+        started = time.monotonic()
         self._wait_for_mover()
         if self._first:  # to compare with the cost model's prediction for this group
             self._first = False
@@ -156,7 +156,7 @@ class PsTrainer:
             pull = f"pull {self._pulled:.3g} s, " if self._pulled else ""
             self._log(
                 f"measured in the group's first step, {megabytes:.3g} MB each way: {pull}push"
-                f" {time.monotonic() - begun:.3g} s after the last gradient"
+                f" {time.monotonic() - started:.3g} s after the last gradient"
             )
 
     def forward_ends(self, passes: int) -> None:
@@ -220,9 +220,9 @@ class PsTrainer:
 
     def _wait_for_mover(self) -> None:
         assert self._moving is not None
-        begun = time.monotonic()
+        started = time.monotonic()
         self._moving.result()
-        self._waited += time.monotonic() - begun
+        self._waited += time.monotonic() - started
 
     def _until_final(self, bucket: int) -> None:
         self._final[bucket].wait()
@@ -253,9 +253,9 @@ class PsTrainer:
 
     def _until_here(self, buckets: list[int]) -> None:
         if self._pulling:
-            begun = time.monotonic()
+            started = time.monotonic()
             for k in buckets:
                 self._here[k].wait()
-            self._waited += time.monotonic() - begun
+            self._waited += time.monotonic() - started
             if self._error is not None:
                 raise self._error

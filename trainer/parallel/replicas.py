@@ -74,9 +74,9 @@ class Replicas:
 
     def sum(self, vote: Vote) -> Tally:
         """Sum the gradients and the votes over all members."""
-        begun = time.monotonic()
+        started = time.monotonic()
         self._group.sum(self._flat.gradients)
-        votes = replace(vote, waited=time.monotonic() - begun).to_tensor(self._flat.gradients.device)
+        votes = replace(vote, waited=time.monotonic() - started).to_tensor(self._flat.gradients.device)
         self._group.sum(votes)
         gradient_norm = norm(squares(self._flat.gradients, self._block))
         return Vote.from_tensor(votes).tally(gradient_norm)

@@ -142,11 +142,11 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     buckets: dict[int, list[int]] = {}
     for i, (x, _) in enumerate(points):
         buckets.setdefault(min(int((x - start) / width), BUCKETS - 1), []).append(i)
-    kept: set[int] = set()
+    kept_indices: set[int] = set()
     for indices in buckets.values():
-        kept |= {indices[0], indices[-1]}
-        kept |= {min(indices, key=lambda i: points[i][1]), max(indices, key=lambda i: points[i][1])}
-    return [points[i] for i in sorted(kept)]
+        kept_indices |= {indices[0], indices[-1]}
+        kept_indices |= {min(indices, key=lambda i: points[i][1]), max(indices, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept_indices)]
 
 
 def compact(value: float) -> str:

@@ -144,7 +144,7 @@ def total(this: Outcome) -> str:
 
 
 def _sum_text(costs: Sequence[outcome.MachineCost]) -> str:
-    known = [cost.dollars for cost in costs if cost.dollars is not None]
-    if costs and not known:
+    known_dollars = [cost.dollars for cost in costs if cost.dollars is not None]
+    if costs and not known_dollars:
         return "unknown"
-    return (AT_LEAST if len(known) < len(costs) else "") + dollars(sum(known))
+    return (AT_LEAST if len(known_dollars) < len(costs) else "") + dollars(sum(known_dollars))

@@ -55,8 +55,8 @@ def timeline(this: Outcome) -> Timeline | None:
     def at(moment: float) -> float:
         return round(min(max(100 * (moment - began) / length, 0.0), 100.0), 3)
 
-    def bar(since: float, until: float, words: str, kind: Literal["attempt", "machine"]) -> Bar:
-        return Bar(at(since), max(at(until) - at(since), 0.2), words, kind)
+    def bar(since: float, until: float, text: str, kind: Literal["attempt", "machine"]) -> Bar:
+        return Bar(at(since), max(at(until) - at(since), 0.2), text, kind)
 
     # A row for all attempts.
     attempts = [
@@ -107,5 +107,5 @@ def events(this: Outcome) -> list[tuple[float, str, str]]:
 
 def event_text(event: Event) -> str:
     """Return an event as text: its kind, and what the machine reported about it."""
-    words = {"started": "started", "back": "came back", "left": "left"} | MARKS
-    return words[event.kind] + (f": {event.words}" if event.words else "")
+    labels = {"started": "started", "back": "came back", "left": "left"} | MARKS
+    return labels[event.kind] + (f": {event.words}" if event.words else "")

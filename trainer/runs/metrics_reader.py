@@ -53,11 +53,11 @@ class MetricsReader:
         for entry in entries:
             if not paths.is_metrics(entry.path, self._run):
                 continue
-            known = self._files.get(entry.path)
-            if known and known.generation == entry.generation:
+            cached = self._files.get(entry.path)
+            if cached and cached.generation == entry.generation:
                 continue
             data, generation = self._storage.read_generation(entry.path)
-            before = known.parsed if known and data.startswith(known.parsed) else b""
+            before = cached.parsed if cached and data.startswith(cached.parsed) else b""
             whole = data[: data.rfind(b"\n") + 1]  # a line without its end is still being written
             for line in whole[len(before) :].splitlines():
                 self._parse(line)

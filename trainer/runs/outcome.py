@@ -46,17 +46,17 @@ class Outcome:
     @property
     def began(self) -> float | None:
         """The earliest known moment, in seconds since the epoch."""
-        known = [event.time for machine in self.machines for event in machine.history]
-        known += [machine.started for machine in self.machines] + [attempt.began for attempt in self.attempts]
-        return min(known, default=None)
+        times = [event.time for machine in self.machines for event in machine.history]
+        times += [machine.started for machine in self.machines] + [attempt.began for attempt in self.attempts]
+        return min(times, default=None)
 
     @property
     def ended(self) -> float | None:
         """The end of the run, or else the latest known moment, in seconds since the epoch."""
         if self.status and self.status.finished:
             return self.status.finished
-        known = [machine.heartbeat for machine in self.machines] + [attempt.ended for attempt in self.attempts]
-        return max(known, default=None)
+        times = [machine.heartbeat for machine in self.machines] + [attempt.ended for attempt in self.attempts]
+        return max(times, default=None)
 
     @property
     def seconds(self) -> float | None:
@@ -68,8 +68,8 @@ class Outcome:
     @property
     def loss(self) -> float | None:
         """The mean training loss of the last steps, in nats a token."""
-        known = [record.loss for record in self.steps[-RECENT:] if record.loss is not None]
-        return fmean(known) if known else None
+        losses = [record.loss for record in self.steps[-RECENT:] if record.loss is not None]
+        return fmean(losses) if losses else None
 
     @property
     def validation(self) -> float | None:
@@ -78,13 +78,13 @@ class Outcome:
     @property
     def tokens_per_second(self) -> float | None:
         """The median over the steps."""
-        known = [record.tokens_per_second for record in self.steps if record.tokens_per_second]
-        return median(known) if known else None
+        speeds = [record.tokens_per_second for record in self.steps if record.tokens_per_second]
+        return median(speeds) if speeds else None
 
     @property
     def mfu(self) -> float | None:
-        known = [record.mfu for record in self.steps if record.mfu is not None]
-        return median(known) if known else None
+        shares = [record.mfu for record in self.steps if record.mfu is not None]
+        return median(shares) if shares else None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def read(storage: Storage, run: str) -> list[Sample]:
 
 def add(storage: Storage, run: str, sample: Sample) -> None:
     """Add the newest sample, and drop those of steps that a resume undid. Of too many, keep every other one."""
-    kept = [*(each for each in read(storage, run) if each.step < sample.step), sample]
-    if len(kept) >= 2 * KEPT:
-        kept = [*kept[:-1:2], kept[-1]]
-    storage.write(paths.samples(run), "".join(json.dumps(each.to_json()) + "\n" for each in kept).encode())
+    samples = [*(each for each in read(storage, run) if each.step < sample.step), sample]
+    if len(samples) >= 2 * KEPT:
+        samples = [*samples[:-1:2], samples[-1]]
+    storage.write(paths.samples(run), "".join(json.dumps(each.to_json()) + "\n" for each in samples).encode())

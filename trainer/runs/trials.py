@@ -106,10 +106,10 @@ def early_stop_reason(sweep: Sweep, now: Outcome, before: list[Outcome]) -> str 
         return None
     step, value = now.evaluations[-1].step, now.evaluations[-1].validation_loss
     others = [record.validation_loss for trial in before for record in trial.evaluations if record.step == step]
-    known = [other for other in others if other is not None]
-    if value is None or len(known) < LEAST_TRIALS or _worse(sweep, value) <= _worse(sweep, median(known)):
+    other_values = [other for other in others if other is not None]
+    if value is None or len(other_values) < LEAST_TRIALS or _worse(sweep, value) <= _worse(sweep, median(other_values)):
         return None
     return (
-        f"stopped early: validation loss {value:.4f} at step {step:,}, and the median of {len(known)} trials is"
-        f" {median(known):.4f}"
+        f"stopped early: validation loss {value:.4f} at step {step:,}, and the median of {len(other_values)} trials is"
+        f" {median(other_values):.4f}"
     )

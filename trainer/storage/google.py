@@ -77,14 +77,14 @@ class GoogleStorage:
         folder = "/".join([*path_parts(prefix.rstrip("/")), ""]) if prefix.rstrip("/") else ""
         entries: Entries = []
         with self._for_people("list"):
-            found = self._client.list_blobs(
+            blobs = self._client.list_blobs(
                 self._bucket,
                 prefix=self._prefix + folder,
                 fields="items(name,size,generation,updated),nextPageToken",
                 timeout=TIMEOUT,
                 retry=RETRY,
             )
-            for blob in found:
+            for blob in blobs:
                 path = blob.name.removeprefix(self._prefix)
                 if not path.endswith("/") and not is_internal(
                     path.rsplit("/", 1)[-1]
@@ -155,10 +155,10 @@ class GoogleStorage:
             )
         except api.PreconditionFailed as error:
             # If an answer was lost on the way, the library's second try meets the object that its first try made.
-            found = self._bucket.get_blob(blob.name, timeout=TIMEOUT, retry=RETRY)
-            if found is None or (found.metadata or {}).get(WRITER) != writer:
+            stored = self._bucket.get_blob(blob.name, timeout=TIMEOUT, retry=RETRY)
+            if stored is None or (stored.metadata or {}).get(WRITER) != writer:
                 raise Conflict(f"{self.url}/{path} has not the generation {if_generation}") from error
-            return int(found.generation)
+            return int(stored.generation)
         return int(blob.generation)
 
     def _put_parts(
@@ -172,8 +172,8 @@ class GoogleStorage:
         length = max(PART_BYTES, -(-size // PARTS // mebibyte) * mebibyte)
         starts = range(0, size, length)
         names = [f"{self._name(path)}.part-{i:02d}-of-{len(starts):02d}" for i in range(len(starts))]
-        there = self._client.list_blobs(self._bucket, prefix=f"{self._name(path)}.part-", timeout=TIMEOUT, retry=RETRY)
-        present = {blob.name: blob for blob in there}
+        blobs = self._client.list_blobs(self._bucket, prefix=f"{self._name(path)}.part-", timeout=TIMEOUT, retry=RETRY)
+        present = {blob.name: blob for blob in blobs}
         stop = threading.Event()
 
         def send(name: str, start: int) -> Any:

@@ -122,13 +122,13 @@ class FileStorage:
 
     def _entry(self, target: Path) -> Entry | None:
         try:
-            found = target.stat()
+            file_stat = target.stat()
         except FileNotFoundError:  # deleted since the folder was read, or a link to nothing
             return None
-        if not stat.S_ISREG(found.st_mode) or not target.resolve().is_relative_to(self.root.resolve()):
+        if not stat.S_ISREG(file_stat.st_mode) or not target.resolve().is_relative_to(self.root.resolve()):
             return None
         path = target.relative_to(self.root).as_posix()
-        return Entry(path, found.st_size, _generation(found), found.st_mtime)
+        return Entry(path, file_stat.st_size, _generation(file_stat), file_stat.st_mtime)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -177,15 +177,15 @@ class FileStorage:
         return current
 
 
-def _generation(found: os.stat_result) -> int:
-    return max(1, found.st_mtime_ns)  # 0 means absent, and some tools date files to the epoch
+def _generation(file_stat: os.stat_result) -> int:
+    return max(1, file_stat.st_mtime_ns)  # 0 means absent, and some tools date files to the epoch
 
 
 def _stamp(descriptor: int, floor: int) -> int:
     """Date an open file now, but later than `floor`, and return the date, both in nanoseconds since the epoch."""
-    wanted = max(time.time_ns(), floor + 1)
+    stamp = max(time.time_ns(), floor + 1)
     for grain in (0, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000):  # file systems round dates down, FAT to 2 s
-        os.utime(descriptor, ns=(wanted + grain, wanted + grain))
+        os.utime(descriptor, ns=(stamp + grain, stamp + grain))
         if (dated := os.fstat(descriptor).st_mtime_ns) > floor:
             return dated
     raise OSError(errno.EINVAL, "this file system does not keep modification times; use another folder")

@@ -156,9 +156,9 @@ class CheckpointStore:
     def becomes_whole(self, step: int, attempt: int, seconds: float) -> bool:
         """Wait up to `seconds` for the others to write their parts; return whether the checkpoint is whole."""
         end = time.monotonic() + seconds
-        while not (there := self.whole(step, attempt)) and time.monotonic() < end:
+        while not (is_whole := self.whole(step, attempt)) and time.monotonic() < end:
             time.sleep(0.1)
-        return there
+        return is_whole
 
     def _copy(self, vectors: Vectors) -> None:
         for key, vector in vectors.items():
@@ -216,24 +216,24 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says."""
-        found, whole = self._found()
+        files, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
         keep, keep_every = self._policy.keep, self._policy.keep_every
-        for old in found if len(whole) > keep else ():
+        for old in files if len(whole) > keep else ():
             stays = keep_every is not None and old in whole and order(old)[0] % keep_every == 0
             if order(old) < order(whole[keep - 1]) and not stays:
-                for path in sorted(found[old], key=lambda p: not p.endswith(paths.MANIFEST)):  # it makes it whole
+                for path in sorted(files[old], key=lambda p: not p.endswith(paths.MANIFEST)):  # it makes it whole
                     self._storage.delete(path)
 
     def _found(self) -> tuple[dict[str, list[str]], list[str]]:
         """Return the files of every checkpoint, and the names of those with a manifest, newest first."""
-        found: dict[str, list[str]] = {}
+        candidate_files: dict[str, list[str]] = {}
         for entry in self._storage.list(self._prefix):
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
             if paths.parse_checkpoint(candidate):
-                found.setdefault(candidate, []).append(entry.path)
-        whole = [c for c, files in found.items() if f"{self._prefix}/{c}/{paths.MANIFEST}" in files]
-        return found, sorted(whole, key=order, reverse=True)
+                candidate_files.setdefault(candidate, []).append(entry.path)
+        whole = [c for c, files in candidate_files.items() if f"{self._prefix}/{c}/{paths.MANIFEST}" in files]
+        return candidate_files, sorted(whole, key=order, reverse=True)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -270,25 +270,25 @@ class CheckpointStore:
     def _load(self, candidate: str, vectors: Vectors | Place, ranges: Ranges | None, layout: Layout | None) -> Restored:
         folder = f"{self._prefix}/{candidate}"
         body = manifest.parse(self._storage.read(f"{folder}/{paths.MANIFEST}"))
-        progress, found, held = _understand(body)
-        if layout is not None and found != layout:
+        progress, saved_layout, held = _understand(body)
+        if layout is not None and saved_layout != layout:
             raise ValueError("it holds another model")
         if callable(vectors):
-            vectors, ranges = vectors(found)
+            vectors, ranges = vectors(saved_layout)
         else:
             ranges = _held(vectors, ranges)
-        _check_all_held(ranges, found, held)
+        _check_all_held(ranges, saved_layout, held)
         needed: list[tuple[Path, Ranges]] = []
         with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as scratch:
-            for file, kept in held.items():
-                if any(overlaps(ranges, kept)):
+            for file, held_ranges in held.items():
+                if any(overlaps(ranges, held_ranges)):
                     path = self._local(f"{folder}/{file}", Path(scratch))
-                    _check(path, body["files"][file], vectors, kept)
-                    needed.append((path, kept))
+                    _check(path, body["files"][file], vectors, held_ranges)
+                    needed.append((path, held_ranges))
             with torch.no_grad():
-                for path, kept in needed:
-                    _fill(vectors, ranges, path, kept)
-        return Restored(candidate, progress, found)
+                for path, held_ranges in needed:
+                    _fill(vectors, ranges, path, held_ranges)
+        return Restored(candidate, progress, saved_layout)
 
     def _local(self, path: str, scratch: Path) -> Path:
         """Return the path of the file on this machine, downloaded if it is elsewhere."""
@@ -319,12 +319,12 @@ def _understand(body: dict[str, Any]) -> tuple[Progress, Layout, dict[str, Range
 
 def _check_all_held(ranges: Ranges, layout: Layout, held: dict[str, Ranges]) -> None:
     """Raise ValueError unless every element of a tensor in `ranges` is in exactly one file."""
-    everything = sorted(kept for each in held.values() for kept in each)
+    everything = sorted(held_range for each in held.values() for held_range in each)
     if any(first[1] > second[0] for first, second in pairwise(everything)):
         raise ValueError("its files overlap")
     tensors = [(start, start + size) for _, start, size, _ in layout]
-    wanted = [(start, start + count) for start, _, _, count in overlaps(ranges, tensors)]
-    if sum(count for *_, count in overlaps(wanted, everything)) < sum(stop - start for start, stop in wanted):
+    needed = [(start, start + count) for start, _, _, count in overlaps(ranges, tensors)]
+    if sum(count for *_, count in overlaps(needed, everything)) < sum(stop - start for start, stop in needed):
         raise ValueError("its files do not hold all of the model")
 
 

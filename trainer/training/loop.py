@@ -109,15 +109,15 @@ class Training:
         self.zero()
         indices = self.batches.batch(step)
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        mine = range(rank, len(parts), size)
-        for i in mine:
+        own_indices = range(rank, len(parts), size)
+        for i in own_indices:
             if quorum is not None and quorum.group.failed:
                 raise GroupFailed("the step was given up")
             inputs, targets = self._rows(self.batches, indices[parts[i]])
             if self.model.training:  # dropout depends on seed, step and index, not on the trainer that computes it
                 torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
             loss = self.loss(inputs, targets, self.progress.scale)
-            if i == mine[-1]:
+            if i == own_indices[-1]:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
             self.journal.report()  # alive: a step may take long

@@ -24,8 +24,8 @@ def squares(vector: Tensor, block: int) -> Tensor:
     norms = [torch.linalg.vector_norm(part.view(-1, block), dim=1, dtype=torch.float64) for part in parts]
     if whole < len(vector):
         norms.append(torch.linalg.vector_norm(vector[whole:], dtype=torch.float64).view(1))
-    found = torch.cat(norms)
-    return found * found
+    all_norms = torch.cat(norms)
+    return all_norms * all_norms
 
 
 def norm(block_squares: Tensor) -> float:
@@ -41,7 +41,7 @@ def segments(layout: Layout, total: int, ranges: Ranges) -> Segments:
     64 elements, whose arithmetic is the same however the vector is cut.
     """
     stops = [start for _, start, _, _ in layout[1:]] + [total]
-    found, offset, first = [], 0, 0
+    pieces, offset, first = [], 0, 0
     for begin, end in ranges:
         while first < len(stops) and stops[first] <= begin:
             first += 1
@@ -49,9 +49,9 @@ def segments(layout: Layout, total: int, ranges: Ranges) -> Segments:
             if start >= end:
                 break
             low, high = max(start, begin), min(stop, end)
-            found.append((offset + low - begin, offset + high - begin, decayed))
+            pieces.append((offset + low - begin, offset + high - begin, decayed))
         offset += end - begin
-    return found
+    return pieces
 
 
 class Optimizer:
