@@ -72,6 +72,13 @@ def until(condition: Callable[[], bool], machines: DisturbedMachines, what: str)
         time.sleep(0.2)
 
 
+def pause(seconds: float, enough: Callable[[], bool]) -> None:
+    """Wait for some seconds, or until `enough`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not enough():
+        time.sleep(0.05)
+
+
 def measure(run: Run, faults: list[Fault]) -> None:
     """Set the cost of each fault by the records of all steps, also of those that were taken again."""
     records = sorted((r for r in all_records(run) if r.learning_rate is not None), key=lambda record: record.time)
@@ -233,11 +240,13 @@ class Benchmark:
             self.console.print(f"  {fault.begun - begun:.0f} s, step {machines.step()}: {what}")
             faults.append(fault)
             KINDS[fault.kind][0](machines, fault.machines, chance)
+            # On a fast machine the next fault comes sooner, so that all find steps that are still to be taken.
+            steps = machines.run.spec.hyperparameters.steps * len(faults) // (most + 1)
             if chance.random() < self.hurry:
-                time.sleep(chance.uniform(0, 4))
+                pause(chance.uniform(0, 4), lambda steps=steps: machines.step() >= steps)  # type: ignore[misc]
             else:
                 until(lambda before=before: back(machines, before), machines, f"{what}: to be over")  # type: ignore[misc]
-                time.sleep(chance.uniform(0, 2))
+                pause(chance.uniform(0, 2), lambda steps=steps: machines.step() >= steps)  # type: ignore[misc]
 
 
 def setup_of(chance: random.Random) -> Setup:
