@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 STORAGE, NETWORK = "infra/google/storage.py", "infra/google/network.py"
 # The stack uses a bucket that others made in place of its own.
 NO_BUCKET = (
-    'self.artifacts = self._bucket("artifacts", config.bucket, there)',
+    'self.artifacts = self._bucket("artifacts", config.bucket, existing_buckets)',
     'self.artifacts = type("Shared", (), {"name": pulumi.Output.from_input(config.bucket.removeprefix("gs://"))})()',
 )
 PINNED = "us-central1-docker.pkg.dev/p/r/trainer@sha256:" + "a" * 64
