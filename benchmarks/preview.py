@@ -38,6 +38,7 @@ def project(folder: Path, name: str, workers: int | None) -> Path:
     """Copy the project, with the empty program if workers is None. Return its folder."""
     root = folder / f"project-{workers}"
     stand_in.copy_project(root, name)
+    (root / ".venv").symlink_to(sys.prefix)
     (root / "data" / "my-data.txt").write_text("To be, or not to be, that is the question.\n" * 100_000)
     (root / "data" / "gpt2-vocabulary").mkdir(exist_ok=True)
     for file in ("vocab.json", "merges.txt"):

@@ -248,7 +248,7 @@ def lab(tmp_path: Path, gcs_address: str) -> Iterator[Any]:
 
 
 def copy_project(root: Path, project: str) -> None:
-    """Make the checkout of a person who has cloned the repository and set gcp:project; the environment is this one."""
+    """Make the checkout of a person who has cloned the repository and set gcp:project, without its .venv."""
     ignore = shutil.ignore_patterns("__pycache__", "logs")
     for name in ("infra", "trainer", "scripts", "requirements"):
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignore)
