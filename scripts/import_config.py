@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from infra import load
 from infra.importing import ai_platform, vertex
 from infra.importing.draft import Draft, ImportProblem, Note
 from infra.stack import config, plain_yaml
 from scripts.support.common import CHECKOUT, UserError, run_main
+from scripts.support.findings import FindingRow, print_findings
 
 HIGHEST_USUAL_RATE = 0.002  # of AdamW: GPT-2's rates are from 0.0001 to 0.0006
 REGION = "us-central1"  # for a job without a region
@@ -116,18 +115,12 @@ def show(draft: Draft, console: Console) -> None:
     """Print the use of each key: as a table on a terminal, as lines into a log."""
     order = list(STYLES)
     notes = sorted(draft.notes, key=lambda note: order.index(note.state))
-    if not console.is_terminal:
-        for note in notes:
-            value = f" {note.found}" if note.found else ""
-            line = f"{note.state}: {note.key}{value}: {note.words}"
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        return
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "key", "found", "now"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for note in notes:
-        table.add_row(Text(note.state, STYLES[note.state]), *map(Text, (note.key, note.found, note.words)))
-    console.print(table)
+        value = f" {note.found}" if note.found else ""
+        line = f"{note.state}: {note.key}{value}: {note.words}"
+        rows.append(FindingRow(line, note.state, STYLES[note.state], (note.key, note.found, note.words)))
+    print_findings(rows, ("key", "found", "now"), console)
 
 
 def main(arguments: list[str] | None = None) -> int:

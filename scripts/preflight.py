@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
@@ -21,6 +19,7 @@ from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
+from scripts.support.findings import FindingRow, print_findings
 from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 
@@ -210,18 +209,12 @@ def _image(api: GoogleApi, config: StackConfig) -> Check:
 
 def show(checks: list[Check], console: Console) -> None:
     """Print the checks: as a table on a terminal, as lines into a log."""
-    if not console.is_terminal:
-        for check in checks:
-            fix = f"; {check.fix}" if check.fix else ""
-            line = f"{check.state}: {check.name}: {check.found}{fix}"
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        return
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "what", "found", "what to do"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for check in checks:
-        table.add_row(Text(check.state, STYLES[check.state]), *map(Text, (check.name, check.found, check.fix)))
-    console.print(table)
+        fix = f"; {check.fix}" if check.fix else ""
+        line = f"{check.state}: {check.name}: {check.found}{fix}"
+        rows.append(FindingRow(line, check.state, STYLES[check.state], (check.name, check.found, check.fix)))
+    print_findings(rows, ("what", "found", "what to do"), console)
 
 
 def main(arguments: list[str] | None = None) -> int:
