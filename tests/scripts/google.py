@@ -20,6 +20,17 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.google_cloud import discovery
 from trainer.gcloud.api import BASES
 
+# Quotas that the reference job fits into: those of a region, and those of a project.
+ENOUGH = {
+    "CPUS": 1000,
+    "PREEMPTIBLE_CPUS": 1000,
+    "NVIDIA_T4_GPUS": 20,
+    "PREEMPTIBLE_NVIDIA_T4_GPUS": 20,
+    "SSD_TOTAL_GB": 5000,
+    "INSTANCES": 100,
+}
+EVERYWHERE = {"GPUS_ALL_REGIONS": 20, "CPUS_ALL_REGIONS": 500}
+
 discovery.VERSIONS.setdefault("storage", "v1")  # google-cloud-storage calls it at the address of STORAGE_EMULATOR_HOST
 WITHOUT_DOCUMENT = {"cloudquotas"}  # google-api-python-client does not contain its document
 Json = dict[str, Any]

@@ -17,19 +17,10 @@ from infra.google.quotas import Check, QuotaLimits, check_quotas, effective, nee
 from scripts import preflight
 from scripts.support import common
 from scripts.support.common import UserError
-from tests.scripts.google import Call, FakeGoogle, project
+from tests.scripts.google import ENOUGH, EVERYWHERE, Call, FakeGoogle, project
 
 P = "projects/test-project"
 AGENT = "serviceAccount:123456@cloudservices.gserviceaccount.com"
-ENOUGH = {
-    "CPUS": 1000,
-    "PREEMPTIBLE_CPUS": 1000,
-    "NVIDIA_T4_GPUS": 20,
-    "PREEMPTIBLE_NVIDIA_T4_GPUS": 20,
-    "SSD_TOTAL_GB": 5000,
-    "INSTANCES": 100,
-}
-EVERYWHERE = {"GPUS_ALL_REGIONS": 20, "CPUS_ALL_REGIONS": 500}
 
 
 def quotas(limits: dict[str, float], used: dict[str, float] | None = None) -> dict[str, Any]:

@@ -10,18 +10,9 @@ from infra import load
 from infra.fleet.fleet import resolve_fleet
 from infra.google import availability
 from infra.stack import config
-from tests.scripts.google import FakeGoogle, google, project, service_account_key  # noqa: F401  fixtures
+from tests.scripts.google import ENOUGH, EVERYWHERE, FakeGoogle, google, project, service_account_key  # noqa: F401  fixtures
 
 P = "projects/test-project"
-EVERYWHERE = {"GPUS_ALL_REGIONS": 20, "CPUS_ALL_REGIONS": 500}
-ENOUGH = {
-    "CPUS": 1000,
-    "PREEMPTIBLE_CPUS": 1000,
-    "NVIDIA_T4_GPUS": 20,
-    "PREEMPTIBLE_NVIDIA_T4_GPUS": 20,
-    "SSD_TOTAL_GB": 5000,
-    "INSTANCES": 100,
-}
 ALONE = "not checked: whether machines are free in us-central1-a"
 
 
