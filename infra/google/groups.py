@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+from infra.fleet.boot_image import CONTAINER_OPTIMIZED, DEEP_LEARNING, image_project
 from infra.fleet.deadline import HOUR
 from infra.fleet.fleet import Fleet, RoleMachines
+from infra.inputs import docker
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec, Role
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from pulumi_gcp import compute
 
 BOOT = Path(__file__).with_name("boot.sh")
-IMAGE_PROJECT = "deeplearning-platform-release"
 NOTICE = 120  # seconds of warning before Google takes a Spot VM
 
 
@@ -79,6 +80,7 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
     """Return the machines of a role, as far as the stack file decides them."""
     role, number = machines.role, machines.accelerators
     settings = config.file.machines
+    image_family, project = settings.image_family, image_project(settings.image_family)
     metadata: dict[str, pulumi.Input[str]] = {
         "startup-script": BOOT.read_text(encoding="utf-8"),
         "enable-oslogin": "TRUE",
@@ -90,8 +92,12 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
         "gpt2-stack": config.stack,
         "gpt2-gpus": str(number),
     }
-    if number:
-        metadata["install-nvidia-driver"] = "True"
+    if project == CONTAINER_OPTIMIZED:
+        metadata["cos-update-strategy"] = "update_disabled"  # a machine lives for days, and boots what was tested
+    if docker.needs_archive(config):
+        metadata |= {"gpt2-docker": f"{config.data_bucket}/{docker.PATH}", "gpt2-docker-sha256": docker.SHA256}
+    if project == DEEP_LEARNING and number:
+        metadata["install-nvidia-driver"] = "True"  # has no effect on images that have the driver
     if role == "master":
         metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
     arguments: Template = {
@@ -100,7 +106,7 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
         "description": f"{role} of run {job.run}",
         "disks": [
             {
-                "source_image": f"projects/{IMAGE_PROJECT}/global/images/family/{settings.image_family}",
+                "source_image": f"projects/{project}/global/images/family/{image_family}",
                 "boot": True,
                 "auto_delete": True,
                 "disk_size_gb": settings.boot_disk_gb,
@@ -108,9 +114,10 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
             }
         ],
         "scheduling": scheduling(config, machines),
-        # NVIDIA's driver modules are not signed, so machines with a GPU boot without secure boot.
+        # Container-Optimized OS signs NVIDIA's driver modules. On other images they are unsigned, and secure boot
+        # would refuse them.
         "shielded_instance_config": {
-            "enable_secure_boot": not number,
+            "enable_secure_boot": project == CONTAINER_OPTIMIZED or not number,
             "enable_vtpm": True,
             "enable_integrity_monitoring": True,
         },

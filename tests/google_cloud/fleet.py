@@ -57,6 +57,7 @@ class Group:
             machine_type=machine_type,
             spot=scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible")),
             gpus=sum(accelerators(self.template).values()) or (known[3] if known else 0),
+            image=next(str(d["sourceImage"]) for d in self.template["disks"] if d.get("boot", True)),
             account=(self.template.get("serviceAccount") or {}).get("email", ""),
             attributes=attributes,
         )

@@ -20,7 +20,7 @@ ACCOUNT = "gcp:serviceaccount/account:Account"
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 JOB = "gcp:cloudscheduler/job:Job"
-FAMILY = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+FAMILY = "projects/cos-cloud/global/images/family/cos-129-lts"
 SLEEPER = """
 echo "up $(curl --silent --header 'Metadata-Flavor: Google' \
     "http://$GCE_METADATA_HOST/computeMetadata/v1/instance/name")"

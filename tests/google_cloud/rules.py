@@ -67,6 +67,8 @@ def _template(state: Json) -> Iterator[str]:
     for disk in state.get("disks") or []:
         if disk.get("boot") and not disk.get("sourceImage") and not disk.get("source"):
             yield "The boot disk needs a sourceImage."
+        if machine.startswith("g2-") and "deeplearning-platform-release" in str(disk.get("sourceImage")):
+            yield f"Deep Learning VM images cannot be boot disks of {machine}."
 
 
 def _group(state: Json) -> Iterator[str]:
