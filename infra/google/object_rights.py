@@ -17,6 +17,7 @@ from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Role
 
 READ, WRITE = "roles/storage.objectViewer", "roles/storage.objectUser"
+TITLES = {READ: "objects that it may read", WRITE: "objects that it may write"}
 LISTED = 'api.getAttribute("storage.googleapis.com/objectListPrefix", "")'
 
 
@@ -87,19 +88,18 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
 
 
 def grant(
-    name: str, bucket: storage.Bucket, right: Right, member: pulumi.Input[str], title: str, opts: pulumi.ResourceOptions
+    name: str, bucket: storage.Bucket, right: Right, member: pulumi.Input[str], opts: pulumi.ResourceOptions
 ) -> None:
     """Declare that an account has a right.
 
-    Another condition is another grant. Pulumi makes it first and deletes the old one at the end of the `up`: machines of
-    the run before keep theirs until they are gone, and those of the new run find theirs.
+    Another condition is another grant. Pulumi makes it first and deletes the old one at the end of the `up`: machines
+    of the run before keep theirs until they are gone, and those of the new run find theirs.
 
     Args:
         name: of the resource.
         bucket: the bucket of `right`.
         right: the right.
         member: the account, as IAM names it.
-        title: of the condition, for people, at most 100 characters.
         opts: the parent.
     """
     storage.BucketIAMMember(
@@ -108,7 +108,7 @@ def grant(
         role=right.role,
         member=member,
         condition={
-            "title": title,
+            "title": TITLES[right.role],  # the same for each run, as another title is another grant, too
             "expression": right.objects.condition(right.bucket.removeprefix("gs://"), listed=right.role == READ),
         },
         opts=opts,

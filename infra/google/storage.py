@@ -42,7 +42,7 @@ class Buckets(pulumi.ComponentResource):
                     (self.data, "data") if right.bucket == config.data_bucket else (self.artifacts, "artifacts")
                 )
                 verb = "write" if right.role == WRITE else "read"
-                grant(f"{role}-{name}-{verb}-grant", bucket, right, account.member, f"{verb} {job.run}", self._child)
+                grant(f"{role}-{name}-{verb}-grant", bucket, right, account.member, self._child)
         self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})
