@@ -42,6 +42,7 @@ CURRENT = "current.json"
 DATA = "data"
 RUNS = "runs"
 VOCABULARY = "vocabulary/gpt2"
+JOB = "job.json"
 MANIFEST = "manifest.json"  # in a folder: written last, it marks the folder as whole
 TOKENIZER = "tokenizer.json"  # in a folder of tokens, and in a model's
 
@@ -63,15 +64,19 @@ def run(run_id: str) -> str:
 
 
 def job(run_id: str) -> str:
-    return f"{RUNS}/{run_id}/job.json"
+    return f"{RUNS}/{run_id}/{JOB}"
 
 
 def status(run_id: str) -> str:
     return f"{RUNS}/{run_id}/status.json"
 
 
+def launches(run_id: str) -> str:
+    return f"{RUNS}/{run_id}/launches"
+
+
 def launch(run_id: str, number: int) -> str:
-    return f"{RUNS}/{run_id}/launches/{number}.json"
+    return f"{launches(run_id)}/{number}.json"
 
 
 def lease(run_id: str) -> str:
