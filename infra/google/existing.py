@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import pulumi
 import pulumi_gcp as gcp
-from pulumi_gcp import artifactregistry, projects, storage
+from pulumi_gcp import artifactregistry, projects, serviceaccount, storage
 from pydantic import ValidationError
 
 from infra.fleet.deadline import HOUR, launch_hours
 from infra.fleet.fleet import Fleet
+from infra.google.identity import account_email
 from infra.lifecycle import is_finished, status_line
 from infra.stack.config import StackConfig
 from trainer.contract import paths
@@ -18,6 +19,8 @@ from trainer.contract.spec import JobSpec
 from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
 from trainer.runs.records import Status
+
+NOT_FOUND = ("Error 404", "not found")  # the provider's words for a resource that does not exist
 
 
 @dataclass
@@ -30,6 +33,17 @@ class Existing:
     finished: bool = False  # the run has nothing left to do in this launch
     expired: bool = False  # the run is not finished, but the time of this launch is over
     asked: bool = True  # False if Google could not be asked: without a login a preview continues without knowing
+
+
+def custom_roles(project: str, options: pulumi.InvokeOptions) -> set[str]:
+    """Return the ids of a project's custom roles."""
+    try:
+        answer = projects.get_iam_custom_roles(project=project, opts=options)
+    except Exception as error:
+        if any(sign in str(error) for sign in API_OFF):  # the first `up` in a project enables it
+            return set()
+        raise
+    return {role["role_id"] for role in answer.roles}
 
 
 def find_existing(
@@ -68,7 +82,10 @@ class _Search:
         listed_buckets = storage.get_buckets(prefix=name, project=self._config.project, opts=self._options).buckets
         existing.buckets = {bucket["name"] for bucket in listed_buckets}
         existing.repository = self._has_repository()
-        existing.roles = self._roles()
+        if self._config.file.pipeline is None:
+            existing.roles = custom_roles(self._config.project, self._options)
+        else:  # an owner has made the roles, and the pipeline's accounts may not look for them
+            self._check_accounts()
         if name in existing.buckets:
             self._run(name, existing)
 
@@ -84,15 +101,18 @@ class _Search:
             raise
         return f"gpt2-{self._config.stack}" in {repository["repository_id"] for repository in answer.repositories}
 
-    def _roles(self) -> set[str]:
-        """Return the ids of the project's custom roles."""
+    def _check_accounts(self) -> None:
+        """Raise RunError if nobody has made the accounts, which in a stack with a pipeline only an owner does."""
+        email = account_email(self._config, "master")
         try:
-            answer = projects.get_iam_custom_roles(project=self._config.project, opts=self._options)
+            serviceaccount.get_account(account_id=email, project=self._config.project, opts=self._options)
         except Exception as error:
-            if any(sign in str(error) for sign in API_OFF):
-                return set()
-            raise
-        return {role["role_id"] for role in answer.roles}
+            if not any(sign in str(error) for sign in (*API_OFF, *NOT_FOUND)):
+                raise
+            raise pulumi.RunError(
+                f"gpt2-training:pipeline: the account {email} does not exist; let an owner of the project run"
+                f" `python -m scripts.bootstrap --stack {self._config.stack}`"
+            ) from None
 
     def _run(self, bucket: str, existing: Existing) -> None:
         """Find out where the declared run stands, and log one line about it."""

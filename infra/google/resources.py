@@ -16,7 +16,6 @@ from infra.google.image import Image
 from infra.google.machines import MachineGroup
 from infra.google.monitoring import Alerts, MetricDescriptors
 from infra.google.network import Network
-from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Buckets
 from infra.inputs.resolve import Inputs
@@ -49,8 +48,10 @@ def declare_resources(
         availability.not_checked("Google could not be asked", parent)
     elif not (existing.finished or existing.expired):  # machines will be made
         availability.report(config, fleet, parent)
-    services = Services(config, after())
-    identity = Identity(config, fleet, existing.roles, after(services))
+    bootstrapped = config.file.pipeline is not None  # an owner has declared the rest in access.py
+    services = Services(config, after(), enabled=bootstrapped)
+    roles = [machines.role for machines in fleet.roles]
+    identity = Identity(config, roles, existing.roles, after(services), by_name=bootstrapped)
     network = Network(config, identity, after(services))
     buckets = Buckets(config, inputs, job, identity, existing.buckets, after(services))
     image = Image(config, job, identity, existing.repository, after(services))
@@ -79,12 +80,6 @@ def declare_resources(
         for group in planned
     ]
     Alerts(config, after(metrics, *machines))
-    if config.file.pipeline is not None:
-        both = (buckets.artifacts, buckets.data)
-        pipeline = Pipeline(config, config.file.pipeline.repository, existing.roles, both, after(services))
-        pulumi.export("pipelineProvider", pipeline.provider)  # three variables of the GitHub workflows
-        pulumi.export("pipelineDeployer", pipeline.deployer)
-        pulumi.export("pipelinePreviewer", pipeline.previewer)
     return buckets.artifacts.name.apply(lambda name: f"gs://{name}")
 
 

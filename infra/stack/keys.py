@@ -168,7 +168,12 @@ class PipelineSettings(options.Strict):
 
     repository: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}$",
-        description="The repository, as owner/name.",
+        description="The repository, as owner/name, in GitHub's own capitals and small letters.",
+    )
+    repository_id: int = Field(
+        ge=1,
+        description="The repository's number, which stays its own when it is renamed. `gh api repos/OWNER/NAME --jq"
+        " .id` prints it.",
     )
 
 

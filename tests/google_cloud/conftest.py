@@ -251,7 +251,7 @@ def lab(tmp_path: Path, gcs_address: str) -> Iterator[Any]:
 def copy_project(root: Path, project: str) -> None:
     """Make the checkout of a person who has cloned the repository and set gcp:project, without its .venv."""
     ignore = shutil.ignore_patterns("__pycache__", "logs")
-    for name in ("infra", "trainer", "scripts", "requirements"):
+    for name in ("infra", "trainer", "scripts", "bootstrap", "requirements"):
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignore)
     for path in (CHECKOUT / "__main__.py", *CHECKOUT.glob("Pulumi*.yaml")):
         shutil.copy(path, root)
