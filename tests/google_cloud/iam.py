@@ -53,6 +53,7 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
         "compute.instances.list",
     ),
     "roles/compute.viewer": (
+        "compute.advice.capacity",
         "compute.instanceGroupManagers.get",
         "compute.instances.get",
         "compute.instances.list",
