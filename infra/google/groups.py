@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BOOT = Path(__file__).with_name("boot.sh")
 IMAGE_PROJECT = "deeplearning-platform-release"
+HYPERDISK_IOPS, HYPERDISK_THROUGHPUT = 3000, 140  # IOPS and MiB/s that a Hyperdisk has at no charge
 NOTICE = 120  # seconds of warning before Google takes a Spot VM
 
 
@@ -35,6 +36,7 @@ class Template(TypedDict):
     labels: dict[str, pulumi.Input[str]]
     guest_accelerators: NotRequired[list[compute.RegionInstanceTemplateGuestAcceleratorArgsDict]]
     reservation_affinity: NotRequired[compute.RegionInstanceTemplateReservationAffinityArgsDict]
+    resource_policies: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -94,19 +96,20 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
         metadata["install-nvidia-driver"] = "True"
     if role == "master":
         metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
+    boot_disk: compute.RegionInstanceTemplateDiskArgsDict = {
+        "source_image": f"projects/{IMAGE_PROJECT}/global/images/family/{settings.image_family}",
+        "boot": True,
+        "auto_delete": True,
+        "disk_size_gb": settings.boot_disk_gb,
+        "disk_type": machines.machine.disk,
+    }
+    if machines.machine.disk == "hyperdisk-balanced":  # Google's default is more, and what is more costs
+        boot_disk |= {"provisioned_iops": HYPERDISK_IOPS, "provisioned_throughput": HYPERDISK_THROUGHPUT}
     arguments: Template = {
         "region": config.region,
         "machine_type": machines.machine.name,
         "description": f"{role} of run {job.run}",
-        "disks": [
-            {
-                "source_image": f"projects/{IMAGE_PROJECT}/global/images/family/{settings.image_family}",
-                "boot": True,
-                "auto_delete": True,
-                "disk_size_gb": settings.boot_disk_gb,
-                "disk_type": "pd-balanced",
-            }
-        ],
+        "disks": [boot_disk],
         "scheduling": scheduling(config, machines),
         # NVIDIA's driver modules are not signed, so machines with a GPU boot without secure boot.
         "shielded_instance_config": {
@@ -117,6 +120,8 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
         "metadata": metadata,
         "labels": {"role": role, "run": job.run, "launch": str(job.launch)},
     }
+    if settings.compact_placement:
+        arguments["resource_policies"] = placement_policy(config)
     if machines.attached:
         arguments["guest_accelerators"] = [{"type": machines.accelerator, "count": number}]
     if settings.reservation is not None and role != "ps":
@@ -130,6 +135,11 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
     elif machines.flex_start:
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     return arguments
+
+
+def placement_policy(config: StackConfig) -> str:
+    """Return the full name of the policy by which Google places machines close together."""
+    return f"projects/{config.project}/regions/{config.region}/resourcePolicies/gpt2-{config.stack}"
 
 
 def scheduling(config: StackConfig, machines: RoleMachines) -> compute.RegionInstanceTemplateSchedulingArgsDict:

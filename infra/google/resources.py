@@ -9,7 +9,7 @@ from infra.fleet.deadline import termination_time
 from infra.fleet.fleet import Fleet
 from infra.google import availability
 from infra.google.existing import find_existing
-from infra.google.groups import groups
+from infra.google.groups import groups, placement_policy
 from infra.google.guard import Guard, Launch
 from infra.google.identity import Identity
 from infra.google.image import Image
@@ -71,7 +71,7 @@ def declare_resources(
     hours = config.file.limits.max_hours
     ends = launch.started.apply(lambda started: termination_time(started, hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.
-    waiting = after(identity, network, buckets, image, launch, guard)
+    waiting = after(identity, network, buckets, image, launch, guard, *_placement(config, after(services)))
     machines = [
         MachineGroup(
             group, identity, network.subnetwork, image.reference, ends, existing.finished, existing.expired, waiting
@@ -86,6 +86,20 @@ def declare_resources(
         pulumi.export("pipelineDeployer", pipeline.deployer)
         pulumi.export("pipelinePreviewer", pipeline.previewer)
     return buckets.artifacts.name.apply(lambda name: f"gs://{name}")
+
+
+def _placement(config: StackConfig, opts: pulumi.ResourceOptions) -> list[pulumi.Resource]:
+    """Declare the policy by which Google places machines close together, if the stack file asks for it."""
+    if not config.file.machines.compact_placement:
+        return []
+    policy = gcp.compute.ResourcePolicy(
+        "placement",
+        name=placement_policy(config).rpartition("/")[2],
+        region=config.region,
+        group_placement_policy={"collocation": "COLLOCATED"},
+        opts=opts,
+    )
+    return [policy]
 
 
 def _asset(content: object) -> pulumi.StringAsset:
