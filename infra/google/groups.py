@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pulumi_gcp import compute
 
 BOOT = Path(__file__).with_name("boot.sh")
+HYPERDISK_IOPS, HYPERDISK_THROUGHPUT = 3000, 140  # IOPS and MiB/s that a Hyperdisk has at no charge
 NOTICE = 120  # seconds of warning before Google takes a Spot VM
 
 
@@ -37,6 +38,7 @@ class Template(TypedDict):
     labels: dict[str, pulumi.Input[str]]
     guest_accelerators: NotRequired[list[compute.RegionInstanceTemplateGuestAcceleratorArgsDict]]
     reservation_affinity: NotRequired[compute.RegionInstanceTemplateReservationAffinityArgsDict]
+    resource_policies: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -139,19 +141,20 @@ def template_arguments(
         metadata["install-nvidia-driver"] = "True"  # has no effect on images that have the driver
     if role == "master":
         metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
+    boot_disk: compute.RegionInstanceTemplateDiskArgsDict = {
+        "source_image": f"projects/{project}/global/images/family/{image_family}",
+        "boot": True,
+        "auto_delete": True,
+        "disk_size_gb": settings.boot_disk_gb,
+        "disk_type": machines.machine.disk,
+    }
+    if machines.machine.disk == "hyperdisk-balanced":  # Google's default is more, and what is more costs
+        boot_disk |= {"provisioned_iops": HYPERDISK_IOPS, "provisioned_throughput": HYPERDISK_THROUGHPUT}
     arguments: Template = {
         "region": config.region,
         "machine_type": machines.machine.name,
         "description": f"{role} of run {job.run}",
-        "disks": [
-            {
-                "source_image": f"projects/{project}/global/images/family/{image_family}",
-                "boot": True,
-                "auto_delete": True,
-                "disk_size_gb": settings.boot_disk_gb,
-                "disk_type": "pd-balanced",
-            }
-        ],
+        "disks": [boot_disk],
         "scheduling": scheduling(machines, hours),
         # Container-Optimized OS signs NVIDIA's driver modules. On other images they are unsigned, and secure boot
         # would refuse them.
@@ -163,6 +166,8 @@ def template_arguments(
         "metadata": metadata,
         "labels": {"role": role, "run": job.run, "launch": str(job.launch)},
     }
+    if settings.compact_placement:
+        arguments["resource_policies"] = placement_policy(config)
     if machines.attached:
         arguments["guest_accelerators"] = [{"type": machines.accelerator, "count": number}]
     if settings.reservation is not None and role != "ps":
@@ -176,6 +181,11 @@ def template_arguments(
     elif machines.flex_start:
         arguments["reservation_affinity"] = {"type": "NO_RESERVATION"}
     return arguments
+
+
+def placement_policy(config: StackConfig) -> str:
+    """Return the full name of the policy by which Google places machines close together."""
+    return f"projects/{config.project}/regions/{config.region}/resourcePolicies/gpt2-{config.stack}"
 
 
 def scheduling(machines: RoleMachines, hours: float) -> compute.RegionInstanceTemplateSchedulingArgsDict:

@@ -9,7 +9,7 @@ from infra.fleet.deadline import kept_hours, termination_time
 from infra.fleet.fleet import Fleet
 from infra.google import availability
 from infra.google.existing import find_existing
-from infra.google.groups import groups
+from infra.google.groups import groups, placement_policy
 from infra.google.guard import Guard, Launch
 from infra.google.identity import Identity
 from infra.google.image import Image
@@ -77,7 +77,7 @@ def declare_resources(
     guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))
     ends = launch.started.apply(lambda started: termination_time(started, config.file.limits.max_hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.
-    ready = after(identity, network, buckets, image, launch, guard)
+    ready = after(identity, network, buckets, image, launch, guard, *_placement(config, after(services)))
     machines = [
         RoleGroups(
             [group for group in planned if group.role == role.role],
@@ -93,6 +93,20 @@ def declare_resources(
     ]
     Alerts(config, after(metrics, *machines))
     return buckets.artifacts.name.apply(lambda name: f"gs://{name}")
+
+
+def _placement(config: StackConfig, opts: pulumi.ResourceOptions) -> list[pulumi.Resource]:
+    """Declare the policy by which Google places machines close together, if the stack file asks for it."""
+    if not config.file.machines.compact_placement:
+        return []
+    policy = gcp.compute.ResourcePolicy(
+        "placement",
+        name=placement_policy(config).rpartition("/")[2],
+        region=config.region,
+        group_placement_policy={"collocation": "COLLOCATED"},
+        opts=opts,
+    )
+    return [policy]
 
 
 def _asset(content: object) -> pulumi.StringAsset:

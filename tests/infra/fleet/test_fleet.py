@@ -72,7 +72,7 @@ def test_scale_tier_gives_its_machines_and_its_gpu() -> None:
     ("machines", "training", "letters"),
     [
         ({}, {}, "abcf"),
-        ({"accelerator": {"type": "nvidia-tesla-p4"}}, {}, "ac"),
+        ({}, {"masterType": "g4-standard-48", "workerType": "c4-standard-8"}, "bf"),
         # These are the zones that have both.
         ({}, {"masterType": "a2-ultragpu-1g", "workerType": "a3-highgpu-8g"}, "ac"),
         ({"zones": ["us-central1-z"]}, {}, "z"),  # this is the zone that the stack file gives
