@@ -59,6 +59,7 @@ class Group:
             gpus=sum(accelerators(self.template).values()) or (known[3] if known else 0),
             account=(self.template.get("serviceAccount") or {}).get("email", ""),
             attributes=attributes,
+            template=self.template,
         )
 
 

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -43,6 +44,7 @@ class Wanted:
     gpus: int
     account: str  # the e-mail address of its service account
     attributes: dict[str, str]
+    template: dict[str, Any] = field(default_factory=dict)  # for its bill: disks, accelerators
 
 
 class Machine:
@@ -69,6 +71,7 @@ class Machine:
         known = tree(wanted.project, instance, wanted.attributes, wanted.account, lambda: tokens.issue(wanted.account))
         self.metadata = MetadataServer(known)
         self.storage = StorageProxy(cloud, wanted.account, wanted.name)
+        cloud.tell("on", self)
 
     def boot(self) -> None:
         """Run the startup script; returns at once."""
@@ -160,6 +163,7 @@ class Machine:
             if self.ended.is_set():
                 return
             self.ended.set()
+        self._cloud.tell("off", self)
         self._note("is off")
         self.metadata.close()
         self.storage.close()

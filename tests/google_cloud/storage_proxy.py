@@ -94,7 +94,10 @@ def _handler(cloud: Cloud, account: str, instance: str) -> type[BaseHTTPRequestH
             except CloudError as error:
                 self._send(error.status, [("Content-Type", "application/json")], json.dumps(error.to_json()).encode())
                 return
-            self._send(*self._ask(body))
+            answer = self._ask(body)
+            if answer[0] < 300:  # Google bills no operation that failed
+                cloud.tell("request", instance, self.command, self.path)
+            self._send(*answer)
 
         def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(upstream, timeout=60)

@@ -9,6 +9,7 @@ PROVIDER = "gcp:iam/workloadIdentityPoolProvider:WorkloadIdentityPoolProvider"
 
 
 @pytest.mark.slow
+@pytest.mark.runs_on("the accounts that the second `up` adopts are the subject, and no machine is waited for")
 def test_pipeline_outlives_its_stack_and_is_adopted_again(cloud: StandIn) -> None:
     key = "gpt2-training:pipeline: {repository: acme/models}\n  gpt2-training:platform"
     cloud.edit("single", "gpt2-training:platform", key)
