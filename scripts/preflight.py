@@ -136,16 +136,17 @@ def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
 
 
 def _apis(api: GoogleApi, config: StackConfig) -> Check:
-    from infra.google.services import APIS  # pulumi_gcp, 0.02 s of imports that --help does not need
+    from infra.google.services import api_names  # pulumi_gcp, 0.02 s of imports that --help does not need
 
-    names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in APIS]
+    names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in api_names(config)]
     try:
         reply = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
     except ApiError as error:
         return unknown("APIs", error)
     off = [str(s["name"]).rpartition("/")[2] for s in reply.get("services", []) if s.get("state") != "ENABLED"]
     if off:
-        return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `pulumi up` enables them")
+        by = f"python -m scripts.bootstrap --stack {config.stack}" if config.file.pipeline else "pulumi up"
+        return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `{by}` enables them")
     return Check("APIs", "ok", f"all {len(names)} are enabled")
 
 

@@ -7,6 +7,7 @@ import pulumi
 from pulumi_gcp import storage
 
 from infra.google.identity import Identity
+from infra.google.object_rights import WRITE, grant, machine_rights
 from infra.google.retained import bucket_settings
 from infra.inputs import docker
 from infra.inputs.google import VOCABULARY_FILES
@@ -37,15 +38,12 @@ class Buckets(pulumi.ComponentResource):
         self.artifacts = self._bucket("artifacts", config.bucket, existing_buckets)
         self.data = self._bucket("data", config.data_bucket, existing_buckets)
         for role, account in identity.machines.items():
-            for bucket, granted in ((self.artifacts, "objectUser"), (self.data, "objectViewer")):
-                name = "artifacts" if bucket is self.artifacts else "data"
-                storage.BucketIAMMember(
-                    f"{role}-{name}-grant",
-                    bucket=bucket.name,
-                    role=f"roles/storage.{granted}",
-                    member=account.member,
-                    opts=self._child,
+            for right in machine_rights(config, job, role):
+                bucket, name = (
+                    (self.data, "data") if right.bucket == config.data_bucket else (self.artifacts, "artifacts")
                 )
+                verb = "write" if right.role == WRITE else "read"
+                grant(f"{role}-{name}-{verb}-grant", bucket, right, account.member, self._child)
         self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})
