@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pulumi
 from pulumi_gcp import storage
 
+from infra.inputs import docker
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Role
@@ -77,6 +78,8 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
         written = Objects(folders=(run,), without=(launches,), without_named=(paths.JOB,))
     yield Right(config.bucket, WRITE, written)
     needed = list(_inputs(job, role))
+    if docker.needs_archive(config):
+        needed.append((config.data_bucket, docker.PATH))
     for bucket in (config.bucket, config.data_bucket):
         folders = [path.removesuffix("/") for url, path in needed if url == bucket and path.endswith("/")]
         files = [path for url, path in needed if url == bucket and not path.endswith("/")]
