@@ -85,7 +85,7 @@ def check_that_it_cannot_raise_itself(cloud: StandIn, token: str) -> None:
         ("POST", f"iam/v1/{project}/serviceAccounts/{default}:setIamPolicy", {"policy": {"bindings": [binding]}}),
         (
             "POST",
-            f"iam/v1/{project}/serviceAccounts/gpt2-single-master@{cloud.project}.iam.gserviceaccount.com/keys",
+            f"iam/v1/{project}/serviceAccounts/{master}.iam.gserviceaccount.com/keys",
             {},
         ),
         ("PATCH", f"iam/v1/{project}/locations/global/workloadIdentityPools/gpt2-single/providers/github", {}),
