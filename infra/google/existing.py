@@ -1,8 +1,8 @@
 """Ask Google, before anything is declared, what an earlier `up` left."""
 
-import json
 import time
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pulumi
 import pulumi_gcp as gcp
@@ -15,12 +15,15 @@ from infra.google.identity import account_email
 from infra.lifecycle import is_finished, status_line
 from infra.stack.config import StackConfig
 from trainer.contract import paths
+from trainer.contract.options import Strict
 from trainer.contract.spec import JobSpec
 from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
+from trainer.runs.placement import Launched, Placement
 from trainer.runs.records import Status
 
 NOT_FOUND = ("Error 404", "not found")  # the provider's words for a resource that does not exist
+Record = TypeVar("Record", bound=Strict)
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Existing:
     buckets: set[str] = field(default_factory=set)  # their names
     repository: bool = False  # whether the image repository exists
     roles: set[str] = field(default_factory=set)  # ids of custom roles
+    launched: Launched | None = None  # the record of the declared launch, if it has begun
+    placement: Placement | None = None  # the record of where it has moved
+    left: str = ""  # the zone in which the launch before it ended
     finished: bool = False  # the run has nothing left to do in this launch
     expired: bool = False  # the run is not finished, but the time of this launch is over
     asked: bool = True  # False if Google could not be asked: without a login a preview continues without knowing
@@ -122,12 +128,14 @@ class _Search:
         if not existing.finished:
             self._check_checkpoint(bucket)
         notice = status_line(status, config.bucket, job)
-        if status is None or status.taken_back or existing.finished:
-            started = ""  # a launch that was destroyed starts anew, whatever its record says
-        else:
-            started = self._read(bucket, paths.launch(job.run, job.launch))
-        hours = launch_hours(config.file.limits, self._fleet)
-        if started and time.time() > json.loads(started)["started"] + hours * HOUR:
+        if status is not None and not status.taken_back:
+            # A launch that was destroyed starts anew, whatever its records say.
+            existing.launched, existing.placement = self._records(bucket, job.launch)
+        if existing.launched is None and job.launch > 1:
+            launched, placement = self._records(bucket, job.launch - 1)
+            existing.left = (placement and placement.zone) or (launched.zone if launched else "")
+        launched, hours = existing.launched, launch_hours(config.file.limits, self._fleet)
+        if not existing.finished and launched and time.time() > launched.started + hours * HOUR:
             existing.expired = True
             notice = (
                 True,
@@ -139,6 +147,12 @@ class _Search:
         if notice is not None:
             attention, line = notice
             (pulumi.log.warn if attention else pulumi.log.info)(line, self._parent)
+
+    def _records(self, bucket: str, launch: int) -> tuple[Launched | None, Placement | None]:
+        """Return the records of a launch, None for one that is not there. Raise RunError if one cannot be read."""
+        run = self._job.run
+        launched = self._parsed(Launched, bucket, paths.launch(run, launch))
+        return launched, self._parsed(Placement, bucket, paths.placement(run, launch)) if launched else None
 
     def _check_checkpoint(self, bucket: str) -> None:
         """Raise RunError if the run starts from another run of this bucket that has no model."""
@@ -157,10 +171,13 @@ class _Search:
 
     def _status(self, bucket: str) -> Status | None:
         """Return the run's status, None if it has none yet. Raise RunError if it cannot be read."""
-        path = paths.status(self._job.run)
+        return self._parsed(Status, bucket, paths.status(self._job.run))
+
+    def _parsed(self, model: type[Record], bucket: str, path: str) -> Record | None:
+        """Return an object's content as a record, None if it is not there. Raise RunError if it cannot be read."""
         content = self._read(bucket, path)
         try:
-            return Status.model_validate_json(content) if content else None
+            return model.model_validate_json(content) if content else None
         except ValidationError:
             raise pulumi.RunError(
                 f"gs://{bucket}/{path} cannot be read: was it written by another version of this project? Move it away"

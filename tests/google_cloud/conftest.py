@@ -126,9 +126,10 @@ class StandIn:
         """Delete a resource as a person in the console does."""
         self._post("/resources", {"token": token, "id": id})
 
-    def allowed(self, member: str, permission: str, resource: str) -> bool:
+    def allowed(self, member: str, permission: str, resource: str, attributes: Json | None = None) -> bool:
         """See Cloud.allowed."""
-        return bool(self._post("/allowed", {"member": member, "permission": permission, "resource": resource}))
+        asked = {"member": member, "permission": permission, "resource": resource, "attributes": attributes}
+        return bool(self._post("/allowed", asked))
 
     def images(self) -> dict[str, str]:
         """Return the registry's images as {NAME:TAG or NAME@digest: digest}."""

@@ -38,6 +38,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     ),
     "roles/cloudscheduler.viewer": (),
     "roles/compute.viewer": (
+        "compute.advice.capacity",
         "compute.instanceGroupManagers.get",
         "compute.instances.get",
         "compute.instances.list",
