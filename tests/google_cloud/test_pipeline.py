@@ -46,7 +46,7 @@ def test_bootstrapped_stack_is_deployed_destroyed_and_deployed_again_without_its
     key = "gpt2-training:pipeline: {repository: acme/models, repositoryId: 123456789}\n  gpt2-training:platform"
     cloud.edit("single", "gpt2-training:platform", key)
     said = cloud.up(stack="single", ok=False)
-    assert "gpt2-single-master@" in said
+    assert "gpt2-training:pipeline: the account gpt2-single-deploy@" in said
     assert "let an owner of the project run `python -m scripts.bootstrap --stack single`" in said
 
     cloud.script("scripts.bootstrap", "--stack", "single", "--yes")

@@ -339,6 +339,12 @@ def test_deployer_acts_as_the_machines_and_not_as_the_default_account(project: P
     assert not project.may(DEPLOYER, "iam.serviceAccounts.actAs")
 
 
+@pytest.mark.parametrize("member", [DEPLOYER, PREVIEWER])
+def test_both_accounts_see_whether_an_owner_has_bootstrapped_the_stack(project: Project, member: str) -> None:
+    asked = f"{PROJECT}/serviceAccounts/{DEPLOYER.partition(':')[2]}"
+    assert project.may(member, "iam.serviceAccounts.get", asked)
+
+
 def test_deployer_changes_grants_of_its_own_buckets_alone(project: Project) -> None:
     for bucket, expected in (("my-project-dev-gpt2", True), ("my-project-dev-gpt2-data", True), ("other", False)):
         name = f"projects/_/buckets/{bucket}"
