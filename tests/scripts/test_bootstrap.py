@@ -28,7 +28,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text(file.read_text().replace("gpt2-training:platform", KEY, 1))
     (tmp_path / "pulumi").write_text(PULUMI)
     (tmp_path / "pulumi").chmod(0o755)
-    exported(tmp_path, "random:index/randomId:RandomId")
+    exported(tmp_path, "pulumi:pulumi:Stack")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("PULUMI_BACKEND_URL", raising=False)
@@ -44,8 +44,8 @@ def exported(checkout: Path, *types: str, refusal: str = "") -> None:
     (checkout / "code").write_text("1" if refusal else "0")
 
 
-def run(checkout: Path, *, yes: bool = False) -> list[str]:
-    assert bootstrap.run(common.google_stack("dev"), yes, checkout) == 0
+def run(checkout: Path, *, yes: bool = False, destroy: bool = False) -> list[str]:
+    assert bootstrap.run(common.google_stack("dev"), yes=yes, destroy=destroy, checkout=checkout) == 0
     return [line.replace(str(checkout), "ROOT") for line in (checkout / "calls").read_text().splitlines()]
 
 
@@ -73,6 +73,14 @@ def test_bootstrap_of_a_stack_that_made_its_own_accounts_is_refused(checkout: Pa
     exported(checkout, "gcp:serviceaccount/account:Account")
     with pytest.raises(UserError, match=r"its own `up` made the accounts.*; run `pulumi destroy --stack dev` before"):
         run(checkout)
+
+
+def test_bootstrap_is_destroyed_only_after_its_stack(checkout: Path) -> None:
+    exported(checkout, "gcp:storage/bucket:Bucket")
+    with pytest.raises(UserError, match=r"its machines use these accounts; run `pulumi destroy --stack dev` first"):
+        run(checkout, destroy=True)
+    exported(checkout, "pulumi:pulumi:Stack")
+    assert run(checkout, destroy=True)[-1] == " --cwd ROOT/bootstrap destroy --stack dev"
 
 
 def test_bootstrap_without_access_to_the_state_is_refused(checkout: Path) -> None:
