@@ -66,6 +66,7 @@ class Group:
             image=next(str(d["sourceImage"]) for d in self.template["disks"] if d.get("boot", True)),
             account=(self.template.get("serviceAccount") or {}).get("email", ""),
             attributes=attributes,
+            template=self.template,
         )
 
 

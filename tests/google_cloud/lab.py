@@ -109,6 +109,11 @@ class Lab:
         found: list[Json] = requests.get(f"{self.url}/vms", timeout=10).json()
         return found
 
+    def bill(self) -> Json:
+        """Return what is billed: see account.py."""
+        found: Json = requests.get(f"{self.url}/account", timeout=10).json()
+        return found
+
     def running(self, count: int, but: str = "") -> list[Json]:
         """Wait until this many VMs are on and have printed "up"; none has the id `but`."""
 

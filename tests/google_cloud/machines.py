@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -46,6 +47,7 @@ class Wanted:
     image: str  # the address of the boot disk's image
     account: str  # the e-mail address of its service account
     attributes: dict[str, str]
+    template: dict[str, Any] = field(default_factory=dict)  # for its bill: disks, accelerators
 
 
 class Machine:
@@ -73,6 +75,7 @@ class Machine:
         known = tree(wanted.project, instance, wanted.attributes, wanted.account, lambda: tokens.issue(wanted.account))
         self.metadata = MetadataServer(known)
         self.storage = StorageProxy(cloud, wanted.account, wanted.name)
+        cloud.tell("on", self)
 
     def boot(self) -> None:
         """Run the startup script; returns at once."""
@@ -190,6 +193,7 @@ class Machine:
             if self.ended.is_set():
                 return
             self.ended.set()
+        self._cloud.tell("off", self)
         self._note("is off")
         self.metadata.close()
         self.storage.close()

@@ -26,6 +26,8 @@ from tests.google_cloud.lab import (
     wait_until,
 )
 
+pytestmark = pytest.mark.runs_on("the stand-in's machines are the subject, and the lab's end switches them off")
+
 
 def test_group_boots_vms_that_know_their_names_and_attributes(lab: Lab) -> None:
     lab.group(size=2)

@@ -44,6 +44,7 @@ def accounts(cloud: StandIn) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.runs_on("the accounts that the second `up` uses are the subject, and no machine is waited for")
 def test_bootstrapped_stack_is_deployed_destroyed_and_deployed_again_without_its_owner(cloud: StandIn) -> None:
     key = "gpt2-training:pipeline: {repository: acme/models, repositoryId: 123456789}\n  gpt2-training:platform"
     cloud.edit("single", "gpt2-training:platform", key)
@@ -83,7 +84,7 @@ def test_bootstrapped_stack_is_deployed_destroyed_and_deployed_again_without_its
 def check_that_it_cannot_raise_itself(cloud: StandIn, token: str) -> None:
     project = f"projects/{cloud.project}"
     binding = {"role": "roles/owner", "members": [f"serviceAccount:gpt2-single-deploy@{cloud.project}"]}
-    default, master = "1-compute@developer.gserviceaccount.com", f"gpt2-single-master@{cloud.project}"
+    default = "1-compute@developer.gserviceaccount.com"
     runs_as_default = {"name": "t", "properties": {"serviceAccounts": [{"email": default}]}}
     attempts: list[tuple[str, str, Any]] = [
         ("POST", f"cloudresourcemanager/v1/{project}:setIamPolicy", {"policy": {"bindings": [binding]}}),
