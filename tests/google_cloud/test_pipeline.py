@@ -85,6 +85,7 @@ def check_that_it_cannot_raise_itself(cloud: StandIn, token: str) -> None:
     project = f"projects/{cloud.project}"
     binding = {"role": "roles/owner", "members": [f"serviceAccount:gpt2-single-deploy@{cloud.project}"]}
     default = "1-compute@developer.gserviceaccount.com"
+    master = f"gpt2-single-master@{cloud.project}.iam.gserviceaccount.com"
     runs_as_default = {"name": "t", "properties": {"serviceAccounts": [{"email": default}]}}
     attempts: list[tuple[str, str, Any]] = [
         ("POST", f"cloudresourcemanager/v1/{project}:setIamPolicy", {"policy": {"bindings": [binding]}}),
@@ -92,7 +93,7 @@ def check_that_it_cannot_raise_itself(cloud: StandIn, token: str) -> None:
         ("POST", f"iam/v1/{project}/serviceAccounts/{default}:setIamPolicy", {"policy": {"bindings": [binding]}}),
         (
             "POST",
-            f"iam/v1/{project}/serviceAccounts/{master}.iam.gserviceaccount.com/keys",
+            f"iam/v1/{project}/serviceAccounts/{master}/keys",
             {},
         ),
         ("PATCH", f"iam/v1/{project}/locations/global/workloadIdentityPools/gpt2-single/providers/github", {}),
