@@ -31,6 +31,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/logging.configWriter": ("logging.sinks.create",),
     "roles/monitoring.editor": ("serviceusage.services.enable",),
     "roles/serviceusage.serviceUsageConsumer": ("serviceusage.services.use",),
+    "roles/workflows.editor": ("workflows.executions.create",),
     # Of the previewer.
     "roles/artifactregistry.reader": (
         "artifactregistry.repositories.downloadArtifacts",
@@ -48,6 +49,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/logging.viewer": (),
     "roles/monitoring.viewer": (),
     "roles/storage.bucketViewer": ("storage.buckets.get", "storage.buckets.list"),
+    "roles/workflows.viewer": (),
     # Of jobs that log in.
     "roles/iam.workloadIdentityUser": (
         "iam.serviceAccounts.get",
