@@ -13,7 +13,7 @@ from typing import Any, Literal
 from infra.fleet.catalog import MACHINE_TYPES
 from infra.fleet.prices import Cost, machine_cost
 from infra.review import exposure
-from infra.review.resource_types import BUCKET, GROUP, REQUEST, RUN, TEMPLATE
+from infra.review.resource_types import BUCKET, GROUP, RUN, TEMPLATE, role_of
 from infra.review.values import UNKNOWN
 from infra.stack.keys import RunLimits
 from trainer.contract.options import Hyperparameters
@@ -259,18 +259,13 @@ def _cost_limit(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str]]
 
 
 def _machine_costs(resources: Sequence[Resource]) -> Iterator[Cost]:
-    """Yield the price per hour of the machines of each group, request and instance."""
-    templates = {
-        resource.name.removesuffix("-template"): resource for resource in resources if resource.type in TEMPLATES
-    }
+    """Yield the price per hour of the machines of each group and instance."""
+    templates = {role_of(resource.name): resource for resource in resources if resource.type in TEMPLATES}
     for resource in resources:
         number: Any = 1
         template: Resource | None = resource
-        name = resource.name
         if resource.type == GROUP:
-            number, template = resource.properties.get("targetSize"), templates.get(name.removesuffix("-group"))
-        elif resource.type == REQUEST:
-            number, template = resource.properties.get("resizeBy"), templates.get(name.removesuffix("-request"))
+            number, template = resource.properties.get("targetSize"), templates.get(role_of(resource.name))
         elif resource.type != INSTANCE:
             continue
         type_known = template is not None and template.properties.get("machineType") != UNKNOWN

@@ -9,6 +9,7 @@ from pulumi_gcp import storage
 from infra.google.identity import Identity
 from infra.google.object_rights import WRITE, grant, machine_rights
 from infra.google.retained import bucket_settings
+from infra.inputs import docker
 from infra.inputs.google import VOCABULARY_FILES
 from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
@@ -72,7 +73,7 @@ class Buckets(pulumi.ComponentResource):
             )
 
     def _put_inputs(self, inputs: Inputs) -> None:
-        """Declare the text, unless it is in a bucket already, and GPT-2's vocabulary."""
+        """Declare the text, unless it is in a bucket already, GPT-2's vocabulary, and Docker's archive."""
         if inputs.text is not None:
             path = inputs.data["path"].removeprefix(f"{self._config.data_bucket}/")
             self.put("text", self.data, path, pulumi.FileAsset(str(inputs.text)), "text/plain")
@@ -80,6 +81,8 @@ class Buckets(pulumi.ComponentResource):
             for name in VOCABULARY_FILES:
                 source = pulumi.FileAsset(str(inputs.vocabulary / name))
                 self.put(f"vocabulary-{name}", self.data, f"{paths.VOCABULARY}/{name}", source, "text/plain")
+        if inputs.docker is not None:
+            self.put("docker", self.data, docker.PATH, pulumi.FileAsset(str(inputs.docker)), "application/gzip")
 
     def put(
         self,

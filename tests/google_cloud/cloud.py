@@ -109,9 +109,16 @@ class Cloud:
         self.faults: list[Fault] = []
         self.delay = 0.0  # seconds that every provider call takes
         self.closing: list[Callable[[], None]] = []  # these are called when the daemon ends (stop VMs, timers)
+        # account.py listens: "made", "gone" (a Resource), "on", "off" (a Machine), "request" (of a VM to storage).
+        self.listeners: dict[str, Callable[..., None]] = {}
         self._numbers = 1000000000
 
     # Calls of other modules. -------------------------------------------------------------------------------------
+
+    def tell(self, event: str, *about: Any) -> None:
+        """Tell the listener of an event, if there is one, what happened."""
+        if event in self.listeners:
+            self.listeners[event](*about)
 
     def find(self, token: str, **props: Any) -> list[Resource]:
         """Return the resources of a type whose state has these values."""
@@ -135,6 +142,7 @@ class Cloud:
         behaviour.delete(id, resource.state)
         with self.lock:
             del self.resources[token, id]
+        self.tell("gone", resource)
         self.dump()
 
     def allowed(self, member: str, permission: str, resource: str, attributes: Json | None = None) -> bool:
@@ -199,6 +207,8 @@ class Cloud:
             raise
         with self.lock:
             resource.state.update(made)
+        if before is None:
+            self.tell("made", resource)
         self.dump()
         return resource
 
@@ -265,6 +275,7 @@ class Cloud:
         behaviour.delete(id, resource.state)
         with self.lock:
             self.resources.pop((token, id), None)
+        self.tell("gone", resource)
         self.dump()
 
     def invoke(self, token: str, args: Json) -> Json:

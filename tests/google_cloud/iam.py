@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tests.google_cloud import conditions
+from tests.google_cloud import conditions, escalation
 from tests.google_cloud.cloud import Behaviour, Cloud
 from tests.google_cloud.errors import CloudError
 
@@ -27,10 +27,9 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
     "roles/storage.objectCreator": ("storage.objects.create",),
     "roles/storage.objectUser": _OBJECTS_WRITE,
     "roles/storage.objectAdmin": _OBJECTS_WRITE,
-    "roles/storage.admin": (*_OBJECTS_WRITE, "storage.buckets.get", "storage.buckets.create", "storage.buckets.delete"),
-    "roles/artifactregistry.reader": (
-        "artifactregistry.repositories.downloadArtifacts",
-        "artifactregistry.repositories.get",
+    "roles/storage.admin": (
+        *_OBJECTS_WRITE,
+        *(f"storage.buckets.{verb}" for verb in ("get", "create", "delete", "setIamPolicy")),
     ),
     "roles/artifactregistry.writer": (
         "artifactregistry.repositories.downloadArtifacts",
@@ -44,48 +43,12 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
         "monitoring.metricDescriptors.get",
         "monitoring.metricDescriptors.list",
     ),
-    "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs", "iam.serviceAccounts.get"),
     "roles/iam.serviceAccountTokenCreator": ("iam.serviceAccounts.getAccessToken",),
     "roles/cloudscheduler.jobRunner": ("cloudscheduler.jobs.run",),
-    "roles/compute.instanceAdmin.v1": (
-        "compute.instanceGroupManagers.update",
-        "compute.instanceGroupManagers.get",
-        "compute.instances.get",
-        "compute.instances.list",
-    ),
-    "roles/compute.viewer": (
-        "compute.instanceGroupManagers.get",
-        "compute.instances.get",
-        "compute.instances.list",
-    ),
     "roles/cloudbuild.builds.builder": ("cloudbuild.builds.create", *_OBJECTS_WRITE),
     "roles/iap.tunnelResourceAccessor": ("iap.tunnelInstances.accessViaIAP",),
     "roles/compute.osLogin": ("compute.instances.osLogin",),
-    **dict.fromkeys(  # these are roles of the pipeline's accounts, in whose name no test calls the stand-in cloud
-        (
-            "roles/artifactregistry.admin",
-            "roles/cloudscheduler.admin",
-            "roles/cloudscheduler.viewer",
-            "roles/compute.networkAdmin",
-            "roles/compute.securityAdmin",
-            "roles/iam.roleAdmin",
-            "roles/iam.roleViewer",
-            "roles/iam.securityReviewer",
-            "roles/iam.serviceAccountAdmin",
-            "roles/iam.serviceAccountViewer",
-            "roles/iam.workloadIdentityPoolViewer",
-            "roles/iam.workloadIdentityUser",
-            "roles/logging.configWriter",
-            "roles/logging.viewer",
-            "roles/monitoring.editor",
-            "roles/monitoring.viewer",
-            "roles/resourcemanager.projectIamAdmin",
-            "roles/serviceusage.serviceUsageAdmin",
-            "roles/serviceusage.serviceUsageViewer",
-            "roles/storage.legacyBucketReader",
-        ),
-        (),
-    ),
+    **escalation.ROLES,
     "roles/compute.osAdminLogin": ("compute.instances.osLogin", "compute.instances.osAdminLogin"),
 }
 

@@ -54,10 +54,6 @@ KINDS = {
         instanceGroup=COMPUTE + "projects/{project}/regions/{region}/instanceGroups/{name}",
         instanceGroupManagerId="{generated}",
     ),
-    "gcp:compute/regionResizeRequest:RegionResizeRequest": Kind(
-        "projects/{project}/regions/{region}/instanceGroupManagers/{instanceGroupManager!l}/resizeRequests/{name}",
-        "compute",
-    ),
     "gcp:storage/bucket:Bucket": Kind(
         "{name}",
         "storage",

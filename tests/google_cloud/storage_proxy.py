@@ -89,6 +89,8 @@ def _handler(cloud: Cloud, account: str, instance: str) -> type[BaseHTTPRequestH
                 if Storage(cloud.storage).request("GET", found)[0] == 200:
                     self._require(storage_rights.if_overwritten(request))
             answer = self._ask(request.body)
+            if answer[0] < 300:  # Google bills no operation that failed
+                cloud.tell("request", instance, self.command, self.path)
             if answer[0] == 404 and len(rights) == 1 and "/objects/" in rights[0].resource:
                 self._require(storage_rights.if_missing(rights[0]))
             return answer

@@ -15,7 +15,7 @@ from tests.infra.google_graph import declare, make_root, read, stack_values
 
 Props = dict[str, Any]
 RUN = "training"
-WORKER, GROUP, BUCKET, SSH = "worker-template", "worker-group", "artifacts", "ssh"
+WORKER, GROUP, BUCKET, SSH = "worker-template", "worker-us-central1-a-group", "artifacts", "ssh"
 GRANT = "master-logWriter-grant"
 IMAGE = "us-docker.pkg.dev/p/r/trainer@sha256:" + "1" * 64
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
+from infra.google.zones import MOST_ZONES
 from infra.stack import config
 from tests.google_cloud import conditions, rules, schema
 from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
@@ -119,8 +120,10 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
         assert scheduling["automaticRestart"] is False
         assert template.inputs["serviceAccount"]["scopes"] == ["cloud-platform"]
         assert re.search(r"@sha256:[0-9a-f]{64}$", template.inputs["metadata"]["gpt2-image"])
-    flex = {one.inputs["name"]: one.inputs["resizeBy"] for one in graph.of("RegionResizeRequest")}
-    assert bool(flex) == stack.file.machines.flex_start
+    assert not graph.of("RegionResizeRequest")  # a resize to zero would not end what it waits for
+    models = {one.inputs["scheduling"]["provisioningModel"] for one in templates}
+    assert ("FLEX_START" in models) == stack.file.machines.flex_start
+    check_groups(graph)
     (launch,) = graph.of("Launch")
     assert {one.name for one in [*graph.of("Image"), *graph.of("Firewall")]} <= {
         one.name for one in graph.waits_for(launch)
@@ -130,7 +133,6 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
             assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)
             assert re.fullmatch(r"[a-z0-9_-]{0,63}", value)
     for group in graph.of("RegionInstanceGroupManager"):
-        assert (group.inputs["targetSize"] == 0) == (group.inputs["name"] in flex)
         assert "autoHealingPolicies" not in group.inputs
         before = list(graph.waits_for(group))
         assert {one.token for one in before} >= {"gcp:storage/bucketObject:BucketObject"}
@@ -143,6 +145,23 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
             *graph.of("Service"),
         ]
         assert not [one.name for one in wanted if one not in before]
+
+
+def check_groups(graph: Graph) -> None:
+    """Check that all machines of a run share a zone, and that each role has a group where the run may move."""
+    with_machines: set[tuple[str, ...]] = set()
+    places: dict[str, list[tuple[str, ...]]] = {}
+    for group in graph.of("RegionInstanceGroupManager"):
+        zones = tuple(group.inputs["distributionPolicyZones"])
+        places.setdefault(group.name.split("-")[0], []).append(zones)
+        if group.inputs["targetSize"]:
+            with_machines.add(zones)
+        if len(zones) > 1:  # a run of one machine
+            assert len(graph.of("RegionInstanceGroupManager")) == 1
+            assert group.inputs["targetSize"] == 1
+    assert len(with_machines) == 1
+    assert len({frozenset(zones) for zones in places.values()}) == 1
+    assert all(len(zones) <= MOST_ZONES for zones in places.values())
 
 
 def check_storage(graph: Graph) -> None:
@@ -229,8 +248,9 @@ def test_graph_of_a_committed_stack_keeps_its_promises(root: Path, stack: str, p
     if not preview:
         check(graph, made, job)
     sizes = {one.name: one.inputs["targetSize"] for one in graph.of("RegionInstanceGroupManager")}
-    expected = {"dev": {"master-group": 1, "worker-group": 10, "ps-group": 3}, "single": {"master-group": 1}}
-    assert sizes == expected[stack]
+    dev = {f"{role}-us-central1-{z}-group": 0 for role in ("master", "worker", "ps") for z in "bc"}
+    dev |= {f"{role}-us-central1-a-group": n for role, n in {"master": 1, "worker": 10, "ps": 3}.items()}
+    assert sizes == {"dev": dev, "single": {"master-group": 1}}[stack]
     (training,) = graph.of("TrainingRun")
     assert training.inputs["trainingInput"]["masterType"] == made.file.training_input.master_type
     assert job.run.startswith("gpt2")
@@ -243,7 +263,11 @@ def test_graph_has_the_deadline_in_every_template_and_job(root: Path) -> None:
     jobs: dict[str, Declared] = {one.name: one for one in graph.of("Job") if one.token.startswith("gcp:")}
     assert set(jobs) == {"master-deadline", "worker-deadline", "ps-deadline"}
     assert {job.inputs["schedule"] for job in jobs.values()} == {"15 14 22 9 *"}
-    groups = {one.name.split("-")[0]: one.inputs["name"] for one in graph.of("RegionInstanceGroupManager")}
+    groups = {
+        one.name.split("-")[0]: one.inputs["name"]
+        for one in graph.of("RegionInstanceGroupManager")
+        if one.inputs["targetSize"]
+    }
     for role, name in groups.items():
         assert f"/instanceGroupManagers/{name}/resize?size=0" in jobs[f"{role}-deadline"].inputs["httpTarget"]["uri"]
 
