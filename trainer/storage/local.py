@@ -67,8 +67,11 @@ class FileStorage:
 
     def size(self, path: str) -> int | None:
         target = self._where(path)
-        with _for_people(f"read {target}"):
-            entry = self._entry(target)
+        try:
+            with _for_people(f"read {target}"):
+                entry = self._entry(target)
+        except FileNotFoundError:
+            return None
         return entry.size if entry else None
 
     def list(self, prefix: str) -> Entries:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
 from infra.google.zones import MOST_ZONES
+from infra.inputs import docker
 from infra.stack import config
 from tests.google_cloud import conditions, rules, schema
 from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
@@ -178,7 +179,9 @@ def check_access(graph: Graph, stack: config.StackConfig) -> None:
     found = {account: set(of) for account, of in grants(graph, stack.stack).items()}
     roles = ["master", *(["worker"] if stack.workers else []), *(["ps"] if stack.servers else [])]
     expected: dict[str, set[tuple[str, str]]] = {role: set(MACHINE) for role in roles}
-    expected["master"] |= {("runner", "project"), ("roles/storage.objectViewer", "data")}
+    for role in roles if docker.needs_archive(stack) else ["master"]:
+        expected[role].add(("roles/storage.objectViewer", "data"))
+    expected["master"].add(("runner", "project"))
     expected["reaper"] = {("reaper", "project")}
     assert found == expected
 
@@ -206,6 +209,7 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
         "the vocabulary": f"{paths.VOCABULARY}/vocab.json",
         "another text": f"{text}0",
         "the image's source": paths.image_source("0"),
+        "Docker": docker.PATH,
     }
     prefixes = {
         "the run": f"{run}/",
@@ -219,6 +223,7 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
     absent = set() if model else {"the model to start from", "the model's folder"}
     if job.data.tokenizer != "gpt2":
         absent |= {"the vocabulary", "the vocabulary's folder"}
+    brought = {"Docker"} if docker.needs_archive(stack) else set()
     for role, found in grants(graph, stack.stack).items():
         if role == "reaper":
             continue
@@ -236,7 +241,7 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
                 attributes = {"storage.googleapis.com/objectListPrefix": prefix} if prefix else {}
                 assert not conditions.holds(writes, resource, attributes)
                 listed |= {name} if conditions.holds(reads, resource, attributes) else set()
-        assert (role, read, written) == (role, READ[role] - absent, WRITTEN[role])
+        assert (role, read, written) == (role, (READ[role] | brought) - absent, WRITTEN[role])
         assert (role, listed) == (role, LISTED[role] - absent)
 
 

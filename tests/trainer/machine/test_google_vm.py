@@ -146,7 +146,8 @@ def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     refused: list[str] = []
 
     def before(method: str, path: str) -> int | None:
-        if "job.json" in path and len(refused) < 2:
+        late = "job.json" in path and len(refused) < 2
+        if late or (method == "DELETE" and len(refused) < 4):  # the grants to read and to write arrive one by one
             refused.append(path)
             return 403
         return None
@@ -155,7 +156,9 @@ def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     vm = new_vm("ps")
     process = vm.start(run)
     run.until(lambda: vm.said("gpt2-training: waiting for runs/test-run/job.json (cannot read"), "a line that says so")
+    run.until(lambda: vm.said("gpt2-training: waiting for the right to write (cannot delete"), "another one")
     run.until(lambda: _message(run, "ps-x7kq"), "a heartbeat")
+    assert not vm.said("could not be written")
     update_status(run.storage, "test-run", 1, state="SUCCEEDED")
     assert process.wait(PATIENCE) == 0
     assert run.machine("ps-x7kq").state == "finished"

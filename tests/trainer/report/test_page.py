@@ -28,7 +28,8 @@ from trainer.runs import history, outcome, samples
 from trainer.runs.records import Event, Exit, MachineStatus
 from trainer.runs.samples import Sample
 from trainer.runs.status import update_status
-from trainer.storage.base import Storage
+from trainer.storage.base import Entries, Refused, Storage
+from trainer.storage.local import FileStorage
 
 NewRun = Callable[..., Run]
 slow = pytest.mark.slow
@@ -219,6 +220,24 @@ def test_page_compares_other_runs_by_the_keys_that_differ(tmp_path: Path) -> Non
     stops = json.loads(over.attributes("div", "data-stops")[1])
     assert stops[-1] == [charts.WIDTH, "step 100: a-run 3.5, other 3.25"]
     assert [row[0] for row in over.rows if row[:1] == ["other"]] == ["other"]  # the other run is listed once
+
+
+class OwnRunAlone(FileStorage):
+    def list(self, prefix: str) -> Entries:
+        if prefix == "runs":
+            raise Refused("no permission")
+        return super().list(prefix)
+
+
+def test_page_of_a_machine_that_may_list_no_other_run_compares_none(tmp_path: Path) -> None:
+    storage = bucket(tmp_path)
+    declare(storage)
+    write_records(storage, [record(50), record(100, validation_loss=3.5)])
+    declare(storage, "other")
+    write_records(storage, [record(100)], "other")
+    assert made(storage).row("other")
+    own = OwnRunAlone(tmp_path)
+    assert [row for row in made(own).rows if row[:1] == ["other"]] == []
 
 
 def test_page_of_a_run_without_status_and_metrics_is_made(tmp_path: Path) -> None:
