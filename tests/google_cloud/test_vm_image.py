@@ -66,6 +66,10 @@ def test_vm_whose_image_has_docker_gives_the_container_its_gpus(
     said = lab.serial(vm)
     assert "gpt2-training: told to shut down: stopping the trainer\n" in said
     assert "gpt2-training: the trainer has left\n" in said
+    # The script had its notice before Docker ended the container, and had left when the rest was stopped.
+    assert "stops units\n" in said
+    assert "stops Docker's containers" not in said
+    assert "stops everything else" not in said
 
 
 def test_vm_whose_image_has_no_docker_brings_it_from_the_bucket(
