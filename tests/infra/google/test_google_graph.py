@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
 from infra.stack import config
-from tests.google_cloud import rules, schema
+from tests.google_cloud import answers, diff, rules, schema
 from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
 
 RFC1035 = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -65,6 +65,10 @@ def check(graph: Graph, stack: config.StackConfig) -> None:
         if one.token.startswith(("gcp:", "docker-build:")):
             assert schema.problems(one.token, one.inputs) == [], one.name
             rules.check(one.token, one.inputs)
+        if one.token.startswith(answers.WITHOUT_ZEROS):
+            refreshed = answers.answered(one.token, one.inputs)
+            given = {key: refreshed[key] for key in one.inputs if key in refreshed}
+            assert diff.changes(one.token, given, one.inputs) == {}, f"{one.name} comes back from Google with a diff"
     texts = everything(graph)
     assert not [text for text in texts if text in ("allUsers", "allAuthenticatedUsers")]
     check_names(graph)
