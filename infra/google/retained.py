@@ -67,6 +67,11 @@ def repository_settings(stack: str) -> RepositorySettings:
     }
 
 
+def stack_labels(stack: str) -> dict[str, str]:
+    """Return the labels that the provider sets: the stack's default label and Pulumi's own."""
+    return {"gpt2-stack": stack, "goog-pulumi-provisioned": "true"}
+
+
 def as_json(value: Any) -> Any:
     """Return settings under the names that Google's REST APIs have for them."""
     if isinstance(value, list):

@@ -131,7 +131,11 @@ KINDS = {
     "gcp:monitoring/alertPolicy:AlertPolicy": _generated("alertPolicies", "monitoring"),
     "gcp:monitoring/notificationChannel:NotificationChannel": _generated("notificationChannels", "monitoring"),
     "gcp:monitoring/metricDescriptor:MetricDescriptor": Kind(
-        "projects/{project}/metricDescriptors/{type}", "monitoring", "", shared=True
+        "projects/{project}/metricDescriptors/{type}",
+        "monitoring",
+        "",
+        outputs={"name": "projects/{project}/metricDescriptors/{type}"},
+        shared=True,  # Google updates a descriptor that exists
     ),
     "gcp:logging/metric:Metric": Kind("{name}", "logging"),
     "gcp:billing/budget:Budget": Kind(

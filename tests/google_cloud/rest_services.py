@@ -49,7 +49,9 @@ def _service(cloud: Cloud, project: str, name: str) -> Json:
 
 def _services(call: Call) -> Json:
     project = call.parts["parent"].rpartition("/")[2]
-    services = [_service(call.cloud, project, f"{name}.googleapis.com") for name in KNOWN_APIS]
+    enabled = [api.partition("/")[2] for api in sorted(call.cloud.apis) if api.startswith(f"{project}/")]
+    known = dict.fromkeys([*(f"{name}.googleapis.com" for name in KNOWN_APIS), *enabled])
+    services = [_service(call.cloud, project, name) for name in known]
     match call.query.get("filter", ""):
         case "":
             pass

@@ -13,7 +13,7 @@ from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
 from infra.google.zones import MOST_ZONES
 from infra.inputs import docker
 from infra.stack import config
-from tests.google_cloud import conditions, rules, schema
+from tests.google_cloud import answers, conditions, diff, rules, schema
 from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
@@ -85,6 +85,10 @@ def check(graph: Graph, stack: config.StackConfig, job: JobSpec) -> None:
         if one.token.startswith(("gcp:", "docker-build:")):
             assert schema.problems(one.token, one.inputs) == [], one.name
             rules.check(one.token, one.inputs)
+        if one.token.startswith(answers.WITHOUT_ZEROS):
+            refreshed = answers.answered(one.token, one.inputs)
+            given = {key: refreshed[key] for key in one.inputs if key in refreshed}
+            assert diff.changes(one.token, given, one.inputs) == {}, f"{one.name} comes back from Google with a diff"
     texts = everything(graph)
     assert not [text for text in texts if text in ("allUsers", "allAuthenticatedUsers")]
     check_names(graph)
