@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from infra.checks.boot_image import image_problems
 from infra.checks.machines import cluster_problems, machine_problems, way_problems
 from infra.fleet.catalog import MACHINE_TYPES, known_zones
 from infra.fleet.fleet import Fleet, attached_accelerator, resolve_fleet, role_counts
@@ -37,7 +38,7 @@ def stack_problems(config: StackConfig) -> list[str]:
     fleet = None if own else resolve_fleet(config)
     if fleet is not None and not region:  # wrong zones and limits would only follow from a wrong region
         own = cluster_problems(config, fleet) + _zone_problems(config, fleet) + _limit_problems(config, fleet)
-    own += _capacity_problems(config, named) + _other_problems(config)
+    own += _capacity_problems(config, named) + image_problems(config, named) + _other_problems(config)
     fsdp = config.file.parallel.parallelism == "fsdp"
     if fleet is not None and not own and fsdp and fleet.master.accelerators < 2:
         own.append(
@@ -210,6 +211,4 @@ def _other_problems(config: StackConfig) -> list[str]:
         )
     if file.notify is not None and not EMAIL.fullmatch(file.notify):
         problems.append(f"notify: found {file.notify!r}, must be an e-mail address")
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", file.machines.image_family):
-        problems.append(f"machines.imageFamily: found {file.machines.image_family!r}, must be an image family's name")
     return problems

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, Resource
+from pulumi.dynamic import CreateResult, DiffResult, Resource, UpdateResult
 from pulumi_gcp import billing, cloudscheduler
 
 from infra import lifecycle
@@ -20,12 +20,16 @@ from infra.fleet.deadline import cron, launch_hours
 from infra.fleet.fleet import Fleet
 from infra.google.groups import Group
 from infra.google.identity import Identity
+from infra.google.zones import LaunchZones
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
+from trainer.runs.placement import Launched
 from trainer.storage.base import NoBucket
 from trainer.storage.factory import open_storage
 
+# A change of these is written into the record of the same launch.
+KEEPS_RUNNING = {"zone", "zones", "hours", "max_hours", "max_cost_usd"}
 ALERTS = (0.5, 0.9, 1.0)  # parts of maxCostUsd at which a budget sends e-mail
 
 
@@ -36,14 +40,17 @@ class LaunchProvider(Provider):
         props = plain(props)
         storage, started = open_storage(props["bucket"]), int(time.time())
         lifecycle.begin(storage, props["run"], props["launch"])
-        storage.write(paths.launch(props["run"], props["launch"]), json.dumps({"started": started}).encode())
-        return CreateResult(f"{props['run']}/{props['launch']}", {**props, "started": started})
+        storage.delete(paths.placement(props["run"], props["launch"]))  # of this launch, before a destroy
+        return CreateResult(f"{props['run']}/{props['launch']}", _recorded({**props, "started": started}))
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
         names = changed(olds, news) - {"started"}
         # Pulumi creates the new launch before it deletes the old one. The other way round, it would first delete the
         # templates that have the old date, and Google refuses that while their groups exist.
-        return DiffResult(changes=bool(names), replaces=sorted(names))
+        return DiffResult(changes=bool(names), replaces=sorted(names - KEEPS_RUNNING))
+
+    def update(self, _id: str, olds: Properties, news: Properties) -> UpdateResult:
+        return UpdateResult(_recorded({**plain(news), "started": plain(olds)["started"]}))
 
     def delete(self, _id: str, props: Properties) -> None:
         props = plain(props)
@@ -51,13 +58,34 @@ class LaunchProvider(Provider):
             lifecycle.end(open_storage(props["bucket"]), props["run"], props["launch"])
 
 
+def _recorded(props: Properties) -> Properties:
+    """Write the record of a launch, and return its properties."""
+    record = Launched(**{name: props[name] for name in ("started", *KEEPS_RUNNING) if name in props})
+    path = paths.launch(props["run"], props["launch"])
+    open_storage(props["bucket"]).write(path, json.dumps(record.to_json()).encode())
+    return props
+
+
 class Launch(Resource, module="google", name="Launch"):
-    """The record of a launch, with the time at which it started."""
+    """The record of a launch: when and where it started, and for how long."""
 
     started: pulumi.Output[int]  # seconds since the epoch
 
-    def __init__(self, bucket: pulumi.Input[str], job: JobSpec, opts: pulumi.ResourceOptions):
-        props = {"bucket": bucket, "run": job.run, "launch": job.launch, "started": None}
+    def __init__(
+        self, config: StackConfig, hours: float, zones: LaunchZones, job: JobSpec, opts: pulumi.ResourceOptions
+    ):
+        limits = config.file.limits
+        props = {
+            "bucket": config.bucket,
+            "run": job.run,
+            "launch": job.launch,
+            "zone": zones.first,
+            "zones": list(zones.candidates),
+            "hours": hours,
+            "max_hours": limits.max_hours,
+            "max_cost_usd": limits.max_cost_usd,
+            "started": None,
+        }
         super().__init__(LaunchProvider(), "launch", props, opts)
 
 
@@ -77,6 +105,8 @@ class Guard(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         hours = launch_hours(config.file.limits, fleet)
         for group in groups:
+            if not group.target:  # in a zone where the run is not
+                continue
             cloudscheduler.Job(
                 f"{group.role}-deadline",
                 name=group.deadline,

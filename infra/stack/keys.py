@@ -28,8 +28,8 @@ TIER_MACHINES: dict[str, tuple[str, str, str]] = {
     "PREMIUM_1": ("n1-highcpu-16", "n1-highcpu-16", "n1-highmem-8"),
 }
 TIER_ACCELERATOR = {"BASIC_GPU": "nvidia-tesla-t4"}  # the preset's K80 is gone
-# The oldest family that Google still supports with a driver for CUDA 13, which torch's wheels need (as of 2026-04).
-IMAGE_FAMILY = "common-cu129-ubuntu-2204-nvidia-580"
+# Container-Optimized OS has Docker, and Google supports this version to July 2028.
+IMAGE_FAMILY = "cos-129-lts"
 
 
 def _digits(value: Any) -> Any:
@@ -108,11 +108,15 @@ class MachineSettings(options.Strict):
         " master and the parameter servers stay on demand, as all others depend on them.",
     )
     boot_disk_gb: int = Field(
-        200, ge=50, le=65536, description="The size of each machine's boot disk, in GB; the image alone takes 50."
+        200,
+        ge=50,
+        le=65536,
+        description="The size of each machine's boot disk, in GB. A Deep Learning VM image alone takes 50.",
     )
     image_family: str = Field(
         IMAGE_FAMILY,
-        description="The family of Deep Learning VM images that machines boot from. Its driver must be for CUDA 13.",
+        description="The family of images that machines boot from: of Container-Optimized OS (cos-...), Ubuntu"
+        " (ubuntu-...) or Deep Learning VM (others). Of the latter two the driver must be for CUDA 13.",
     )
     zones: list[str] = Field(
         [],
@@ -170,7 +174,12 @@ class PipelineSettings(options.Strict):
 
     repository: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}$",
-        description="The repository, as owner/name.",
+        description="The repository, as owner/name, in GitHub's own capitals and small letters.",
+    )
+    repository_id: int = Field(
+        ge=1,
+        description="The repository's number, which stays its own when it is renamed. `gh api repos/OWNER/NAME --jq"
+        " .id` prints it.",
     )
 
 

@@ -31,7 +31,6 @@ REFERENCES = (
     Reference(_TEMPLATE, "networkInterfaces.subnetwork", _SUBNETWORK, False),
     Reference(_TEMPLATE, "resourcePolicies", "gcp:compute/resourcePolicy:ResourcePolicy", True),
     Reference(_GROUP, "versions.instanceTemplate", _TEMPLATE, True),
-    Reference("gcp:compute/regionResizeRequest:RegionResizeRequest", "instanceGroupManager", _GROUP, False),
     Reference("gcp:artifactregistry/repositoryIamMember:RepositoryIamMember", "repository", _REPOSITORY, False),
     Reference(
         "gcp:serviceaccount/iAMMember:IAMMember", "serviceAccountId", "gcp:serviceaccount/account:Account", False

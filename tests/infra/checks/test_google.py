@@ -13,6 +13,7 @@ from infra import lifecycle
 from infra.fleet import deadline
 from infra.fleet.fleet import resolve_fleet
 from infra.google import groups
+from infra.google.zones import zones_of_launch
 from infra.inputs.data_lock import DataLock, write_lock
 from infra.inputs.google import LARGEST_OBJECT
 from infra.job import job_spec
@@ -53,8 +54,11 @@ def problems(everything: dict[str, Any], root: Path, stack: str = "dev") -> list
 
 
 def planned(read: StackConfig) -> list[groups.Group]:
+    """Return the groups that get machines, if nobody gives advice on capacity."""
     fleet = resolve_fleet(read)
-    return groups.groups(read, fleet, job_spec(read, fleet))
+    zones = zones_of_launch(read, fleet, None, None, None, "", None)  # type: ignore[arg-type]  no log, so no parent
+    hours = deadline.launch_hours(read.file.limits, fleet)
+    return [group for group in groups.groups(read, fleet, job_spec(read, fleet), zones, hours) if group.current]
 
 
 ACCELERATOR = "machines.accelerator"
@@ -236,12 +240,9 @@ def test_group_name_changes_with_template_run_and_launch_alone(root: Path) -> No
     assert names({"machines.spot": False})["worker"] != before["worker"]
 
 
-def test_plan_of_each_launch_takes_the_next_zone(root: Path) -> None:
-    def zone(launch: int) -> set[str]:
-        read = load(changed({"launch": launch, "machines.zones": ["us-central1-c", "us-central1-f"]}), root)
-        return {group.zone for group in planned(read)}
-
-    assert [zone(1), zone(2), zone(3)] == [{"us-central1-c"}, {"us-central1-f"}, {"us-central1-c"}]
+def test_plan_names_the_fewest_machines_with_which_a_step_is_taken(root: Path) -> None:
+    plan = {group.role: group for group in planned(load(changed({"trainingInput.minWorkers": 4}), root))}
+    assert {role: group.required for role, group in plan.items()} == {"master": 1, "worker": 4, "ps": 3}
 
 
 def test_plan_with_flex_start_or_a_reservation_declares_it(root: Path) -> None:
