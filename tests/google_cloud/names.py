@@ -47,6 +47,7 @@ KINDS = {
     "gcp:compute/subnetwork:Subnetwork": _compute("subnetworks", subnetworkId="{generated}"),
     "gcp:compute/firewall:Firewall": _compute("firewalls", "global"),
     "gcp:compute/router:Router": _compute("routers"),
+    "gcp:compute/resourcePolicy:ResourcePolicy": _compute("resourcePolicies"),
     "gcp:compute/routerNat:RouterNat": Kind("{project}/{region}/{router!l}/{name}", "compute"),
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _compute("instanceTemplates", numericId="{generated}"),
     "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _compute(

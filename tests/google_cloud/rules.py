@@ -10,6 +10,7 @@ from typing import Any
 import promql_parser
 
 from tests.google_cloud.errors import CloudError
+from tests.google_cloud.machine_rules import machine_problems
 
 Json = dict[str, Any]
 
@@ -64,6 +65,7 @@ def _template(state: Json) -> Iterator[str]:
         yield "Instances with GPUs must have onHostMaintenance TERMINATE."
     if model != "STANDARD" and scheduling.get("onHostMaintenance") == "MIGRATE":
         yield f"onHostMaintenance MIGRATE is not for provisioning model {model}."
+    yield from machine_problems(state)
     if sum(bool(disk.get("boot")) for disk in state.get("disks") or []) != 1:
         yield "Exactly one disk must be the boot disk."
     for disk in state.get("disks") or []:
@@ -129,6 +131,11 @@ def _firewall(state: Json) -> Iterator[str]:
         yield "A firewall cannot use both tags and service accounts."
 
 
+def _network(state: Json) -> Iterator[str]:
+    if not 1300 <= int(state.get("mtu") or 1460) <= 8896:
+        yield f"mtu: {state['mtu']} is not between 1300 and 8896."
+
+
 def _subnetwork(state: Json) -> Iterator[str]:
     prefix = int(str(state["ipCidrRange"]).rpartition("/")[2])
     if not 8 <= prefix <= 29:
@@ -169,6 +176,7 @@ RULES: dict[str, Callable[[Json], Iterator[str]]] = {
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _template,
     "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _group,
     "gcp:compute/firewall:Firewall": _firewall,
+    "gcp:compute/network:Network": _network,
     "gcp:compute/subnetwork:Subnetwork": _subnetwork,
     "gcp:cloudscheduler/job:Job": _scheduler_job,
     "gcp:storage/bucket:Bucket": _bucket,
