@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pulumi_gcp import artifactregistry, storage
 
 DAY = 86400  # seconds
-SOFT_DELETE = 7 * DAY  # for this long a deleted object can be restored, and is billed
-KEEP_OLD_VERSIONS = 7  # days
+KEEP_OLD_VERSIONS = 7  # days in which a person can restore what was overwritten or deleted, and Google bills it
+OLD_VERSIONS = 2  # of one object at most: machines write status, heartbeats and metrics again every few seconds
 KEEP_IMAGES = 10  # the newest; all others are deleted when they are a month old
 MONTH = f"{30 * DAY}s"
 
@@ -41,14 +41,19 @@ class RepositorySettings(TypedDict):
 
 
 def bucket_settings(region: str) -> BucketSettings:
-    """Return the settings that both buckets have in common."""
+    """Return the settings of both buckets: old versions are kept for some days, a few of each object, and no more.
+
+    Soft delete is off, as it would keep, and bill, each old version for 7 days more after its last day. The trainer
+    deletes an old checkpoint for good, by its generation (trainer/training/checkpoint.py), so no version of it is kept.
+    """
     return {
         "location": region.upper(),
         "uniform_bucket_level_access": True,
         "public_access_prevention": "enforced",
         "versioning": {"enabled": True},
-        "soft_delete_policy": {"retention_duration_seconds": SOFT_DELETE},
+        "soft_delete_policy": {"retention_duration_seconds": 0},
         "lifecycle_rules": [
+            {"action": {"type": "Delete"}, "condition": {"num_newer_versions": OLD_VERSIONS + 1}},
             {"action": {"type": "Delete"}, "condition": {"days_since_noncurrent_time": KEEP_OLD_VERSIONS}},
             {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": 1}},
         ],

@@ -21,7 +21,7 @@ from trainer.runs.records import Status
 from trainer.storage.base import Storage, StorageError
 
 GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, and docker stop waits for 110
-HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
+HEARTBEAT = 20.0  # seconds: each is a write that Google charges for (docs/google-cloud.md, section 9)
 POLL = 60.0  # seconds that one request to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries

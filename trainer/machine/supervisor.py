@@ -29,6 +29,7 @@ from trainer.runs.status import Fenced, is_over, read_spec, update_status
 from trainer.storage.base import Storage, StorageError, Unavailable
 
 HEARTBEAT = 2.0  # seconds
+LOOK = 5.0  # seconds between two looks at the run's status, where heartbeats are rarer: a read is cheaper than a write
 CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
 KILLS = 10  # the same for ends by a signal (a preemption, somebody's kill, always out of memory) and for AWAY
 PAUSE = 0.5  # seconds before a restart
@@ -103,8 +104,14 @@ class Supervisor:
 
     def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
         over_since: float | None = None
+        next_beat = 0.0
         while child.poll() is None:
-            self.say(memory_mb=memory_mb(child.pid))
+            if time.monotonic() >= next_beat:
+                self.say(memory_mb=memory_mb(child.pid))
+                next_beat = time.monotonic() + self.heartbeat
+                if not self._again.is_set() and self._outdated():
+                    self._again.set()
+                    child.terminate()
             over = self.over()
             if over is not None:
                 over_since = over_since or time.monotonic()
@@ -114,13 +121,10 @@ class Supervisor:
                     child.terminate()
                 if waited > 2 * GRACE:
                     child.kill()
-            if not self._again.is_set() and self._outdated():
-                self._again.set()
-                child.terminate()
             if time.monotonic() - self._heard > self._patience:
                 self.note(f"no word from the computing process for {self._patience:.0f} s: starting it again")
                 child.kill()
-            ended.wait(self.heartbeat)
+            ended.wait(min(self.heartbeat, LOOK))
 
     def _outdated(self) -> bool:
         """Return whether the cluster has changed so that the computing process must start again.

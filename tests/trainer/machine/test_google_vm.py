@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from google.oauth2.credentials import Credentials
 
+from scripts.support import run_files
 from tests.gcs import Faults
 from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
 from tests.trainer.running import PATIENCE, Run
+from trainer.compute import member
 from trainer.contract import metric_names
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.machine import cloud_metrics, google_vm, metadata
@@ -44,6 +46,13 @@ def new_google_run(new_run: Callable[..., Run], gcs_bucket: str) -> Callable[...
 
 
 NewRun = Callable[..., Run]
+
+
+def test_every_patience_with_a_machine_allows_for_three_missed_heartbeats() -> None:
+    assert 15 <= google_vm.HEARTBEAT <= 30  # dearer, or too late for a person who watches
+    assert member.LEADER_SILENT >= 3 * google_vm.HEARTBEAT
+    assert run_files.PATIENCE["gs"].late >= 3 * google_vm.HEARTBEAT
+    assert run_files.PATIENCE["gs"].heartbeat >= 3 * google_vm.HEARTBEAT
 
 
 @pytest.mark.slow
