@@ -5,11 +5,12 @@ Scripts make some of them before the first `up`. The stack then adopts what it f
 
 from __future__ import annotations  # scripts do without pulumi_gcp, whose types only mypy needs
 
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from pydantic.alias_generators import to_camel
 
 from infra.stack.config import StackConfig
+from trainer.contract.spec import JobSpec
 
 if TYPE_CHECKING:
     from pulumi_gcp import artifactregistry, storage
@@ -30,6 +31,14 @@ class BucketSettings(TypedDict):
     versioning: storage.BucketVersioningArgsDict
     soft_delete_policy: storage.BucketSoftDeletePolicyArgsDict
     lifecycle_rules: list[storage.BucketLifecycleRuleArgsDict]
+
+
+class ImageCondition(TypedDict):
+    """Arguments of artifactregistry.RepositoryCleanupPolicyCondition."""
+
+    tag_state: str
+    tag_prefixes: NotRequired[list[str]]
+    version_name_prefixes: NotRequired[list[str]]
 
 
 class RepositorySettings(TypedDict):
@@ -60,16 +69,35 @@ def bucket_settings(region: str) -> BucketSettings:
     }
 
 
-def repository_settings(stack: str) -> RepositorySettings:
-    """Return the settings of the image registry."""
+def repository_settings(stack: str, run_image: ImageCondition | None = None) -> RepositorySettings:
+    """Return the settings of the image registry.
+
+    Args:
+        stack: The stack's name.
+        run_image: Matches the image that the declared run names. It stays however old it is, because a machine that
+            Google makes anew pulls it again. None before there is a run.
+    """
+    policies: list[artifactregistry.RepositoryCleanupPolicyArgsDict] = [
+        {"id": "keep-newest", "action": "KEEP", "most_recent_versions": {"keep_count": KEEP_IMAGES}},
+        {"id": "delete-old", "action": "DELETE", "condition": {"tag_state": "ANY", "older_than": MONTH}},
+    ]
+    if run_image is not None:  # an image that a KEEP policy matches is never deleted
+        policies.insert(0, {"id": "keep-the-runs", "action": "KEEP", "condition": run_image})
     return {
         "format": "DOCKER",
         "description": f"The trainer's images of the stack {stack}",
-        "cleanup_policies": [
-            {"id": "keep-newest", "action": "KEEP", "most_recent_versions": {"keep_count": KEEP_IMAGES}},
-            {"id": "delete-old", "action": "DELETE", "condition": {"tag_state": "ANY", "older_than": MONTH}},
-        ],
+        "cleanup_policies": policies,
     }
+
+
+def run_image(config: StackConfig, job: JobSpec) -> ImageCondition:
+    """Return what matches the run's image in the registry: its digest if it is pinned, its tag if the stack builds it.
+
+    Both are known before the registry is made; the digest of an image that is built is not.
+    """
+    if config.file.image is not None:
+        return {"tag_state": "ANY", "version_name_prefixes": [config.file.image.rpartition("@")[2]]}
+    return {"tag_state": "TAGGED", "tag_prefixes": [job.code]}
 
 
 def as_json(value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.compute.exit_codes import AWAY, INPUT, LEFT
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.contract.spec import JobSpec, Role
 from trainer.machine.environment import environment, interface_of, memory_mb
 from trainer.runs import history
@@ -29,7 +29,6 @@ from trainer.runs.status import Fenced, is_over, read_spec, update_status
 from trainer.storage.base import Storage, StorageError, Unavailable
 
 HEARTBEAT = 2.0  # seconds
-LOOK = 5.0  # seconds between two looks at the run's status, where heartbeats are rarer: a read is cheaper than a write
 CRASHES = 3  # ends with an error of its own, in a row and without a step in between, that fail the run
 KILLS = 10  # the same for ends by a signal (a preemption, somebody's kill, always out of memory) and for AWAY
 PAUSE = 0.5  # seconds before a restart
@@ -124,7 +123,7 @@ class Supervisor:
             if time.monotonic() - self._heard > self._patience:
                 self.note(f"no word from the computing process for {self._patience:.0f} s: starting it again")
                 child.kill()
-            ended.wait(min(self.heartbeat, LOOK))
+            ended.wait(min(self.heartbeat, pace.LOOK))
 
     def _outdated(self) -> bool:
         """Return whether the cluster has changed so that the computing process must start again.
