@@ -65,12 +65,11 @@ class PlainLines:
         lines += [line for line in note.splitlines() if line not in self._notes]
         self._notes = note.splitlines()
         for machine in snapshot.machines:
-            late = machine.at_work and machine.age > render.LATE
-            now = machine.status.state, machine.status.restarts, late
+            now = machine.status.state, machine.status.restarts, machine.late
             before = self._machines.get(machine.status.name)
             if now == before or snapshot.final:
                 continue
-            silent = f", not heard for {render.ago(machine.age)}" if late else ""
+            silent = f", not heard for {render.ago(machine.age)}" if machine.late else ""
             lines.append(render.machine_line(machine) + silent)
             self._machines[machine.status.name] = now
         if snapshot.spec.sweep is not None:

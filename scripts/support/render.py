@@ -25,7 +25,6 @@ STATE_STYLES: dict[State, str] = {
     "STOPPED": "bold yellow",
 }
 MACHINE_STYLES = {"running": "green", "finished": "green", "failed": "red", "restarting": "yellow", "stopped": "yellow"}
-LATE = 15.0  # seconds without a heartbeat that are worth a colour
 LOG_LINES = 6
 
 
@@ -131,7 +130,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
     absent = [] if snapshot.final else snapshot.missing
     shown = snapshot.machines
     if len(shown) + len(absent) > most:  # show machines with problems first
-        shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and m.age <= LATE)
+        shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and not m.late)
     rows = [_machine_row(m, restarts, wide, snapshot.final) for m in shown]
     rows += [[name, Text("not there yet", "dim")] for name in absent]
     if len(rows) > most:
@@ -144,7 +143,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
 
 def _machine_row(machine: WatchedMachine, restarts: bool, wide: bool, final: bool) -> list[Text | str]:
     status = machine.status
-    late = machine.at_work and machine.age > LATE and not final
+    late = machine.late and not final
     row: list[Text | str] = [
         status.name,
         Text(status.state, MACHINE_STYLES.get(status.state, "blue")),

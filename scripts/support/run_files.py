@@ -32,7 +32,8 @@ class UnreadableRun(Exception):
 class Patience:
     """The seconds without a sign of life that are normal."""
 
-    heartbeat: float  # since a machine was last heard; on gs:// it also covers clocks that differ
+    late: float  # since a machine was last heard: three heartbeats are missing, which is worth a word
+    heartbeat: float  # likewise, until it is taken for gone; on gs:// it also covers clocks that differ
     boot: float  # from the declaration of a run to the first heartbeat
     watched: float  # since the watch began: an `up` that changed no file may have started machines just now
     step: float  # between two steps, unless they take long
@@ -40,8 +41,8 @@ class Patience:
 
 # Here, machines are processes. On Google Cloud a preempted machine comes back by itself within minutes.
 PATIENCE = {
-    "file": Patience(heartbeat=60, boot=30, watched=10, step=60),
-    "gs": Patience(heartbeat=600, boot=900, watched=300, step=180),
+    "file": Patience(late=15, heartbeat=60, boot=30, watched=10, step=60),
+    "gs": Patience(late=60, heartbeat=600, boot=900, watched=300, step=180),
 }
 
 
@@ -51,6 +52,7 @@ class WatchedMachine:
 
     status: MachineStatus
     age: float  # seconds since the last heartbeat
+    late: bool = False  # it is at work, and should have been heard by now
 
     @property
     def at_work(self) -> bool:
@@ -252,7 +254,8 @@ class RunFiles:
                 # The first one is judged by its own clock, later ones by when they came: clocks may differ.
                 seen = min(machine.heartbeat, now) if beat is None else now
                 self._heard[machine.name] = machine.heartbeat, seen
-            machines.append(WatchedMachine(machine, now - seen))
+            watched = WatchedMachine(machine, now - seen)
+            machines.append(replace(watched, late=watched.at_work and watched.age > self.patience.late))
         order = {name: i for i, (name, _) in enumerate(spec.cluster.machines())}
         # Others than the declared ones are shown while they are there, and those that were there at the end of a run.
         since = now - status.updated if status and status.state in FINAL_STATES else 0.0

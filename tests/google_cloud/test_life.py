@@ -11,7 +11,7 @@ import pytest
 from infra.inputs import docker
 from tests.google_cloud import vm_image
 from trainer.contract import paths
-from trainer.runs.metrics_reader import read_metrics
+from trainer.runs.metrics_reader import MetricsReader, read_metrics
 
 from .conftest import wait_for
 from .life import BUCKET, FIREWALL, GROUP, PATIENCE, Life, no_violations
@@ -168,7 +168,12 @@ def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Calla
     cloud.up()
     run.until(lambda: (now := run.status()) and now.state == "RUNNING" and now.launch == 2, "launch 2")
     run.training(now.step + 5)
-    metrics = read_metrics(run.storage, run.job().run)
+
+    def written() -> MetricsReader | None:  # later than the status
+        status, metrics = run.status(), read_metrics(run.storage, run.job().run)
+        return metrics if status and metrics.attempts[-1].number == status.attempt else None
+
+    metrics = run.until(written, "metrics of the new attempt")
     steps = [one.step for one in metrics.steps if one.attempt == metrics.attempts[-1].number]
     assert min(steps) > 20  # the run resumes from the checkpoint, not from the start
     cloud.destroy()

@@ -95,9 +95,10 @@ def test_bucket_is_made_as_the_stack_declares_it(
             "publicAccessPrevention": "enforced",
         },
         "versioning": {"enabled": True},
-        "softDeletePolicy": {"retentionDurationSeconds": 604800, "effectiveTime": None},
+        "softDeletePolicy": {"retentionDurationSeconds": 0, "effectiveTime": None},
         "lifecycle": {
             "rule": [
+                {"action": {"type": "Delete"}, "condition": {"numNewerVersions": 3}},
                 {"action": {"type": "Delete"}, "condition": {"daysSinceNoncurrentTime": 7}},
                 {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": 1}},
             ]

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from google.oauth2.credentials import Credentials
 
+from scripts.support import run_files
 from tests.gcs import Faults
 from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
 from tests.trainer.running import PATIENCE, Run
-from trainer.contract import metric_names
+from trainer.cluster import lease
+from trainer.compute import member
+from trainer.contract import metric_names, pace
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.machine import cloud_metrics, google_vm, metadata
 from trainer.runs.records import Record
@@ -44,6 +47,15 @@ def new_google_run(new_run: Callable[..., Run], gcs_bucket: str) -> Callable[...
 
 
 NewRun = Callable[..., Run]
+
+
+def test_every_patience_with_a_machine_allows_for_three_missed_heartbeats() -> None:
+    assert 15 <= pace.HEARTBEAT <= 30  # dearer, or too late for a person who watches
+    assert member.LEADER_SILENT >= 3 * pace.HEARTBEAT
+    assert run_files.PATIENCE["gs"].late >= 3 * pace.HEARTBEAT
+    assert run_files.PATIENCE["gs"].heartbeat >= 3 * pace.HEARTBEAT
+    assert lease.LOST >= 3 * pace.LEASE
+    assert run_files.PATIENCE["gs"].step >= 3 * (pace.METRICS + pace.STATUS)
 
 
 @pytest.mark.slow
