@@ -212,6 +212,7 @@ gpus=$(attribute gpt2-gpus)
 bucket=$(attribute gpt2-bucket)
 address=$(metadata instance/network-interfaces/0/ip)
 instance=$(metadata instance/name)
+zone=$(metadata instance/zone)
 if [[ $role == master ]]; then name=master-0; else name=$role-${instance##*-}; fi
 
 [[ $image =~ ^[^@[:space:]]+@sha256:[0-9a-f]{64}$ ]] ||
@@ -228,7 +229,7 @@ options+=(
     --rm --name trainer --network host --shm-size 2g --stop-timeout 110
     --label "gpt2-run=$run" --label "gpt2-role=$role"
     --log-driver gcplogs --log-opt "labels=gpt2-run,gpt2-role"
-    --env "GPT2_TRAINING_IMAGE=$image" # for the run's report
+    --env "GPT2_TRAINING_IMAGE=$image" --env "GPT2_TRAINING_ZONE=${zone##*/}" # for the run's report
 )
 for variable in GCE_METADATA_HOST GCE_METADATA_IP STORAGE_EMULATOR_HOST "${!CLOUDSDK_API_ENDPOINT_OVERRIDES_@}"; do
     if [[ -n ${!variable:-} ]]; then options+=(--env "$variable=${!variable}"); fi # other servers than Google's own
