@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from infra.fleet.deadline import HOUR
 from infra.fleet.fleet import Fleet, RoleMachines
+from infra.google.controller import job_path
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec, Role
 
@@ -47,15 +48,8 @@ class Group:
     zone: str
     flex_start: bool
     run_seconds: int  # how long a machine may run
-    deadline: str  # the scheduler job that resizes the group to zero
+    required: int  # the fewest running machines with which the run takes a step
     template: Template  # machines.py adds what other resources decide
-
-    def resize_url(self, config: StackConfig) -> str:
-        """Return the address of the REST call that resizes the group to zero."""
-        return (
-            f"https://compute.googleapis.com/compute/v1/projects/{config.project}/regions/{config.region}"
-            f"/instanceGroupManagers/{self.name}/resize?size=0"
-        )
 
 
 def groups(config: StackConfig, fleet: Fleet, job: JobSpec) -> list[Group]:
@@ -65,17 +59,18 @@ def groups(config: StackConfig, fleet: Fleet, job: JobSpec) -> list[Group]:
 
 def _group(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Group:
     role, count, flex, zone = machines.role, machines.count, machines.flex_start, fleet.launch_zone(job.launch)
-    template = template_arguments(config, fleet, job, machines)
+    template = template_arguments(config, job, machines)
     # A change of any of these is another group; the number of machines is not among them.
-    identity = [job.run, job.launch, zone, config.file.limits.max_hours, template]
+    limits = config.file.limits
+    identity = [job.run, job.launch, zone, limits.max_hours, limits.max_cost_usd, template]
     if flex:
         identity.append(count)  # a request for capacity only adds machines, so another number is another group
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    deadline = f"gpt2-{config.stack}-{role}-deadline"
-    return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, _run_seconds(config), deadline, template)
+    required = config.file.training_input.min_workers if role == "worker" else count
+    return Group(role, f"{config.stack}-{role}-{digest}", count, zone, flex, _run_seconds(config), required, template)
 
 
-def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines) -> Template:
+def template_arguments(config: StackConfig, job: JobSpec, machines: RoleMachines) -> Template:
     """Return the machines of a role, as far as the stack file decides them."""
     role, number = machines.role, machines.accelerators
     settings = config.file.machines
@@ -93,7 +88,7 @@ def template_arguments(config: StackConfig, fleet: Fleet, job: JobSpec, machines
     if number:
         metadata["install-nvidia-driver"] = "True"
     if role == "master":
-        metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
+        metadata["gpt2-controller"] = job_path(config, job)
     arguments: Template = {
         "region": config.region,
         "machine_type": machines.machine.name,
@@ -159,10 +154,3 @@ def scheduling(config: StackConfig, machines: RoleMachines) -> compute.RegionIns
 def _run_seconds(config: StackConfig) -> int:
     """Return how long Google lets a flex-start machine run."""
     return int(config.file.limits.max_hours * HOUR)
-
-
-def _jobs(config: StackConfig, fleet: Fleet) -> list[str]:
-    """Return the full names of the scheduler's jobs in the order in which the master runs them, its own last."""
-    roles = [machines.role for machines in (*fleet.roles[1:], fleet.master)]
-    start = f"projects/{config.project}/locations/{config.region}/jobs"
-    return [f"{start}/gpt2-{config.stack}-{role}-deadline" for role in roles]

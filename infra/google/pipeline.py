@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pulumi
 from pulumi_gcp import iam, projects, serviceaccount, storage
 
-from infra.google.identity import MACHINE_ROLES
+from infra.google.identity import CONTROLLER_ROLES, MACHINE_ROLES
 from infra.stack.config import StackConfig
 
 ISSUER = "https://token.actions.githubusercontent.com"
@@ -27,6 +27,7 @@ DEPLOYER_ROLES = (
     "roles/logging.configWriter",
     "roles/monitoring.editor",
     "roles/serviceusage.serviceUsageAdmin",
+    "roles/workflows.editor",
 )
 PREVIEWER_ROLES = (
     "roles/artifactregistry.reader",
@@ -39,6 +40,7 @@ PREVIEWER_ROLES = (
     "roles/logging.viewer",
     "roles/monitoring.viewer",
     "roles/serviceusage.serviceUsageViewer",
+    "roles/workflows.viewer",
 )
 BUCKETS = ["storage.buckets.create", "storage.buckets.list"]  # these cannot be limited to a bucket's name
 
@@ -126,7 +128,7 @@ class Pipeline(pulumi.ComponentResource):
             self._grant(f"deployer-{role.removeprefix('roles/')}", role, account)
         # An account that may change any grant is as good as the project's owner, so it may change only the stack's own.
         prefix = f"projects/{config.project}/roles/gpt2_{config.stack.replace('-', '_')}"
-        granted = [*MACHINE_ROLES, f"{prefix}_runner", f"{prefix}_reaper"]
+        granted = [*MACHINE_ROLES, *CONTROLLER_ROLES[1:], f"{prefix}_runner", f"{prefix}_controller"]
         listed = ", ".join(f"'{role}'" for role in granted)
         self._grant(
             "deployer-grants",

@@ -63,11 +63,11 @@ def declare_resources(
         "job", buckets.artifacts, paths.job(job.run), _asset(job.to_json()), "application/json", everything
     )
     current = {"run": job.run, "launch": job.launch}
-    # A master whose run was replaced reads this before it runs the scheduler's jobs, which then end the next run.
+    # A master whose run was replaced reads this and leaves the rest to `up`; the controller no longer moves it.
     pointer = buckets.put("current", buckets.artifacts, paths.CURRENT, _asset(current), "application/json", [declared])
     launch = Launch(config.bucket, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets]))
     planned = groups(config, fleet, job)
-    guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))
+    guard = Guard(config, fleet, job, launch, planned, identity, after(services, pointer))
     hours = config.file.limits.max_hours
     ends = launch.started.apply(lambda started: termination_time(started, hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.

@@ -14,6 +14,8 @@ APIS = (
     "logging",
     "monitoring",
     "storage",
+    "workflowexecutions",
+    "workflows",
 )
 
 

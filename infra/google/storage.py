@@ -45,6 +45,13 @@ class Buckets(pulumi.ComponentResource):
                     member=account.member,
                     opts=self._child,
                 )
+        storage.BucketIAMMember(
+            "controller-artifacts-grant",
+            bucket=self.artifacts.name,
+            role="roles/storage.objectUser",  # reads the run's records, and writes where the run is
+            member=identity.controller.member,
+            opts=self._child,
+        )
         self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})

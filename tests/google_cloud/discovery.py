@@ -24,6 +24,8 @@ VERSIONS = {
     "logging": "v2",
     "monitoring": "v3",
     "serviceusage": "v1",
+    "workflowexecutions": "v1",
+    "workflows": "v1",
 }
 # Cloud Quotas has no document in the package: a server or caller of it must follow its reference, as rest.py does.
 UNDOCUMENTED = {"cloudquotas": "v1"}

@@ -46,6 +46,7 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
     "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs", "iam.serviceAccounts.get"),
     "roles/iam.serviceAccountTokenCreator": ("iam.serviceAccounts.getAccessToken",),
     "roles/cloudscheduler.jobRunner": ("cloudscheduler.jobs.run",),
+    "roles/workflows.invoker": ("workflows.executions.create",),
     "roles/compute.instanceAdmin.v1": (
         "compute.instanceGroupManagers.update",
         "compute.instanceGroupManagers.get",
@@ -82,6 +83,8 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
             "roles/serviceusage.serviceUsageAdmin",
             "roles/serviceusage.serviceUsageViewer",
             "roles/storage.legacyBucketReader",
+            "roles/workflows.editor",
+            "roles/workflows.viewer",
         ),
         (),
     ),

@@ -72,7 +72,15 @@ class Lab:
         props = {"role": f"projects/{PROJECT}/roles/{role}", "member": f"serviceAccount:{email}"}
         self.create("gcp:projects/iAMMember:IAMMember", props)
 
-    def group(self, script: str = SLEEPER, size: int = 1, name: str = "g", status: int = 200, **template: Any) -> str:
+    def group(
+        self,
+        script: str = SLEEPER,
+        size: int = 1,
+        name: str = "g",
+        status: int = 200,
+        zone: str = ZONE,
+        **template: Any,
+    ) -> str:
         """Make a template and a group of it; return the group's id."""
         boot = {"boot": True, "sourceImage": FAMILY}
         scheduling = {
@@ -88,7 +96,7 @@ class Lab:
         made = self.create(TEMPLATE, props)
         group = {
             "name": name, "region": REGION, "baseInstanceName": name, "targetSize": size,
-            "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [ZONE],
+            "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [zone],
             "instanceLifecyclePolicy": {"defaultActionOnFailure": "REPAIR"},
         }  # fmt: skip
         self.create(GROUP, group, status)
@@ -163,7 +171,10 @@ def laboratory(folder: Path, gcs_address: str) -> Iterator[Lab]:
     try:
         url = wait_for(lambda: daemon_url(folder, daemon), "the daemon")
         lab = Lab(url, folder, {**base, **environment(url, storage, folder)})
-        for service in ("compute", "iam", "cloudscheduler", "cloudresourcemanager", "artifactregistry", "cloudbuild"):
+        for service in (
+            *("compute", "iam", "cloudscheduler", "cloudresourcemanager", "artifactregistry", "cloudbuild"),
+            *("workflows", "workflowexecutions"),
+        ):
             lab.create(
                 "gcp:projects/service:Service", {"service": f"{service}.googleapis.com", "disableOnDestroy": False}
             )

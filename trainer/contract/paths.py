@@ -9,7 +9,9 @@
         manifest.json                   written last: without it, the folder does not count
     runs/<run>/job.json                 JobSpec
     runs/<run>/status.json              Status, changed by conditional writes
-    runs/<run>/launches/<launch>.json   {"started"}: on Google Cloud, where a launch has a deadline
+    runs/<run>/launches/<launch>.json   {"started", "zone"}: on Google Cloud, where a launch has a deadline
+    runs/<run>/launches/<launch>.placement.json     {"zone", "moves", "waiting_since"}: where the controller moved it
+    runs/<run>/launches/<launch>.end.json   {"reason", "time"}: asks the controller to end the machines
     runs/<run>/cluster.json             the lease of the Lighthouse's host, and the attempt (trainer/cluster/lease.py)
     runs/<run>/machines/<name>.json     MachineStatus: a machine's heartbeat, history and last words
     runs/<run>/machines/<name>.lock     on this machine: held while its process lives; <name>.log is what it printed
@@ -72,6 +74,14 @@ def status(run_id: str) -> str:
 
 def launch(run_id: str, number: int) -> str:
     return f"{RUNS}/{run_id}/launches/{number}.json"
+
+
+def placement(run_id: str, number: int) -> str:
+    return f"{RUNS}/{run_id}/launches/{number}.placement.json"
+
+
+def end(run_id: str, number: int) -> str:
+    return f"{RUNS}/{run_id}/launches/{number}.end.json"
 
 
 def lease(run_id: str) -> str:

@@ -1,5 +1,7 @@
 """For every stack file for Google Cloud: either lines say why it is refused, or its resources keep these promises."""
 
+import base64
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -23,7 +25,20 @@ MACHINE = {
     "roles/storage.objectViewer": "data",
     "roles/artifactregistry.reader": "repository",
 }
-PERMISSIONS = {"runner": ["cloudscheduler.jobs.run"], "reaper": ["compute.instanceGroupManagers.update"]}
+CONTROLLER = {
+    "controller": "project",  # resizes groups, and pauses its own job
+    "roles/workflows.invoker": "project",  # the scheduler's job starts the workflow by this account
+    "roles/logging.logWriter": "project",
+    "roles/storage.objectUser": "artifacts",  # the records of the launch
+}
+PERMISSIONS = {
+    "runner": ["cloudscheduler.jobs.run"],
+    "controller": [
+        "compute.instanceGroupManagers.get",
+        "compute.instanceGroupManagers.update",
+        "cloudscheduler.jobs.pause",
+    ],
+}
 
 
 @pytest.fixture
@@ -144,7 +159,7 @@ def check_access(graph: Graph, stack: config.StackConfig) -> None:
     roles = ["master", *(["worker"] if stack.workers else []), *(["ps"] if stack.servers else [])]
     expected: dict[str, dict[str, str]] = {role: dict(MACHINE) for role in roles}
     expected["master"]["runner"] = "project"
-    expected["reaper"] = {"reaper": "project"}
+    expected["controller"] = dict(CONTROLLER)
     assert found == expected
 
 
@@ -163,16 +178,24 @@ def test_graph_of_a_committed_stack_keeps_its_promises(root: Path, stack: str, p
     assert job.run.startswith("gpt2")
 
 
-def test_graph_has_the_deadline_in_every_template_and_job(root: Path) -> None:
-    graph, _ = declare(read(stack_values(), root))
+def test_graph_has_the_deadline_in_every_template_and_in_the_controllers_argument(root: Path) -> None:
+    graph, job = declare(read(stack_values(), root))
     ends = {one.inputs["scheduling"]["terminationTime"] for one in graph.of("RegionInstanceTemplate")}
     assert ends == {"2026-09-22T14:14:01Z"}
-    jobs: dict[str, Declared] = {one.name: one for one in graph.of("Job") if one.token.startswith("gcp:")}
-    assert set(jobs) == {"master-deadline", "worker-deadline", "ps-deadline"}
-    assert {job.inputs["schedule"] for job in jobs.values()} == {"15 14 22 9 *"}
-    groups = {one.name.split("-")[0]: one.inputs["name"] for one in graph.of("RegionInstanceGroupManager")}
-    for role, name in groups.items():
-        assert f"/instanceGroupManagers/{name}/resize?size=0" in jobs[f"{role}-deadline"].inputs["httpTarget"]["uri"]
+    scheduled: Declared
+    (scheduled,) = [one for one in graph.of("Job") if one.token.startswith("gcp:")]
+    assert scheduled.inputs["schedule"] == "*/5 * * * *"
+    (workflow,) = graph.of("Workflow")
+    target = scheduled.inputs["httpTarget"]
+    assert target["uri"].endswith(f"/locations/us-central1/workflows/{workflow.inputs['name']}/executions")
+    argument = json.loads(json.loads(base64.b64decode(target["body"]))["argument"])
+    assert argument["ends"] == 1_790_000_041 + 24 * 3600
+    assert argument["job"].endswith(f"/jobs/{scheduled.inputs['name']}")
+    assert (argument["run"], argument["launch"], argument["bucket"]) == (job.run, 1, "my-project-dev-gpt2")
+    managers = {one.inputs["name"] for one in graph.of("RegionInstanceGroupManager")}
+    assert {group["name"] for group in argument["groups"]} == managers
+    required = {group["role"]: (group["count"], group["required"]) for group in argument["groups"]}
+    assert required == {"master": (1, 1), "worker": (10, 0), "ps": (3, 3)}
 
 
 types = st.one_of(

@@ -58,8 +58,8 @@ def test_pipeline_accounts_have_exactly_these_roles(graph: Graph) -> None:
     assert set(limited) == {"roles/resourcemanager.projectIamAdmin", "roles/storage.admin"}
     assert limited["roles/resourcemanager.projectIamAdmin"] == (
         "api.getAttribute('iam.googleapis.com/modifiedGrantsByRole', []).hasOnly(['roles/logging.logWriter',"
-        " 'roles/monitoring.metricWriter', 'projects/my-project/roles/gpt2_dev_runner',"
-        " 'projects/my-project/roles/gpt2_dev_reaper'])"
+        " 'roles/monitoring.metricWriter', 'roles/workflows.invoker', 'projects/my-project/roles/gpt2_dev_runner',"
+        " 'projects/my-project/roles/gpt2_dev_controller'])"
     )
     assert set(re.findall(r"buckets/([^/']+)", limited["roles/storage.admin"])) == {
         "my-project-dev-gpt2",
