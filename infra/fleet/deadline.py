@@ -5,6 +5,7 @@ import math
 
 from infra.fleet.fleet import Fleet
 from infra.stack.keys import RunLimits
+from trainer.runs.placement import Launched
 
 HOUR = 3600  # seconds
 
@@ -15,6 +16,16 @@ def launch_hours(limits: RunLimits, fleet: Fleet) -> float:
     if limits.max_cost_usd is None or not cost.exact:
         return limits.max_hours
     return min(limits.max_hours, limits.max_cost_usd / cost.usd)
+
+
+def kept_hours(limits: RunLimits, fleet: Fleet, launched: Launched | None) -> float:
+    """Return the hours that templates may name: those with which the launch began, as long as the limits stay.
+
+    By maxCostUsd another number of workers gives other hours. In a template they would be other machines.
+    """
+    if launched is not None and (launched.max_hours, launched.max_cost_usd) == (limits.max_hours, limits.max_cost_usd):
+        return launched.hours
+    return launch_hours(limits, fleet)
 
 
 def termination_time(started: float, hours: float) -> str:

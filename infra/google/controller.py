@@ -14,7 +14,6 @@ from trainer.contract.spec import JobSpec
 SOURCE = Path(__file__).with_name("controller.yaml")
 SCHEDULE = "*/5 * * * *"  # an execution takes four minutes at most
 WAIT_SECONDS = 1200  # for so long a run may lack machines before it moves to the next zone
-MOST_MOVES = 6  # of a launch
 
 
 def workflow_name(config: StackConfig) -> str:

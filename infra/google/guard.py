@@ -13,22 +13,25 @@ from contextlib import suppress
 from typing import Any
 
 import pulumi
-from pulumi.dynamic import CreateResult, DiffResult, Resource
+from pulumi.dynamic import CreateResult, DiffResult, Resource, UpdateResult
 from pulumi_gcp import billing, cloudscheduler, workflows
 
 from infra import lifecycle
 from infra.dynamic import Properties, Provider, changed, plain
-from infra.fleet.deadline import deadline, launch_hours
-from infra.fleet.fleet import Fleet
+from infra.fleet.deadline import deadline
 from infra.google import controller
 from infra.google.groups import Group
 from infra.google.identity import Identity
+from infra.google.zones import LaunchZones
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
+from trainer.runs.placement import MOST_MOVES, Launched
 from trainer.storage.base import NoBucket
 from trainer.storage.factory import open_storage
 
+# A change of these is written into the record of the same launch.
+KEEPS_RUNNING = {"zone", "zones", "hours", "max_hours", "max_cost_usd"}
 ALERTS = (0.5, 0.9, 1.0)  # parts of maxCostUsd at which a budget sends e-mail
 
 
@@ -39,16 +42,18 @@ class LaunchProvider(Provider):
         props = plain(props)
         storage, started = open_storage(props["bucket"]), int(time.time())
         lifecycle.begin(storage, props["run"], props["launch"])
-        for path in (paths.end(props["run"], props["launch"]), paths.placement(props["run"], props["launch"])):
-            storage.delete(path)  # of the same launch, before it was destroyed
-        storage.write(paths.launch(props["run"], props["launch"]), json.dumps({"started": started}).encode())
-        return CreateResult(f"{props['run']}/{props['launch']}", {**props, "started": started})
+        for path in (paths.placement, paths.end):  # of this launch, before a destroy
+            storage.delete(path(props["run"], props["launch"]))
+        return CreateResult(f"{props['run']}/{props['launch']}", _recorded({**props, "started": started}))
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
         names = changed(olds, news) - {"started"}
         # Pulumi creates the new launch before it deletes the old one. The other way round, it would first delete the
         # templates that have the old date, and Google refuses that while their groups exist.
-        return DiffResult(changes=bool(names), replaces=sorted(names))
+        return DiffResult(changes=bool(names), replaces=sorted(names - KEEPS_RUNNING))
+
+    def update(self, _id: str, olds: Properties, news: Properties) -> UpdateResult:
+        return UpdateResult(_recorded({**plain(news), "started": plain(olds)["started"]}))
 
     def delete(self, _id: str, props: Properties) -> None:
         props = plain(props)
@@ -56,13 +61,34 @@ class LaunchProvider(Provider):
             lifecycle.end(open_storage(props["bucket"]), props["run"], props["launch"])
 
 
+def _recorded(props: Properties) -> Properties:
+    """Write the record of a launch, and return its properties."""
+    record = Launched(**{name: props[name] for name in ("started", *KEEPS_RUNNING) if name in props})
+    path = paths.launch(props["run"], props["launch"])
+    open_storage(props["bucket"]).write(path, json.dumps(record.to_json()).encode())
+    return props
+
+
 class Launch(Resource, module="google", name="Launch"):
-    """The record of a launch, with the time at which it started."""
+    """The record of a launch: when and where it started, and for how long."""
 
     started: pulumi.Output[int]  # seconds since the epoch
 
-    def __init__(self, bucket: pulumi.Input[str], job: JobSpec, opts: pulumi.ResourceOptions):
-        props = {"bucket": bucket, "run": job.run, "launch": job.launch, "started": None}
+    def __init__(
+        self, config: StackConfig, hours: float, zones: LaunchZones, job: JobSpec, opts: pulumi.ResourceOptions
+    ):
+        limits = config.file.limits
+        props = {
+            "bucket": config.bucket,
+            "run": job.run,
+            "launch": job.launch,
+            "zone": zones.first,
+            "zones": list(zones.candidates),
+            "hours": hours,
+            "max_hours": limits.max_hours,
+            "max_cost_usd": limits.max_cost_usd,
+            "started": None,
+        }
         super().__init__(LaunchProvider(), "launch", props, opts)
 
 
@@ -72,16 +98,26 @@ class Guard(pulumi.ComponentResource):
     def __init__(
         self,
         config: StackConfig,
-        fleet: Fleet,
         job: JobSpec,
         launch: Launch,
+        hours: float,
         groups: list[Group],
         identity: Identity,
         opts: pulumi.ResourceOptions,
     ):
+        """Declare the controller and the budget.
+
+        Args:
+            config: the stack.
+            job: the run.
+            launch: the record of its launch.
+            hours: how long the launch may last.
+            groups: all groups of the launch, in the order of the zones.
+            identity: the accounts.
+            opts: the parent.
+        """
         super().__init__("gpt2-training:google:Guard", "guard", {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        hours = launch_hours(config.file.limits, fleet)
         workflow = workflows.Workflow(
             "controller",
             name=controller.workflow_name(config),
@@ -140,12 +176,15 @@ def _argument(config: StackConfig, job: JobSpec, groups: list[Group], ends: int)
         "bucket": config.bucket.removeprefix("gs://"),
         "run": job.run,
         "launch": job.launch,
-        "records": paths.launch(job.run, job.launch).removesuffix(".json"),
+        "started": paths.launch(job.run, job.launch),
+        "placement": paths.placement(job.run, job.launch),
+        "end": paths.end(job.run, job.launch),
+        "current": paths.CURRENT,
         "ends": ends,
         "job": controller.job_path(config, job),
         "wait_seconds": controller.WAIT_SECONDS,
-        "max_moves": controller.MOST_MOVES,
-        "zones": [],  # between which the run may move
+        "max_moves": MOST_MOVES,
+        "zones": [zone for zone in dict.fromkeys(group.zone for group in groups) if zone],
         "groups": [
             {
                 "name": group.name,

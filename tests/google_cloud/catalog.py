@@ -68,8 +68,9 @@ FAMILIES = {  # each project with its families, each of one image
         "pytorch-2-9-cu129-ubuntu-2404-nvidia-580",
     ),
     "ubuntu-os-cloud": ("ubuntu-2204-lts", "ubuntu-2404-lts-amd64"),
+    "ubuntu-os-accelerator-images": ("ubuntu-accelerator-2204-amd64-with-nvidia-580",),
     "debian-cloud": ("debian-12", "debian-13"),
-    "cos-cloud": ("cos-stable",),
+    "cos-cloud": ("cos-stable", "cos-121-lts", "cos-125-lts", "cos-129-lts", "cos-133-lts"),
 }
 PLENTY = 1000.0
 REGION_QUOTAS = (

@@ -109,9 +109,16 @@ class Cloud:
         self.faults: list[Fault] = []
         self.delay = 0.0  # seconds that every provider call takes
         self.closing: list[Callable[[], None]] = []  # these are called when the daemon ends (stop VMs, timers)
+        # account.py listens: "made", "gone" (a Resource), "on", "off" (a Machine), "request" (of a VM to storage).
+        self.listeners: dict[str, Callable[..., None]] = {}
         self._numbers = 1000000000
 
     # Calls of other modules. -------------------------------------------------------------------------------------
+
+    def tell(self, event: str, *about: Any) -> None:
+        """Tell the listener of an event, if there is one, what happened."""
+        if event in self.listeners:
+            self.listeners[event](*about)
 
     def find(self, token: str, **props: Any) -> list[Resource]:
         """Return the resources of a type whose state has these values."""
@@ -135,17 +142,19 @@ class Cloud:
         behaviour.delete(id, resource.state)
         with self.lock:
             del self.resources[token, id]
+        self.tell("gone", resource)
         self.dump()
 
-    def allowed(self, member: str, permission: str, resource: str) -> bool:
+    def allowed(self, member: str, permission: str, resource: str, attributes: Json | None = None) -> bool:
         """Return whether a grant lets `member` ("serviceAccount:EMAIL") do that with `resource`.
 
-        resource: "projects/P", "buckets/NAME", "projects/P/locations/L/repositories/ID", "projects/P/..." (a grant on
-        the project counts for everything in it). Grants with a condition do not count here.
+        resource: "projects/P", "buckets/NAME", "buckets/NAME/objects/PATH", "projects/P/locations/L/repositories/ID",
+        "projects/P/..." (a grant on the project counts for everything in it). A grant with a condition counts if the
+        condition holds for the resource and the attributes of the API.
         """
         from tests.google_cloud import iam
 
-        return iam.allowed(self, member, permission, resource)
+        return iam.allowed(self, member, permission, resource, attributes or {})
 
     def require_api(self, project: str, api: str) -> None:
         """Raise 403 where a project has not enabled an API ("compute")."""
@@ -198,6 +207,8 @@ class Cloud:
             raise
         with self.lock:
             resource.state.update(made)
+        if before is None:
+            self.tell("made", resource)
         self.dump()
         return resource
 
@@ -264,6 +275,7 @@ class Cloud:
         behaviour.delete(id, resource.state)
         with self.lock:
             self.resources.pop((token, id), None)
+        self.tell("gone", resource)
         self.dump()
 
     def invoke(self, token: str, args: Json) -> Json:

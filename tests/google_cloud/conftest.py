@@ -18,6 +18,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
+from tests.google_cloud.bill import nothing_runs_on
 from tests.google_cloud.client import Client
 from tests.google_cloud.install import environment, install, without_google
 from trainer.storage.base import Storage
@@ -126,9 +127,15 @@ class StandIn:
         """Delete a resource as a person in the console does."""
         self._post("/resources", {"token": token, "id": id})
 
-    def allowed(self, member: str, permission: str, resource: str) -> bool:
+    def account(self) -> Json:
+        """Return what is billed: see account.py."""
+        found: Json = self.call("GET", "/account")[1]
+        return found
+
+    def allowed(self, member: str, permission: str, resource: str, attributes: Json | None = None) -> bool:
         """See Cloud.allowed."""
-        return bool(self._post("/allowed", {"member": member, "permission": permission, "resource": resource}))
+        asked = {"member": member, "permission": permission, "resource": resource, "attributes": attributes}
+        return bool(self._post("/allowed", asked))
 
     def images(self) -> dict[str, str]:
         """Return the registry's images as {NAME:TAG or NAME@digest: digest}."""
@@ -225,7 +232,10 @@ def cloud(
             "PULUMI_OPTION_SKIP_PLUGIN_PRE_INSTALL": "true",
         }
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage)
-        yield StandIn(root, ours, project, url, tmp_path / "cloud")
+        stand_in, failed = StandIn(root, ours, project, url, tmp_path / "cloud"), request.session.testsfailed
+        yield stand_in
+        if request.session.testsfailed == failed:
+            nothing_runs_on(stand_in.account, request.node)
     finally:
         stop(daemon, url)
 
@@ -239,18 +249,21 @@ def life(cloud: StandIn) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, gcs_address: str) -> Iterator[Any]:
+def lab(tmp_path: Path, gcs_address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """Return the stand-in cloud without Pulumi: a tests.google_cloud.lab.Lab."""
     from tests.google_cloud.lab import laboratory  # lab.py imports this module
 
+    failed = request.session.testsfailed
     with laboratory(tmp_path / "cloud", gcs_address) as found:
         yield found
+        if request.session.testsfailed == failed:
+            nothing_runs_on(found.bill, request.node)
 
 
 def copy_project(root: Path, project: str) -> None:
     """Make the checkout of a person who has cloned the repository and set gcp:project, without its .venv."""
     ignore = shutil.ignore_patterns("__pycache__", "logs")
-    for name in ("infra", "trainer", "scripts", "requirements"):
+    for name in ("infra", "trainer", "scripts", "bootstrap", "requirements"):
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignore)
     for path in (CHECKOUT / "__main__.py", *CHECKOUT.glob("Pulumi*.yaml")):
         shutil.copy(path, root)

@@ -21,9 +21,12 @@ VERSIONS = {
     "cloudresourcemanager": "v1",
     "cloudscheduler": "v1",
     "compute": "v1",
+    "iam": "v1",
+    "iamcredentials": "v1",
     "logging": "v2",
     "monitoring": "v3",
     "serviceusage": "v1",
+    "sts": "v1",
     "workflowexecutions": "v1",
     "workflows": "v1",
 }

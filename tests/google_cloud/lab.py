@@ -20,7 +20,7 @@ ACCOUNT = "gcp:serviceaccount/account:Account"
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 JOB = "gcp:cloudscheduler/job:Job"
-FAMILY = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+FAMILY = "projects/cos-cloud/global/images/family/cos-129-lts"
 SLEEPER = """
 echo "up $(curl --silent --header 'Metadata-Flavor: Google' \
     "http://$GCE_METADATA_HOST/computeMetadata/v1/instance/name")"
@@ -79,9 +79,10 @@ class Lab:
         name: str = "g",
         status: int = 200,
         zone: str = ZONE,
+        policy: Json | None = None,
         **template: Any,
     ) -> str:
-        """Make a template and a group of it; return the group's id."""
+        """Make a template and a group of it, which has these policies too; return the group's id."""
         boot = {"boot": True, "sourceImage": FAMILY}
         scheduling = {
             "provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
@@ -97,7 +98,7 @@ class Lab:
         group = {
             "name": name, "region": REGION, "baseInstanceName": name, "targetSize": size,
             "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [zone],
-            "instanceLifecyclePolicy": {"defaultActionOnFailure": "REPAIR"},
+            "instanceLifecyclePolicy": {"defaultActionOnFailure": "REPAIR"}, **(policy or {}),
         }  # fmt: skip
         self.create(GROUP, group, status)
         return f"{REGIONAL}/instanceGroupManagers/{name}"
@@ -107,6 +108,11 @@ class Lab:
 
     def vms(self) -> list[Json]:
         found: list[Json] = requests.get(f"{self.url}/vms", timeout=10).json()
+        return found
+
+    def bill(self) -> Json:
+        """Return what is billed: see account.py."""
+        found: Json = requests.get(f"{self.url}/account", timeout=10).json()
         return found
 
     def running(self, count: int, but: str = "") -> list[Json]:

@@ -54,10 +54,6 @@ KINDS = {
         instanceGroup=COMPUTE + "projects/{project}/regions/{region}/instanceGroups/{name}",
         instanceGroupManagerId="{generated}",
     ),
-    "gcp:compute/regionResizeRequest:RegionResizeRequest": Kind(
-        "projects/{project}/regions/{region}/instanceGroupManagers/{instanceGroupManager!l}/resizeRequests/{name}",
-        "compute",
-    ),
     "gcp:storage/bucket:Bucket": Kind(
         "{name}",
         "storage",
@@ -73,7 +69,9 @@ KINDS = {
         },
         shared=True,  # an upload overwrites
     ),
-    "gcp:storage/bucketIAMMember:BucketIAMMember": Kind("b/{bucket}/{role}/{member}", "storage", "", shared=True),
+    "gcp:storage/bucketIAMMember:BucketIAMMember": Kind(
+        "b/{bucket}/{role}/{member}{condition!c}", "storage", "", shared=True
+    ),
     "gcp:serviceaccount/account:Account": Kind(
         "projects/{project}/serviceAccounts/{accountId}@{project}.iam.gserviceaccount.com",
         "iam",
@@ -87,7 +85,9 @@ KINDS = {
         planned=("email", "member"),
     ),
     "gcp:serviceaccount/iAMMember:IAMMember": Kind("{serviceAccountId}/{role}/{member}", "iam", "", shared=True),
-    "gcp:projects/iAMMember:IAMMember": Kind("{project}/{role}/{member}", "cloudresourcemanager", "", shared=True),
+    "gcp:projects/iAMMember:IAMMember": Kind(
+        "{project}/{role}/{member}{condition!c}", "cloudresourcemanager", "", shared=True
+    ),
     "gcp:projects/iAMCustomRole:IAMCustomRole": Kind(
         "projects/{project}/roles/{roleId}", "iam", "", outputs={"name": "projects/{project}/roles/{roleId}"}
     ),
@@ -148,12 +148,14 @@ KINDS = {
 
 class _Formatter(string.Formatter):
     def convert_field(self, value: Any, conversion: str | None) -> Any:
+        if conversion == "c":  # a grant's condition is a part of its identity
+            return f"/{value['title']}/{value.get('description', '')}/{value['expression']}" if value else ""
         return str(value).rpartition("/")[2] if conversion == "l" else super().convert_field(value, conversion)
 
 
 def expand(template: str, props: Json, generated: str = "") -> str:
     """Return a format of KINDS with the values of props."""
-    return _Formatter().vformat(template, (), {**props, "generated": generated})
+    return _Formatter().vformat(template, (), {"condition": None, **props, "generated": generated})
 
 
 @functools.cache

@@ -30,7 +30,6 @@ REFERENCES = (
     Reference(_TEMPLATE, "networkInterfaces.network", _NETWORK, False),
     Reference(_TEMPLATE, "networkInterfaces.subnetwork", _SUBNETWORK, False),
     Reference(_GROUP, "versions.instanceTemplate", _TEMPLATE, True),
-    Reference("gcp:compute/regionResizeRequest:RegionResizeRequest", "instanceGroupManager", _GROUP, False),
     Reference("gcp:artifactregistry/repositoryIamMember:RepositoryIamMember", "repository", _REPOSITORY, False),
     Reference(
         "gcp:serviceaccount/iAMMember:IAMMember", "serviceAccountId", "gcp:serviceaccount/account:Account", False

@@ -87,9 +87,9 @@ def caller(cloud: Cloud, request: Request) -> str:
 
 
 def register(cloud: Cloud) -> list[Route]:
-    from tests.google_cloud import rest_compute, rest_services, timeseries
+    from tests.google_cloud import login, rest_compute, rest_services, timeseries
 
-    methods = {**rest_compute.METHODS, **rest_services.METHODS, **timeseries.METHODS}
+    methods = {**rest_compute.METHODS, **rest_services.METHODS, **timeseries.METHODS, **login.METHODS}
 
     def violate(text: str) -> None:
         with cloud.lock:
@@ -123,7 +123,7 @@ def register(cloud: Cloud) -> list[Route]:
                 raise CloudError(500, "internalError", str(refused)) from None
         return 200, answer
 
-    def login(request: Request, _: re.Match[str]) -> tuple[int, Any]:
+    def docker_login(request: Request, _: re.Match[str]) -> tuple[int, Any]:
         """Answer docker login: like Artifact Registry, it accepts any issued token."""
         return 200, {"account": tokens_of(cloud).account(request.json()["token"])}
 
@@ -158,7 +158,7 @@ def register(cloud: Cloud) -> list[Route]:
     path = rf"/(?P<service>{services})/(?P<version>v\d+\w*)/(?P<path>.+)"
     return [
         *((verb, path, serve) for verb in ("GET", "POST", "PUT", "PATCH", "DELETE")),
-        ("POST", "/docker/login", login),
+        ("POST", "/docker/login", docker_login),
         ("POST", "/docker/pull", pull),
         ("POST", "/rest/faults", break_calls),
         ("POST", "/violations/clear", clear),

@@ -177,7 +177,7 @@ def _policy(call: Call) -> Json:
         "roles/editor": [f"serviceAccount:{number}@cloudservices.gserviceaccount.com"],
     }
     for grant in iam.grants(call.cloud):
-        if grant.resource == f"projects/{project}":
+        if grant.resource == f"projects/{project}" and not grant.condition:  # as version 1 has no conditions
             bindings.setdefault(grant.role, []).append(grant.member)
     return {"version": 1, "etag": "BwX=", "bindings": [{"role": r, "members": m} for r, m in bindings.items()]}
 

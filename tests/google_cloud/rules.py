@@ -67,6 +67,8 @@ def _template(state: Json) -> Iterator[str]:
     for disk in state.get("disks") or []:
         if disk.get("boot") and not disk.get("sourceImage") and not disk.get("source"):
             yield "The boot disk needs a sourceImage."
+        if machine.startswith("g2-") and "deeplearning-platform-release" in str(disk.get("sourceImage")):
+            yield f"Deep Learning VM images cannot be boot disks of {machine}."
 
 
 def _group(state: Json) -> Iterator[str]:
@@ -83,6 +85,12 @@ def _group(state: Json) -> Iterator[str]:
     shape = state.get("distributionPolicyTargetShape")
     if shape not in (None, "EVEN") and policy and policy.get("instanceRedistributionType") != "NONE":
         yield f"distributionPolicyTargetShape {shape} needs instanceRedistributionType NONE."
+    lifecycle = _one(state.get("instanceLifecyclePolicy"))
+    if _one(lifecycle.get("onRepair")).get("allowChangingZone") == "YES":
+        if shape not in ("ANY", "BALANCED"):
+            yield "instanceLifecyclePolicy.onRepair.allowChangingZone needs targetShape ANY or BALANCED."
+        if lifecycle.get("forceUpdateOnRepair") != "YES":
+            yield "instanceLifecyclePolicy.onRepair.allowChangingZone needs forceUpdateOnRepair YES."
     if (state.get("targetSize") or 0) < 0:
         yield "targetSize must not be negative."
 
@@ -133,12 +141,6 @@ def _alert(state: Json) -> Iterator[str]:
             yield 'Field condition_threshold.filter must specify a restriction on "resource.type".'
 
 
-def _resize_request(state: Json) -> Iterator[str]:
-    seconds = int(_one(state.get("requestedRunDuration")).get("seconds") or 600)
-    if not 600 <= seconds <= 7 * 86400:
-        yield "requestedRunDuration must be between 10 minutes and 7 days."
-
-
 def _one(value: Any) -> Json:
     found: Json = value if isinstance(value, dict) else {}
     return found
@@ -147,7 +149,6 @@ def _one(value: Any) -> Json:
 RULES: dict[str, Callable[[Json], Iterator[str]]] = {
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _template,
     "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _group,
-    "gcp:compute/regionResizeRequest:RegionResizeRequest": _resize_request,
     "gcp:compute/firewall:Firewall": _firewall,
     "gcp:compute/subnetwork:Subnetwork": _subnetwork,
     "gcp:cloudscheduler/job:Job": _scheduler_job,

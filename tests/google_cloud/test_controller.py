@@ -36,7 +36,8 @@ class Controlled:
         self.job = f"{PLACE}/jobs/gpt2-dev-controller"
         self.argument = {
             "project": PROJECT, "region": REGION, "bucket": bucket.name, "run": "run-1", "launch": 1,
-            "records": paths.launch("run-1", 1).removesuffix(".json"), "ends": int(time.time()) + 36000,
+            "current": paths.CURRENT, "started": paths.launch("run-1", 1), "placement": paths.placement("run-1", 1),
+            "end": paths.end("run-1", 1), "ends": int(time.time()) + 36000,
             "job": self.job, "wait_seconds": 1200, "max_moves": 6, "zones": [], "groups": [], **argument,
         }  # fmt: skip
         self.put(paths.CURRENT, {"run": "run-1", "launch": 1})

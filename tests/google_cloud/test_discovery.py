@@ -26,6 +26,20 @@ BUILD = {
     "tags": ["gpt2-dev"],
 }
 
+ADVICE = {
+    "distributionPolicy": {"targetShape": "ANY_SINGLE_ZONE", "zones": [{"zone": "zones/us-central1-a"}]},
+    "instanceFlexibilityPolicy": {
+        "instanceSelections": {
+            "machines": {
+                "machineTypes": ["n1-highmem-16"],
+                "guestAccelerators": [{"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 1}],
+            }
+        }
+    },
+    "instanceProperties": {"scheduling": {"provisioningModel": "SPOT"}},
+    "size": 10,
+}
+
 
 def series(**changes: Any) -> dict[str, Any]:
     return {"timeSeries": [{**SERIES, **changes}]}
@@ -59,6 +73,7 @@ def point(**changes: Any) -> dict[str, Any]:
         ),
         ("compute", "GET", "projects/my-project/regions/us-central1", {}, None, "regions.get"),
         ("compute", "GET", "projects/my-project", {}, None, "projects.get"),
+        ("compute", "POST", "projects/my-project/regions/us-central1/advice/capacity", {}, ADVICE, "advice.capacity"),
         ("compute", "GET", "projects/d/global/images/family/f", {}, None, "images.getFromFamily"),
         ("cloudscheduler", "POST", f"{JOB}:run", {}, {}, "projects.locations.jobs.run"),
         ("cloudscheduler", "POST", f"{JOB}:pause", {}, {}, "projects.locations.jobs.pause"),

@@ -107,6 +107,7 @@ def test_machines_that_google_preempts_come_back_and_the_run_continues(life: Cal
     assert re.match(r"destroyed; `pulumi up` continues from step \d+", now.reason)
 
 
+@pytest.mark.runs_on("the drift of a stack whose machines run is the subject")
 def test_group_that_a_person_resized_is_drift(life: Callable[..., Life]) -> None:
     run = life(steps=100_000)
     cloud = run.cloud
@@ -118,6 +119,7 @@ def test_group_that_a_person_resized_is_drift(life: Callable[..., Life]) -> None
     assert run.changes("--refresh") == {"worker-group": "update", "ssh": "update"}
 
 
+@pytest.mark.runs_on("the last `up` begins the run anew, to show that its clock does too")
 def test_run_that_hangs_is_ended_by_its_deadline(life: Callable[..., Life]) -> None:
     run = life(workers=0, steps=100_000)
     run.cloud.up()

@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+import pytest
 import requests
 
 from tests.google_cloud.lab import FAMILY, PROJECT, REGION, STUBBORN, ZONE, Json, Lab, wait_until
+
+pytestmark = pytest.mark.runs_on("the stand-in's answers are the subject, and the lab's end switches its machines off")
 
 
 def test_vm_reads_a_bucket_only_with_a_grant_and_without_a_fault(lab: Lab) -> None:

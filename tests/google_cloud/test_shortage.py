@@ -9,6 +9,7 @@ from .life import GROUP, Life
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.runs_on("the groups that `up` makes in spite of the warning are the subject")
 def test_up_in_a_project_short_of_quota_warns_and_continues(life: Callable[..., Life]) -> None:
     run = life()
     assert "not checked: quotas and machine types (its API is not enabled yet)" in run.cloud.pulumi("preview")

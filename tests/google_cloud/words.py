@@ -85,7 +85,6 @@ PATTERNS = {
     f"{_TEMPLATE}.name": RFC1035,
     f"{_GROUP}.name": RFC1035,
     f"{_GROUP}.baseInstanceName": r"[a-z]([-a-z0-9]{0,56}[a-z0-9])?",
-    "RegionResizeRequest.name": RFC1035,
     "Bucket.name": r"(?!goog)[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]",
     "Account.accountId": r"[a-z][-a-z0-9]{4,28}[a-z0-9]",
     "WorkloadIdentityPool.workloadIdentityPoolId": r"(?!gcp-)[a-z0-9-]{4,32}",

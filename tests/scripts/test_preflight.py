@@ -13,7 +13,7 @@ from rich.console import Console
 
 from infra import load
 from infra.fleet.fleet import resolve_fleet
-from infra.google.quotas import Check, QuotaLimits, check_quotas, effective, needs, quota_id
+from infra.google.quotas import Check, QuotaLimits, check_quotas, effective
 from scripts import preflight
 from scripts.support import common
 from scripts.support.common import UserError
@@ -311,9 +311,9 @@ def test_service_agent_that_makes_machines_needs_its_role(
 def test_machine_types_are_checked_in_each_zone(ready: FakeGoogle) -> None:
     ready.on("compute", "GET", f"{P}/zones/us-central1-[ac]/acceleratorTypes/.*", {"error": {"message": "no"}}, 404)
     found = checks()
-    assert found["machines in us-central1-a"].state == "problem"  # this is the zone of the launch
+    assert found["machines in us-central1-a"].state == "problem"
     assert found["machines in us-central1-a"].found == "has no nvidia-tesla-t4"
-    assert found["machines in us-central1-c"].state == "note"
+    assert found["machines in us-central1-c"].state == "problem"  # the run may move there
     assert found["machines in us-central1-b"].state == "ok"
 
 
@@ -392,46 +392,6 @@ def test_quota_of_the_cloud_quotas_api_takes_precedence(ready: FakeGoogle, tmp_p
     assert found["quota GPUS_ALL_REGIONS"].found == "11 needed, limit none in all regions"
     # Compute Engine gives the quotas that it does not know.
     assert found["quota CPUS"].found == "40 needed, limit 1,000 in us-central1"
-
-
-def test_quota_of_new_gpus_is_one_by_family(ready: FakeGoogle, tmp_path: Path) -> None:
-    def of(family: str, value: str) -> dict[str, Any]:
-        dimensions = {"region": "us-central1", "gpu_family": family}
-        return {"dimensions": dimensions, "applicableLocations": ["us-central1"], "details": {"value": value}}
-
-    infos = [of("NVIDIA_B200", "64"), of("NVIDIA_H100", "4")]
-    cloud_quotas(ready, {"GPUS-PER-GPU-FAMILY-per-project-region": infos})
-    training = {"masterType": "a3-highgpu-8g", "hyperparameters": {"batchSize": 32}}
-    found = judged(ready, tmp_path, trainingInput=training, machines=None)
-    assert found["quota NVIDIA_H100_GPUS"].found == "8 needed, limit 4 in us-central1"
-    assert found["quota of a3 CPUs"].state == "unknown"
-
-
-def test_needs_count_the_machines_of_a_stack(tmp_path: Path) -> None:
-    stack = load.from_file("dev", project(tmp_path, network={"nat": True}))
-    counted = {need.metric: (need.on_demand, need.spot) for need in needs(resolve_fleet(stack), nat=True)[0]}
-    assert counted == {
-        "NVIDIA_T4_GPUS": (1, 10),
-        "GPUS_ALL_REGIONS": (1, 10),
-        "CPUS": (16 + 3 * 8, 160),
-        "CPUS_ALL_REGIONS": (40, 160),
-        "SSD_TOTAL_GB": (2800, 0),
-        "INSTANCES": (14, 0),
-        "IN_USE_ADDRESSES": (1, 0),
-    }
-
-
-@pytest.mark.parametrize(
-    ("metric", "name"),
-    [
-        ("CPUS", "CPUS-per-project-region"),
-        ("GPUS_ALL_REGIONS", "GPUS-ALL-REGIONS-per-project"),
-        ("NVIDIA_A100_80GB_GPUS", "NVIDIA-A100-80GB-GPUS-per-project-region"),
-        ("SSD_TOTAL_GB", "SSD-TOTAL-GB-per-project-region"),
-    ],
-)
-def test_quota_id_of_a_metric_is_its_name(metric: str, name: str) -> None:
-    assert quota_id(metric) == (name, "")
 
 
 def test_effective_quota_of_an_unnamed_region_is_unknown() -> None:

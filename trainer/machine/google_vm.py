@@ -9,6 +9,8 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Protocol, TypeVar
 
 from trainer.contract import paths
@@ -19,6 +21,7 @@ from trainer.machine.cloud_metrics import Monitoring
 from trainer.machine.metadata import Metadata, Vm
 from trainer.runs.records import Status
 from trainer.storage.base import Storage, StorageError
+from trainer.storage.factory import open_storage
 
 GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, and docker stop waits for 110
 HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
@@ -40,6 +43,22 @@ class Supervised(Protocol):
     def told_to_leave(self, timeout: float) -> bool: ...
     def note(self, line: str) -> None: ...
     def over(self) -> Status | None: ...
+
+
+def await_rights(storage: Storage, spec: JobSpec, name: str, role: Role) -> None:
+    """Wait until this machine may write below its run and read its text. Each grant takes its own time to arrive.
+
+    A new run has new grants, and a machine may boot before Google knows them. Nothing is changed: to delete an absent
+    file takes the same right as to write it. Raise StorageError if the first right does not arrive in PATIENCE seconds.
+    Without the second one the run fails, with the reason.
+    """
+    note = partial(print, flush=True)
+    absent = f"{paths.machines(spec.run)}/{name}.absent"
+    retried("the right to write", lambda: storage.delete(absent), note)
+    if role == "master" and spec.data.path.startswith("gs://"):
+        bucket, _, path = spec.data.path.removeprefix("gs://").partition("/")
+        with suppress(StorageError):
+            retried("the right to read the text", lambda: open_storage(f"gs://{bucket}").size(path), note)
 
 
 def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, role: Role) -> int:

@@ -14,7 +14,7 @@ from trainer.runs.records import Event, MachineStatus, Record, Status
 from trainer.runs.samples import Sample
 from trainer.runs.scores import Scores
 from trainer.runs.status import read_spec, read_status
-from trainer.storage.base import Storage
+from trainer.storage.base import Refused, Storage
 
 RECENT = 50  # the last loss is a mean over so many steps, because the loss of one step is noisy
 NEWEST_FILES = 2  # metrics files, of 256 KiB each, that are read of a run which others are only compared with
@@ -124,9 +124,16 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
 
 
 def others(storage: Storage, run: str) -> list[Outcome]:
-    """Return the newest other runs in the bucket that took a step, each from its newest metrics files alone."""
+    """Return the newest other runs in the bucket that took a step, each from its newest metrics files alone.
+
+    A machine on Google Cloud may read no other run, so it gets none.
+    """
+    try:
+        entries = storage.list(paths.RUNS)
+    except Refused:
+        return []
     updated: dict[str, float] = {}
-    for entry in storage.list(paths.RUNS):
+    for entry in entries:
         other = paths.run_of_status(entry.path)
         if other is not None and other != run and paths.sweep_of(other) is None:
             updated[other] = entry.updated

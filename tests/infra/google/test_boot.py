@@ -1,6 +1,7 @@
 """infra/google/boot.sh as a machine runs it.
 
-Servers answer for metadata, storage and scheduler; docker and nvidia-smi are scripts that note their calls.
+Servers answer for metadata, storage and scheduler; docker and what else an image may have are scripts that note their
+calls. test_boot_image.py has what the images lack.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from tests.google_cloud import vm_image
 from tests.google_cloud.metadata import MetadataServer, tree
 from trainer.runs.records import MachineStatus
 from trainer.storage.factory import open_storage
@@ -27,16 +29,18 @@ BOOT = Path(__file__).resolve().parents[3] / "infra/google/boot.sh"
 IMAGE = "us-central1-docker.pkg.dev/my-project/gpt2-dev/trainer@sha256:" + "ab" * 32
 PATIENCE = 30.0  # seconds that anything may take on a busy machine
 BUCKET = "my-project-dev-gpt2"
+DATA = f"{BUCKET}-data"
 WORDS = "runs/gpt2-0123abcd/machines/{}.json"
 JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-controller-0123abcd"
-END = "runs/gpt2-0123abcd/launches/1.end.json"
-# Each call takes the next line of the plan for its first word (such as `pull`): `CODE WORDS`. Without a line its code
-# is 0.
-DOCKER = """#!/bin/bash
-cd "$(dirname "$0")"
-echo "$(basename "$0") $*" >> calls
+END = "runs/gpt2-0123abcd/ends/1.json"
+# Each call takes the next line of the plan for its name, for docker of its first word (such as `pull`): `CODE WORDS`.
+# Without a line its code is 0.
+COMMAND = """#!/bin/bash
+cd FOLDER
+echo "NAME $*" >> calls
 what=$1
-[[ $(basename "$0") == docker ]] || what=nvidia-smi
+[[ NAME == docker ]] || what=NAME
+if [[ $* == --list-gpus ]]; then cat gpus; exit; fi
 if [[ $what == login ]]; then cat >> passwords; fi
 if [[ $what == stop ]]; then kill "$(cat running)"; fi
 code=0 words=
@@ -49,7 +53,8 @@ if [[ $code == wait ]]; then
     trap 'exit 143' TERM
     sleep 60 &>/dev/null & wait
 fi
-[[ -z $words ]] || echo "$words" >&2
+[[ -z $words || $code != 0 ]] || echo "$words"
+[[ -z $words || $code == 0 ]] || echo "$words" >&2
 exit "$code"
 """
 
@@ -59,6 +64,7 @@ class Google:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}  # the objects of BUCKET
+        self.data: dict[str, bytes] = {}  # the objects of DATA
         self.jobs: list[str] = []  # the jobs that were run
         self.enough = 1  # after so many of them the VM is ended, as the controller does at last
         self.end_vm: Callable[[], None] = lambda: None
@@ -79,8 +85,10 @@ class Google:
         if verb == "POST" and url.path == f"/upload/storage/v1/b/{BUCKET}/o" and query["uploadType"] == ["media"]:
             self.objects[query["name"][0]] = body
             return 200, b"{}"
-        if verb == "GET" and url.path.startswith(f"/storage/v1/b/{BUCKET}/o/") and query["alt"] == ["media"]:
-            found = self.objects.get(unquote(url.path.rpartition("/")[2]))
+        for bucket, objects in ((BUCKET, self.objects), (DATA, self.data)):
+            if verb != "GET" or not url.path.startswith(f"/storage/v1/b/{bucket}/o/") or query["alt"] != ["media"]:
+                continue
+            found = objects.get(unquote(url.path.rpartition("/")[2]))
             return (404, b"") if found is None else (200, found)
         if verb == "POST" and url.path.startswith("/v1/") and url.path.endswith(":run") and json.loads(body) == {}:
             self.jobs.append(url.path.removeprefix("/v1/").removesuffix(":run"))
@@ -114,25 +122,46 @@ def _handler(google: Google) -> type[BaseHTTPRequestHandler]:
 
 
 class Boot:
-    """A machine with a folder of its own; see the plans in DOCKER."""
+    """A machine with a folder of its own, whose image has Docker and NVIDIA's toolkit; see the plans in COMMAND."""
 
     def __init__(self, folder: Path) -> None:
         self.google = Google()
-        self.bin = folder / "bin"
-        self.bin.mkdir()
-        for name in ("docker", "nvidia-smi"):
-            (self.bin / name).write_text(DOCKER)
-            (self.bin / name).chmod(0o755)
+        self.bin, self.root = folder / "bin", folder / "root"
+        for path in (self.bin, *(self.root / name for name in ("dev", "etc/systemd/system", "usr/bin", "var/tmp"))):
+            path.mkdir(parents=True)
+        (self.root / "usr/local/bin").mkdir(parents=True)
+        for name in vm_image.REAL.split():
+            (self.root / "usr/bin" / name).symlink_to(str(shutil.which(name)))
+        self.has("docker", "nvidia-smi", "nvidia-ctk", "systemctl")
+        self.gpus(0)
         self.attributes = {
             "gpt2-bucket": f"gs://{BUCKET}", "gpt2-run": "gpt2-0123abcd", "gpt2-launch": "1",
             "gpt2-role": "worker", "gpt2-image": IMAGE, "gpt2-gpus": "0", "gpt2-stack": "dev",
         }  # fmt: skip
         self.environment = {
             "BOOT_PAUSE": "0",
+            "BOOT_ROOT": str(self.root),
             "STORAGE_EMULATOR_HOST": self.google.url,
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER": f"{self.google.url}/v1/",
         }
         self._servers: list[MetadataServer] = []
+
+    def has(self, *names: str) -> None:
+        """Put commands on PATH that note their calls."""
+        for name in names:
+            (self.bin / name).write_text(self.command(name))
+            (self.bin / name).chmod(0o755)
+
+    def lacks(self, *names: str) -> None:
+        for name in names:
+            (self.bin / name).unlink()
+
+    def command(self, name: str) -> str:
+        return COMMAND.replace("FOLDER", str(self.bin)).replace("NAME", name)
+
+    def gpus(self, count: int) -> None:
+        """Let nvidia-smi list this many GPUs."""
+        (self.bin / "gpus").write_text("".join(f"GPU {i}: NVIDIA L4 (UUID: GPU-{i})\n" for i in range(count)))
 
     def plan(self, what: str, *lines: str) -> None:
         (self.bin / f"plan-{what}").write_text("".join(f"{line}\n" for line in lines))
@@ -154,7 +183,8 @@ class Boot:
         server = MetadataServer(tree("my-project", instance, self.attributes, "a@b.c", issue))
         self._servers.append(server)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GCE_", "STORAGE_", "CLOUDSDK_"))}
-        environment |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "GCE_METADATA_HOST": server.address}
+        path = f"{self.bin}:{self.root}/usr/local/bin:{self.root}/usr/bin"
+        environment |= {"PATH": path, "GCE_METADATA_HOST": server.address}
         self.host = server.address
         process = subprocess.Popen(
             [BOOT], env={**environment, **self.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -220,10 +250,13 @@ def test_boot_of_a_worker_without_a_gpu_runs_the_trainer(boot: Boot) -> None:
 def test_boot_of_a_master_with_gpus_waits_for_the_driver(boot: Boot) -> None:
     boot.attributes |= {"gpt2-role": "master", "gpt2-gpus": "2"}
     boot.plan("nvidia-smi", "9 NVIDIA-SMI has failed", "9 NVIDIA-SMI has failed", "0")
+    boot.plan("info", "0", '0 {"nvidia": {}, "runc": {}}')
+    boot.gpus(2)
     code, output = boot.run()
     assert code == 0, output
     assert output.count("gpt2-training: waiting for the NVIDIA driver (NVIDIA-SMI has failed)\n") == 2
-    assert " --gpus all " in boot.calls("docker run")[0]
+    assert "--runtime nvidia --env NVIDIA_VISIBLE_DEVICES=all --env NVIDIA_DRIVER_CAP" in boot.calls("docker run")[0]
+    assert boot.calls("nvidia-ctk") == []  # Docker knows the runtime already
     assert " --name master-0 --role master " in boot.calls("docker run")[0]
 
 

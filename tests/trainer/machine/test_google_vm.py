@@ -21,7 +21,7 @@ from trainer.runs.status import update_status
 from trainer.runs.trials import Trial, write_trials
 
 RUN_JOB = [f"{JOB}:run"]
-END = "runs/test-run/launches/1.end.json"
+END = "runs/test-run/ends/1.json"
 NewVm = Callable[..., Vm]
 
 
