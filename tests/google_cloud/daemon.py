@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.google_cloud import buckets, iam, images, names
 from tests.google_cloud.cloud import Cloud, CloudError, Fault
 
-MOUNTED = ("compute", "login", "rest", "scheduler", "account")
+MOUNTED = ("compute", "login", "rest", "scheduler", "workflows", "account")
 
 
 @dataclass(frozen=True)

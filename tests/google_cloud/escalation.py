@@ -31,6 +31,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/logging.configWriter": ("logging.sinks.create",),
     "roles/monitoring.editor": ("serviceusage.services.enable",),
     "roles/serviceusage.serviceUsageConsumer": ("serviceusage.services.use",),
+    "roles/workflows.editor": ("workflows.executions.create",),  # an execution runs as the workflow's account
     # Of the previewer.
     "roles/artifactregistry.reader": (
         "artifactregistry.repositories.downloadArtifacts",
@@ -47,6 +48,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/iam.serviceAccountViewer": ("iam.serviceAccounts.get", "iam.serviceAccounts.getIamPolicy"),
     "roles/logging.viewer": (),
     "roles/monitoring.viewer": (),
+    "roles/workflows.viewer": (),
     "roles/storage.bucketViewer": ("storage.buckets.get", "storage.buckets.list"),
     # Of jobs that log in.
     "roles/iam.workloadIdentityUser": (

@@ -10,7 +10,7 @@ from infra.google.pipeline import ISSUER
 from .conftest import StandIn
 from .login import EXCHANGE, unsigned_token
 
-ACCOUNTS = ("master", "worker", "ps", "reaper", "deploy", "preview")
+ACCOUNTS = ("master", "worker", "ps", "controller", "deploy", "preview")
 WORKFLOW = "acme/models/.github/workflows/deploy.yml@refs/heads/main"
 
 
