@@ -7,7 +7,7 @@ import pulumi
 from pulumi_gcp import storage
 
 from infra.google.identity import Identity
-from infra.google.object_rights import WRITE, grant, machine_rights
+from infra.google.object_rights import WRITE, controller_rights, grant, machine_rights
 from infra.google.retained import bucket_settings
 from infra.inputs import docker
 from infra.inputs.google import VOCABULARY_FILES
@@ -44,6 +44,9 @@ class Buckets(pulumi.ComponentResource):
                 )
                 verb = "write" if right.role == WRITE else "read"
                 grant(f"{role}-{name}-{verb}-grant", bucket, right, account.member, self._child)
+        for right in controller_rights(config, job):
+            verb = "write" if right.role == WRITE else "read"
+            grant(f"controller-artifacts-{verb}-grant", self.artifacts, right, identity.controller.member, self._child)
         self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})

@@ -30,7 +30,7 @@ from tests.google_cloud import buckets, iam, images, names
 from tests.google_cloud.answers import Json, answered
 from tests.google_cloud.cloud import Cloud, CloudError, Fault, Resource
 
-MOUNTED = ("compute", "login", "monitoring", "rest", "scheduler", "account")
+MOUNTED = ("compute", "login", "monitoring", "rest", "scheduler", "workflows", "account")
 
 
 @dataclass(frozen=True)

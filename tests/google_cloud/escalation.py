@@ -31,7 +31,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/logging.configWriter": ("logging.sinks.create",),
     "roles/monitoring.editor": ("serviceusage.services.enable",),
     "roles/serviceusage.serviceUsageConsumer": ("serviceusage.services.use",),
-    "roles/workflows.editor": ("workflows.executions.create",),
+    "roles/workflows.editor": ("workflows.executions.create",),  # an execution runs as the workflow's account
     # Of the previewer.
     "roles/artifactregistry.reader": (
         "artifactregistry.repositories.downloadArtifacts",

@@ -128,6 +128,11 @@ KINDS = {
     "gcp:cloudscheduler/job:Job": Kind(
         "projects/{project}/locations/{region}/jobs/{name}", "cloudscheduler", outputs={"state": "ENABLED"}
     ),
+    "gcp:workflows/workflow:Workflow": Kind(
+        "projects/{project}/locations/{region}/workflows/{name}",
+        "workflows",
+        outputs={"state": "ACTIVE", "revisionId": "000001-000"},
+    ),
     "gcp:monitoring/dashboard:Dashboard": Kind("projects/{project}/dashboards/{generated}", "monitoring", ""),
     "gcp:monitoring/alertPolicy:AlertPolicy": _generated("alertPolicies", "monitoring"),
     "gcp:monitoring/notificationChannel:NotificationChannel": _generated("notificationChannels", "monitoring"),

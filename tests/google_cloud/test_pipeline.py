@@ -12,7 +12,7 @@ from .federation import PROVIDER
 from .iam import ACCOUNT, MEMBERS
 from .login import EXCHANGE, unsigned_token
 
-NAMES = ("master", "worker", "ps", "reaper", "deploy", "preview")
+NAMES = ("master", "worker", "ps", "controller", "deploy", "preview")
 WORKFLOW = "acme/models/.github/workflows/deploy.yml@refs/heads/main"
 
 

@@ -55,7 +55,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 def test_owner_makes_every_account_and_up_makes_none(owner: Graph, up: Graph) -> None:
     accounts = {one.inputs["accountId"] for one in owner.of("Account")}
-    names = ("master", "worker", "ps", "reaper", "deploy", "preview")
+    names = ("master", "worker", "ps", "controller", "deploy", "preview")
     assert accounts == {f"gpt2-dev-{name}" for name in names}
     refused = ("Account", "IAMCustomRole", "IAMMember", "Service", "WorkloadIdentityPool")
     assert not [one.name for kind in refused for one in up.of(kind)]
@@ -63,7 +63,7 @@ def test_owner_makes_every_account_and_up_makes_none(owner: Graph, up: Graph) ->
     used |= {one.inputs["member"].partition(":")[2] for one in up.of("BucketIAMMember")}
     used |= {one.inputs["member"].partition(":")[2] for one in up.of("RepositoryIamMember")}
     assert used <= {f"{account}@my-project.iam.gserviceaccount.com" for account in accounts}
-    assert len(used) == 3
+    assert len(used) == 4
 
 
 def test_owner_enables_the_apis_of_the_login(owner: Graph) -> None:
@@ -325,7 +325,7 @@ RAISING = (
 def test_deployer_and_whatever_it_can_become_cannot_raise_itself(project: Project) -> None:
     reached = project.reachable(DEPLOYER)
     short = {member.removeprefix("serviceAccount:").partition("@")[0] for member in reached}
-    assert short == {f"gpt2-dev-{name}" for name in ("deploy", "master", "worker", "ps", "reaper")}
+    assert short == {f"gpt2-dev-{name}" for name in ("deploy", "master", "worker", "ps", "controller")}
     for member in reached:
         for permission in RAISING:
             for resource in (PROJECT, DEFAULT_ACCOUNT, *project.accounts):
