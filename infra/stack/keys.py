@@ -121,8 +121,8 @@ class MachineSettings(options.Strict):
     zones: list[str] = Field(
         [],
         description="Zones of gcp:region to run in. All machines of a run share a zone. It is the one where Google"
-        " likely has them, and the run moves by itself when they do not come. By default all zones that are known to have the"
-        " machines.",
+        " likely has them, and the run moves by itself when they do not come. By default all zones that are known to"
+        " have the machines.",
     )
     reservation: str | None = Field(
         None, description="The name of a reservation whose machines master and workers use."
