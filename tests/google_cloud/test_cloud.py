@@ -103,7 +103,7 @@ GPU = {"guestAccelerators": [{"type": "nvidia-tesla-t4", "count": 1}]}
     ],
 )
 def test_template_is_held_to_the_rules_of_scheduling(scheduling: Json, more: Json, why: str) -> None:
-    boot = [{"boot": True, "sourceImage": "projects/p/global/images/family/f"}]
+    boot = [{"boot": True, "sourceImage": "projects/p/global/images/family/f", "diskType": "pd-balanced"}]
     template = {"machineType": "n1-standard-4", "disks": boot, "scheduling": scheduling, **more}
     if why:
         with pytest.raises(CloudError, match=why) as refused:
