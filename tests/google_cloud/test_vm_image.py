@@ -27,7 +27,15 @@ def image(lab: Lab) -> str:
 
 
 def attributes(image: str, **further: str) -> Json:
-    known = {"run": "gpt2-0123abcd", "role": "worker", "gpus": "2", "bucket": "gs://none", "image": image, **further}
+    known = {
+        "run": "gpt2-0123abcd",
+        "launch": "1",
+        "role": "worker",
+        "gpus": "2",
+        "bucket": "gs://none",
+        "image": image,
+        **further,
+    }
     return {
         "startup-script": BOOT.read_text(),
         **{f"gpt2-{name.replace('_', '-')}": value for name, value in known.items()},
