@@ -22,7 +22,7 @@ say() { echo "gpt2-training: $*"; }
 # because its file is deleted when the service's part of it ends.
 if [[ ${1:-} != unit && -d $ROOT/run/systemd/system ]]; then
     properties=(After=docker.service KillMode=mixed TimeoutStopSec=120 StandardOutput=journal+console)
-    if cp "$0" "$ROOT/run/gpt2-boot.sh" && systemd-run --quiet --collect --unit gpt2-boot \
+    if cp "$0" "$ROOT/run/gpt2-boot.sh" && systemd-run --no-block --quiet --collect --unit gpt2-boot \
         "${properties[@]/#/--property=}" /bin/bash "$ROOT/run/gpt2-boot.sh" unit; then exit 0; fi
     say "systemd-run failed: at a shutdown the trainer gets no notice"
 fi
@@ -223,6 +223,7 @@ gpus=$(attribute gpt2-gpus)
 bucket=$(attribute gpt2-bucket)
 address=$(metadata instance/network-interfaces/0/ip)
 instance=$(metadata instance/name)
+zone=$(metadata instance/zone)
 if [[ $role == master ]]; then name=master-0; else name=$role-${instance##*-}; fi
 
 [[ $image =~ ^[^@[:space:]]+@sha256:[0-9a-f]{64}$ ]] ||
@@ -239,7 +240,7 @@ options+=(
     --rm --name trainer --network host --shm-size 2g --stop-timeout 110
     --label "gpt2-run=$run" --label "gpt2-role=$role"
     --log-driver gcplogs --log-opt "labels=gpt2-run,gpt2-role"
-    --env "GPT2_TRAINING_IMAGE=$image" # for the run's report
+    --env "GPT2_TRAINING_IMAGE=$image" --env "GPT2_TRAINING_ZONE=${zone##*/}" # for the run's report
 )
 for variable in GCE_METADATA_HOST GCE_METADATA_IP STORAGE_EMULATOR_HOST "${!CLOUDSDK_API_ENDPOINT_OVERRIDES_@}"; do
     if [[ -n ${!variable:-} ]]; then options+=(--env "$variable=${!variable}"); fi # other servers than Google's own

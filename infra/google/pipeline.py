@@ -20,6 +20,8 @@ DEPLOYER_ROLES = (
     "roles/compute.instanceAdmin.v1",
     "roles/compute.networkAdmin",
     "roles/compute.securityAdmin",
+    "roles/compute.viewer",
+    "roles/iam.serviceAccountViewer",
     "roles/logging.configWriter",
     "roles/monitoring.editor",
     "roles/serviceusage.serviceUsageConsumer",

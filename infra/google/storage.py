@@ -71,7 +71,8 @@ class Buckets(pulumi.ComponentResource):
             accounts = [f"gpt2-{self._config.stack}-{role}@{self._config.project}" for role in identity.machines]
             pulumi.log.warn(
                 f"gs://{bucket} does not belong to this stack; grant roles/storage.objectViewer on it to"
-                f" {', '.join(f'{account}.iam.gserviceaccount.com' for account in accounts)}",
+                f" {', '.join(f'{account}.iam.gserviceaccount.com' for account in accounts)}, and again after a destroy"
+                " and `up`, which makes new accounts of the same names",
                 self,
             )
 

@@ -68,7 +68,9 @@ def _service(cloud: Cloud, project: str, name: str) -> Json:
 
 def _services(call: Call) -> Json:
     project = call.parts["parent"].rpartition("/")[2]
-    services = [_service(call.cloud, project, f"{name}.googleapis.com") for name in KNOWN_APIS]
+    enabled = [api.partition("/")[2] for api in sorted(call.cloud.apis) if api.startswith(f"{project}/")]
+    known = dict.fromkeys([*(f"{name}.googleapis.com" for name in KNOWN_APIS), *enabled])
+    services = [_service(call.cloud, project, name) for name in known]
     match call.query.get("filter", ""):
         case "":
             pass
@@ -116,9 +118,12 @@ def _quota_infos(call: Call) -> list[Json]:
         }
 
     families = {f"NVIDIA_{name}_GPUS": {"gpu_family": f"NVIDIA_{name}"} for name in catalog.QUOTA_FAMILIES}
+    cpus: dict[str, Json] = {f"CPUS_PER_VM_FAMILY({name})": {"vm_family": name} for name in catalog.CPU_QUOTA_FAMILIES}
+    spot = [f"PREEMPTIBLE_NVIDIA_{name}_GPUS" for name in catalog.QUOTA_FAMILIES]
     return [
         *(info(f"{name.replace('_', '-')}-per-project", {name: {}}) for name in catalog.PROJECT_QUOTAS),
-        *(info(f"{name.replace('_', '-')}-per-project-region", {name: {}}) for name in catalog.REGION_QUOTAS),
+        *(info(f"{name.replace('_', '-')}-per-project-region", {name: {}}) for name in (*catalog.REGION_QUOTAS, *spot)),
+        info("CPUS-PER-VM-FAMILY-per-project-region", cpus),
         info("GPUS-PER-GPU-FAMILY-per-project-region", families),
     ]
 

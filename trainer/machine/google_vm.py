@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.contract.spec import JobSpec, Role
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -24,7 +24,6 @@ from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
 
 GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, and docker stop waits for 110
-HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
 POLL = 60.0  # seconds that one request to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
@@ -68,7 +67,7 @@ def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, r
     """
     metadata = Metadata()
     vm = retried("the metadata server", lambda: Vm.read(metadata), machine.note)
-    machine.grace, machine.heartbeat = GRACE, HEARTBEAT
+    machine.grace, machine.heartbeat = GRACE, pace.HEARTBEAT
 
     def notice() -> None:
         machine.note(f"{PREEMPTED}{name} of {spec.run}: Google takes this machine back")

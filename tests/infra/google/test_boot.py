@@ -235,7 +235,7 @@ def test_boot_of_a_worker_without_a_gpu_runs_the_trainer(boot: Boot) -> None:
             "docker run --rm --name trainer --network host --shm-size 2g --stop-timeout 110"
             " --label gpt2-run=gpt2-0123abcd --label gpt2-role=worker"
             " --log-driver gcplogs --log-opt labels=gpt2-run,gpt2-role"
-            f" --env GPT2_TRAINING_IMAGE={IMAGE}"
+            f" --env GPT2_TRAINING_IMAGE={IMAGE} --env GPT2_TRAINING_ZONE=us-central1-a"
             f" --env GCE_METADATA_HOST={boot.host} --env STORAGE_EMULATOR_HOST={boot.google.url}"
             f" --env CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER={boot.google.url}/v1/"
             f" {IMAGE} --bucket gs://my-project-dev-gpt2 --run gpt2-0123abcd --name worker-x7kq --role worker"

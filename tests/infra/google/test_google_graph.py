@@ -15,8 +15,9 @@ from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
 from infra.fleet.deadline import termination_time
 from infra.fleet.fleet import resolve_fleet
 from infra.google.zones import MOST_ZONES
+from infra.inputs import docker
 from infra.stack import config
-from tests.google_cloud import conditions, rules, schema
+from tests.google_cloud import answers, conditions, diff, rules, schema
 from tests.infra.google_graph import Graph, declare, make_root, read, stack_values
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
@@ -110,6 +111,10 @@ def check(graph: Graph, stack: config.StackConfig, job: JobSpec) -> None:
         if one.token.startswith(("gcp:", "docker-build:")):
             assert schema.problems(one.token, one.inputs) == [], one.name
             rules.check(one.token, one.inputs)
+        if one.token.startswith(answers.WITHOUT_ZEROS):
+            refreshed = answers.answered(one.token, one.inputs)
+            given = {key: refreshed[key] for key in one.inputs if key in refreshed}
+            assert diff.changes(one.token, given, one.inputs) == {}, f"{one.name} comes back from Google with a diff"
     texts = everything(graph)
     assert not [text for text in texts if text in ("allUsers", "allAuthenticatedUsers")]
     check_names(graph)
@@ -204,7 +209,9 @@ def check_access(graph: Graph, stack: config.StackConfig) -> None:
     found = {account: set(of) for account, of in grants(graph, stack.stack).items()}
     roles = ["master", *(["worker"] if stack.workers else []), *(["ps"] if stack.servers else [])]
     expected: dict[str, set[tuple[str, str]]] = {role: set(MACHINE) for role in roles}
-    expected["master"] |= {("runner", "project"), ("roles/storage.objectViewer", "data")}
+    for role in roles if docker.needs_archive(stack) else ["master"]:
+        expected[role].add(("roles/storage.objectViewer", "data"))
+    expected["master"].add(("runner", "project"))
     expected["controller"] = CONTROLLER
     assert found == expected
 
@@ -234,6 +241,7 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
         "the vocabulary": f"{paths.VOCABULARY}/vocab.json",
         "another text": f"{text}0",
         "the image's source": paths.image_source("0"),
+        "Docker": docker.PATH,
     }
     prefixes = {
         "the run": f"{run}/",
@@ -247,6 +255,7 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
     absent = set() if model else {"the model to start from", "the model's folder"}
     if job.data.tokenizer != "gpt2":
         absent |= {"the vocabulary", "the vocabulary's folder"}
+    brought = {"Docker"} if docker.needs_archive(stack) else set()
     for role, found in grants(graph, stack.stack).items():
         read, written, listed = set(), set(), set()
         for place, bucket, names in (
@@ -262,7 +271,7 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
                 attributes = {"storage.googleapis.com/objectListPrefix": prefix} if prefix else {}
                 assert not conditions.holds(writes, resource, attributes)
                 listed |= {name} if conditions.holds(reads, resource, attributes) else set()
-        assert (role, read, written) == (role, READ[role] - absent, WRITTEN[role])
+        assert (role, read, written) == (role, (READ[role] | brought) - absent, WRITTEN[role])
         assert (role, listed) == (role, LISTED[role] - absent)
 
 

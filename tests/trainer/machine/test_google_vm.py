@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from google.oauth2.credentials import Credentials
 
+from scripts.support import run_files
 from tests.gcs import Faults
 from tests.trainer.google_vm import JOB, PROJECT, Vm, into_bucket
 from tests.trainer.running import PATIENCE, Run
-from trainer.contract import metric_names
+from trainer.cluster import lease
+from trainer.compute import member
+from trainer.contract import metric_names, pace
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.machine import cloud_metrics, google_vm, metadata
 from trainer.runs.records import Record
@@ -45,6 +48,15 @@ def new_google_run(new_run: Callable[..., Run], gcs_bucket: str) -> Callable[...
 
 
 NewRun = Callable[..., Run]
+
+
+def test_every_patience_with_a_machine_allows_for_three_missed_heartbeats() -> None:
+    assert 15 <= pace.HEARTBEAT <= 30  # dearer, or too late for a person who watches
+    assert member.LEADER_SILENT >= 3 * pace.HEARTBEAT
+    assert run_files.PATIENCE["gs"].late >= 3 * pace.HEARTBEAT
+    assert run_files.PATIENCE["gs"].heartbeat >= 3 * pace.HEARTBEAT
+    assert lease.LOST >= 3 * pace.LEASE
+    assert run_files.PATIENCE["gs"].step >= 3 * (pace.METRICS + pace.STATUS)
 
 
 @pytest.mark.slow
@@ -147,7 +159,8 @@ def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     refused: list[str] = []
 
     def before(method: str, path: str) -> int | None:
-        if "job.json" in path and len(refused) < 2:
+        late = "job.json" in path and len(refused) < 2
+        if late or (method == "DELETE" and len(refused) < 4):  # the grants to read and to write arrive one by one
             refused.append(path)
             return 403
         return None
@@ -156,7 +169,9 @@ def test_parameter_server_waits_for_its_grants_and_leaves_at_the_end_of_the_run(
     vm = new_vm("ps")
     process = vm.start(run)
     run.until(lambda: vm.said("gpt2-training: waiting for runs/test-run/job.json (cannot read"), "a line that says so")
+    run.until(lambda: vm.said("gpt2-training: waiting for the right to write (cannot delete"), "another one")
     run.until(lambda: _message(run, "ps-x7kq"), "a heartbeat")
+    assert not vm.said("could not be written")
     update_status(run.storage, "test-run", 1, state="SUCCEEDED")
     assert process.wait(PATIENCE) == 0
     assert run.machine("ps-x7kq").state == "finished"
