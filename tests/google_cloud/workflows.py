@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from tests.google_cloud.account import account_of
 from tests.google_cloud.clock import clock_of, stamp
 from tests.google_cloud.cloud import Behaviour, Cloud, CloudError, Json
 from tests.google_cloud.daemon import Request, Route
@@ -22,7 +24,8 @@ from tools.workflows import environment
 WORKFLOW = "gcp:workflows/workflow:Workflow"
 EMULATOR = Path(__file__).with_name("emulator.py")
 LONGEST_SOURCE, LONGEST_EXPRESSION, LONGEST_ARGUMENT = 128 * 1024, 400, 32 * 1024  # cloud.google.com/workflows/quotas
-SPEED = 40  # a workflow's sleep of 40 seconds takes one here: machines of the stand-in come and go in seconds
+# A workflow's sleep of so many seconds takes one here: machines of the stand-in cloud come and go in seconds.
+SPEED = float(os.environ.get("STAND_IN_WORKFLOW_SPEED", "10"))
 PATIENCE = 120  # seconds that an execution may take here
 
 
@@ -39,7 +42,7 @@ def problem(source: str) -> str:
     if len(source.encode()) > LONGEST_SOURCE:
         return f"source_contents has more than {LONGEST_SOURCE} bytes"
     try:
-        workflow = yaml.safe_load(source)
+        workflow = yaml.load(source, yaml.CSafeLoader)
         jsonschema.validate(workflow, schema())
     except (yaml.YAMLError, jsonschema.ValidationError) as error:
         return f"parse error: {str(error).splitlines()[0]}"
@@ -96,6 +99,7 @@ class Executions:
         except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
             process.kill()
             lines, outcome = [], {"error": f"the emulator did not end well: {error!r}"}
+        account_of(self._cloud).count("workflow steps", path.partition("/executions/")[0], outcome.get("steps", 0))
         result = {"state": "SUCCEEDED", "result": json.dumps(outcome.get("result"))}
         if "error" in outcome:
             result = {"state": "FAILED", "error": {"payload": outcome["error"]}}
