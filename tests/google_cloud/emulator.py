@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 from google.oauth2.credentials import Credentials
-from workflows_emulator import main, render
-from workflows_emulator.lib import http_utils, sys_utils
+from workflows_emulator import main, render, utils
+from workflows_emulator.lib import helpers, http_utils, sys_utils
 
 WHOLE = re.compile(r"\$\{(.*)\}", re.DOTALL)
 
@@ -40,6 +40,7 @@ def main_of(asked: dict[str, Any]) -> Any:
 
     render.STANDARD_LIBRARY.update({"null": None, "true": True, "false": False})
     render.render_str = evaluate
+    helpers.TYPE_LOOKUP[utils.ContextDict] = helpers.TYPE_LOOKUP[dict]  # a file that Google answers as JSON is a map
     main.sleep = sys_utils.sleep = sleep
     sys_utils.now = lambda: time.time() + asked["ahead"]
     sys_utils.log = log
