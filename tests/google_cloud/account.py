@@ -80,6 +80,9 @@ class Account:
         for disk in wanted.template.get("disks") or [{}]:
             kind, gigabytes = disk.get("diskType") or "pd-standard", float(disk.get("diskSizeGb") or DEFAULT_DISK)
             self.begin("disk", name, type=kind.rpartition("/")[2], gb=gigabytes, zone=wanted.zone)
+        for interface in wanted.template.get("networkInterfaces") or []:
+            for _ in interface.get("accessConfigs") or []:
+                self.begin("address", name)
 
     def machine_off(self, machine: Machine) -> None:
         self.end(f"{machine.wanted.name}/{machine.id}")
@@ -158,6 +161,7 @@ def register(cloud: Cloud) -> list[Route]:
         "on": account.machine_on,
         "off": account.machine_off,
         "request": account.operation,
+        "steps": functools.partial(account.count, "workflow steps"),
     }
 
     def whole(_: Request, __: re.Match[str]) -> tuple[int, Json]:

@@ -51,7 +51,7 @@ def _priced(entry: Json, seconds: float) -> tuple[str, float, float]:
                 seconds,
                 what["gb"] * month / prices.HOURS_A_MONTH * hours,
             )
-        case "NAT gateway":
+        case "NAT gateway" | "address":
             return name, seconds, (prices.anywhere("nat_address_hour") or 0.0) * hours
         case "scheduler job":
             return name, seconds, (prices.anywhere("scheduler_job_month") or 0.0) / prices.HOURS_A_MONTH * hours
