@@ -5,7 +5,7 @@ Scripts make some of them before the first `up`. The stack then adopts what it f
 
 from __future__ import annotations  # scripts do without pulumi_gcp, whose types only mypy needs
 
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic.alias_generators import to_camel
 
@@ -31,14 +31,6 @@ class BucketSettings(TypedDict):
     versioning: storage.BucketVersioningArgsDict
     soft_delete_policy: storage.BucketSoftDeletePolicyArgsDict
     lifecycle_rules: list[storage.BucketLifecycleRuleArgsDict]
-
-
-class ImageCondition(TypedDict):
-    """Arguments of artifactregistry.RepositoryCleanupPolicyCondition."""
-
-    tag_state: str
-    tag_prefixes: NotRequired[list[str]]
-    version_name_prefixes: NotRequired[list[str]]
 
 
 class RepositorySettings(TypedDict):
@@ -69,7 +61,9 @@ def bucket_settings(region: str) -> BucketSettings:
     }
 
 
-def repository_settings(stack: str, run_image: ImageCondition | None = None) -> RepositorySettings:
+def repository_settings(
+    stack: str, run_image: artifactregistry.RepositoryCleanupPolicyConditionArgsDict | None = None
+) -> RepositorySettings:
     """Return the settings of the image registry.
 
     Args:
@@ -90,7 +84,7 @@ def repository_settings(stack: str, run_image: ImageCondition | None = None) -> 
     }
 
 
-def run_image(config: StackConfig, job: JobSpec) -> ImageCondition:
+def run_image(config: StackConfig, job: JobSpec) -> artifactregistry.RepositoryCleanupPolicyConditionArgsDict:
     """Return what matches the run's image in the registry: its digest if it is pinned, its tag if the stack builds it.
 
     Both are known before the registry is made; the digest of an image that is built is not.

@@ -9,6 +9,7 @@ import pytest
 from infra.fleet import prices
 
 Json = dict[str, Any]
+REGION = "us-central1"  # whose price for storage is taken: a bucket's own is not in the account
 # Until a controller pauses its own job, the jobs of a finished run's deadlines fire once more.
 ALLOWED = ("-deadline fires at",)
 
@@ -67,7 +68,9 @@ def table(account: Json) -> str:
     for bucket, by_day in account["stored"].items():
         dead = {day: kept["noncurrent"] + kept["softDeleted"] for day, kept in by_day.items()}
         after = ", ".join(f"{size} after {day} days" for day, size in dead.items() if day != "0")
-        rows.append(f"gs://{bucket}: {by_day['0']['live']} bytes, and {dead['0']} of old versions ({after})")
+        month = sum(by_day["0"].values()) / 1e9 * (prices.storage_gb_month(REGION) or 0.0)
+        held = f"{by_day['0']['live']} bytes, and {dead['0']} of old versions ({after})"
+        rows.append(f"{month:10.6f} USD  {'a month':>10}  gs://{bucket}: {held}")
     return "\n".join(rows)
 
 
