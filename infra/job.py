@@ -68,11 +68,8 @@ def _google_cluster(fleet: Fleet) -> dict[str, Any]:
     if processes > 1:
         cluster["processes"] = processes
     if fleet.servers is not None:  # only the cost model of parameter servers asks how fast the network is
-        speeds = [machine.gbps for machine in trainers if machine.gbps is not None]
-        if len(speeds) == len(trainers):
-            cluster["trainer_gbps"] = min(speeds)
-        if (gbps := fleet.servers.machine.gbps) is not None:
-            cluster["server_gbps"] = gbps
+        cluster["trainer_gbps"] = min(machine.gbps for machine in trainers)
+        cluster["server_gbps"] = fleet.servers.machine.gbps
     return cluster
 
 

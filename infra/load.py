@@ -30,6 +30,8 @@ EXAMPLES = {
     "machines.zones": "zones: [us-central1-a, us-central1-b]",
     "limits": "limits: {maxHours: 24, maxCostUsd: 200}",
     "network": "network: {nat: true}",
+    "pipeline": "pipeline: {repository: acme/models, repositoryId: 123456789}",
+    "pipeline.repositoryId": "the number that `gh api repos/OWNER/NAME --jq .id` prints",
     "sweep.params": f"params: [{search_space.EXAMPLE}]",
 }
 

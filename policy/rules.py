@@ -13,7 +13,7 @@ from typing import Any, Literal
 from infra.fleet.catalog import MACHINE_TYPES
 from infra.fleet.prices import Cost, machine_cost
 from infra.review import exposure
-from infra.review.resource_types import BUCKET, GROUP, REQUEST, RUN, TEMPLATE
+from infra.review.resource_types import BUCKET, GROUP, RUN, TEMPLATE, role_of
 from infra.review.values import UNKNOWN
 from infra.stack.keys import RunLimits
 from trainer.contract.options import Hyperparameters
@@ -22,6 +22,10 @@ Enforcement = Literal["mandatory", "advisory"]
 INSTANCE = "gcp:compute/instance:Instance"
 TEMPLATES = (TEMPLATE, "gcp:compute/instanceTemplate:InstanceTemplate")
 PRIMITIVE = ("roles/owner", "roles/editor", "roles/viewer")
+BUCKET_WRITERS = tuple(
+    f"roles/storage.{name}"
+    for name in ("admin", "objectAdmin", "objectUser", "objectCreator", "legacyBucketOwner", "legacyBucketWriter")
+)
 LABELS = ("role", "run", "launch")
 DIGEST = re.compile(r".+@sha256:[0-9a-f]{64}")
 HIGHEST_ADAMW_RATE, LOWEST_SGD_RATE = 0.01, 0.001
@@ -101,7 +105,7 @@ def _open_firewall(resource: Resource) -> Iterator[str]:
 
 
 def _public_access(resource: Resource) -> Iterator[str]:
-    all_members = [member for _, members in exposure.grants(resource.type, resource.properties) for member in members]
+    all_members = [member for one in exposure.grants(resource.type, resource.properties) for member in one.members]
     for member in dict.fromkeys(all_members):
         if member in exposure.EVERYBODY:
             yield f"is granted to {member}, which is everybody; name who needs it"
@@ -110,7 +114,7 @@ def _public_access(resource: Resource) -> Iterator[str]:
 
 
 def _primitive_role(resource: Resource) -> Iterator[str]:
-    for role, _ in exposure.grants(resource.type, resource.properties):
+    for role, _, _ in exposure.grants(resource.type, resource.properties):
         if role in PRIMITIVE:
             yield f"grants {role}, which reaches all of a project; grant the roles that are needed"
 
@@ -118,10 +122,17 @@ def _primitive_role(resource: Resource) -> Iterator[str]:
 def _project_storage_role(resource: Resource) -> Iterator[str]:
     if not resource.type.startswith("gcp:projects/iAM"):
         return
-    limited = "resource.name" in str(_object(resource.properties.get("condition")).get("expression"))
-    for role, _ in exposure.grants(resource.type, resource.properties):
-        if role.startswith("roles/storage.") and not limited:
+    for role, _, condition in exposure.grants(resource.type, resource.properties):
+        if role.startswith("roles/storage.") and "resource.name" not in condition:
             yield f"grants {role} on every bucket of the project; grant it on a bucket, or on names by a condition"
+
+
+def _whole_bucket_writer(resource: Resource) -> Iterator[str]:
+    if not resource.type.startswith("gcp:storage/bucketIAM"):
+        return
+    for role, _, condition in exposure.grants(resource.type, resource.properties):
+        if role in BUCKET_WRITERS and "/objects/" not in condition and condition != UNKNOWN:
+            yield f"grants {role} on all objects of a bucket, so a run could change another's; add a condition on names"
 
 
 def _labels(resource: Resource) -> Iterator[str]:
@@ -202,6 +213,7 @@ RULES = (
     Rule("no-public-access", "mandatory", "Nothing is granted to everybody.", _public_access),
     Rule("no-primitive-role", "mandatory", "Nobody gets owner, editor or viewer.", _primitive_role),
     Rule("no-project-storage-role", "mandatory", "Storage is granted bucket by bucket.", _project_storage_role),
+    Rule("no-whole-bucket-writer", "mandatory", "Who writes into a bucket writes below names.", _whole_bucket_writer),
     Rule("labels", "mandatory", "Labels name the stack, the role, the run and the launch.", _labels),
     Rule("termination-time", "mandatory", "Google ends every machine at a fixed time.", _termination_time),
     Rule("spot-termination-action", "mandatory", "A Spot machine declares how it ends.", _spot_termination_action),
@@ -247,18 +259,13 @@ def _cost_limit(resources: Sequence[Resource]) -> Iterator[tuple[Resource, str]]
 
 
 def _machine_costs(resources: Sequence[Resource]) -> Iterator[Cost]:
-    """Yield the price per hour of the machines of each group, request and instance."""
-    templates = {
-        resource.name.removesuffix("-template"): resource for resource in resources if resource.type in TEMPLATES
-    }
+    """Yield the price per hour of the machines of each group and instance."""
+    templates = {role_of(resource.name): resource for resource in resources if resource.type in TEMPLATES}
     for resource in resources:
         number: Any = 1
         template: Resource | None = resource
-        name = resource.name
         if resource.type == GROUP:
-            number, template = resource.properties.get("targetSize"), templates.get(name.removesuffix("-group"))
-        elif resource.type == REQUEST:
-            number, template = resource.properties.get("resizeBy"), templates.get(name.removesuffix("-request"))
+            number, template = resource.properties.get("targetSize"), templates.get(role_of(resource.name))
         elif resource.type != INSTANCE:
             continue
         type_known = template is not None and template.properties.get("machineType") != UNKNOWN

@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
+from infra.fleet.boot_image import contents, image_project
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.quotas import Check, QuotaLimits, check_quotas
@@ -23,7 +24,6 @@ from scripts.support.findings import FindingRow, print_findings
 from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 
-IMAGES = "deeplearning-platform-release"
 # The rights to create what the stack makes. An account that may create one of these may as a rule delete it too.
 PERMISSIONS = [
     "artifactregistry.repositories.create",
@@ -35,15 +35,18 @@ PERMISSIONS = [
     "compute.instances.create",
     "compute.networks.create",
     "compute.subnetworks.create",
-    "iam.roles.create",
-    "iam.serviceAccounts.actAs",
-    "iam.serviceAccounts.create",
     "logging.logMetrics.create",
     "monitoring.alertPolicies.create",
     "monitoring.dashboards.create",
+    "storage.buckets.create",
+]
+# With a pipeline only an owner's bootstrap needs these.
+OWNER_PERMISSIONS = [
+    "iam.roles.create",
+    "iam.serviceAccounts.actAs",
+    "iam.serviceAccounts.create",
     "resourcemanager.projects.setIamPolicy",
     "serviceusage.services.enable",
-    "storage.buckets.create",
 ]
 STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
 DOCKER_SECONDS = 30
@@ -71,7 +74,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
             f"`gcloud billing projects describe {config.project}` must say billingEnabled: true",
         )
     )
-    checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
+    checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
     checks += machine_types(api, config, fleet, fleet.zones)
     checks.append(_image(api, config))
     return checks + check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
@@ -136,32 +139,34 @@ def _project(api: GoogleApi, project: str) -> tuple[Check, str]:
 
 
 def _apis(api: GoogleApi, config: StackConfig) -> Check:
-    from infra.google.services import APIS  # pulumi_gcp, 0.02 s of imports that --help does not need
+    from infra.google.services import api_names  # pulumi_gcp, 0.02 s of imports that --help does not need
 
-    names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in APIS]
+    names = [f"projects/{config.project}/services/{name}.googleapis.com" for name in api_names(config)]
     try:
         reply = api.call("serviceusage", "GET", f"projects/{config.project}/services:batchGet", query={"names": names})
     except ApiError as error:
         return unknown("APIs", error)
     off = [str(s["name"]).rpartition("/")[2] for s in reply.get("services", []) if s.get("state") != "ENABLED"]
     if off:
-        return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `pulumi up` enables them")
+        by = f"python -m scripts.bootstrap --stack {config.stack}" if config.file.pipeline else "pulumi up"
+        return Check("APIs", "note", f"not enabled yet: {', '.join(off)}; `{by}` enables them")
     return Check("APIs", "ok", f"all {len(names)} are enabled")
 
 
-def _permissions(api: GoogleApi, project: str) -> Check:
+def _permissions(api: GoogleApi, config: StackConfig) -> Check:
+    wanted = PERMISSIONS if config.file.pipeline else PERMISSIONS + OWNER_PERMISSIONS
     try:
         reply = api.call(
             "cloudresourcemanager",
             "POST",
-            f"projects/{project}:testIamPermissions",
-            body={"permissions": PERMISSIONS},
+            f"projects/{config.project}:testIamPermissions",
+            body={"permissions": wanted},
         )
     except ApiError as error:
         return unknown("your permissions", error)
-    missing = [permission for permission in PERMISSIONS if permission not in reply.get("permissions", [])]
+    missing = [permission for permission in wanted if permission not in reply.get("permissions", [])]
     if not missing:
-        return Check("your permissions", "ok", f"all {len(PERMISSIONS)} that making the stack takes")
+        return Check("your permissions", "ok", f"all {len(wanted)} that making the stack takes")
     fix = "docs/google-cloud.md lists the roles that a deployer needs"
     return Check("your permissions", "problem", f"missing: {', '.join(missing)}", fix)
 
@@ -190,12 +195,13 @@ def _agent(api: GoogleApi, project: str, number: str) -> Check:
 def _image(api: GoogleApi, config: StackConfig) -> Check:
     name, machines = "image family", config.file.machines
     family = machines.image_family
-    shown = f"`gcloud compute images list --project {IMAGES} --no-standard-images` shows what is"
+    project = image_project(family)
+    shown = f"`gcloud compute images list --project {project} --no-standard-images` shows what is"
     try:
-        image = api.call("compute", "GET", f"projects/{IMAGES}/global/images/family/{family}")
+        image = api.call("compute", "GET", f"projects/{project}/global/images/family/{family}")
     except ApiError as error:
         if error.status == 404:
-            return Check(name, "problem", f"there is no {family}", f"set machines.imageFamily; {shown}")
+            return Check(name, "problem", f"there is no {family} in {project}", f"set machines.imageFamily; {shown}")
         return unknown(name, error)
     size = int(image.get("diskSizeGb", 0))
     if size > machines.boot_disk_gb:
@@ -204,7 +210,14 @@ def _image(api: GoogleApi, config: StackConfig) -> Check:
     state = image.get("deprecated", {}).get("state", "ACTIVE")
     if state != "ACTIVE":
         return Check(name, "note", f"{family} is {state}", f"choose another machines.imageFamily soon; {shown}")
-    return Check(name, "ok", f"{family} is {image.get('name', 'there')}")
+    found = f"{family} is {image.get('name', 'there')}"
+    if (what := contents(family)) is not None:
+        return Check(name, "ok", f"{found}; it {what}")
+    found += ", which is not known here"
+    fix = (
+        "boot.sh brings Docker if it has none, and gives up without NVIDIA's driver or toolkit; start with one machine"
+    )
+    return Check(name, "unknown", found, fix)
 
 
 def show(checks: list[Check], console: Console) -> None:

@@ -1,14 +1,17 @@
 """Make a stack's text and tokens before `pulumi up`, so that its first step does not wait for them.
 
 Without this command, the master does the same when the run starts. `make train` calls it. For a stack on Google Cloud
-it writes the default text and fetches GPT-2's vocabulary, because the machines have no internet.
+it writes the default text and fetches what the machines cannot, as they have no internet: GPT-2's vocabulary, and
+Docker where machines.imageFamily needs it.
 """
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from examples import data as examples
+from infra.inputs import docker
 from infra.inputs.data_lock import lock_path
 from infra.inputs.google import VOCABULARY
 from infra.job import job_spec
@@ -81,15 +84,48 @@ def pairs_in_words(prepared: Prepared, sequence_length: int) -> str:
 
 
 def prepare_for_google(stack: config.StackConfig) -> None:
-    """Fetch GPT-2's vocabulary if the run needs it and the stack file names no folder with it.
+    """Fetch GPT-2's vocabulary if the run needs it and the stack file names no folder with it, and Docker if need be.
 
-    `pulumi up` puts it into the bucket.
+    `pulumi up` puts both into the bucket.
     """
+    if docker.needs_archive(stack):
+        fetch_docker(docker.archive_file(stack))
     data = stack.file.data
     if data.tokenizer == "gpt2" and data.vocabulary_path is None:
         fetch_vocabulary(stack.root / VOCABULARY)
     declared(stack)
     print("data: the rest is done by `pulumi up`, which uploads the text, and by the run's master, which makes tokens")
+
+
+def fetch_docker(target: Path) -> None:
+    """Fetch Docker's static build and check it. Raise UserError or InputError if it is not available, or another."""
+    if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == docker.SHA256:
+        print(f"{target} is there: kept")
+        return
+    import requests  # 0.1 s of imports that only Docker's archive needs
+
+    fix = f"check the network, or get the file elsewhere and put it at {target}"
+    digest = hashlib.sha256()
+    try:
+        with requests.get(docker.ADDRESS, stream=True, timeout=60) as answer:
+            answer.raise_for_status()
+            size = int(answer.headers.get("Content-Length", 0))
+            with new_file(target) as file, progress_bar(f"fetching {target.name}", size) as progress:
+                for chunk in answer.iter_content(2**20):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    progress(len(chunk))
+                if digest.hexdigest() != docker.SHA256:
+                    raise UserError(
+                        f"{docker.ADDRESS} has the sha256 {digest.hexdigest()}, and {docker.SHA256} is expected; do not"
+                        " use it: the project pins another file"
+                    )
+    except requests.RequestException as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise UserError(f"{docker.ADDRESS} cannot be fetched ({why}): {fix}") from None
+    except OSError as error:
+        raise explain(error, f"write {target}") from None
+    print(f"{target} written: Docker for the machines, whose image may have none")
 
 
 def fetch_vocabulary(folder: Path) -> None:

@@ -65,6 +65,7 @@ def _on_google(storage: Storage, arguments: argparse.Namespace) -> int:
 
     where = paths.job(arguments.run)
     spec = google_vm.retried(where, lambda: read_spec(storage, arguments.run), partial(print, flush=True))
+    google_vm.await_rights(storage, spec, arguments.name, arguments.role)
     machine = _machine(storage, spec, arguments)
     return google_vm.supervise(machine, storage, spec, arguments.name, arguments.role)
 

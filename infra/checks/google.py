@@ -8,15 +8,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, ZONES, MachineType, known_zones
+from infra.checks.boot_image import image_problems
+from infra.checks.machines import cluster_problems, machine_problems, way_problems
+from infra.fleet.catalog import MACHINE_TYPES, known_zones
 from infra.fleet.fleet import Fleet, attached_accelerator, resolve_fleet, role_counts
+from infra.fleet.zones import REGIONS
 from infra.stack.config import StackConfig
-from infra.stack.keys import Accelerator
 from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Role
 
 PROVIDER_KEYS = {"project", "region"}
-FAMILIES = {name.partition("-")[0] for name in MACHINE_TYPES}
 STACK_NAME = re.compile(r"[a-z]([a-z0-9-]{0,14}[a-z0-9])?")  # gpt2-<stack>-master must be an account's id: 30 at most
 PROJECT_ID = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 # Artifact Registry accepts the token of a machine's account. Machines cannot reach other registries.
@@ -24,8 +25,7 @@ DIGEST = re.compile(r"[a-z0-9-]+-docker\.pkg\.dev/[a-z0-9._/-]+@sha256:[0-9a-f]{
 EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 BILLING_ACCOUNT = re.compile(r"[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}")
 FLEX_HOURS = 168  # Google's limit is 7 days
-# Google offers a part of an H100 machine as Spot or flex-start only. A master is never Spot, so it must be flex-start.
-WAITING_ONLY = ("a3-highgpu-1g", "a3-highgpu-2g", "a3-highgpu-4g")
+PLACES = {region.rstrip("0123456789") for region in REGIONS}  # such as europe-west
 
 
 def stack_problems(config: StackConfig) -> list[str]:
@@ -34,11 +34,11 @@ def stack_problems(config: StackConfig) -> list[str]:
     region = _region_problems(config)
     named = _named_types(config)
     attached = attached_accelerator(config.file)
-    own = _machine_problems(config, named, attached)
+    own = machine_problems(named, attached)
     fleet = None if own else resolve_fleet(config)
     if fleet is not None and not region:  # wrong zones and limits would only follow from a wrong region
-        own = _zone_problems(config, fleet) + _limit_problems(config, fleet)
-    own += _capacity_problems(config, named) + _other_problems(config)
+        own = cluster_problems(config, fleet) + _zone_problems(config, fleet) + _limit_problems(config, fleet)
+    own += _capacity_problems(config, named) + image_problems(config, named) + _other_problems(config)
     fsdp = config.file.parallel.parallelism == "fsdp"
     if fleet is not None and not own and fsdp and fleet.master.accelerators < 2:
         own.append(
@@ -94,65 +94,15 @@ def _meant_key(key: str) -> str:
 
 def _region_problems(config: StackConfig) -> list[str]:
     region = config.region
-    close = difflib.get_close_matches(region.lower(), ZONES, n=1, cutoff=0.85)
+    close = difflib.get_close_matches(region.lower(), REGIONS, n=1, cutoff=0.85)
+    if re.fullmatch(r"[a-z]+-[a-z]+[0-9]+", region) and region.rstrip("0123456789") in PLACES:
+        close = []  # another number is another region, and no misspelling
     hint = f"; did you mean {close[0]}?" if close else ""
     if not re.fullmatch(r"[a-z]+-[a-z]+[0-9]+", region):
         return [f"gcp:region: found {region!r}, must be a region such as us-central1{hint}"]
-    if close and region not in ZONES and not config.file.machines.zones:
+    if close and region not in REGIONS and not config.file.machines.zones:
         return [f"gcp:region: found {region!r}, which is not in our table{hint} If not, name machines.zones"]
     return []
-
-
-def _machine_problems(config: StackConfig, named: Mapping[Role, str | None], attached: Accelerator | None) -> list[str]:
-    problems: list[str] = []
-    for role, name in named.items():
-        key = f"trainingInput.{TYPE_KEYS[role]}"
-        if not name:
-            problems.append(f"{key}: missing; give a machine type, for example n1-highmem-16")
-        elif name not in MACHINE_TYPES:
-            problems.append(f"{key}: unknown machine type {name!r}; {_close_machine(name)}")
-        elif attached is not None and role != "ps":
-            problems += _accelerator_problems(key, MACHINE_TYPES[name], attached)
-    if attached is not None and attached.type in ACCELERATORS:
-        problems += _image_problems(config, attached)
-    return list(dict.fromkeys(problems))
-
-
-def _accelerator_problems(key: str, machine: MachineType, attached: Accelerator) -> list[str]:
-    """Return what is wrong with attaching GPUs to a machine. key: names the machine's type."""
-    where = "machines.accelerator"
-    if attached.type not in ACCELERATORS:
-        names = [model.name for model in ACCELERATORS.values() if model.attachable]
-        return [f"{where}.type: unknown accelerator {attached.type!r}; {_close(attached.type, names)}"]
-    if machine.accelerators:
-        return [f"{where}: {machine.name} has {machine.accelerators} x {machine.accelerator} built in; remove it"]
-    model = ACCELERATORS[attached.type]
-    if not model.attachable:
-        fitting = ", ".join(m.name for m in MACHINE_TYPES.values() if m.accelerator == model.name)
-        return [f"{where}.type: {model.name} is built into machines; remove it and use {key}: one of {fitting}"]
-    fits = [n for n, (cpus, gb) in model.most.items() if machine.vcpus <= cpus and machine.memory_gb <= gb]
-    if attached.count in fits:
-        return []
-    fix = f"use count {' or '.join(map(str, fits))}" if fits else "use a smaller machine type"
-    return [
-        (
-            f"{where}.count: {attached.count} x {model.name} cannot be attached to {machine.name}"
-            f" ({machine.vcpus} vCPUs, {machine.memory_gb:g} GB; {key}); {fix}"
-        )
-    ]
-
-
-def _image_problems(config: StackConfig, attached: Accelerator) -> list[str]:
-    model = ACCELERATORS[attached.type]
-    if config.file.image is not None or model.compute_capability >= LEAST_COMPUTE_CAPABILITY:
-        return []
-    return [
-        (
-            f"machines.accelerator.type: {model.name} has compute capability {model.compute_capability:g}, and the"
-            f" image's PyTorch (CUDA 13) starts at {LEAST_COMPUTE_CAPABILITY:g}; use nvidia-tesla-t4, or pin an image"
-            " with PyTorch for CUDA 12.6 as gpt2-training:image"
-        )
-    ]
 
 
 def _zone_problems(config: StackConfig, fleet: Fleet) -> list[str]:
@@ -210,20 +160,15 @@ def _capacity_problems(config: StackConfig, named: Mapping[Role, str | None]) ->
             if machine is not None and not machine.accelerators and role != "ps":
                 problems.append(
                     f"machines.flexStart: {machine.name} (trainingInput.{TYPE_KEYS[role]}) cannot wait for capacity,"
-                    " only machines with built-in GPUs can (a2, a3, g2); use one of those, or remove flexStart"
+                    " only machines with built-in GPUs can (a2, a3, a4, g2, g4); use one of those, or remove flexStart"
                 )
         if config.file.limits.max_hours > FLEX_HOURS:
             problems.append(
                 f"limits.maxHours: found {config.file.limits.max_hours:g}, more than the {FLEX_HOURS} hours that"
                 f" machines.flexStart gives; use at most {FLEX_HOURS}"
             )
-    else:
-        for role, name in named.items():
-            if name in WAITING_ONLY and machines.reservation is None:
-                problems.append(
-                    f"trainingInput.{TYPE_KEYS[role]}: {name} is not available on demand; set machines.flexStart: true,"
-                    " or use a3-highgpu-8g"
-                )
+    if len(ways) < 2:
+        problems += way_problems(config, named)
     if machines.spot and not config.workers:
         problems.append("machines.spot: only workers can be Spot VMs, and there are none; remove it or add workers")
     if machines.reservation is not None and not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", machines.reservation):
@@ -266,21 +211,4 @@ def _other_problems(config: StackConfig) -> list[str]:
         )
     if file.notify is not None and not EMAIL.fullmatch(file.notify):
         problems.append(f"notify: found {file.notify!r}, must be an e-mail address")
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", file.machines.image_family):
-        problems.append(f"machines.imageFamily: found {file.machines.image_family!r}, must be an image family's name")
     return problems
-
-
-def _close_machine(name: str) -> str:
-    """Suggest a machine type of the same family. The nearest name of another family may have quite another price."""
-    family = name.lower().partition("-")[0]
-    if family not in FAMILIES:
-        return "known are N1 and, with GPUs built in, G2, A2 and A3; for example n1-standard-4 or g2-standard-8"
-    siblings = [type_name for type_name in MACHINE_TYPES if type_name.startswith(f"{family}-")]
-    close = difflib.get_close_matches(name.lower(), siblings, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"for example {siblings[0]} or {siblings[-1]}"
-
-
-def _close(name: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(choices)}"

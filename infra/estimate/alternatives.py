@@ -8,17 +8,21 @@ from infra.estimate.estimate import estimate, fits
 from infra.estimate.measured import Measured
 from infra.estimate.parts import Estimate
 from infra.fleet import prices
-from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, MachineType
+from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, MachineType
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.sizing import memory, workload
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
 from trainer.contract.options import Parallel
 
-# N1 machines to compare with: those whose CPU trains, and those whose CPU only feeds the attached GPUs.
-ALONE = ("n1-standard-8", "n1-highcpu-16", "n1-standard-16", "n1-standard-32", "n1-standard-96")
+# Machines to compare with: those whose CPU trains, those whose CPU only feeds the attached GPUs, and servers.
+ALONE = (
+    *("n1-standard-8", "n1-highcpu-16", "n1-standard-16", "n1-standard-32", "n1-standard-96", "e2-standard-16"),
+    *("n2-standard-32", "n2d-standard-48", "n4-standard-32", "c3-standard-44", "c3d-standard-60", "c4-standard-32"),
+    *("c4-standard-96", "c4d-standard-32", "c4d-standard-96"),
+)
 BESIDE_GPUS = ("n1-standard-8", "n1-highmem-8", "n1-highmem-16")
-SERVER = "n1-highmem-8"
+SERVERS = ("n1-highmem-8", "e2-highmem-8")
 
 
 @dataclass(frozen=True)
@@ -91,20 +95,24 @@ def regions(config: StackConfig, runs: list[Measured] | None = None) -> list[tup
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Machines to compare with. accelerator, accelerators: the GPUs attached to each trainer machine."""
+    """Machines to compare with.
+
+    accelerator, accelerators: the GPUs attached to each trainer machine. server: the type of the servers, if any.
+    """
 
     machine: str
     accelerator: str
     accelerators: int
     workers: int
     servers: int
+    server: str
     spot: bool
     fsdp: bool
 
     @property
     def words(self) -> str:
         gpus = f" + {self.accelerators} x {self.accelerator.removeprefix('nvidia-')}" if self.accelerator else ""
-        servers = f" + {self.servers} servers" if self.servers else ""
+        servers = f" + {self.servers} x {self.server}" if self.servers else ""
         return f"{1 + self.workers} x {self.machine}{gpus}{servers}{' fsdp' if self.fsdp else ''}"
 
 
@@ -112,16 +120,18 @@ def _candidates(config: StackConfig, fleet: Fleet) -> Iterator[_Candidate]:
     own, servers = config.workers, config.servers
     batch = config.file.training_input.hyperparameters.batch_size
     counts = sorted({0, 3, own, 2 * own} if own else {0, 1, 3})
+    own_server = config.file.training_input.machine_types()["ps"]
+    kept = [(servers, name) for name in dict.fromkeys([own_server or SERVERS[0], *SERVERS])] if servers else []
     for name, gpu, number in _machines(config, fleet):
         built_in = MACHINE_TYPES[name].accelerators
         if max(number, built_in) > 1:
-            yield _Candidate(name, gpu, number, 0, 0, False, True)
+            yield _Candidate(name, gpu, number, 0, 0, "", False, True)
             continue
         for workers in counts:
             if 1 + workers <= batch:
                 for spot in (False, True) if workers else (False,):
-                    for kept_servers in {0, servers} if workers else {0}:
-                        yield _Candidate(name, gpu, number, workers, kept_servers, spot, False)
+                    for kept_servers, server in [(0, ""), *(kept if workers else [])]:
+                        yield _Candidate(name, gpu, number, workers, kept_servers, server, spot, False)
 
 
 def _machines(config: StackConfig, fleet: Fleet) -> Iterator[tuple[str, str, int]]:
@@ -131,8 +141,6 @@ def _machines(config: StackConfig, fleet: Fleet) -> Iterator[tuple[str, str, int
         if not MACHINE_TYPES[name].accelerators:
             yield name, "", 0
     for model in ACCELERATORS.values():
-        if model.compute_capability < LEAST_COMPUTE_CAPABILITY and config.file.image is None:
-            continue  # the image's torch has no kernels for it
         for number, (vcpus, gigabytes) in model.most.items():
             for name in dict.fromkeys([*BESIDE_GPUS, *own]):
                 if _takes_gpus(MACHINE_TYPES[name], vcpus, gigabytes):
@@ -144,13 +152,12 @@ def _machines(config: StackConfig, fleet: Fleet) -> Iterator[tuple[str, str, int
 
 def _takes_gpus(machine: MachineType, vcpus: int, gigabytes: int) -> bool:
     """Return whether GPUs can be attached that allow so many vCPUs and so much memory."""
-    return not machine.accelerators and machine.vcpus <= vcpus and machine.memory_gb <= gigabytes
+    return machine.takes_gpus and machine.vcpus <= vcpus and machine.memory_gb <= gigabytes
 
 
 def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackConfig, Fleet] | None:
     """Return the stack with other machines, and these; None if Google would refuse them or the model does not fit."""
     file = config.file
-    server_type = file.training_input.parameter_server_type or SERVER
     training = file.training_input.model_copy(
         update={
             "scale_tier": "CUSTOM",
@@ -158,7 +165,7 @@ def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackCon
             "worker_type": candidate.machine if candidate.workers else None,
             "worker_count": candidate.workers,
             "min_workers": 0,
-            "parameter_server_type": server_type if candidate.servers else None,
+            "parameter_server_type": candidate.server or None,
             "parameter_server_count": candidate.servers,
         }
     )
@@ -166,7 +173,14 @@ def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackCon
     if candidate.accelerator:
         attached = Accelerator(type=candidate.accelerator, count=candidate.accelerators)
     machines = file.machines.model_copy(
-        update={"accelerator": attached, "spot": candidate.spot, "zones": [], "reservation": None, "flex_start": False}
+        update={
+            "accelerator": attached,
+            "spot": candidate.spot,
+            "zones": [],
+            "reservation": None,
+            "flex_start": False,
+            "compact_placement": False,
+        }
     )
     parallel = file.parallel if candidate.servers else Parallel(parallelism="fsdp" if candidate.fsdp else "replicas")
     # With a limit, an unknown price would be refused. Without it, the price only makes the row a lower bound.

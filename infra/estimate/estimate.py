@@ -48,7 +48,8 @@ def estimate(config: StackConfig, fleet: Fleet, runs: list[measured.Measured] | 
     if size is None:
         why = f"the dimensions of {config.file.model.initialize} are in the checkpoint, which is not read here"
         return Estimate((), (), (), (), fleet.hourly, None, NOTHING, (why,))
-    step_time = step(config, fleet, size, measured.read(config.root) if runs is None else runs)
+    runs = measured.read(config.root) if runs is None else runs
+    step_time = step(config, fleet, size, runs)
     hyper = config.file.training_input.hyperparameters
     tokens = hyper.batch_size * hyper.sequence_length
     time = _time(config, fleet, size, step_time)
@@ -62,7 +63,7 @@ def estimate(config: StackConfig, fleet: Fleet, runs: list[measured.Measured] | 
         hourly=fleet.hourly,
         step=step_time,
         tokens_per_second=step_time.seconds.to_do(tokens) if step_time.seconds.low else NOTHING,
-        notes=tuple(notes_of(config, fleet, step_time, hours, unpriced(costs))),
+        notes=tuple(notes_of(config, fleet, step_time, hours, unpriced(costs), {run.machine for run in runs})),
         run=step_time.measured.run if step_time.measured else "",
     )
 

@@ -1,10 +1,11 @@
 """Write the figures and sentences that an estimate adds to its parts."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from infra.estimate.parts import HOUR, Figure
 from infra.estimate.step import StepTime
+from infra.fleet.caveats import network_caveats, untried_caveats
 from infra.fleet.deadline import launch_hours
 from infra.fleet.fleet import Fleet
 from infra.sizing.ranges import Range
@@ -45,11 +46,16 @@ def figures_of(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, ste
 
 
 def notes_of(
-    config: StackConfig, fleet: Fleet, step_time: StepTime, hours: Range, unpriced: Sequence[str]
+    config: StackConfig,
+    fleet: Fleet,
+    step_time: StepTime,
+    hours: Range,
+    unpriced: Sequence[str],
+    tried: Collection[str],
 ) -> list[str]:
     """Return what a person should know besides the numbers, a sentence each.
 
-    hours: of the whole run. unpriced: what has no known price.
+    hours: of the whole run. unpriced: what has no known price. tried: the machines of measured runs, by their labels.
     """
     notes = []
     if config.file.sweep is not None:
@@ -81,6 +87,7 @@ def notes_of(
                 f"{machines.role}: one GPU of {machines.machine.name} trains, {number - 1} idle and are paid for;"
                 " parallelism: fsdp uses all"
             )
+    notes += network_caveats(fleet) + untried_caveats(fleet, tried)
     if unpriced:
         notes.append(f"the cost is a lower bound: not priced are {', '.join(unpriced)}")
     limits = config.file.limits

@@ -8,7 +8,17 @@ from infra.estimate.measured import Kind, Likeness, Measured, comparable, kind_o
 from infra.fleet.fleet import Fleet
 from infra.sizing import workload
 from infra.sizing.ranges import NOTHING, Range
-from infra.sizing.speed import GPUS, HERE, HERE_ORIGIN, Speed, cpu_speed, gbps, gpu_speed, half_precision
+from infra.sizing.speed import (
+    CPU_MEMORY,
+    GPUS,
+    HERE,
+    HERE_ORIGIN,
+    Speed,
+    cpu_speed,
+    gpu_speed,
+    half_precision,
+    machine_speed,
+)
 from infra.stack.config import StackConfig
 from trainer.contract import exchange_cost, geometry, options, spec
 
@@ -70,7 +80,7 @@ def step(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, runs: lis
     computing = Range(max(computing.low, waiting.low), max(computing.high, waiting.high))
     touched = workload.trained(config, size) * (TOUCHED if hyper.optimizer == "adamw" else 12)
     if fleet.servers is not None:
-        moved, memory = touched / fleet.servers.count, cpu_speed(1).memory
+        moved, memory = touched / fleet.servers.count, CPU_MEMORY.times(1e9)
     elif parallel.parallelism == "fsdp":
         moved, memory = touched / trainers, speed.memory
     else:
@@ -132,8 +142,7 @@ def _speed(fleet: Fleet, hyper: options.Hyperparameters) -> tuple[Speed, str]:
         if gpu:
             speeds.append((gpu_speed(gpu, hyper), f"{gpu}: "))
         else:
-            description = f"{machine.name}: {machine.vcpus // 2 or 1} cores at 15 to 60 GFLOP/s: "
-            speeds.append((cpu_speed(max(1, machine.vcpus / 2)), description))
+            speeds.append((machine_speed(machine), f"{machine.name}: "))
     slowest, description = min(speeds, key=lambda pair: pair[0].flops.middle)
     return slowest, description + slowest.origin
 
@@ -154,8 +163,8 @@ def _network(config: StackConfig, fleet: Fleet, work: _Work, speed: Speed) -> tu
         return seconds, "", f"{ways} x {sent / 1e6:.3g} MB through this machine at 0.5 to 3 GB/s (ours)"
 
     # Between machines: the cost model with the machines' links at best, and with slow ones at worst.
-    link = min(gbps(machines.machine) for machines in fleet.trainer_roles) * 1e9 / 8
-    out = gbps(fleet.servers.machine) * 1e9 / 8 if fleet.servers else link
+    link = min(machines.machine.gbps for machines in fleet.trainer_roles) * 1e9 / 8
+    out = fleet.servers.machine.gbps * 1e9 / 8 if fleet.servers else link
     best = exchange_cost.Links(link, out)
     worst = exchange_cost.Links(min(link, SLOW_LINK), min(out, SLOW_LINK))
     interleaved = not hyper.gradient_clip

@@ -5,6 +5,7 @@ import math
 
 from infra.fleet.fleet import Fleet
 from infra.stack.keys import RunLimits
+from trainer.runs.placement import Launched
 
 HOUR = 3600  # seconds
 
@@ -17,15 +18,24 @@ def launch_hours(limits: RunLimits, fleet: Fleet) -> float:
     return min(limits.max_hours, limits.max_cost_usd / cost.usd)
 
 
+def kept_hours(limits: RunLimits, fleet: Fleet, launched: Launched | None) -> float:
+    """Return the hours that templates may name: those with which the launch began, as long as the limits stay.
+
+    By maxCostUsd another number of workers gives other hours. In a template they would be other machines.
+    """
+    if launched is not None and (launched.max_hours, launched.max_cost_usd) == (limits.max_hours, limits.max_cost_usd):
+        return launched.hours
+    return launch_hours(limits, fleet)
+
+
 def termination_time(started: float, hours: float) -> str:
     """Return when Google ends a VM, in RFC 3339. started: seconds since the epoch."""
     return _utc(started + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def cron(started: float, hours: float) -> str:
-    """Return the minute, rounded up, at which Cloud Scheduler resizes the groups to zero."""
-    then = _utc(math.ceil((started + hours * HOUR) / 60) * 60)
-    return f"{then.minute} {then.hour} {then.day} {then.month} *"
+def deadline(started: float, hours: float) -> int:
+    """Return when the controller ends all machines, in seconds since the epoch."""
+    return math.ceil(started + hours * HOUR)
 
 
 def _utc(seconds: float) -> datetime.datetime:

@@ -54,7 +54,7 @@ class Fleet:
     """All machines of a run.
 
     roles: those that have machines, master first.
-    zones: where the run may be; each launch takes the next. Empty for a local stack.
+    zones: where the run may be. Empty for a local stack.
     processes_per_trainer: how many processes of a trainer machine compute: one for each GPU with fsdp, else one.
     """
 
@@ -92,9 +92,10 @@ class Fleet:
         """An hour of all machines, disks included. Nothing is rented for a local stack."""
         return sum((machines.hourly for machines in self.roles), Cost(0))
 
-    def launch_zone(self, launch: int) -> str:
-        """Return the zone of a launch (from 1)."""
-        return self.zones[(launch - 1) % len(self.zones)]
+    def zones_in_turn(self, launch: int) -> list[str]:
+        """Return all zones in the order in which a launch (from 1) prefers them without advice on capacity."""
+        turn = (launch - 1) % len(self.zones)
+        return [*self.zones[turn:], *self.zones[:turn]]
 
 
 def resolve_fleet(config: StackConfig) -> Fleet:
@@ -118,6 +119,21 @@ def role_counts(config: StackConfig) -> dict[Role, int]:
     """Return the number of machines of each role that has any, master first."""
     counts: dict[Role, int] = {"master": 1, "worker": config.workers, "ps": config.servers}
     return {role: count for role, count in counts.items() if count}
+
+
+def spans_zones(config: StackConfig, fleet: Fleet) -> bool:
+    """Return whether one group takes the run's machine from any zone. A reservation is in one zone."""
+    return fleet.size == 1 and len(fleet.zones) > 1 and config.file.machines.reservation is None
+
+
+def may_move(config: StackConfig, fleet: Fleet) -> bool:
+    """Return whether the controller may move the run to another zone.
+
+    A reservation is in one zone, and machines that wait in a queue (flex-start) would lose their place in it.
+    """
+    waits = any(machines.flex_start for machines in fleet.roles)
+    pinned = waits or config.file.machines.reservation is not None
+    return fleet.size > 1 and len(fleet.zones) > 1 and not pinned
 
 
 def attached_accelerator(file: StackFile) -> Accelerator | None:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from infra.fleet.catalog import MACHINE_TYPES
+from infra.fleet.cpu_machines import CPU_FAMILIES
 
 HOURS_A_MONTH = 730  # Google's own figure, for prices by the month
 NEAR = 2.3  # the largest ratio of two machines' memory at which they count as near
@@ -73,8 +74,9 @@ def machine_cost(
     """
     kind, suffix = ("spot", " Spot") if spot else ("on_demand", "")
     listed, machine_type = _region(region), MACHINE_TYPES.get(machine)
-    if machine_type is not None and machine_type.family == "n1":
-        vcpu, memory = _number(listed, "n1_vcpu", kind), _number(listed, "n1_memory_gb", kind)
+    if machine_type is not None and machine_type.family in CPU_FAMILIES:
+        family = machine_type.family
+        vcpu, memory = _number(listed, f"{family}_vcpu", kind), _number(listed, f"{family}_memory_gb", kind)
         price = None if vcpu is None or memory is None else machine_type.vcpus * vcpu + machine_type.memory_gb * memory
     else:
         price = _number(listed, "machines", machine, kind)
@@ -83,7 +85,9 @@ def machine_cost(
         gpu = _cost(_number(listed, "accelerators", accelerator, kind), f"{accelerator}{suffix} in {region}")
         cost += gpu.times(accelerators)
     if disk_gb:
-        disk = _cost(_number(listed, "disk_gb_month", "price"), f"disks in {region}")
+        hyperdisk = machine_type is not None and machine_type.disk == "hyperdisk-balanced"
+        name, words = ("hyperdisk_gb_month", "Hyperdisk") if hyperdisk else ("disk_gb_month", "disks")
+        disk = _cost(_number(listed, name, "price"), f"{words} in {region}")
         cost += disk.times(disk_gb / HOURS_A_MONTH)
     return cost
 

@@ -17,13 +17,16 @@ NO_QUOTA_PROJECT = "requires a quota project"
 
 
 def report(
-    config: StackConfig, fleet: Fleet, parent: pulumi.Resource, connect: Callable[[], GoogleApi] = GoogleApi
+    config: StackConfig,
+    fleet: Fleet,
+    zones: Sequence[str],
+    parent: pulumi.Resource,
+    connect: Callable[[], GoogleApi] = GoogleApi,
 ) -> None:
     """Warn of each thing that Google will not give, and log one line of what could not be checked. Never raises."""
-    zone = fleet.launch_zone(config.file.launch)
     try:
         api = connect()
-        checks = machine_types(api, config, fleet, [zone])
+        checks = machine_types(api, config, fleet, zones)
         checks += check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
     except ApiError as error:
         not_checked(str(error), parent)
@@ -39,7 +42,8 @@ def report(
             pulumi.log.warn(f"{check.name}: {check.found}; {check.fix}", parent)
     names = [check.name for check in checks if check.state == "unknown"]
     more = f"; `python -m scripts.preflight --stack {config.stack}` tells why" if names else ""
-    pulumi.log.info(f"not checked: {', '.join([f'whether machines are free in {zone}', *names])}{more}", parent)
+    capacity = f"whether machines are free in {' or '.join(zones)}"
+    pulumi.log.info(f"not checked: {', '.join([capacity, *names])}{more}", parent)
 
 
 def not_checked(why: str, parent: pulumi.Resource) -> None:
@@ -48,15 +52,14 @@ def not_checked(why: str, parent: pulumi.Resource) -> None:
 
 
 def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequence[str]) -> list[Check]:
-    """Check whether each of these zones has the machines; the zone of this launch must have them."""
-    launch_zone = fleet.launch_zone(config.file.launch)
+    """Check whether each of these zones has the machines. All must have them, as the run may move to any."""
     types: dict[str, None] = {}
     for machines in fleet.roles:
         types[f"machineTypes/{machines.machine.name}"] = None
         if machines.accelerator:
             types[f"acceleratorTypes/{machines.accelerator}"] = None
     checks = []
-    for zone in sorted(zones, key=lambda zone: zone != launch_zone):
+    for zone in zones:
         try:
             missing = [name for name in types if not _exists(api, f"projects/{config.project}/zones/{zone}/{name}")]
         except ApiError as error:
@@ -68,9 +71,7 @@ def machine_types(api: GoogleApi, config: StackConfig, fleet: Fleet, zones: Sequ
         else:
             lacks = ", ".join(name.partition("/")[2] for name in missing)
             fix = f"take {zone} out of machines.zones, or use another machine type"
-            checks.append(
-                Check(f"machines in {zone}", "problem" if zone == launch_zone else "note", f"has no {lacks}", fix)
-            )
+            checks.append(Check(f"machines in {zone}", "problem", f"has no {lacks}", fix))
     return checks
 
 

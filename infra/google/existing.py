@@ -1,23 +1,29 @@
 """Ask Google, before anything is declared, what an earlier `up` left."""
 
-import json
 import time
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pulumi
 import pulumi_gcp as gcp
-from pulumi_gcp import artifactregistry, projects, storage
+from pulumi_gcp import artifactregistry, projects, serviceaccount, storage
 from pydantic import ValidationError
 
 from infra.fleet.deadline import HOUR, launch_hours
 from infra.fleet.fleet import Fleet
+from infra.google.identity import account_email
 from infra.lifecycle import is_finished, status_line
 from infra.stack.config import StackConfig
 from trainer.contract import paths
+from trainer.contract.options import Strict
 from trainer.contract.spec import JobSpec
 from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
+from trainer.runs.placement import Launched, Placement
 from trainer.runs.records import Status
+
+NOT_FOUND = ("Error 404", "not found")  # the provider's words for a resource that does not exist
+Record = TypeVar("Record", bound=Strict)
 
 
 @dataclass
@@ -27,9 +33,23 @@ class Existing:
     buckets: set[str] = field(default_factory=set)  # their names
     repository: bool = False  # whether the image repository exists
     roles: set[str] = field(default_factory=set)  # ids of custom roles
+    launched: Launched | None = None  # the record of the declared launch, if it has begun
+    placement: Placement | None = None  # the record of where it has moved
+    left: str = ""  # the zone in which the launch before it ended
     finished: bool = False  # the run has nothing left to do in this launch
     expired: bool = False  # the run is not finished, but the time of this launch is over
     asked: bool = True  # False if Google could not be asked: without a login a preview continues without knowing
+
+
+def custom_roles(project: str, options: pulumi.InvokeOptions) -> set[str]:
+    """Return the ids of a project's custom roles."""
+    try:
+        answer = projects.get_iam_custom_roles(project=project, opts=options)
+    except Exception as error:
+        if any(sign in str(error) for sign in API_OFF):  # the first `up` in a project enables it
+            return set()
+        raise
+    return {role["role_id"] for role in answer.roles}
 
 
 def find_existing(
@@ -68,7 +88,10 @@ class _Search:
         listed_buckets = storage.get_buckets(prefix=name, project=self._config.project, opts=self._options).buckets
         existing.buckets = {bucket["name"] for bucket in listed_buckets}
         existing.repository = self._has_repository()
-        existing.roles = self._roles()
+        if self._config.file.pipeline is None:
+            existing.roles = custom_roles(self._config.project, self._options)
+        else:  # an owner has made the roles, and the pipeline's accounts may not look for them
+            self._check_accounts()
         if name in existing.buckets:
             self._run(name, existing)
 
@@ -84,15 +107,18 @@ class _Search:
             raise
         return f"gpt2-{self._config.stack}" in {repository["repository_id"] for repository in answer.repositories}
 
-    def _roles(self) -> set[str]:
-        """Return the ids of the project's custom roles."""
+    def _check_accounts(self) -> None:
+        """Raise RunError if no owner has bootstrapped this stack. Its pipeline's accounts come from nowhere else."""
+        email = account_email(self._config, "deploy")
         try:
-            answer = projects.get_iam_custom_roles(project=self._config.project, opts=self._options)
+            serviceaccount.get_account(account_id=email, project=self._config.project, opts=self._options)
         except Exception as error:
-            if any(sign in str(error) for sign in API_OFF):
-                return set()
-            raise
-        return {role["role_id"] for role in answer.roles}
+            if not any(sign in str(error) for sign in (*API_OFF, *NOT_FOUND)):
+                raise
+            raise pulumi.RunError(
+                f"gpt2-training:pipeline: the account {email} does not exist; let an owner of the project run"
+                f" `python -m scripts.bootstrap --stack {self._config.stack}`"
+            ) from None
 
     def _run(self, bucket: str, existing: Existing) -> None:
         """Find out where the declared run stands, and log one line about it."""
@@ -102,12 +128,14 @@ class _Search:
         if not existing.finished:
             self._check_checkpoint(bucket)
         notice = status_line(status, config.bucket, job)
-        if status is None or status.taken_back or existing.finished:
-            started = ""  # a launch that was destroyed starts anew, whatever its record says
-        else:
-            started = self._read(bucket, paths.launch(job.run, job.launch))
-        hours = launch_hours(config.file.limits, self._fleet)
-        if started and time.time() > json.loads(started)["started"] + hours * HOUR:
+        if status is not None and not status.taken_back:
+            # A launch that was destroyed starts anew, whatever its records say.
+            existing.launched, existing.placement = self._records(bucket, job.launch)
+        if existing.launched is None and job.launch > 1:
+            launched, placement = self._records(bucket, job.launch - 1)
+            existing.left = (placement and placement.zone) or (launched.zone if launched else "")
+        launched, hours = existing.launched, launch_hours(config.file.limits, self._fleet)
+        if not existing.finished and launched and time.time() > launched.started + hours * HOUR:
             existing.expired = True
             notice = (
                 True,
@@ -119,6 +147,12 @@ class _Search:
         if notice is not None:
             attention, line = notice
             (pulumi.log.warn if attention else pulumi.log.info)(line, self._parent)
+
+    def _records(self, bucket: str, launch: int) -> tuple[Launched | None, Placement | None]:
+        """Return the records of a launch, None for one that is not there. Raise RunError if one cannot be read."""
+        run = self._job.run
+        launched = self._parsed(Launched, bucket, paths.launch(run, launch))
+        return launched, self._parsed(Placement, bucket, paths.placement(run, launch)) if launched else None
 
     def _check_checkpoint(self, bucket: str) -> None:
         """Raise RunError if the run starts from another run of this bucket that has no model."""
@@ -137,10 +171,13 @@ class _Search:
 
     def _status(self, bucket: str) -> Status | None:
         """Return the run's status, None if it has none yet. Raise RunError if it cannot be read."""
-        path = paths.status(self._job.run)
+        return self._parsed(Status, bucket, paths.status(self._job.run))
+
+    def _parsed(self, model: type[Record], bucket: str, path: str) -> Record | None:
+        """Return an object's content as a record, None if it is not there. Raise RunError if it cannot be read."""
         content = self._read(bucket, path)
         try:
-            return Status.model_validate_json(content) if content else None
+            return model.model_validate_json(content) if content else None
         except ValidationError:
             raise pulumi.RunError(
                 f"gs://{bucket}/{path} cannot be read: was it written by another version of this project? Move it away"

@@ -1,4 +1,4 @@
-"""Machines: an instance template and a managed instance group for each role, all in one zone.
+"""Machines: an instance template for each role, and a managed instance group in each zone where the run may be.
 
 A group never changes but for its size: its name has a hash of run, launch and template, so another run has another
 group, made when the old one is gone. That keeps a finished run at size zero and a running one untouched. Google
@@ -8,16 +8,16 @@ replaces a preempted or broken VM under the same name; there is no health check,
 import pulumi
 from pulumi_gcp import compute
 
-from infra.google.groups import Group, Template
+from infra.google.groups import Group, Template, group_resource
 from infra.google.identity import Identity
 
 
-class MachineGroup(pulumi.ComponentResource):
-    """An instance template and a managed instance group for one role."""
+class RoleGroups(pulumi.ComponentResource):
+    """An instance template for one role, and its groups: those of one zone have machines."""
 
     def __init__(
         self,
-        group: Group,
+        groups: list[Group],
         identity: Identity,
         subnetwork: pulumi.Input[str],
         image: pulumi.Input[str],
@@ -29,7 +29,7 @@ class MachineGroup(pulumi.ComponentResource):
         """Declare the machines of a role.
 
         Args:
-            group: the role's machines, as the stack file decides them.
+            groups: the role's machines in each zone, as the stack file decides them.
             identity: the accounts of all roles.
             subnetwork: the subnet that the machines are in.
             image: the container image that they run, by digest.
@@ -38,61 +38,58 @@ class MachineGroup(pulumi.ComponentResource):
             expired: the time of this launch is over.
             opts: the parent, and everything that a machine needs when it boots.
         """
-        super().__init__("gpt2-training:google:Machines", group.role, {}, opts)
-        settings = group.template
+        role, settings = groups[0].role, groups[0].template
+        super().__init__("gpt2-training:google:Machines", role, {}, opts)
         arguments: Template = {**settings, "metadata": {**settings["metadata"], "gpt2-image": image}}
-        if not group.flex_start:
+        if not groups[0].flex_start:
             arguments["scheduling"] = {**settings["scheduling"], "termination_time": ends}
-        built_in = "guest_accelerators" not in settings and settings["machine_type"][:2] != "n1"
-        interface: compute.RegionInstanceTemplateNetworkInterfaceArgsDict = {"subnetwork": subnetwork}
-        if built_in:
-            interface["nic_type"] = "GVNIC"  # newer machine types need it
+        # Newer machine types need gVNIC, and N1 is faster with it than with VirtIO.
+        interface: compute.RegionInstanceTemplateNetworkInterfaceArgsDict = {
+            "subnetwork": subnetwork,
+            "nic_type": "GVNIC",
+        }
         template = compute.RegionInstanceTemplate(
-            f"{group.role}-template",
+            f"{role}-template",
             **arguments,
             network_interfaces=[interface],
-            service_account={"email": identity.machines[group.role].email, "scopes": ["cloud-platform"]},
+            service_account={"email": identity.machines[role].email, "scopes": ["cloud-platform"]},
             opts=pulumi.ResourceOptions(parent=self),
         )
-        over = finished or expired
-        size = 0 if over or group.flex_start else group.count
-        manager = compute.RegionInstanceGroupManager(
-            f"{group.role}-group",
+        for group in groups:
+            self._group(group, template, finished, expired)
+        self.register_outputs({})
+
+    def _group(self, group: Group, template: compute.RegionInstanceTemplate, finished: bool, expired: bool) -> None:
+        one_zone = len(group.zones) == 1
+        lifecycle: compute.RegionInstanceGroupManagerInstanceLifecyclePolicyArgsDict = {
+            "default_action_on_failure": "DO_NOTHING" if group.flex_start else "REPAIR",
+            "force_update_on_repair": "YES",
+            "on_failed_health_check": "DO_NOTHING",
+        }
+        if not (one_zone or group.flex_start):  # a flex-start machine is not repaired at all
+            lifecycle["on_repair"] = {"allow_changing_zone": "YES"}
+        compute.RegionInstanceGroupManager(
+            group_resource(group.role, group.zone),
             name=group.name,
             base_instance_name=group.name,
-            target_size=size,
+            target_size=0 if finished or expired else group.target,
             versions=[{"instance_template": template.self_link}],
-            distribution_policy_zones=[group.zone],
-            distribution_policy_target_shape="ANY_SINGLE_ZONE",
+            distribution_policy_zones=list(group.zones),
+            distribution_policy_target_shape="ANY_SINGLE_ZONE" if one_zone else "ANY",
             update_policy={
                 "type": "OPPORTUNISTIC",  # a changed template never ends a machine that trains
                 "minimal_action": "REPLACE",
                 "replacement_method": "RECREATE",
                 "instance_redistribution_type": "NONE",
                 "max_surge_fixed": 0,
-                "max_unavailable_fixed": 1,
+                "max_unavailable_fixed": len(group.zones),  # Google takes no fewer, but 0
             },
-            instance_lifecycle_policy={
-                "default_action_on_failure": "DO_NOTHING" if group.flex_start else "REPAIR",
-                "force_update_on_repair": "YES",
-                "on_failed_health_check": "DO_NOTHING",
-            },
+            instance_lifecycle_policy=lifecycle,
             wait_for_instances=False,  # a stock-out is no failure of `up`: watch reports it
             opts=pulumi.ResourceOptions(
                 parent=self,
                 delete_before_replace=True,  # old machines go first, as the quota may not be enough for both
                 # A finished run has resized its groups itself, without Pulumi.
-                ignore_changes=["targetSize"] if finished or group.flex_start else None,
+                ignore_changes=["targetSize"] if finished else None,
             ),
         )
-        if group.flex_start and not over:
-            compute.RegionResizeRequest(
-                f"{group.role}-request",
-                name=group.name,
-                region=settings["region"],
-                instance_group_manager=manager.name,
-                resize_by=group.count,
-                requested_run_duration={"seconds": str(group.run_seconds)},
-                opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
-            )
-        self.register_outputs({})

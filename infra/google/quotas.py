@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from infra.fleet.catalog import ACCELERATORS
+from infra.fleet.cpu_machines import CPU_FAMILIES, VM_FAMILY_CPUS
 from infra.fleet.fleet import Fleet
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import ApiError, GoogleApi
 
 SERVICE = "services/compute.googleapis.com"
-GPU_FAMILIES = ("H100", "H100_MEGA")  # these have one quota, with the family as a dimension
-CPUS = {"n1": "CPUS", "a2": "A2_CPUS"}  # by machine family; the quotas of other families are not known for sure
-DISKS = "SSD_TOTAL_GB"  # balanced disks count as SSD
+# On demand these GPUs have one quota, with the family as a dimension. Their Spot and flex-start quotas have names of
+# their own, such as PREEMPTIBLE-NVIDIA-H200-GPUS (public projects that read them in 2026).
+GPU_FAMILIES = ("H100", "H100_MEGA", "H200", "B200", "RTX_PRO_6000")
+DISKS = {"pd-balanced": "SSD_TOTAL_GB", "hyperdisk-balanced": "HDB_TOTAL_GB"}  # balanced disks count as SSD
+DAYS_OF_CHOICE = 168  # hours; GPU machines that end within this may take either quota (Google, since 2024-06-18)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Check:
 class Need:
     """A stack's part of one quota: for machines on demand, and for Spot or flex-start machines."""
 
-    metric: str  # Compute Engine's name, such as NVIDIA_T4_GPUS
+    metric: str  # Compute Engine's name, such as NVIDIA_T4_GPUS; with a family in brackets, one of its dimensions
     on_demand: int
     spot: int = 0
     everywhere: bool = False  # a quota over all regions
@@ -47,10 +50,13 @@ class Limit:
     used: float | None = None
 
 
-def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
-    """Return what the machines need, and the machine families whose CPU quota is not known."""
+def needs(fleet: Fleet, nat: bool) -> list[Need]:
+    """Return what the machines need of each quota.
+
+    Machines with GPUs built in need quota for their GPUs alone: for A2, A3, A4, G2 and G4, "you don't need to request
+    CPU quotas" (Google's page "Allocation quotas").
+    """
     amounts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
-    unknown: list[str] = []
     for machines in fleet.roles:
         machine, count, gpus = machines.machine, machines.count, machines.accelerators
         # Flex-start machines take the quota of Spot machines.
@@ -58,17 +64,16 @@ def needs(fleet: Fleet, nat: bool) -> tuple[list[Need], list[str]]:
         if gpus:
             totals[f"NVIDIA_{ACCELERATORS[machines.accelerator].quota}_GPUS"] += count * gpus
             totals["GPUS_ALL_REGIONS"] += count * gpus
-        if machine.family in CPUS:
-            totals[CPUS[machine.family]] += count * machine.vcpus
-        elif machine.family not in unknown:
-            unknown.append(machine.family)
-        totals["CPUS_ALL_REGIONS"] += count * machine.vcpus
-        amounts[False][DISKS] += count * machines.disk_gb
+        if (family := CPU_FAMILIES.get(machine.family)) is not None:
+            by_family = f"{VM_FAMILY_CPUS}({family.name.upper()})"
+            totals[by_family if family.quota == VM_FAMILY_CPUS else family.quota] += count * machine.vcpus
+            totals["CPUS_ALL_REGIONS"] += count * machine.vcpus
+        amounts[False][DISKS[machine.disk]] += count * machines.disk_gb
         amounts[False]["INSTANCES"] += count
     if nat:
         amounts[False]["IN_USE_ADDRESSES"] += 1
     metrics = dict.fromkeys([*amounts[False], *amounts[True]])
-    return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics], unknown
+    return [Need(m, amounts[False][m], amounts[True][m], m.endswith("_ALL_REGIONS")) for m in metrics]
 
 
 class QuotaLimits:
@@ -99,7 +104,7 @@ class QuotaLimits:
         """Return the Cloud Quotas API's limit; None if it does not know the quota or does not answer."""
         if self._off:
             return None
-        name, family = quota_id(metric)
+        name, dimensions = quota_id(metric)
         try:
             info = self._api.call(
                 "cloudquotas", "GET", f"projects/{self._project}/locations/global/{SERVICE}/quotaInfos/{name}"
@@ -107,17 +112,17 @@ class QuotaLimits:
         except ApiError as error:
             self._off = error.status != 404
             return None
-        wanted_dimensions = {"region": self._region, "gpu_family": family}
-        return effective(info.get("dimensionsInfos", []), {k: v for k, v in wanted_dimensions.items() if v})
+        return effective(info.get("dimensionsInfos", []), {"region": self._region, **dimensions})
 
 
-def quota_id(metric: str) -> tuple[str, str]:
-    """Return the Cloud Quotas API's name of a quota, and the GPU family if the quota is one for all families."""
+def quota_id(metric: str) -> tuple[str, dict[str, str]]:
+    """Return the Cloud Quotas API's name of a quota, and the dimension that says the family if it has one for all."""
     for model in GPU_FAMILIES:
         if metric == f"NVIDIA_{model}_GPUS":
-            return "GPUS-PER-GPU-FAMILY-per-project-region", f"NVIDIA_{model}"
+            return "GPUS-PER-GPU-FAMILY-per-project-region", {"gpu_family": f"NVIDIA_{model}"}
+    name, _, family = metric.rstrip(")").partition("(")
     scope = "" if metric.endswith("_ALL_REGIONS") else "-region"
-    return f"{metric.replace('_', '-')}-per-project{scope}", ""
+    return f"{name.replace('_', '-')}-per-project{scope}", {"vm_family": family} if family else {}
 
 
 def effective(infos: list[dict[str, Any]], wanted_dimensions: dict[str, str]) -> float | None:
@@ -136,27 +141,36 @@ def effective(infos: list[dict[str, Any]], wanted_dimensions: dict[str, str]) ->
 
 def check_quotas(config: StackConfig, fleet: Fleet, limits: QuotaLimits) -> list[Check]:
     """Check each quota that the stack needs."""
-    quota_needs, families = needs(fleet, config.file.network.nat)
     checks: list[Check] = []
-    for need in quota_needs:
-        checks += _everywhere(need, limits) if need.everywhere else _regional(need, limits, config.region)
-    for family in families:
-        finding = f"which quota the CPUS of {family} machines count in is not known here"
-        checks.append(Check(f"quota of {family} CPUs", "unknown", finding, _ask(f"the CPUs of {family}")))
+    for need in needs(fleet, config.file.network.nat):
+        if need.everywhere:
+            checks += _everywhere(need, limits)
+        else:
+            checks += _regional(need, limits, config.region, config.file.limits.max_hours <= DAYS_OF_CHOICE)
     return checks
 
 
-def _regional(need: Need, limits: QuotaLimits, region: str) -> list[Check]:
-    """Check a quota of the region, and the separate one of Spot machines."""
+def _regional(need: Need, limits: QuotaLimits, region: str, short: bool) -> list[Check]:
+    """Check a quota of the region, and the separate one of Spot machines. short: the machines end within 7 days."""
     limit = limits.of(need.metric)
     if not need.spot:
-        return [_judge(need.metric, need.on_demand, limit, region)]
-    metric = f"PREEMPTIBLE_{'CPUS' if need.metric in CPUS.values() else need.metric}"
+        check = _judge(need.metric, need.on_demand, limit, region)
+        return [_either(need, check, limits) if short and check.state == "problem" else check]
+    metric = f"PREEMPTIBLE_{'CPUS' if 'CPUS' in need.metric else need.metric}"
     spot = limits.of(metric)
     if spot is not None and spot.value == 0:  # then Spot machines use the quota of the others
         return [_judge(need.metric, need.on_demand + need.spot, limit, region, " (Spot too, without quota of its own)")]
     checks = [_judge(metric, need.spot, spot, region)]
     return [_judge(need.metric, need.on_demand, limit, region), *checks] if need.on_demand else checks
+
+
+def _either(need: Need, check: Check, limits: QuotaLimits) -> Check:
+    """Return a GPU quota's problem, or "unknown" if the preemptible quota is enough for machines that end soon."""
+    spot = limits.of(f"PREEMPTIBLE_{need.metric}") if need.metric.endswith("_GPUS") else None
+    if spot is None or spot.value < need.on_demand:
+        return check
+    finding = f"{check.found}; PREEMPTIBLE_{need.metric} has {spot.value:,.0f}, which machines that end within 7 days"
+    return Check(check.name, "unknown", f"{finding} may use too", check.fix)
 
 
 def _everywhere(need: Need, limits: QuotaLimits) -> list[Check]:

@@ -5,24 +5,25 @@ import json
 import pulumi
 import pulumi_gcp as gcp
 
-from infra.fleet.deadline import termination_time
+from infra.fleet.deadline import kept_hours, launch_hours, termination_time
 from infra.fleet.fleet import Fleet
 from infra.google import availability
 from infra.google.existing import find_existing
-from infra.google.groups import groups
+from infra.google.groups import groups, placement_policy
 from infra.google.guard import Guard, Launch
 from infra.google.identity import Identity
 from infra.google.image import Image
-from infra.google.machines import MachineGroup
+from infra.google.machines import RoleGroups
 from infra.google.monitoring import Alerts, MetricDescriptors
 from infra.google.network import Network
-from infra.google.pipeline import Pipeline
 from infra.google.services import Services
 from infra.google.storage import Buckets
+from infra.google.zones import zones_of_launch
 from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
+from trainer.gcloud.api import GoogleApi
 
 
 def declare_resources(
@@ -45,12 +46,16 @@ def declare_resources(
         return pulumi.ResourceOptions(parent=parent, provider=provider, depends_on=list(waits_for))
 
     existing = find_existing(config, fleet, job, provider, parent)
+    connect = GoogleApi if existing.asked and not existing.finished else None
+    zones = zones_of_launch(config, fleet, parent, existing.launched, existing.placement, existing.left, connect)
     if not existing.asked:  # it would not answer now either
         availability.not_checked("Google could not be asked", parent)
     elif not (existing.finished or existing.expired):  # machines will be made
-        availability.report(config, fleet, parent)
-    services = Services(config, after())
-    identity = Identity(config, fleet, existing.roles, after(services))
+        availability.report(config, fleet, zones.candidates, parent)
+    bootstrapped = config.file.pipeline is not None  # an owner has declared the rest in access.py
+    services = Services(config, after(), enabled=bootstrapped)
+    roles = [machines.role for machines in fleet.roles]
+    identity = Identity(config, roles, existing.roles, after(services), by_name=bootstrapped)
     network = Network(config, identity, after(services))
     buckets = Buckets(config, inputs, job, identity, existing.buckets, after(services))
     image = Image(config, job, identity, existing.repository, after(services))
@@ -63,29 +68,47 @@ def declare_resources(
         "job", buckets.artifacts, paths.job(job.run), _asset(job.to_json()), "application/json", everything
     )
     current = {"run": job.run, "launch": job.launch}
-    # A master whose run was replaced reads this before it runs the scheduler's jobs, which then end the next run.
+    # A master whose run was replaced reads this and leaves the rest to `up`; the controller no longer moves it.
     pointer = buckets.put("current", buckets.artifacts, paths.CURRENT, _asset(current), "application/json", [declared])
-    launch = Launch(config.bucket, job, pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets]))
-    planned = groups(config, fleet, job)
-    guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))
-    hours = config.file.limits.max_hours
+    hours = kept_hours(config.file.limits, fleet, existing.launched)
+    written = pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets])
+    launch = Launch(config, hours, zones, job, written)
+    planned = groups(config, fleet, job, zones, hours)
+    # More workers spend maxCostUsd earlier, which only the controller heeds: another date would be other machines.
+    lasts = min(hours, launch_hours(config.file.limits, fleet))
+    guard = Guard(config, job, launch, lasts, planned, identity, after(services, pointer))
     ends = launch.started.apply(lambda started: termination_time(started, hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.
-    waiting = after(identity, network, buckets, image, launch, guard)
+    ready = after(identity, network, buckets, image, launch, guard, *_placement(config, after(services)))
     machines = [
-        MachineGroup(
-            group, identity, network.subnetwork, image.reference, ends, existing.finished, existing.expired, waiting
+        RoleGroups(
+            [group for group in planned if group.role == role.role],
+            identity,
+            network.subnetwork,
+            image.reference,
+            ends,
+            existing.finished,
+            existing.expired,
+            ready,
         )
-        for group in planned
+        for role in fleet.roles
     ]
     Alerts(config, after(metrics, *machines))
-    if config.file.pipeline is not None:
-        both = (buckets.artifacts, buckets.data)
-        pipeline = Pipeline(config, config.file.pipeline.repository, existing.roles, both, after(services))
-        pulumi.export("pipelineProvider", pipeline.provider)  # three variables of the GitHub workflows
-        pulumi.export("pipelineDeployer", pipeline.deployer)
-        pulumi.export("pipelinePreviewer", pipeline.previewer)
     return buckets.artifacts.name.apply(lambda name: f"gs://{name}")
+
+
+def _placement(config: StackConfig, opts: pulumi.ResourceOptions) -> list[pulumi.Resource]:
+    """Declare the policy by which Google places machines close together, if the stack file asks for it."""
+    if not config.file.machines.compact_placement:
+        return []
+    policy = gcp.compute.ResourcePolicy(
+        "placement",
+        name=placement_policy(config).rpartition("/")[2],
+        region=config.region,
+        group_placement_policy={"collocation": "COLLOCATED"},
+        opts=opts,
+    )
+    return [policy]
 
 
 def _asset(content: object) -> pulumi.StringAsset:

@@ -84,6 +84,11 @@ def repository_settings(
     }
 
 
+def stack_labels(stack: str) -> dict[str, str]:
+    """Return the labels that the provider sets: the stack's default label and Pulumi's own."""
+    return {"gpt2-stack": stack, "goog-pulumi-provisioned": "true"}
+
+
 def run_image(config: StackConfig, job: JobSpec) -> artifactregistry.RepositoryCleanupPolicyConditionArgsDict:
     """Return what matches the run's image in the registry: its digest if it is pinned, its tag if the stack builds it.
 

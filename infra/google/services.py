@@ -1,4 +1,7 @@
-"""Enable the APIs that a run needs, and leave them enabled: others in the project may use them by then."""
+"""Enable the APIs that a run needs, and leave them enabled: others in the project may use them by then.
+
+In a stack with a pipeline an owner enables them (access.py), and `up` takes them as they are.
+"""
 
 import pulumi
 from pulumi_gcp import projects
@@ -14,16 +17,27 @@ APIS = (
     "logging",
     "monitoring",
     "storage",
+    "workflowexecutions",
+    "workflows",
 )
+PIPELINE_APIS = ("iamcredentials", "sts")  # a job trades GitHub's token for Google's, and that for an account's
+
+
+def api_names(config: StackConfig) -> list[str]:
+    """Return the short names of the APIs that a stack needs."""
+    names = list(APIS)
+    if config.file.limits.billing_account:
+        names.append("billingbudgets")
+    return [*names, *PIPELINE_APIS] if config.file.pipeline else names
 
 
 class Services(pulumi.ComponentResource):
     """The enabled APIs. Everything else waits for them."""
 
-    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
+    def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions, *, enabled: bool = False):
+        """Declare the APIs; `enabled` says that an owner has declared them already."""
         super().__init__("gpt2-training:google:Services", "services", {}, opts)
-        names = [*APIS, "billingbudgets"] if config.file.limits.billing_account else list(APIS)
-        for name in names:
+        for name in [] if enabled else api_names(config):
             projects.Service(
                 name,
                 service=f"{name}.googleapis.com",

@@ -7,7 +7,9 @@ import pulumi
 from pulumi_gcp import storage
 
 from infra.google.identity import Identity
+from infra.google.object_rights import WRITE, controller_rights, grant, machine_rights
 from infra.google.retained import bucket_settings
+from infra.inputs import docker
 from infra.inputs.google import VOCABULARY_FILES
 from infra.inputs.resolve import Inputs
 from infra.stack.config import StackConfig
@@ -36,15 +38,15 @@ class Buckets(pulumi.ComponentResource):
         self.artifacts = self._bucket("artifacts", config.bucket, existing_buckets)
         self.data = self._bucket("data", config.data_bucket, existing_buckets)
         for role, account in identity.machines.items():
-            for bucket, granted in ((self.artifacts, "objectUser"), (self.data, "objectViewer")):
-                name = "artifacts" if bucket is self.artifacts else "data"
-                storage.BucketIAMMember(
-                    f"{role}-{name}-grant",
-                    bucket=bucket.name,
-                    role=f"roles/storage.{granted}",
-                    member=account.member,
-                    opts=self._child,
+            for right in machine_rights(config, job, role):
+                bucket, name = (
+                    (self.data, "data") if right.bucket == config.data_bucket else (self.artifacts, "artifacts")
                 )
+                verb = "write" if right.role == WRITE else "read"
+                grant(f"{role}-{name}-{verb}-grant", bucket, right, account.member, self._child)
+        for right in controller_rights(config, job):
+            verb = "write" if right.role == WRITE else "read"
+            grant(f"controller-artifacts-{verb}-grant", self.artifacts, right, identity.controller.member, self._child)
         self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})
@@ -75,7 +77,7 @@ class Buckets(pulumi.ComponentResource):
             )
 
     def _put_inputs(self, inputs: Inputs) -> None:
-        """Declare the text, unless it is in a bucket already, and GPT-2's vocabulary."""
+        """Declare the text, unless it is in a bucket already, GPT-2's vocabulary, and Docker's archive."""
         if inputs.text is not None:
             path = inputs.data["path"].removeprefix(f"{self._config.data_bucket}/")
             self.put("text", self.data, path, pulumi.FileAsset(str(inputs.text)), "text/plain")
@@ -83,6 +85,8 @@ class Buckets(pulumi.ComponentResource):
             for name in VOCABULARY_FILES:
                 source = pulumi.FileAsset(str(inputs.vocabulary / name))
                 self.put(f"vocabulary-{name}", self.data, f"{paths.VOCABULARY}/{name}", source, "text/plain")
+        if inputs.docker is not None:
+            self.put("docker", self.data, docker.PATH, pulumi.FileAsset(str(inputs.docker)), "application/gzip")
 
     def put(
         self,

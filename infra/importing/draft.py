@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES
+from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, TOO_OLD
 from trainer.contract.options import Hyperparameters, Model
 from trainer.contract.settings import TYPE_KEYS
 from trainer.contract.spec import Role
@@ -38,6 +38,7 @@ LEGACY: dict[str, tuple[str, str, int]] = {
 GPUS = {
     name.upper().replace("-", "_"): name for name in ACCELERATORS
 }  # keys: the names that both services have for them
+OLD_GPUS = {name.upper().replace("-", "_") for name in TOO_OLD}
 INSTEAD = "nvidia-tesla-t4"  # it replaces older GPUs
 # Hyperparameters by the names that training scripts have for them, in lower case, without - and _.
 ALIASES = {name.replace("_", ""): name for name in Hyperparameters.model_fields} | {
@@ -200,15 +201,19 @@ class Draft:
             )
             self.note("to fill in", key, gpus, outcome)
             return None
-        usable = model is not None and model.compute_capability >= LEAST_COMPUTE_CAPABILITY
-        taken = model.name if model is not None and usable else INSTEAD
+        if model is None and name not in OLD_GPUS:
+            self.note(
+                "to fill in", key, gpus, f"{name} is not known here: machines.accelerator, or a machine with GPUs"
+            )
+            return None
+        taken = model.name if model is not None else INSTEAD
         fits = [n for n in ACCELERATORS[taken].most if n <= number]
         count = max(fits, default=1)
         where = f"machines.accelerator: {count} x {taken}"
         if taken == GPUS.get(name) and count == number:
             self.note("mapped", key, gpus, where)
         else:
-            why = "" if usable else "; the image's PyTorch has no kernels for the older one"
+            why = "; the image's PyTorch has no kernels for the older one" if name in OLD_GPUS else ""
             self.note("replaced", key, gpus, f"{where}{why}")
         return taken, count
 
@@ -305,7 +310,7 @@ def _machine(name: str) -> tuple[str, str, int]:
     if name in LEGACY:
         return LEGACY[name]
     match = re.fullmatch(r"[a-z][a-z0-9]*-(standard|highmem|highcpu)-(\d+)", name)
-    if match is None or name.split("-")[0] in ("g2", "a2", "a3", "g4", "a4"):
+    if match is None or name.split("-")[0] in ("g2", "a2", "a3", "g4", "a4", "a4x"):
         return "", "", 0
     larger = [m for m in MACHINE_TYPES.values() if m.name.startswith(f"n1-{match[1]}-") and m.vcpus >= int(match[2])]
     return (min(larger, key=lambda m: m.vcpus).name if larger else ""), "", 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.inputs import checkpoint, google
+from infra.inputs import checkpoint, docker, google
 from infra.inputs.checkpoint import Checkpoint
 from infra.inputs.data_lock import read_lock
 from infra.inputs.text import text_problems
@@ -25,6 +25,7 @@ class Inputs:
     fingerprint: str  # of the text's content
     text: Path | None  # the file to put into the run's bucket; None if a lock file says that it is in a bucket
     vocabulary: Path | None  # the folder with GPT-2's vocabulary to put into the machines' bucket, if there is one
+    docker: Path | None  # the archive to put there too, if the machines' image may have no Docker
     checkpoint: Checkpoint | None
     data: dict[str, Any]  # fields of spec.Data that differ from the stack file's
 
@@ -47,8 +48,9 @@ def resolve(config: StackConfig, on_host: Sequence[str] = ()) -> Inputs:
         lock = read_lock(config.text, named.path, config.stack) if "://" not in named.path else None
         folder = google.vocabulary_folder(config)
         problems = google.text_problems(config, lock)
-        if problem := google.vocabulary_problem(config, folder):
-            problems.append(problem)
+        for problem in (google.vocabulary_problem(config, folder), docker.archive_problem(config)):
+            if problem:
+                problems.append(problem)
     else:
         problems = text_problems(config)
 
@@ -76,7 +78,8 @@ def resolve(config: StackConfig, on_host: Sequence[str] = ()) -> Inputs:
         data["vocabulary_path"] = _absolute(config.root, named.vocabulary_path)
     if start is not None and named.tokenizer == "checkpoint":
         data["vocabulary_path"] = start.where
-    return Inputs(fingerprint, None if lock else config.text, folder, start, data)
+    archive = docker.archive_file(config) if config.google and docker.needs_archive(config) else None
+    return Inputs(fingerprint, None if lock else config.text, folder, archive, start, data)
 
 
 def _absolute(root: Path, named: str) -> str:

@@ -1,5 +1,7 @@
 """Compare who has access to what before and after a change, and find what would be open to everybody."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,8 @@ from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 
 CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"
+# The run whose objects a condition names. The end makes sure that it is one run's name, not the beginning of many.
+OF_RUN = re.compile(r"/objects/runs/([a-z0-9-]+-[0-9a-f]{8})/")
 # The input that names the object of an IAM resource, and what that object is.
 OBJECTS = {
     "bucket": "bucket",
@@ -36,6 +40,7 @@ class Grant:
     member: str  # serviceAccount:…
     role: str
     where: str  # bucket NAME
+    condition: str = ""  # the expression of its IAM condition, which limits it
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,17 @@ def access(preview: Preview) -> Access:
     """Return all changes of access."""
     before = {grant for step in preview.steps for grant in _grants(step, step.before)}
     after = {grant for step in preview.steps for grant in _grants(step, step.after)}
-    given = sorted(after - before, key=lambda grant: (grant.member, grant.where, grant.role))
-    taken = sorted(before - after, key=lambda grant: (grant.member, grant.where, grant.role))
+    given, taken = sorted(after - before, key=_order), sorted(before - after, key=_order)
     exposed = [
         f"{grant.role} on {grant.where} for {grant.member}" for grant in given if grant.member in exposure.EVERYBODY
     ]
-    settings: list[str] = []
+    moved = {(old, new): runs for old in taken for new in given if (runs := _moved(old, new))}
+    given = [grant for grant in given if grant not in {new for _, new in moved}]
+    taken = [grant for grant in taken if grant not in {old for old, _ in moved}]
+    settings = [
+        f"{count} grant{'s' if count > 1 else ''} on objects of {old} now hold{'' if count > 1 else 's'} for {new}"
+        for (old, new), count in Counter(moved.values()).items()
+    ]
     for step in preview.steps:
         opened = sorted(set(_open(step, step.after)) - set(_open(step, step.before)))
         exposed += opened
@@ -65,11 +75,30 @@ def access(preview: Preview) -> Access:
     return Access(tuple(given), tuple(taken), tuple(exposed), tuple(settings))
 
 
+def _order(grant: Grant) -> tuple[str, str, str, str]:
+    return grant.member, grant.where, grant.role, grant.condition
+
+
+def _moved(old: Grant, new: Grant) -> tuple[str, str] | None:
+    """Return the names of two runs if the same grant holds for the objects of the one, then of the other, alone."""
+    if (old.member, old.role, old.where) != (new.member, new.role, new.where):
+        return None
+    runs = [match[1] if (match := OF_RUN.search(grant.condition)) else "" for grant in (old, new)]
+    alike = all(runs) and old.condition.replace(f"/{runs[0]}/", f"/{runs[1]}/") == new.condition
+    return (runs[0], runs[1]) if alike else None
+
+
+def readable(condition: str) -> str:
+    """Return a condition on the objects of a bucket without what all such conditions have in common."""
+    short = re.sub(r"projects/_/buckets/[^/]+/objects/", "", condition)
+    return re.sub(r"api\.getAttribute\(.storage\.googleapis\.com/objectListPrefix., ..\)", "listed prefix", short)
+
+
 def _grants(step: PreviewStep, state: ResourceState | None) -> Iterator[Grant]:
     """Yield the grants of an IAM resource: ...IAMMember, ...IAMBinding, ...IAMPolicy."""
-    for role, members in exposure.grants(step.type, state.inputs) if state else ():
-        for member in members:
-            yield Grant(shown(member), shown(role), _object_of(step, state))
+    for binding in exposure.grants(step.type, state.inputs) if state else ():
+        for member in binding.members:
+            yield Grant(shown(member), shown(binding.role), _object_of(step, state), binding.condition)
 
 
 def _object_of(step: PreviewStep, state: ResourceState | None) -> str:

@@ -6,7 +6,7 @@ All functions are pure: they need a resource's type and its inputs with Pulumi's
 import ipaddress
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 FIREWALL = "gcp:compute/firewall:Firewall"
 ADDRESSES = ("gcp:compute/address:Address", "gcp:compute/globalAddress:GlobalAddress")
@@ -22,6 +22,12 @@ PRIVATE = [
 ]
 # More addresses than one organization has, by IP version. A limit of their sum also finds the internet in many ranges.
 MOST_ADDRESSES = {4: 2 ** (32 - 8), 6: 2 ** (128 - 16)}
+
+
+class Binding(NamedTuple):
+    role: str
+    members: list[str]
+    condition: str  # the expression of its IAM condition; empty if there is none
 
 
 def public_ranges(ranges: Sequence[Any]) -> list[str]:
@@ -68,19 +74,27 @@ def public_addresses(kind: str, inputs: Mapping[str, Any]) -> Iterator[str]:
                 yield f"networkInterfaces.{key}"
 
 
-def grants(kind: str, inputs: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each role that an IAM resource (a member, a binding or a whole policy) grants, and its members."""
+def grants(kind: str, inputs: Mapping[str, Any]) -> Iterator[Binding]:
+    """Yield each role that an IAM resource (a member, a binding or a whole policy) grants."""
     if "iam" not in kind.lower():
         return
     if isinstance(inputs.get("role"), str):
         members = [inputs.get("member"), *_list(inputs.get("members"))]
-        yield inputs["role"], [str(member) for member in members if member]
+        yield Binding(inputs["role"], [str(member) for member in members if member], _condition(inputs))
     try:
         policy = json.loads(inputs.get("policyData") or "{}")
     except (TypeError, ValueError):  # not known yet
         return
     for binding in objects(policy.get("bindings") if isinstance(policy, dict) else None):
-        yield str(binding.get("role")), [str(member) for member in _list(binding.get("members"))]
+        members = [str(member) for member in _list(binding.get("members"))]
+        yield Binding(str(binding.get("role")), members, _condition(binding))
+
+
+def _condition(holder: Mapping[str, Any]) -> str:
+    condition = holder.get("condition")
+    if isinstance(condition, dict):
+        return str(condition.get("expression", ""))
+    return str(condition or "")  # not known yet
 
 
 def open_lists(inputs: Mapping[str, Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.lifecycle import newest_checkpoint
-from infra.review.resource_types import GROUP, REQUEST, TEMPLATE
+from infra.review.resource_types import GROUP, TEMPLATE, role_of
 from infra.review.steps import Preview, PreviewStep, ResourceState
 from infra.review.values import shown
 from trainer.contract.wording import ROLE_NAMES
@@ -70,12 +70,10 @@ def machines(preview: Preview) -> list[DeclaredMachines]:
     """Return the machines of each role that has any, the master first."""
     declared_machines = []
     for role, role_name in ROLE_NAMES.items():
-        groups = [step for step in preview.of_type(GROUP) if step.name == f"{role}-group"]
-        requests = [step for step in preview.of_type(REQUEST) if step.name == f"{role}-request"]
+        groups = [step for step in preview.of_type(GROUP) if role_of(step.name) == role]
         processes = [step for step in preview.of_type(PROCESS) if _role(step) == role]
         count = tuple(
             sum(_number(step, side, "targetSize") for step in groups)
-            + sum(_number(step, side, "resizeBy") for step in requests)
             + sum(1 for step in processes if _side(step, side) is not None)
             for side in (0, 1)
         )

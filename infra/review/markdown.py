@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from infra.estimate.parts import rounded
+from infra.review.access import readable
 from infra.review.steps import Op
 from infra.review.values import UNKNOWN, differences, shown
 from infra.review.verdict import Level, Price, Review
@@ -121,7 +122,11 @@ def _access(review: Review) -> Iterator[str]:
     changes = review.access
     lines = [f"**Open to everybody**: {code(line)}" for line in changes.exposed]
     for verb, grants in (("gets", changes.given), ("loses", changes.taken)):
-        lines += [f"{code(grant.member)} {verb} {code(grant.role)} on {code(grant.where)}" for grant in grants]
+        lines += [
+            f"{code(grant.member)} {verb} {code(grant.role)} on {code(grant.where)}"
+            + (f" where {code(readable(grant.condition))}" if grant.condition else "")
+            for grant in grants
+        ]
     yield from _list("Access", [*lines, *map(code, changes.settings)])
 
 

@@ -36,7 +36,8 @@ _A100 = (
 )
 _H100 = "llm.c on 8 H100 reaches 40 %, nanoGPT compiled about 33 %; eager is as far below as on an A100 (ours)"
 _SINGLE = Range(0.35, 0.7)  # of a peak without tensor cores: ours, as large fp32 products come near it
-# Bandwidths are those of NVIDIA's data sheets. The trainer knows no peak of P100 and P4, and shows no MFU on them.
+_BLACKWELL = "nobody published a {}: ours, an H100's"
+# Bandwidths are those of NVIDIA's data sheets.
 GPUS: dict[str, Gpu] = {
     "nvidia-tesla-t4": Gpu(
         PEAKS["T4"],
@@ -46,11 +47,6 @@ GPUS: dict[str, Gpu] = {
         Range(0.2, 0.38),
         "nobody published a T4: ours, below a V100's 38 % of peak",
     ),
-    "nvidia-tesla-v100": Gpu(
-        PEAKS["V100"], 900, 40, Range(0.15, 0.33), Range(0.25, 0.42), "nanoGPT#215 is 38 % of a V100's peak, compiled"
-    ),
-    "nvidia-tesla-p100": Gpu(PeakSpeed(9.3, 9.3), 732, 8, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
-    "nvidia-tesla-p4": Gpu(PeakSpeed(5.5, 5.5), 192, 6, _SINGLE, _SINGLE, "fp32, without tensor cores: ours"),
     "nvidia-l4": Gpu(
         PEAKS["L4"],
         300,
@@ -63,12 +59,36 @@ GPUS: dict[str, Gpu] = {
     "nvidia-a100-80gb": Gpu(PEAKS["A100"], 2039, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
     "nvidia-h100-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
     "nvidia-h100-mega-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-h200-141gb": Gpu(PEAKS["H200"], 4800, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-b200": Gpu(
+        PEAKS["B200"], 8000, 600, Range(0.05, 0.2), Range(0.2, 0.42), f"{_BLACKWELL.format('B200')} or less"
+    ),
+    "nvidia-rtx-pro-6000": Gpu(
+        PEAKS["RTX PRO 6000"],
+        1597,
+        25,
+        Range(0.08, 0.25),
+        Range(0.2, 0.42),
+        f"{_BLACKWELL.format('RTX PRO 6000')} or less",
+    ),
 }
 # Seconds that the CPU needs to launch a layer's kernels, both ways. A small model on a GPU waits for it. Ours.
 LAUNCHES, LAUNCHES_COMPILED = Range(0.0015, 0.004), Range(0.0004, 0.0015)
-# GFLOP/s in fp32 of one physical core. A vCPU is half a core.
-CORE = Range(15, 60)
-CORE_ORIGIN = "N1 is Haswell to Skylake, 74 to 128 GFLOP/s a core at 2.0 to 2.3 GHz; 20 to 50 % of it is ours"
+# GFLOP/s in fp32 of one physical core, by machine family. A vCPU is half a core. All are 20 to 50 % of a core's peak,
+# which is the base clock times the operations of a cycle: 32 with AVX2 and on AMD's Rome to Genoa, 64 with AVX-512. The
+# clocks are those of Google's page "CPU platforms" (Cyclenerd/google-cloud-compute-machine-types, 2026-03-22). Matrix
+# units (AMX, of C3, C4 and N4) do not count: trainers compute in fp32 on CPUs.
+CORES: dict[str, tuple[Range, str]] = {
+    "n1": (Range(15, 60), "Haswell to Skylake, 2.0 to 2.3 GHz"),
+    "e2": (Range(15, 60), "Haswell to Skylake or Rome, 2.0 to 2.3 GHz"),
+    "n2": (Range(33, 90), "Cascade Lake or Ice Lake, 2.6 to 2.8 GHz"),
+    "n2d": (Range(14, 39), "Rome or Milan, 2.25 to 2.45 GHz"),
+    "n4": (Range(27, 67), "Emerald Rapids, 2.1 GHz"),
+    "c3": (Range(24, 61), "Sapphire Rapids, 1.9 GHz"),
+    "c3d": (Range(17, 42), "Genoa, 2.6 GHz"),
+    "c4": (Range(29, 90), "Emerald or Granite Rapids, 2.3 to 2.8 GHz"),
+    "c4d": (Range(35, 86), "Turin, 2.7 GHz"),
+}
 HERE = Range(12, 70)
 HERE_ORIGIN = "our models of 1 and 4 million parameters on one machine reached 45 to 94 GFLOP/s a core, busy ones 18"
 # GB/s at which the optimizer reads its vectors on a CPU: with one thread at worst, over all channels at best. Ours.
@@ -95,7 +115,14 @@ def half_precision(accelerator: str, precision: str) -> bool:
     return precision != "fp32"
 
 
-def cpu_speed(cores: float, core: Range = CORE, origin: str = CORE_ORIGIN) -> Speed:
+def machine_speed(machine: MachineType) -> Speed:
+    """Return the speed of a trainer on the CPUs of a machine of Google Cloud."""
+    cores, (core, processor) = max(1, machine.vcpus / 2), CORES[machine.family]
+    origin = f"{cores:g} cores at {core.low:g} to {core.high:g} GFLOP/s: {processor}, 20 to 50 % of its peak (ours)"
+    return cpu_speed(cores, core, origin)
+
+
+def cpu_speed(cores: float, core: Range, origin: str) -> Speed:
     """Return the speed of a trainer on some cores. core: GFLOP/s of one core."""
     return Speed(core.times(cores * 1e9), NOTHING, CPU_MEMORY.times(1e9), origin)
 
@@ -111,14 +138,3 @@ def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
     launches = LAUNCHES_COMPILED if hyper.compile else LAUNCHES
     origin = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {gpu.origin}"
     return Speed(part.times(peak), launches, Range(0.4, 0.8).times(gpu.memory * 1e9), origin)
-
-
-def gbps(machine: MachineType) -> float:
-    """Return the most Gbit/s that a machine sends, by Google's page "GPU network bandwidth"; N1 as in the catalog."""
-    if machine.gbps is not None:
-        return machine.gbps
-    if machine.family == "g2":
-        return {4: 10, 8: 16, 12: 16, 16: 32, 24: 32, 32: 32, 48: 50}.get(machine.vcpus, 100)
-    if machine.family == "a2":
-        return {1: 24, 2: 32, 4: 50}.get(machine.accelerators, 100)
-    return {1: 25, 2: 50, 4: 100}.get(machine.accelerators, 1000)

@@ -28,8 +28,8 @@ TIER_MACHINES: dict[str, tuple[str, str, str]] = {
     "PREMIUM_1": ("n1-highcpu-16", "n1-highcpu-16", "n1-highmem-8"),
 }
 TIER_ACCELERATOR = {"BASIC_GPU": "nvidia-tesla-t4"}  # the preset's K80 is gone
-# The oldest family that Google still supports with a driver for CUDA 13, which torch's wheels need (as of 2026-04).
-IMAGE_FAMILY = "common-cu129-ubuntu-2204-nvidia-580"
+# Container-Optimized OS has Docker, and Google supports this version to July 2028.
+IMAGE_FAMILY = "cos-129-lts"
 
 
 def _digits(value: Any) -> Any:
@@ -51,8 +51,9 @@ class TrainingInput(options.Strict):
     )
     master_type: str | None = Field(
         None,
-        description="Google Cloud only: the machine type of the master, such as n1-standard-16: N1, or with GPUs built"
-        " in G2, A2 and A3. On this machine a machine is a process.",
+        description="Google Cloud only: the machine type of the master, such as n1-standard-16: E2, N1, N2, N2D, N4,"
+        " C3, C3D, C4, C4D, or with GPUs built in G2, G4, A2, A3, A4 (docs/google-cloud.md lists them). On this machine"
+        " a machine is a process.",
     )
     worker_type: str | None = Field(None, description="Google Cloud only: the machine type of each worker.")
     worker_count: Count = Field(
@@ -98,8 +99,8 @@ class MachineSettings(options.Strict):
 
     accelerator: Accelerator | None = Field(
         None,
-        description="The GPUs to attach to the master and to each worker. Only N1 machines take them; A2, A3 and G2"
-        " have theirs built in.",
+        description="The GPUs to attach to the master and to each worker. Only N1 machines take them; G2, G4, A2, A3"
+        " and A4 have theirs built in.",
     )
     spot: bool = Field(
         False,
@@ -107,23 +108,34 @@ class MachineSettings(options.Strict):
         " master and the parameter servers stay on demand, as all others depend on them.",
     )
     boot_disk_gb: int = Field(
-        200, ge=50, le=65536, description="The size of each machine's boot disk, in GB; the image alone takes 50."
+        200,
+        ge=50,
+        le=65536,
+        description="The size of each machine's boot disk, in GB. A Deep Learning VM image alone takes 50.",
     )
     image_family: str = Field(
         IMAGE_FAMILY,
-        description="The family of Deep Learning VM images that machines boot from. Its driver must be for CUDA 13.",
+        description="The family of images that machines boot from: of Container-Optimized OS (cos-...), Ubuntu"
+        " (ubuntu-...) or Deep Learning VM (others). Of the latter two the driver must be for CUDA 13.",
     )
     zones: list[str] = Field(
         [],
-        description="Zones of gcp:region to run in. A run lives in one zone, and each launch takes the next. By default"
-        " all zones that are known to have the machines.",
+        description="Zones of gcp:region to run in. All machines of a run share a zone. It is the one where Google"
+        " likely has them, and the run moves by itself when they do not come. By default all zones that are known to"
+        " have the machines.",
     )
     reservation: str | None = Field(
         None, description="The name of a reservation whose machines master and workers use."
     )
     flex_start: bool = Field(
         False,
-        description="Wait for capacity, which is then there for at most 7 days. Only for machines with GPUs built in.",
+        description="Wait in Google's queue for machines, which may take days; they then run for at most 7 days. Only"
+        " for machines with GPUs built in.",
+    )
+    compact_placement: bool = Field(
+        False,
+        description="Ask Google to place the machines close together, which lowers the network's latency. Capacity is"
+        " found less often. Not for N1, E2 and N4 machines, and not with flexStart or a reservation.",
     )
 
 
@@ -164,7 +176,12 @@ class PipelineSettings(options.Strict):
 
     repository: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,38}/[A-Za-z0-9._-]{1,100}$",
-        description="The repository, as owner/name.",
+        description="The repository, as owner/name, in GitHub's own capitals and small letters.",
+    )
+    repository_id: int = Field(
+        ge=1,
+        description="The repository's number, which stays its own when it is renamed. `gh api repos/OWNER/NAME --jq"
+        " .id` prints it.",
     )
 
 
@@ -201,7 +218,7 @@ class StackFile(options.Strict):
         ge=1,
         le=1_000_000,
         description="Raise it by one to start a run again that FAILED or was STOPPED: it continues from its newest"
-        " checkpoint. On Google Cloud it also takes the next zone.",
+        " checkpoint. On Google Cloud it also takes another zone.",
     )
     machines: MachineSettings = Field(
         MachineSettings(), description="Google Cloud only: what the machines have in common. A change replaces them."

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from scripts.support.curve import loss_curve, sparkline
 from scripts.support.run_files import Snapshot, WatchedMachine, perplexity
+from scripts.support.whereabouts import whereabouts
 from trainer.contract.options import Sweep
 from trainer.contract.settings import written
 from trainer.contract.wording import duration, printable
@@ -201,6 +202,8 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
     reason = snapshot.status.reason if snapshot.status else "waiting for the first machine"
     if reason:
         parts.append(_line(reason, STATE_STYLES[snapshot.state].removeprefix("bold ")))
+    where = whereabouts(snapshot)
+    parts += [_line(part, "yellow" if part.startswith("waits") else "dim") for part in where[:1] + where[1:][-2:]]
     folded = [part for line in note.splitlines() for part in _folded(line, width)]
     parts += [_line(part, "yellow") for part in folded[: max(height // 3, 1)]]
     # Progress; for a sweep, its trials and the present trial.

@@ -16,6 +16,7 @@ from trainer.contract import paths
 from trainer.contract.options import Strict
 from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs.metrics_reader import MetricsReader
+from trainer.runs.placement import Launched, Placement, placement_of
 from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
 from trainer.runs.trials import Trial, current_trial, read_trials
 from trainer.storage.base import Entry, Storage
@@ -77,6 +78,7 @@ class Snapshot:
     named: bool  # whether names are known before machines are heard
     there: int  # machines at work that were heard of late
     quiet: float | None  # seconds without a step, told only when they are too many
+    placement: Placement | None = None  # where the launch is, on Google Cloud
     trials: list[Trial] = field(default_factory=list)  # of a sweep: those that are over
     trial: "Snapshot | None" = None  # of a sweep: the one that is trained now
 
@@ -197,12 +199,20 @@ class RunFiles:
             named=self.named,
             there=working,
             quiet=None,
+            placement=self._placement(entries, spec.launch),
         )
         if spec.sweep is not None:
             trials = read_trials(self.storage, self.run)
             number = current_trial(self.storage, self.run, spec.launch, trials)
             snapshot = replace(snapshot, trials=trials, trial=None if snapshot.final else self._now(number))
         return replace(snapshot, quiet=self._quiet(snapshot))
+
+    def _placement(self, entries: dict[str, Entry], launch: int) -> Placement | None:
+        """Return where a launch is; None for a run on this machine."""
+        started, placed = (entries.get(path(self.run, launch)) for path in (paths.launch, paths.placement))
+        if started is None:
+            return None
+        return placement_of(self._parsed(Launched, started), self._parsed(Placement, placed) if placed else None)
 
     def _now(self, number: int) -> Snapshot | None:
         """Return the trial with that number, or None if it is not declared yet."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.fleet.catalog import MACHINE_TYPES, MachineType
+from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, MachineType
+from infra.fleet.cpu_machines import CPU_FAMILIES
 from infra.fleet.prices import HOURS_A_MONTH
 
 COMPUTE, STORAGE = "services/6F81-5844-456A", "services/95FF-2EF5-5EA1"
@@ -21,18 +22,19 @@ OTHER_TARIFFS = re.compile(
     re.I,
 )
 GPUS = {
-    "nvidia-tesla-t4": "Nvidia Tesla T4",
-    "nvidia-tesla-v100": "Nvidia Tesla V100",
-    "nvidia-tesla-p100": "Nvidia Tesla P100",
-    "nvidia-tesla-p4": "Nvidia Tesla P4",
-    "nvidia-l4": "Nvidia L4",
-    "nvidia-tesla-a100": "Nvidia Tesla A100",
-    "nvidia-a100-80gb": "Nvidia Tesla A100 80GB",
-    "nvidia-h100-80gb": "Nvidia H100 80GB",
-    "nvidia-h100-mega-80gb": "Nvidia H100 80GB (?:Mega|Plus)",  # on demand it is called Plus in some regions
+    "nvidia-tesla-t4": "Nvidia Tesla T4 GPU",
+    "nvidia-l4": "Nvidia L4 GPU",
+    "nvidia-rtx-pro-6000": "RTX 6000 96GB",
+    "nvidia-tesla-a100": "Nvidia Tesla A100 GPU",
+    "nvidia-a100-80gb": "Nvidia Tesla A100 80GB GPU",
+    "nvidia-h100-80gb": "Nvidia H100 80GB GPU",
+    "nvidia-h100-mega-80gb": "Nvidia H100 80GB (?:Mega|Plus) GPU",  # on demand it is called Plus in some regions
 }
-FAMILIES = {"n1": "N1 Predefined", "g2": "G2", "a2": "A2", "a3": "A3"}
-LOCAL_SSD_GB = {"a2-ultragpu": 375, "a3-highgpu": 750, "a3-megagpu": 750}  # per GPU
+# The names of families in descriptions, where they are not the family in capitals.
+FAMILIES = {"n1": "N1 Predefined", "n2d": "N2D AMD", "a3-megagpu": "A3Plus"}
+# Whole machines are sold by the GPU. SKUs of a3-ultragpu are not known, so its price stays unknown.
+SLICES = {"a4-highgpu-8g": r"Spot Preemptible A4 Nvidia B200 \(1 gpu slice\)"}
+UNPRICED = ("a3-ultragpu-8g",)
 PriceKey = tuple[str, ...]  # the path of a price in prices.yaml: ("regions", "us-central1", "n1_vcpu", "spot")
 
 
@@ -76,26 +78,34 @@ class Skus:
         at: PriceKey = ("regions", region)
         for kind in ("on_demand", "spot"):
             spot = kind == "spot"
-            yield (*at, "n1_vcpu", kind), self._part(region, "n1", "Core", spot)
-            yield (*at, "n1_memory_gb", kind), self._part(region, "n1", "Ram", spot)
-            for name in GPUS:
-                yield (*at, "accelerators", name, kind), self._gpu(region, name, spot)
+            for family in CPU_FAMILIES:
+                yield (*at, f"{family}_vcpu", kind), self._part(region, family, "Core", spot)
+                yield (*at, f"{family}_memory_gb", kind), self._part(region, family, "Ram", spot)
+            for model in ACCELERATORS.values():
+                if model.attachable:
+                    yield (*at, "accelerators", model.name, kind), self._gpu(region, model.name, spot)
             for machine in MACHINE_TYPES.values():
                 if machine.accelerators:
                     yield (*at, "machines", machine.name, kind), self._machine(region, machine, spot)
         yield (*at, "disk_gb_month", "price"), self.price(region, "Balanced PD Capacity", "GiBy.mo")
+        yield (*at, "hyperdisk_gb_month", "price"), self.price(region, "Hyperdisk Balanced Capacity", "GiBy.mo")
         yield (*at, "storage_gb_month", "price"), self.price(region, "Standard Storage .+", "GiBy.mo")
 
     def _machine(self, region: str, machine: MachineType, spot: bool) -> float | None:
-        family = "A3Plus" if machine.name.startswith("a3-megagpu") else machine.family
-        gigabytes = next((gb for name, gb in LOCAL_SSD_GB.items() if machine.name.startswith(name)), 0)
+        if machine.name in UNPRICED:
+            return None
+        if machine.name in SLICES:
+            slice_price = self.price(region, SLICES[machine.name], "h") if spot else None
+            return None if slice_price is None else slice_price * machine.accelerators
+        series = machine.name.rpartition("-")[0]
+        family = series if series in FAMILIES else machine.family
         parts = [
             (machine.vcpus, self._part(region, family, "Core", spot)),
             (machine.memory_gb, self._part(region, family, "Ram", spot)),
             (machine.accelerators, self._gpu(region, machine.accelerator, spot)),
         ]
-        if gigabytes:
-            parts.append((gigabytes * machine.accelerators / HOURS_A_MONTH, self._local_ssd(region, spot)))
+        if machine.ssd_gb:
+            parts.append((machine.ssd_gb / HOURS_A_MONTH, self._local_ssd(region, spot)))
         total = 0.0
         for number, price in parts:
             if price is None:
@@ -104,12 +114,12 @@ class Skus:
         return total
 
     def _part(self, region: str, family: str, part: str, spot: bool) -> float | None:
-        name = FAMILIES.get(family, family)
+        name = FAMILIES.get(family, family.upper())
         unit = "h" if part == "Core" else "GiBy.h"
         return self.price(region, f"{'Spot Preemptible ' if spot else ''}{name} Instance {part}", unit)
 
     def _gpu(self, region: str, name: str, spot: bool) -> float | None:
-        return self.price(region, f"{GPUS[name]} GPU{' attached to Spot Preemptible VMs' if spot else ''}", "h")
+        return self.price(region, f"{GPUS[name]}{' attached to Spot Preemptible VMs' if spot else ''}", "h")
 
     def _local_ssd(self, region: str, spot: bool) -> float | None:
         attached = " attached to Spot Preemptible VMs" if spot else ""

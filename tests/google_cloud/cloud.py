@@ -146,15 +146,16 @@ class Cloud:
         self.tell("gone", resource)
         self.dump()
 
-    def allowed(self, member: str, permission: str, resource: str) -> bool:
+    def allowed(self, member: str, permission: str, resource: str, attributes: Json | None = None) -> bool:
         """Return whether a grant lets `member` ("serviceAccount:EMAIL") do that with `resource`.
 
-        resource: "projects/P", "buckets/NAME", "projects/P/locations/L/repositories/ID", "projects/P/..." (a grant on
-        the project counts for everything in it). Grants with a condition do not count here.
+        resource: "projects/P", "buckets/NAME", "buckets/NAME/objects/PATH", "projects/P/locations/L/repositories/ID",
+        "projects/P/..." (a grant on the project counts for everything in it). A grant with a condition counts if the
+        condition holds for the resource and the attributes of the API.
         """
         from tests.google_cloud import iam
 
-        return iam.allowed(self, member, permission, resource)
+        return iam.allowed(self, member, permission, resource, attributes or {})
 
     def require_api(self, project: str, api: str) -> None:
         """Raise 403 where a project has not enabled an API ("compute")."""

@@ -1,4 +1,4 @@
-"""Compute Engine's resources: templates, groups, resize requests; and the faults of VMs that tests request."""
+"""Compute Engine's resources: templates and groups; and the faults of VMs that tests request."""
 
 import re
 from typing import Any
@@ -11,7 +11,6 @@ from tests.google_cloud.fleet import GROUP, TEMPLATE, Group, accelerators, fleet
 from tests.google_cloud.metadata import ACCOUNT
 from tests.google_cloud.storage_proxy import StorageFault, storage_faults
 
-REQUEST = "gcp:compute/regionResizeRequest:RegionResizeRequest"
 IMAGE = re.compile(r"(?:.*projects/)?(?P<project>[^/]+)/(?:global/images/family/)?(?P<family>[^/]+)")
 LONGEST = 120 * 86400  # seconds that a VM may run
 
@@ -58,15 +57,12 @@ class Groups(Behaviour):
 
     def check_create(self, props: Json) -> None:
         template = template_of(self.cloud, props)
-        zone = _zone(props)
-        if zone not in catalog.zones():
-            raise CloudError(400, "invalid", f"Invalid value for field 'distributionPolicy.zones': '{zone}'.")
-        machine_type = last(template["machineType"])
-        if not catalog.machine(machine_type, zone):
-            raise CloudError(400, "invalid", f"Machine type '{machine_type}' does not exist in zone '{zone}'.")
-        for kind in accelerators(template):
-            if zone not in catalog.ACCELERATORS.get(kind, set()):
-                raise CloudError(400, "invalid", f"Accelerator type '{kind}' does not exist in zone '{zone}'.")
+        for zone in _zones(props):
+            if zone not in catalog.zones():
+                raise CloudError(400, "invalid", f"Invalid value for field 'distributionPolicy.zones': '{zone}'.")
+        if not _suitable(props, template):
+            kinds = [last(template["machineType"]), *accelerators(template)]
+            raise CloudError(400, "invalid", f"{kinds} do not exist in all of {_zones(props)}.")
         account = (template.get("serviceAccount") or {}).get("email")
         if account and not self.cloud.find(ACCOUNT, email=account):
             raise CloudError(404, "notFound", f"The resource '{account}' of type 'serviceAccount' was not found.")
@@ -78,17 +74,19 @@ class Groups(Behaviour):
             region=props["region"],
             name=props["name"],
             base=props["baseInstanceName"],
-            zone=_zone(props),
+            zones=_suitable(props, template := template_of(self.cloud, props)),
+            shape=props.get("distributionPolicyTargetShape") or "EVEN",
             target=int(props.get("targetSize") or 0),
             repair=_repairs(props),
-            template=template_of(self.cloud, props),
+            change_zone=_changes_zone(props),
+            template=template,
         )
         fleet_of(self.cloud).add(group)
         return {"fingerprint": "42WmSpB8rSM=", "creationTimestamp": stamp(clock_of(self.cloud).now())}
 
     def update(self, id: str, olds: Json, news: Json) -> Json:  # noqa: A002
         fleet = fleet_of(self.cloud)
-        fleet.use_template(id, template_of(self.cloud, news), _repairs(news))
+        fleet.use_template(id, template_of(self.cloud, news), _repairs(news), _changes_zone(news))
         if news.get("targetSize") != olds.get("targetSize"):
             fleet.resize(id, int(news.get("targetSize") or 0))
         return {}
@@ -97,31 +95,29 @@ class Groups(Behaviour):
         fleet_of(self.cloud).remove(id)
 
 
-class ResizeRequest(Behaviour):
-    """Flex-start: a number of VMs more, for a time."""
-
-    api = "compute.googleapis.com"
-
-    def create(self, id: str, props: Json) -> Json:  # noqa: A002
-        fleet = fleet_of(self.cloud)
-        group = fleet.group(f"{id.partition('/resizeRequests/')[0]}")
-        group.run_seconds = (props.get("requestedRunDuration") or {}).get("seconds")
-        resize(self.cloud, group.id, group.target + int(props["resizeBy"]))
-        return {"state": _progress(group), "creationTimestamp": stamp(clock_of(self.cloud).now())}
-
-    def read(self, id: str, state: Json) -> Json | None:  # noqa: A002
-        group = fleet_of(self.cloud).groups.get(f"{id.partition('/resizeRequests/')[0]}")
-        return {**state, "state": _progress(group)} if group else None
-
-
 def resize(cloud: Cloud, id: str, size: int) -> None:  # noqa: A002
-    """Resize a group without Pulumi, as REST and resize requests do. Raise CloudError 404."""
+    """Resize a group without Pulumi, as REST does. Raise CloudError 404."""
     fleet_of(cloud).resize(id, size)
     cloud.change(GROUP, id, targetSize=size)
 
 
-def _zone(props: Json) -> str:
-    return last((props.get("distributionPolicyZones") or [f"{props['region']}-{'abcdef'[0]}"])[0])
+def _zones(props: Json) -> list[str]:
+    """Return the zones of a group's distribution policy. Their order means nothing, as they are a set."""
+    first_three = [f"{props['region']}-{letter}" for letter in catalog.ZONES[props["region"]][:3]]
+    return sorted(last(zone) for zone in props.get("distributionPolicyZones") or first_three)
+
+
+def _suitable(props: Json, template: Json) -> list[str]:
+    """Return the group's zones that have such machines; none if the shape needs all of them and one has not."""
+    kinds, zones = accelerators(template), _zones(props)
+    suitable = [
+        zone
+        for zone in zones
+        if catalog.machine(last(template["machineType"]), zone)
+        and all(zone in catalog.ACCELERATORS.get(kind, set()) for kind in kinds)
+    ]
+    chooses = (props.get("distributionPolicyTargetShape") or "EVEN") in ("ANY", "ANY_SINGLE_ZONE")
+    return suitable if chooses or suitable == zones else []
 
 
 def _repairs(props: Json) -> bool:
@@ -129,12 +125,13 @@ def _repairs(props: Json) -> bool:
     return bool(policy.get("defaultActionOnFailure", "REPAIR") == "REPAIR")
 
 
-def _progress(group: Group) -> str:
-    return "SUCCEEDED" if all(i.machine for i in group.instances.values()) else "ACCEPTED"
+def _changes_zone(props: Json) -> bool:
+    on_repair: Json = (props.get("instanceLifecyclePolicy") or {}).get("onRepair") or {}
+    return bool(on_repair.get("allowChangingZone") == "YES")
 
 
 def register(cloud: Cloud) -> list[Route]:
-    for token, behaviour in ((TEMPLATE, Template), (GROUP, Groups), (REQUEST, ResizeRequest)):
+    for token, behaviour in ((TEMPLATE, Template), (GROUP, Groups)):
         cloud.behaviours[token] = behaviour(cloud, token)
     fleet, clock = fleet_of(cloud), clock_of(cloud)
 
@@ -144,7 +141,7 @@ def register(cloud: Cloud) -> list[Route]:
             {
                 "name": instance.name,
                 "group": group.name,
-                "zone": group.zone,
+                "zone": instance.zone,
                 "action": instance.action,
                 "status": "RUNNING" if (machine := instance.machine) else "TERMINATED",
                 "id": machine.id if machine else "",

@@ -3,12 +3,17 @@
 Google adds functions of its own to the language. Those that this project uses are here.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import cel
 
+from tests.google_cloud.errors import CloudError
+
 Attributes = Mapping[str, Any]
+OPERATORS, BYTES = 12, 100  # Google's limits: the logical operators of an expression, the bytes of a title
+TEXTS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def evaluate(expression: str, variables: Attributes, attributes: Attributes | None = None) -> Any:
@@ -40,3 +45,23 @@ def holds(condition: str, resource: str = "", attributes: Attributes | None = No
         return evaluate(condition, {"resource": {"name": resource}}, attributes) is True
     except ValueError:
         return False
+
+
+def check(condition: Mapping[str, Any]) -> None:
+    """Raise CloudError 400 for a condition that Google refuses.
+
+    Sources: cloud.google.com/iam/quotas (operators, title). Cloud Storage knows no regular expressions
+    (projectnessie/nessie#12901, lanes-sh/link#95).
+    """
+    expression, title = str(condition.get("expression") or ""), str(condition.get("title") or "")
+    if not title or len(title.encode()) > BYTES:
+        raise CloudError(400, "invalid", f"A condition needs a title of at most {BYTES} bytes.")
+    code = TEXTS.sub("''", expression)
+    if (count := len(re.findall(r"&&|\|\||!(?!=)", code))) > OPERATORS:
+        raise CloudError(400, "invalid", f"The condition has {count} logical operators, more than {OPERATORS}.")
+    if ".matches(" in code:
+        raise CloudError(400, "invalid", "Condition expression compilation failed: undeclared reference to 'matches'.")
+    try:
+        cel.compile(expression)
+    except (ValueError, RuntimeError) as error:
+        raise CloudError(400, "invalid", f"Condition expression compilation failed: {error}.") from error

@@ -132,9 +132,10 @@ class StandIn:
         found: Json = self.call("GET", "/account")[1]
         return found
 
-    def allowed(self, member: str, permission: str, resource: str) -> bool:
+    def allowed(self, member: str, permission: str, resource: str, attributes: Json | None = None) -> bool:
         """See Cloud.allowed."""
-        return bool(self._post("/allowed", {"member": member, "permission": permission, "resource": resource}))
+        asked = {"member": member, "permission": permission, "resource": resource, "attributes": attributes}
+        return bool(self._post("/allowed", asked))
 
     def images(self) -> dict[str, str]:
         """Return the registry's images as {NAME:TAG or NAME@digest: digest}."""
@@ -262,7 +263,7 @@ def lab(tmp_path: Path, gcs_address: str, request: pytest.FixtureRequest) -> Ite
 def copy_project(root: Path, project: str) -> None:
     """Make the checkout of a person who has cloned the repository and set gcp:project, without its .venv."""
     ignore = shutil.ignore_patterns("__pycache__", "logs")
-    for name in ("infra", "trainer", "scripts", "requirements"):
+    for name in ("infra", "trainer", "scripts", "bootstrap", "requirements"):
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignore)
     for path in (CHECKOUT / "__main__.py", *CHECKOUT.glob("Pulumi*.yaml")):
         shutil.copy(path, root)

@@ -21,9 +21,14 @@ VERSIONS = {
     "cloudresourcemanager": "v1",
     "cloudscheduler": "v1",
     "compute": "v1",
+    "iam": "v1",
+    "iamcredentials": "v1",
     "logging": "v2",
     "monitoring": "v3",
     "serviceusage": "v1",
+    "sts": "v1",
+    "workflowexecutions": "v1",
+    "workflows": "v1",
 }
 # Cloud Quotas has no document in the package: a server or caller of it must follow its reference, as rest.py does.
 UNDOCUMENTED = {"cloudquotas": "v1"}

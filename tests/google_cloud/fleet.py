@@ -23,6 +23,7 @@ class Instance:
     """A name in a group, with or without a VM."""
 
     name: str
+    zone: str
     action: str = "CREATING"  # Google's currentAction
     machine: Machine | None = None
     leaving: bool = False  # the instance is being deleted
@@ -35,28 +36,34 @@ class Group:
     region: str
     name: str
     base: str  # the beginning of its VMs' names
-    zone: str
+    zones: list[str]
+    shape: str  # the target shape of the distribution over them
     target: int  # the number of VMs
     repair: bool
+    change_zone: bool  # whether a VM that is made anew may get another zone
     template: Json
-    run_seconds: float | None = None  # the run time that a resize request asks for its VMs
     instances: dict[str, Instance] = field(default_factory=dict)
     errors: list[Json] = field(default_factory=list)  # the form is that of listErrors
 
-    def wanted(self, name: str) -> Wanted:
+    @property
+    def flex_start(self) -> bool:
+        return bool((self.template.get("scheduling") or {}).get("provisioningModel") == "FLEX_START")
+
+    def wanted(self, name: str, zone: str) -> Wanted:
         scheduling = self.template.get("scheduling") or {}
         attributes = dict(self.template.get("metadata") or {})
         if script := self.template.get("metadataStartupScript"):
             attributes["startup-script"] = script
         machine_type = self.template["machineType"].rpartition("/")[2]
-        known = catalog.machine(machine_type, self.zone)
+        known = catalog.machine(machine_type, zone)
         return Wanted(
             project=self.project,
             name=name,
-            zone=self.zone,
+            zone=zone,
             machine_type=machine_type,
             spot=scheduling.get("provisioningModel") == "SPOT" or bool(scheduling.get("preemptible")),
             gpus=sum(accelerators(self.template).values()) or (known[3] if known else 0),
+            image=next(str(d["sourceImage"]) for d in self.template["disks"] if d.get("boot", True)),
             account=(self.template.get("serviceAccount") or {}).get("email", ""),
             attributes=attributes,
             template=self.template,
@@ -86,6 +93,8 @@ class Fleet:
 
     def add(self, group: Group) -> None:
         with self._changed:
+            if group.shape == "ANY_SINGLE_ZONE":  # chosen once, by the capacity of that moment
+                group.zones = [self._zone_with_capacity(group) or group.zones[0]]
             self.groups[group.id] = group
             self._settle(group)
 
@@ -103,11 +112,11 @@ class Fleet:
             group.target = target
             self._settle(group)
 
-    def use_template(self, id: str, template: Json, repair: bool) -> None:  # noqa: A002
+    def use_template(self, id: str, template: Json, repair: bool, change_zone: bool) -> None:  # noqa: A002
         """Set the template of new VMs: the update policy is OPPORTUNISTIC."""
         with self._changed:
             group = self.group(id)
-            group.template, group.repair = template, repair
+            group.template, group.repair, group.change_zone = template, repair, change_zone
 
     def remove(self, id: str) -> None:  # noqa: A002
         """Delete a group; returns when its VMs are gone. Raise CloudError where they do not end."""
@@ -179,7 +188,7 @@ class Fleet:
             self._delete(group, instance)
         for _ in range(group.target - len(staying)):
             name = self._new_name(group)
-            group.instances[name] = Instance(name)
+            group.instances[name] = Instance(name, group.zones[len(group.instances) % len(group.zones)])
         for instance in list(group.instances.values()):
             if instance.machine is None and instance.action in ("CREATING", "RECREATING") and not self._closed:
                 self._boot(group, instance)
@@ -197,29 +206,36 @@ class Fleet:
         else:
             instance.machine.stop(self.grace)
 
+    def _zone_with_capacity(self, group: Group) -> str | None:
+        return next((zone for zone in group.zones if zone not in self.exhausted), None)
+
     def _boot(self, group: Group, instance: Instance) -> None:
-        if problem := self._problem(group):
-            self._note(group, instance, *problem)
+        # A VM that was never there gets any zone with capacity. One made anew keeps its own, unless it may change it.
+        if group.shape == "ANY" and (instance.action == "CREATING" or group.change_zone):
+            instance.zone = self._zone_with_capacity(group) or instance.zone
+        if problem := self._problem(group, instance.zone):
+            if not group.flex_start:  # its machines wait in a queue, which is no error
+                self._note(group, instance, *problem)
             return
-        machine = Machine(self._cloud, group.wanted(instance.name), self._on_end)
+        machine = Machine(self._cloud, group.wanted(instance.name, instance.zone), self._on_end)
         instance.machine, instance.action = machine, "NONE"
         if (end := self._end_of(group)) is not None:
             self._clock.at(end, lambda: machine.stop(self.grace))
         if not self.never_boot:
             machine.boot()
 
-    def _problem(self, group: Group) -> tuple[str, str] | None:
+    def _problem(self, group: Group, zone: str) -> tuple[str, str] | None:
         """Return why no VM can be made: code and message of Google's error."""
-        end, wanted = self._end_of(group), group.wanted("")
+        end, wanted = self._end_of(group), group.wanted("", zone)
         if end is not None and end <= self._clock.now():
             text = f"Invalid value for field 'resource.scheduling.terminationTime': '{stamp(end)}'. It is in the past."
             return "INVALID_FIELD_VALUE", text
-        if group.zone in self.exhausted:
-            place = f"projects/{group.project}/zones/{group.zone}"
+        if zone in self.exhausted:
+            place = f"projects/{group.project}/zones/{zone}"
             text = f"The zone '{place}' does not have enough resources available to fulfill the request."
             return "ZONE_RESOURCE_POOL_EXHAUSTED", f"{text} Try a different zone, or try again later."
         used = self._used(group.region)
-        needs = catalog.quotas_of(wanted.machine_type, group.zone, accelerators(group.template), wanted.spot)
+        needs = catalog.quotas_of(wanted.machine_type, zone, accelerators(group.template), wanted.spot)
         for metric, need in needs.items():
             limit = self.limits.get(metric, catalog.PLENTY)
             if used[metric] + need > limit:
@@ -230,8 +246,8 @@ class Fleet:
     def _used(self, region: str) -> Counter[str]:
         used: Counter[str] = Counter()
         for group in self.groups.values():
-            wanted = group.wanted("")
-            needs = catalog.quotas_of(wanted.machine_type, group.zone, accelerators(group.template), wanted.spot)
+            wanted = group.wanted("", group.zones[0])
+            needs = catalog.quotas_of(wanted.machine_type, wanted.zone, accelerators(group.template), wanted.spot)
             running = sum(instance.machine is not None for instance in group.instances.values())
             for metric, need in needs.items():
                 if group.region == region or metric in catalog.PROJECT_QUOTAS:
@@ -248,12 +264,12 @@ class Fleet:
         scheduling = group.template.get("scheduling") or {}
         if until := scheduling.get("terminationTime"):
             return epoch_of(until)
-        seconds = (scheduling.get("maxRunDuration") or {}).get("seconds") or group.run_seconds
+        seconds = (scheduling.get("maxRunDuration") or {}).get("seconds")
         return self._clock.now() + float(seconds) if seconds else None
 
     def _note(self, group: Group, instance: Instance, code: str, message: str) -> None:
         """Note one error for each VM and cause, though Google tries again and again."""
-        action = {"action": instance.action, "instance": f"{instance_url(group, instance.name)}"}
+        action = {"action": instance.action, "instance": instance_url(group, instance)}
         for error in group.errors:
             if error["instanceActionDetails"] == action and error["error"]["code"] == code:
                 return
@@ -280,8 +296,9 @@ class Fleet:
             self._changed.notify_all()
 
 
-def instance_url(group: Group, name: str) -> str:
-    return f"https://www.googleapis.com/compute/v1/projects/{group.project}/zones/{group.zone}/instances/{name}"
+def instance_url(group: Group, instance: Instance) -> str:
+    place = f"projects/{group.project}/zones/{instance.zone}"
+    return f"https://www.googleapis.com/compute/v1/{place}/instances/{instance.name}"
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tests.google_cloud import conditions, escalation, names
 from tests.google_cloud.cloud import Behaviour, Cloud
 from tests.google_cloud.errors import CloudError
 
@@ -26,10 +27,9 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
     "roles/storage.objectCreator": ("storage.objects.create",),
     "roles/storage.objectUser": _OBJECTS_WRITE,
     "roles/storage.objectAdmin": _OBJECTS_WRITE,
-    "roles/storage.admin": (*_OBJECTS_WRITE, "storage.buckets.get", "storage.buckets.create", "storage.buckets.delete"),
-    "roles/artifactregistry.reader": (
-        "artifactregistry.repositories.downloadArtifacts",
-        "artifactregistry.repositories.get",
+    "roles/storage.admin": (
+        *_OBJECTS_WRITE,
+        *(f"storage.buckets.{verb}" for verb in ("get", "create", "delete", "setIamPolicy")),
     ),
     "roles/artifactregistry.writer": (
         "artifactregistry.repositories.downloadArtifacts",
@@ -43,48 +43,13 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
         "monitoring.metricDescriptors.get",
         "monitoring.metricDescriptors.list",
     ),
-    "roles/iam.serviceAccountUser": ("iam.serviceAccounts.actAs", "iam.serviceAccounts.get"),
     "roles/iam.serviceAccountTokenCreator": ("iam.serviceAccounts.getAccessToken",),
     "roles/cloudscheduler.jobRunner": ("cloudscheduler.jobs.run",),
-    "roles/compute.instanceAdmin.v1": (
-        "compute.instanceGroupManagers.update",
-        "compute.instanceGroupManagers.get",
-        "compute.instances.get",
-        "compute.instances.list",
-    ),
-    "roles/compute.viewer": (
-        "compute.instanceGroupManagers.get",
-        "compute.instances.get",
-        "compute.instances.list",
-    ),
+    "roles/workflows.invoker": ("workflows.executions.create",),
     "roles/cloudbuild.builds.builder": ("cloudbuild.builds.create", *_OBJECTS_WRITE),
     "roles/iap.tunnelResourceAccessor": ("iap.tunnelInstances.accessViaIAP",),
     "roles/compute.osLogin": ("compute.instances.osLogin",),
-    **dict.fromkeys(  # these are roles of the pipeline's accounts, in whose name no test calls the stand-in cloud
-        (
-            "roles/artifactregistry.admin",
-            "roles/cloudscheduler.admin",
-            "roles/cloudscheduler.viewer",
-            "roles/compute.networkAdmin",
-            "roles/compute.securityAdmin",
-            "roles/iam.roleAdmin",
-            "roles/iam.roleViewer",
-            "roles/iam.securityReviewer",
-            "roles/iam.serviceAccountAdmin",
-            "roles/iam.serviceAccountViewer",
-            "roles/iam.workloadIdentityPoolViewer",
-            "roles/iam.workloadIdentityUser",
-            "roles/logging.configWriter",
-            "roles/logging.viewer",
-            "roles/monitoring.editor",
-            "roles/monitoring.viewer",
-            "roles/resourcemanager.projectIamAdmin",
-            "roles/serviceusage.serviceUsageAdmin",
-            "roles/serviceusage.serviceUsageViewer",
-            "roles/storage.legacyBucketReader",
-        ),
-        (),
-    ),
+    **escalation.ROLES,
     "roles/compute.osAdminLogin": ("compute.instances.osLogin", "compute.instances.osAdminLogin"),
 }
 
@@ -93,15 +58,16 @@ class Grant(NamedTuple):
     member: str
     role: str
     resource: str
+    condition: str = ""  # an expression in CEL
 
 
 def grants(cloud: Cloud) -> Iterator[Grant]:
-    """Return all grants without a condition."""
+    """Return all grants."""
     for token, key in MEMBERS.items():
         for found in cloud.find(token):
             state = found.state
-            if not state.get("condition"):
-                yield Grant(state["member"], state["role"], _resource(token, state, state[key]))
+            condition = (state.get("condition") or {}).get("expression", "")
+            yield Grant(state["member"], state["role"], _resource(token, state, state[key]), condition)
 
 
 def _resource(token: str, state: Json, value: str) -> str:
@@ -114,7 +80,7 @@ def _resource(token: str, state: Json, value: str) -> str:
     return value
 
 
-def allowed(cloud: Cloud, member: str, permission: str, resource: str) -> bool:
+def allowed(cloud: Cloud, member: str, permission: str, resource: str, attributes: Json) -> bool:
     """See Cloud.allowed."""
     if member.startswith("serviceAccount:") and not _account(cloud, member):
         return False
@@ -123,12 +89,21 @@ def allowed(cloud: Cloud, member: str, permission: str, resource: str) -> bool:
     if kind == "projects":
         places.add(f"projects/{rest.split('/')[0]}")
     elif kind == "buckets":
-        buckets = cloud.find("gcp:storage/bucket:Bucket", name=rest)
-        places.update(f"projects/{bucket.state.get('project')}" for bucket in buckets)
+        bucket_name = rest.partition("/")[0]
+        buckets = cloud.find("gcp:storage/bucket:Bucket", name=bucket_name)
+        places |= {f"buckets/{bucket_name}", *(f"projects/{bucket.state.get('project')}" for bucket in buckets)}
     return any(
-        grant.member == member and grant.resource in places and _has(cloud, grant.role, permission)
+        grant.member == member
+        and grant.resource in places
+        and _has(cloud, grant.role, permission)
+        and (not grant.condition or conditions.holds(grant.condition, _name_in_conditions(resource), attributes))
         for grant in grants(cloud)
     )
+
+
+def _name_in_conditions(resource: str) -> str:
+    """Return the name of a resource as conditions know it: a bucket's has no project."""
+    return f"projects/_/{resource}" if resource.startswith("buckets/") else resource
 
 
 def _has(cloud: Cloud, role: str, permission: str) -> bool:
@@ -151,13 +126,20 @@ class Member(Behaviour):
             raise CloudError(400, "badRequest", f"Role {role} does not exist (or the stand-in cloud does not know it).")
         if member.endswith(".iam.gserviceaccount.com") and not self.cloud.find(ACCOUNT, email=member.partition(":")[2]):
             raise CloudError(400, "badRequest", f"Service account {member.partition(':')[2]} does not exist.")
+        if props.get("condition"):
+            conditions.check(props["condition"])
         if "bucket" in props:
             name = props["bucket"].removeprefix("b/")
             buckets = self.cloud.find("gcp:storage/bucket:Bucket", name=name)
             if not buckets:
                 raise CloudError(404, "notFound", f"The specified bucket does not exist: {name}.")
+            state = buckets[0].state  # little is known of a bucket that another program made
+            if props.get("condition") and not (state.get("uniformBucketLevelAccess") or state.get(names.PARTIAL)):
+                raise CloudError(
+                    412, "conditionNotMet", f"Bucket {name} has no uniform bucket-level access: no condition."
+                )
             public = member in ("allUsers", "allAuthenticatedUsers")
-            if public and buckets[0].state.get("publicAccessPrevention") == "enforced":
+            if public and state.get("publicAccessPrevention") == "enforced":
                 raise CloudError(
                     412,
                     "conditionNotMet",

@@ -20,7 +20,7 @@ ACCOUNT = "gcp:serviceaccount/account:Account"
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
 TEMPLATE = "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate"
 JOB = "gcp:cloudscheduler/job:Job"
-FAMILY = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
+FAMILY = "projects/cos-cloud/global/images/family/cos-129-lts"
 SLEEPER = """
 echo "up $(curl --silent --header 'Metadata-Flavor: Google' \
     "http://$GCE_METADATA_HOST/computeMetadata/v1/instance/name")"
@@ -72,8 +72,17 @@ class Lab:
         props = {"role": f"projects/{PROJECT}/roles/{role}", "member": f"serviceAccount:{email}"}
         self.create("gcp:projects/iAMMember:IAMMember", props)
 
-    def group(self, script: str = SLEEPER, size: int = 1, name: str = "g", status: int = 200, **template: Any) -> str:
-        """Make a template and a group of it; return the group's id."""
+    def group(
+        self,
+        script: str = SLEEPER,
+        size: int = 1,
+        name: str = "g",
+        status: int = 200,
+        zone: str = ZONE,
+        policy: Json | None = None,
+        **template: Any,
+    ) -> str:
+        """Make a template and a group of it, which has these policies too; return the group's id."""
         boot = {"boot": True, "sourceImage": FAMILY}
         scheduling = {
             "provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
@@ -88,8 +97,8 @@ class Lab:
         made = self.create(TEMPLATE, props)
         group = {
             "name": name, "region": REGION, "baseInstanceName": name, "targetSize": size,
-            "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [ZONE],
-            "instanceLifecyclePolicy": {"defaultActionOnFailure": "REPAIR"},
+            "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [zone],
+            "instanceLifecyclePolicy": {"defaultActionOnFailure": "REPAIR"}, **(policy or {}),
         }  # fmt: skip
         self.create(GROUP, group, status)
         return f"{REGIONAL}/instanceGroupManagers/{name}"
@@ -168,7 +177,10 @@ def laboratory(folder: Path, gcs_address: str) -> Iterator[Lab]:
     try:
         url = wait_for(lambda: daemon_url(folder, daemon), "the daemon")
         lab = Lab(url, folder, {**base, **environment(url, storage, folder)})
-        for service in ("compute", "iam", "cloudscheduler", "cloudresourcemanager", "artifactregistry", "cloudbuild"):
+        for service in (
+            *("compute", "iam", "cloudscheduler", "cloudresourcemanager", "artifactregistry", "cloudbuild"),
+            *("workflows", "workflowexecutions"),
+        ):
             lab.create(
                 "gcp:projects/service:Service", {"service": f"{service}.googleapis.com", "disableOnDestroy": False}
             )

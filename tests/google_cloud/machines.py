@@ -5,13 +5,14 @@ carry a mark in their environment (infra/local/processes.py), so that none survi
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from typing import Any
 import psutil
 
 from infra.local import processes
+from tests.google_cloud import vm_image
 from tests.google_cloud.cloud import Cloud
 from tests.google_cloud.discovery import UNDOCUMENTED, VERSIONS
 from tests.google_cloud.metadata import MetadataServer, tokens_of, tree
 from tests.google_cloud.storage_proxy import StorageProxy
 
-BIN = Path(__file__).parent / "bin"
 ADDRESS = "127.0.0.1"  # every VM has this address: only for it does the trainer bind gloo to the loopback interface
 NOTICE = 120.0  # seconds from a preemption's notice to the shutdown
+LAST_CALL = 10.0  # seconds that processes of no unit have at the end of a shutdown
 GRACE = {True: 30.0, False: 90.0}  # seconds from the shutdown to the end of power, for Spot and other VMs
-KEPT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR")  # these variables of the daemon's environment are kept
+KEPT = ("LANG", "TZ", "LD_LIBRARY_PATH", "TMPDIR")  # these variables of the daemon's environment are kept
 KEPT_PREFIXES = ("LC_", "BOOT_", "SSL_", "COVERAGE_")
 
 
@@ -42,6 +44,7 @@ class Wanted:
     machine_type: str
     spot: bool
     gpus: int
+    image: str  # the address of the boot disk's image
     account: str  # the e-mail address of its service account
     attributes: dict[str, str]
     template: dict[str, Any] = field(default_factory=dict)  # for its bill: disks, accelerators
@@ -55,7 +58,8 @@ class Machine:
         self.id = str(time.time_ns())
         self.folder = cloud.folder / "vms" / wanted.name
         self._disk = self.folder / self.id  # a machine that is made anew has an empty disk
-        self._disk.mkdir(parents=True)
+        self._kind = vm_image.kind_of(wanted.image)
+        self._path = vm_image.furnish(self._disk, self._kind)
         self.serial = self.folder / "serial.log"  # the log of all machines that had this name
         self.mark = f"{mark_of(cloud)}{wanted.name}/{self.id}/"
         self.script_exit: int | None = None  # the exit status of the startup script
@@ -97,19 +101,19 @@ class Machine:
             f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{service.upper()}": f"{self._cloud.url}/{service}/{version}/"
             for service, version in {**VERSIONS, **UNDOCUMENTED}.items()
         }
-        home = self._disk / "root"
-        home.mkdir(exist_ok=True)
         return {
             "BOOT_PAUSE": "1",
             **kept,
             **overrides,
-            "PATH": f"{BIN}:{kept.get('PATH', os.defpath)}",
-            "HOME": str(home),
+            "PATH": self._path,
+            "HOME": str(self._disk / "root"),
+            "BOOT_ROOT": str(self._disk),
             "GCE_METADATA_HOST": self.metadata.address,
             "GCE_METADATA_IP": self.metadata.address,
             "STORAGE_EMULATOR_HOST": self.storage.url,
             "GPT2_TRAINING_STANDIN": self._cloud.url,
             "GPT2_TRAINING_STANDIN_DISK": str(self._disk),
+            "GPT2_TRAINING_STANDIN_KIND": self._kind,
             "GPT2_TRAINING_STANDIN_GPUS": str(self.wanted.gpus),
             "GPT2_TRAINING_STANDIN_PYTHON": os.environ.get("GPT2_TRAINING_STANDIN_PYTHON", sys.executable),
             "GPT2_TRAINING_STANDIN_ROOT": os.environ.get("GPT2_TRAINING_STANDIN_ROOT", str(Path.cwd())),
@@ -149,11 +153,43 @@ class Machine:
         """Switch the power off now. It returns when none of its processes runs any more."""
         self._end(0.0)
 
+    def _shut_down(self, grace: float) -> None:
+        """End processes as systemd does: its units, then Docker's containers, then the rest, all within the grace.
+
+        The startup script's service passes no notice on (KillMode=process): a script of no unit is of the rest.
+        """
+        deadline = time.monotonic() + grace
+        stages: list[tuple[str, Callable[[], list[psutil.Process]], float]] = [
+            ("units", self._units, grace),
+            ("Docker's containers", self._containers, grace),
+            ("everything else", self._rest, LAST_CALL),
+        ]
+        for name, members, patience in stages:
+            if asked := members():
+                self._note(f"stops {name}")
+            for process in asked:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            psutil.wait_procs(asked, timeout=max(0.0, min(patience, deadline - time.monotonic())))
+
+    def _units(self) -> list[psutil.Process]:
+        return self._living(int(path.read_text()) for path in self._disk.glob("run/units/*") if not path.suffix)
+
+    def _containers(self) -> list[psutil.Process]:
+        described = [json.loads(path.read_text() or "{}") for path in self._disk.glob("docker/containers/*.json")]
+        return self._living(container["pid"] for container in described if "pid" in container)
+
+    def _rest(self) -> list[psutil.Process]:
+        return processes.marked(self.mark)
+
+    def _living(self, pids: Iterable[int]) -> list[psutil.Process]:
+        living = {process.pid: process for process in processes.marked(self.mark)}
+        return [living[pid] for pid in pids if pid in living]
+
     def _end(self, grace: float) -> None:
         # While one thread waits for a shutdown, another may switch the power off.
         if grace:
-            with contextlib.suppress(processes.ProcessError):
-                processes.stop(self.mark, grace)
+            self._shut_down(grace)
         while members := processes.marked(self.mark):
             for member in members:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -48,9 +48,10 @@ class Tokens:
             raise CloudError(401, "authError", "Request had invalid authentication credentials.")
         return account
 
-    def require(self, account: str, permission: str, resource: str) -> None:
-        """Raise CloudError 403 unless the account may do that."""
-        if account != DEPLOYER and not self._cloud.allowed(f"serviceAccount:{account}", permission, resource):
+    def require(self, account: str, permission: str, resource: str, attributes: dict[str, Any] | None = None) -> None:
+        """Raise CloudError 403 unless the account may do that. attributes: of the API, as conditions ask for them."""
+        member = f"serviceAccount:{account}"
+        if account != DEPLOYER and not self._cloud.allowed(member, permission, resource, attributes):
             message = f"{account} does not have {permission} access: Permission '{permission}' denied on '{resource}'"
             raise CloudError(403, "forbidden", message)
 

@@ -47,16 +47,13 @@ KINDS = {
     "gcp:compute/subnetwork:Subnetwork": _compute("subnetworks", subnetworkId="{generated}"),
     "gcp:compute/firewall:Firewall": _compute("firewalls", "global"),
     "gcp:compute/router:Router": _compute("routers"),
+    "gcp:compute/resourcePolicy:ResourcePolicy": _compute("resourcePolicies"),
     "gcp:compute/routerNat:RouterNat": Kind("{project}/{region}/{router!l}/{name}", "compute"),
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _compute("instanceTemplates", numericId="{generated}"),
     "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _compute(
         "instanceGroupManagers",
         instanceGroup=COMPUTE + "projects/{project}/regions/{region}/instanceGroups/{name}",
         instanceGroupManagerId="{generated}",
-    ),
-    "gcp:compute/regionResizeRequest:RegionResizeRequest": Kind(
-        "projects/{project}/regions/{region}/instanceGroupManagers/{instanceGroupManager!l}/resizeRequests/{name}",
-        "compute",
     ),
     "gcp:storage/bucket:Bucket": Kind(
         "{name}",
@@ -73,7 +70,9 @@ KINDS = {
         },
         shared=True,  # an upload overwrites
     ),
-    "gcp:storage/bucketIAMMember:BucketIAMMember": Kind("b/{bucket}/{role}/{member}", "storage", "", shared=True),
+    "gcp:storage/bucketIAMMember:BucketIAMMember": Kind(
+        "b/{bucket}/{role}/{member}{condition!c}", "storage", "", shared=True
+    ),
     "gcp:serviceaccount/account:Account": Kind(
         "projects/{project}/serviceAccounts/{accountId}@{project}.iam.gserviceaccount.com",
         "iam",
@@ -87,7 +86,9 @@ KINDS = {
         planned=("email", "member"),
     ),
     "gcp:serviceaccount/iAMMember:IAMMember": Kind("{serviceAccountId}/{role}/{member}", "iam", "", shared=True),
-    "gcp:projects/iAMMember:IAMMember": Kind("{project}/{role}/{member}", "cloudresourcemanager", "", shared=True),
+    "gcp:projects/iAMMember:IAMMember": Kind(
+        "{project}/{role}/{member}{condition!c}", "cloudresourcemanager", "", shared=True
+    ),
     "gcp:projects/iAMCustomRole:IAMCustomRole": Kind(
         "projects/{project}/roles/{roleId}", "iam", "", outputs={"name": "projects/{project}/roles/{roleId}"}
     ),
@@ -127,11 +128,20 @@ KINDS = {
     "gcp:cloudscheduler/job:Job": Kind(
         "projects/{project}/locations/{region}/jobs/{name}", "cloudscheduler", outputs={"state": "ENABLED"}
     ),
+    "gcp:workflows/workflow:Workflow": Kind(
+        "projects/{project}/locations/{region}/workflows/{name}",
+        "workflows",
+        outputs={"state": "ACTIVE", "revisionId": "000001-000"},
+    ),
     "gcp:monitoring/dashboard:Dashboard": Kind("projects/{project}/dashboards/{generated}", "monitoring", ""),
     "gcp:monitoring/alertPolicy:AlertPolicy": _generated("alertPolicies", "monitoring"),
     "gcp:monitoring/notificationChannel:NotificationChannel": _generated("notificationChannels", "monitoring"),
     "gcp:monitoring/metricDescriptor:MetricDescriptor": Kind(
-        "projects/{project}/metricDescriptors/{type}", "monitoring", "", shared=True
+        "projects/{project}/metricDescriptors/{type}",
+        "monitoring",
+        "",
+        outputs={"name": "projects/{project}/metricDescriptors/{type}"},
+        shared=True,  # Google updates a descriptor that exists
     ),
     "gcp:logging/metric:Metric": Kind("{name}", "logging"),
     "gcp:billing/budget:Budget": Kind(
@@ -143,12 +153,14 @@ KINDS = {
 
 class _Formatter(string.Formatter):
     def convert_field(self, value: Any, conversion: str | None) -> Any:
+        if conversion == "c":  # a grant's condition is a part of its identity
+            return f"/{value['title']}/{value.get('description', '')}/{value['expression']}" if value else ""
         return str(value).rpartition("/")[2] if conversion == "l" else super().convert_field(value, conversion)
 
 
 def expand(template: str, props: Json, generated: str = "") -> str:
     """Return a format of KINDS with the values of props."""
-    return _Formatter().vformat(template, (), {**props, "generated": generated})
+    return _Formatter().vformat(template, (), {"condition": None, **props, "generated": generated})
 
 
 @functools.cache

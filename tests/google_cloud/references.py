@@ -29,8 +29,8 @@ REFERENCES = (
     Reference("gcp:compute/routerNat:RouterNat", "router", "gcp:compute/router:Router", False),
     Reference(_TEMPLATE, "networkInterfaces.network", _NETWORK, False),
     Reference(_TEMPLATE, "networkInterfaces.subnetwork", _SUBNETWORK, False),
+    Reference(_TEMPLATE, "resourcePolicies", "gcp:compute/resourcePolicy:ResourcePolicy", True),
     Reference(_GROUP, "versions.instanceTemplate", _TEMPLATE, True),
-    Reference("gcp:compute/regionResizeRequest:RegionResizeRequest", "instanceGroupManager", _GROUP, False),
     Reference("gcp:artifactregistry/repositoryIamMember:RepositoryIamMember", "repository", _REPOSITORY, False),
     Reference(
         "gcp:serviceaccount/iAMMember:IAMMember", "serviceAccountId", "gcp:serviceaccount/account:Account", False

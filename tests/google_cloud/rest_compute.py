@@ -45,7 +45,10 @@ def _described(group: Group) -> Json:
         "selfLink": f"{BASE}{group.id}",
         "baseInstanceName": group.base,
         "instanceTemplate": group.template.get("selfLink", ""),
-        "distributionPolicy": {"zones": [{"zone": f"{BASE}projects/{group.project}/zones/{group.zone}"}]},
+        "distributionPolicy": {
+            "zones": [{"zone": f"{BASE}projects/{group.project}/zones/{zone}"} for zone in group.zones],
+            "targetShape": group.shape,
+        },
         "targetSize": group.target,
         "currentActions": {key: sum(i.action == action for i in instances) for key, action in actions.items()},
         "status": {"isStable": all(i.action == "NONE" for i in instances)},
@@ -78,12 +81,12 @@ def _managed(group: Group, instance: Instance) -> Json:
     last = [
         error
         for error in group.errors
-        if error["instanceActionDetails"]["instance"] == instance_url(group, instance.name) and instance.machine is None
+        if error["instanceActionDetails"]["instance"] == instance_url(group, instance) and instance.machine is None
     ]
     attempt = {"lastAttempt": {"errors": {"errors": [error["error"] for error in last]}}} if last else {}
     status = {"instanceStatus": "STOPPING" if instance.leaving else "RUNNING"} if instance.machine else {}
     return {
-        "instance": instance_url(group, instance.name),
+        "instance": instance_url(group, instance),
         "name": instance.name,
         "currentAction": instance.action,
         **({"id": instance.machine.id} if instance.machine else {}),
@@ -177,6 +180,29 @@ def _zones(call: Call) -> Json:
     return call.page("items", _filtered(call, [_zone(one) for one in zones]))
 
 
+def _capacity(call: Call) -> Json:
+    """Advise on the machines of one selection: they are likely where no test has used up the zone's capacity."""
+    policy: Json = call.body["distributionPolicy"]
+    (selection,) = call.body["instanceFlexibilityPolicy"]["instanceSelections"].values()
+    (name,), gpus = selection["machineTypes"], selection.get("guestAccelerators", [])
+    model = call.body["instanceProperties"]["scheduling"]["provisioningModel"]
+    if gpus:
+        raise CloudError(400, "invalid", "Machine specification is not supported: N1 with GPUs.")
+    zones = []
+    for zone in policy["zones"]:
+        if "zones/" not in zone["zone"]:
+            raise CloudError(400, "invalid", f"Invalid value '{zone['zone']}'. The URL is malformed.")
+        zones.append(compute.last(zone["zone"]))
+    if lacking := [zone for zone in zones if catalog.machine(name, zone) is None]:
+        raise CloudError(
+            400, "invalid", f"Machine specification is not supported in locations: [{', '.join(lacking)}]."
+        )
+    free = [zone for zone in zones if zone not in fleet_of(call.cloud).exhausted]
+    shard = {"zone": (free or zones)[0], "machineType": name, "instanceCount": call.body["size"]}
+    scores = {"obtainability": 0.9 if free else 0.1, "estimatedUptime": "3600s" if free else "60s"}
+    return {"recommendations": [{"scores": scores, "shards": [{**shard, "provisioningModel": model}]}]}
+
+
 def quotas(call: Call, metrics: tuple[str, ...], region: str) -> list[Json]:
     fleet = fleet_of(call.cloud)
     used = fleet.used(region)
@@ -259,6 +285,7 @@ def _methods() -> dict[str, Played]:
         "compute.regions.get": ("regions.get", _region),
         "compute.regions.list": ("regions.list", _regions),
         "compute.projects.get": ("projects.get", _project),
+        "compute.advice.capacity": ("advice.capacity", _capacity),
     }
     kinds = {
         "machineTypes": (_machine_type, catalog.machines),

@@ -8,15 +8,13 @@ import re
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
+from tests.google_cloud import storage_rights
+from tests.google_cloud.buckets import Storage
 from tests.google_cloud.cloud import Cloud, CloudError
 from tests.google_cloud.metadata import tokens_of
 
-BUCKET = re.compile(
-    r"(?:/download|/upload)?(?:/resumable)?/storage/v1/b/(?P<bucket>[^/?]+)(?P<objects>/o)?(?P<object>/.+)?"
-)
-OBJECTS = {"POST": "create", "PUT": "create", "DELETE": "delete", "PATCH": "update"}
 LEFT_OUT = ("content-length", "transfer-encoding", "connection")  # these headers of an answer are written anew
 
 
@@ -51,19 +49,6 @@ class StorageProxy:
         self._server.server_close()
 
 
-def permission(verb: str, path: str) -> tuple[str, str]:
-    """Return permission and bucket that a request to the storage API needs; ("", "") for an unknown path."""
-    match = BUCKET.fullmatch(path)
-    if match is None:
-        return "", ""
-    bucket = match["bucket"]
-    if not match["objects"]:
-        return "storage.buckets.get", bucket
-    if verb in OBJECTS:
-        return f"storage.objects.{OBJECTS[verb]}", bucket
-    return "storage.objects.get" if match["object"] else "storage.objects.list", bucket
-
-
 def _trouble(cloud: Cloud, instance: str, asked: str) -> int:
     """Return the status that a fault gives this request; 0 for none."""
     with cloud.lock:
@@ -86,18 +71,32 @@ def _handler(cloud: Cloud, account: str, instance: str) -> type[BaseHTTPRequestH
             if status := _trouble(cloud, instance, f"{self.command} {self.path}"):
                 self._send(status, [], b"")
                 return
-            needed, bucket = permission(self.command, urlsplit(self.path).path)
+            request = storage_rights.Request(self.command, self.path, self.headers.get("Content-Type") or "", body)
             try:
-                if not needed:
-                    raise CloudError(404, "notFound", f"storage has no {self.command} {self.path}")
-                tokens_of(cloud).require(account, needed, f"buckets/{bucket}")
+                self._send(*self._answer(request))
             except CloudError as error:
                 self._send(error.status, [("Content-Type", "application/json")], json.dumps(error.to_json()).encode())
-                return
-            answer = self._ask(body)
+
+        def _answer(self, request: storage_rights.Request) -> tuple[int, list[tuple[str, str]], bytes]:
+            """Return the storage server's answer. Raise CloudError where Google refuses."""
+            rights = storage_rights.rights(request)
+            if rights is None:
+                raise CloudError(404, "notFound", f"storage has no {self.command} {self.path}")
+            for right in rights:
+                self._require(right)
+            if (name := storage_rights.written(request)) is not None:
+                found = f"/storage/v1/b/{storage_rights.bucket_of(request)}/o/{quote(name, safe='')}?fields=name"
+                if Storage(cloud.storage).request("GET", found)[0] == 200:
+                    self._require(storage_rights.if_overwritten(request))
+            answer = self._ask(request.body)
             if answer[0] < 300:  # Google bills no operation that failed
                 cloud.tell("request", instance, self.command, self.path)
-            self._send(*answer)
+            if answer[0] == 404 and len(rights) == 1 and "/objects/" in rights[0].resource:
+                self._require(storage_rights.if_missing(rights[0]))
+            return answer
+
+        def _require(self, right: storage_rights.Right) -> None:
+            tokens_of(cloud).require(account, right.permission, right.resource, right.attributes)
 
         def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             connection = http.client.HTTPConnection(upstream, timeout=60)

@@ -8,7 +8,7 @@ from tests.google_cloud.discovery import UNDOCUMENTED, VERSIONS, Refused, api
 from trainer.gcloud.api import BASES
 
 PLACE = "projects/my-project/regions/us-central1/instanceGroupManagers/dev-worker-0a1b2c3d"
-JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-worker-deadline"
+JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-controller-0123abcd"
 IMAGES = "projects/my-project/locations/us-central1/repositories/gpt2-dev"
 SERIES = {
     "metric": {"type": "custom.googleapis.com/gpt2_training/step"},
@@ -24,6 +24,20 @@ BUILD = {
     "timeout": "1800s",
     "options": {"logging": "CLOUD_LOGGING_ONLY"},
     "tags": ["gpt2-dev"],
+}
+
+ADVICE = {
+    "distributionPolicy": {"targetShape": "ANY_SINGLE_ZONE", "zones": [{"zone": "zones/us-central1-a"}]},
+    "instanceFlexibilityPolicy": {
+        "instanceSelections": {
+            "machines": {
+                "machineTypes": ["n1-highmem-16"],
+                "guestAccelerators": [{"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 1}],
+            }
+        }
+    },
+    "instanceProperties": {"scheduling": {"provisioningModel": "SPOT"}},
+    "size": 10,
 }
 
 
@@ -59,8 +73,18 @@ def point(**changes: Any) -> dict[str, Any]:
         ),
         ("compute", "GET", "projects/my-project/regions/us-central1", {}, None, "regions.get"),
         ("compute", "GET", "projects/my-project", {}, None, "projects.get"),
+        ("compute", "POST", "projects/my-project/regions/us-central1/advice/capacity", {}, ADVICE, "advice.capacity"),
         ("compute", "GET", "projects/d/global/images/family/f", {}, None, "images.getFromFamily"),
         ("cloudscheduler", "POST", f"{JOB}:run", {}, {}, "projects.locations.jobs.run"),
+        ("cloudscheduler", "POST", f"{JOB}:pause", {}, {}, "projects.locations.jobs.pause"),
+        (
+            "workflowexecutions",
+            "POST",
+            "projects/p/locations/r/workflows/gpt2-dev-controller/executions",
+            {},
+            {"argument": "{}"},
+            "projects.locations.workflows.executions.create",
+        ),
         ("monitoring", "POST", "projects/p/timeSeries", {}, series(), "projects.timeSeries.create"),
         ("serviceusage", "GET", "projects/p/services:batchGet", {"names": ["a", "b"]}, None, "services.batchGet"),
         ("cloudresourcemanager", "POST", "projects/p:getIamPolicy", {}, {}, "projects.getIamPolicy"),

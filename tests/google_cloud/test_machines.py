@@ -240,7 +240,7 @@ def test_vm_that_never_boots_is_running(lab: Lab) -> None:
 
 
 def test_template_with_unknown_image_type_or_account_is_refused(lab: Lab) -> None:
-    image = {"disks": [{"boot": True, "sourceImage": FAMILY.replace("580", "570")}]}
+    image = {"disks": [{"boot": True, "sourceImage": FAMILY.replace("129", "117")}]}
     for wrong, status in ((image, 404), ({"machineType": "n1-highmem-17"}, 400)):
         with pytest.raises(AssertionError, match=f"^{{.*{status}"):
             lab.group(name="wrong", **wrong)

@@ -71,6 +71,7 @@ class Machine:
             "PRINTED": str(self._folder / "trainer.log"),
             "PACKAGES": base.MOUNT,
             "BOOT_PAUSE": "1",
+            "BOOT_ROOT": str(self._folder / "root"),
         }
         with (self._folder / "boot.log").open("ab") as log:
             self.boot = subprocess.Popen([BOOT], env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -13,6 +13,7 @@ from pulumi.runtime.mocks import MockMonitor
 
 from infra import load
 from infra.fleet.fleet import resolve_fleet
+from infra.google.access import declare_access
 from infra.job import declare as declare_run
 from infra.run import TrainingRun
 from infra.stack import config
@@ -84,9 +85,11 @@ class _Mocks(pulumi.runtime.Mocks):
         if kind == "Account":
             outputs["email"] = f"{outputs['accountId']}@my-project.iam.gserviceaccount.com"
             outputs["member"] = f"serviceAccount:{outputs['email']}"
-            outputs["name"] = f"projects/my-project/serviceAccounts/{outputs['accountId']}"
+            outputs["name"] = f"projects/my-project/serviceAccounts/{outputs['email']}"
         elif kind.startswith("WorkloadIdentityPool"):
             outputs["name"] = f"projects/1/locations/global/workloadIdentityPools/{outputs['workloadIdentityPoolId']}"
+            if kind.endswith("Provider"):
+                outputs["name"] += f"/providers/{outputs['workloadIdentityPoolProviderId']}"
         elif kind == "IAMCustomRole":
             outputs["name"] = f"projects/my-project/roles/{outputs['roleId']}"
         elif kind == "Launch":
@@ -124,3 +127,13 @@ def declare(stack: config.StackConfig, *, preview: bool = False) -> tuple[Graph,
 
     pulumi.runtime.test(lambda: TrainingRun(stack, fleet, inputs, job).trained_model)()
     return graph, job
+
+
+def declare_for_owner(stack: config.StackConfig) -> Graph:
+    """Run the program that an owner runs once for a stack with a pipeline."""
+    graph = Graph()
+    pulumi.runtime.set_mocks(
+        _Mocks(), project="gpt2-training-bootstrap", stack=stack.stack, preview=False, monitor=_Monitor(graph)
+    )
+    pulumi.runtime.test(lambda: declare_access(stack))()
+    return graph

@@ -15,7 +15,7 @@ from tests.infra.google_graph import declare, make_root, read, stack_values
 
 Props = dict[str, Any]
 RUN = "training"
-WORKER, GROUP, BUCKET, SSH = "worker-template", "worker-group", "artifacts", "ssh"
+WORKER, GROUP, BUCKET, SSH = "worker-template", "worker-us-central1-a-group", "artifacts", "ssh"
 GRANT = "master-logWriter-grant"
 IMAGE = "us-docker.pkg.dev/p/r/trainer@sha256:" + "1" * 64
 
@@ -76,9 +76,22 @@ CASES: list[tuple[str, str, Callable[[Props], Any], str]] = [
     ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=[f"{i}.0.0.0/8" for i in (3, 17)]), "3.0.0.0/8, 17.0"),
     ("no-open-firewall", SSH, lambda p: p.update(sourceRanges=["2000::/3"]), "lets 2000::/3 in"),
     ("no-open-firewall", SSH, lambda p: p.pop("sourceRanges"), "names no source"),
-    ("no-public-access", "master-artifacts-grant", lambda p: p.update(member="allUsers"), "allUsers"),
+    ("no-public-access", "master-artifacts-write-grant", lambda p: p.update(member="allUsers"), "allUsers"),
     ("no-primitive-role", GRANT, lambda p: p.update(role="roles/editor"), "grants roles/editor"),
     ("no-project-storage-role", GRANT, lambda p: p.update(role="roles/storage.objectViewer"), "every bucket"),
+    ("no-whole-bucket-writer", "worker-artifacts-write-grant", lambda p: p.pop("condition"), "another's"),
+    (
+        "no-whole-bucket-writer",
+        "worker-artifacts-write-grant",
+        lambda p: p["condition"].update(expression="true"),
+        "add a condition on names",
+    ),
+    (
+        "no-whole-bucket-writer",
+        "worker-artifacts-read-grant",
+        lambda p: (p.update(role="roles/storage.objectAdmin"), p.pop("condition")),
+        "roles/storage.objectAdmin",
+    ),
     ("labels", WORKER, lambda p: p["labels"].pop("run"), "no label run:"),
     ("labels", WORKER, lambda p: p.pop("labels"), "no label role, run, launch:"),
     ("labels", "google", lambda p: p.pop("defaultLabels"), "gpt2-stack"),

@@ -152,12 +152,26 @@ def test_old_machine_names_become_machines_that_load(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize(
     ("machine", "nearest"),
-    [("n2-highmem-16", "n1-highmem-16"), ("e2-standard-4", "n1-standard-4"), ("c2-standard-60", "n1-standard-64")],
+    [("c2-standard-60", "n1-standard-64"), ("c2d-highmem-8", "n1-highmem-8"), ("t2d-standard-4", "n1-standard-4")],
 )
 def test_machines_of_other_families_become_n1(tmp_path: Path, machine: str, nearest: str) -> None:
     values, notes = training(tmp_path, workerType=machine)
     assert values["trainingInput"]["workerType"] == nearest
     assert words(notes, "replaced")["trainingInput.workerType"].endswith(f"{nearest}, the nearest of this project")
+
+
+@pytest.mark.parametrize("machine", ["n2-highmem-16", "e2-standard-4"])
+def test_machines_of_known_families_stay(tmp_path: Path, machine: str) -> None:
+    values, notes = training(tmp_path, workerType=machine)
+    assert values["trainingInput"]["workerType"] == machine
+    assert "trainingInput.workerType" not in words(notes, "replaced")
+
+
+def test_unknown_gpu_is_left_to_a_person_and_not_taken_for_an_old_one(tmp_path: Path) -> None:
+    values, notes = training(tmp_path, masterConfig={"acceleratorConfig": {"type": "NVIDIA_B300", "count": 1}})
+    assert "accelerator" not in values.get("machines", {})
+    todo = words(notes, "to fill in")["trainingInput.masterConfig.acceleratorConfig"]
+    assert todo == "NVIDIA_B300 is not known here: machines.accelerator, or a machine with GPUs"
 
 
 def test_machine_without_an_equivalent_is_left_to_a_person(tmp_path: Path) -> None:
@@ -309,9 +323,9 @@ def test_default_that_differs_is_noted(tmp_path: Path) -> None:
 
 
 def test_region_outside_the_table_needs_zones_from_a_person(tmp_path: Path) -> None:
-    every, notes = convert(tmp_path, {"trainingInput": {**REFERENCE, "region": "europe-west4"}})
-    assert every["gcp:region"] == "europe-west4"
-    assert words(notes, "to fill in")["machines.zones"].startswith("missing; region europe-west4 is not in our table")
+    every, notes = convert(tmp_path, {"trainingInput": {**REFERENCE, "region": "europe-west3"}})
+    assert every["gcp:region"] == "europe-west3"
+    assert words(notes, "to fill in")["machines.zones"].startswith("missing; region europe-west3 is not in our table")
 
 
 def test_unknown_key_is_listed(tmp_path: Path) -> None:

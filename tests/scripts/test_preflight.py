@@ -13,7 +13,7 @@ from rich.console import Console
 
 from infra import load
 from infra.fleet.fleet import resolve_fleet
-from infra.google.quotas import Check, QuotaLimits, check_quotas, effective, needs, quota_id
+from infra.google.quotas import Check, QuotaLimits, check_quotas, effective
 from scripts import preflight
 from scripts.support import common
 from scripts.support.common import UserError
@@ -53,8 +53,8 @@ def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     google.on("serviceusage", "GET", f"{P}/services:batchGet", enabled)
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/machineTypes/n1-highmem-(8|16)", {})
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/acceleratorTypes/nvidia-tesla-t4", {})
-    image = {"name": "common-cu129-ubuntu-2204-nvidia-580-v20260626", "diskSizeGb": "50"}
-    google.on("compute", "GET", "projects/deeplearning-platform-release/global/images/family/.*", image)
+    image = {"name": "cos-129-19506-505-8", "diskSizeGb": "10"}
+    google.on("compute", "GET", "projects/cos-cloud/global/images/family/cos-129-lts", image)
     google.on("compute", "GET", P, quotas(EVERYWHERE))
     google.on("compute", "GET", f"{P}/regions/us-central1", quotas(ENOUGH))
     google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
@@ -270,6 +270,25 @@ def test_disabled_apis_are_named(ready: FakeGoogle) -> None:
     )
 
 
+def test_stack_with_a_pipeline_needs_the_apis_of_its_login_and_no_owner(ready: FakeGoogle, tmp_path: Path) -> None:
+    project(tmp_path, pipeline={"repository": "acme/models", "repositoryId": 1})
+    asked: dict[str, list[str]] = {}
+
+    def off(call: Call) -> dict[str, Any]:
+        return {"services": [{"name": name, "state": "DISABLED"} for name in call.query["names"]]}
+
+    def granted(call: Call) -> dict[str, Any]:
+        asked.update(call.body)
+        return {"permissions": call.body["permissions"]}
+
+    ready.on("serviceusage", "GET", f"{P}/services:batchGet", off)
+    ready.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", granted)
+    found = checks()["APIs"].found
+    assert "iamcredentials.googleapis.com" in found
+    assert "sts.googleapis.com; `python -m scripts.bootstrap --stack dev` enables them" in found
+    assert not [permission for permission in asked["permissions"] if permission.startswith(("iam.", "resourcemanager"))]
+
+
 def test_missing_permissions_are_named(ready: FakeGoogle) -> None:
     def half(call: Call) -> dict[str, Any]:
         return {"permissions": [p for p in call.body["permissions"] if "iam." not in p]}
@@ -311,20 +330,48 @@ def test_service_agent_that_makes_machines_needs_its_role(
 def test_machine_types_are_checked_in_each_zone(ready: FakeGoogle) -> None:
     ready.on("compute", "GET", f"{P}/zones/us-central1-[ac]/acceleratorTypes/.*", {"error": {"message": "no"}}, 404)
     found = checks()
-    assert found["machines in us-central1-a"].state == "problem"  # this is the zone of the launch
+    assert found["machines in us-central1-a"].state == "problem"
     assert found["machines in us-central1-a"].found == "has no nvidia-tesla-t4"
-    assert found["machines in us-central1-c"].state == "note"
+    assert found["machines in us-central1-c"].state == "problem"  # the run may move there
     assert found["machines in us-central1-b"].state == "ok"
 
 
 def test_image_family_is_checked_for_size_and_deprecation(ready: FakeGoogle) -> None:
-    path = "projects/deeplearning-platform-release/global/images/family/.*"
+    path = "projects/cos-cloud/global/images/family/.*"
     ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "250"})
     assert checks()["image family"].fix == "raise machines.bootDiskGb to 250 or more"
     ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "50", "deprecated": {"state": "DEPRECATED"}})
     assert checks()["image family"].state == "note"
     ready.on("compute", "GET", path, {"error": {"message": "not found"}}, 404)
     assert checks()["image family"].state == "problem"
+
+
+@pytest.mark.parametrize(
+    ("family", "where", "state", "found"),
+    [
+        ("cos-129-lts", "cos-cloud", "ok", "cos-129-lts is i; it has Docker, and gets NVIDIA's driver at each boot"),
+        (
+            "common-cu129-ubuntu-2204-nvidia-580",
+            "deeplearning-platform-release",
+            "ok",
+            "common-cu129-ubuntu-2204-nvidia-580 is i; it has no Docker; the stack brings its own",
+        ),
+        (
+            "ubuntu-accelerator-2404-amd64-with-nvidia-580",
+            "ubuntu-os-accelerator-images",
+            "unknown",
+            "ubuntu-accelerator-2404-amd64-with-nvidia-580 is i, which is not known here",
+        ),
+        ("cos-dev", "cos-cloud", "unknown", "cos-dev is i, which is not known here"),
+    ],
+)
+def test_image_family_is_asked_for_in_its_own_project(
+    ready: FakeGoogle, tmp_path: Path, family: str, where: str, state: str, found: str
+) -> None:
+    project(tmp_path, machines={"imageFamily": family})
+    ready.on("compute", "GET", f"projects/{where}/global/images/family/{family}", {"name": "i", "diskSizeGb": "10"})
+    check = checks()["image family"]
+    assert (check.state, check.found) == (state, found)
 
 
 # Quotas.
@@ -392,46 +439,6 @@ def test_quota_of_the_cloud_quotas_api_takes_precedence(ready: FakeGoogle, tmp_p
     assert found["quota GPUS_ALL_REGIONS"].found == "11 needed, limit none in all regions"
     # Compute Engine gives the quotas that it does not know.
     assert found["quota CPUS"].found == "40 needed, limit 1,000 in us-central1"
-
-
-def test_quota_of_new_gpus_is_one_by_family(ready: FakeGoogle, tmp_path: Path) -> None:
-    def of(family: str, value: str) -> dict[str, Any]:
-        dimensions = {"region": "us-central1", "gpu_family": family}
-        return {"dimensions": dimensions, "applicableLocations": ["us-central1"], "details": {"value": value}}
-
-    infos = [of("NVIDIA_B200", "64"), of("NVIDIA_H100", "4")]
-    cloud_quotas(ready, {"GPUS-PER-GPU-FAMILY-per-project-region": infos})
-    training = {"masterType": "a3-highgpu-8g", "hyperparameters": {"batchSize": 32}}
-    found = judged(ready, tmp_path, trainingInput=training, machines=None)
-    assert found["quota NVIDIA_H100_GPUS"].found == "8 needed, limit 4 in us-central1"
-    assert found["quota of a3 CPUs"].state == "unknown"
-
-
-def test_needs_count_the_machines_of_a_stack(tmp_path: Path) -> None:
-    stack = load.from_file("dev", project(tmp_path, network={"nat": True}))
-    counted = {need.metric: (need.on_demand, need.spot) for need in needs(resolve_fleet(stack), nat=True)[0]}
-    assert counted == {
-        "NVIDIA_T4_GPUS": (1, 10),
-        "GPUS_ALL_REGIONS": (1, 10),
-        "CPUS": (16 + 3 * 8, 160),
-        "CPUS_ALL_REGIONS": (40, 160),
-        "SSD_TOTAL_GB": (2800, 0),
-        "INSTANCES": (14, 0),
-        "IN_USE_ADDRESSES": (1, 0),
-    }
-
-
-@pytest.mark.parametrize(
-    ("metric", "name"),
-    [
-        ("CPUS", "CPUS-per-project-region"),
-        ("GPUS_ALL_REGIONS", "GPUS-ALL-REGIONS-per-project"),
-        ("NVIDIA_A100_80GB_GPUS", "NVIDIA-A100-80GB-GPUS-per-project-region"),
-        ("SSD_TOTAL_GB", "SSD-TOTAL-GB-per-project-region"),
-    ],
-)
-def test_quota_id_of_a_metric_is_its_name(metric: str, name: str) -> None:
-    assert quota_id(metric) == (name, "")
 
 
 def test_effective_quota_of_an_unnamed_region_is_unknown() -> None:

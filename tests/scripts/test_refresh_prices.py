@@ -32,13 +32,16 @@ regions:
   us-central1:
     n1_vcpu: {on_demand: 0.03, spot: 0.01, source: old}
     n1_memory_gb: {on_demand: 0.004237, spot: 0.0014, source: old}
+    n2d_vcpu: {on_demand: 0.02, spot: unknown, source: old}
     accelerators: # attached, one
       nvidia-tesla-t4: {on_demand: 0.35, spot: 0.175, source: old}
-      nvidia-tesla-p4: {on_demand: 0.6, spot: 0.2236, source: old}
     machines: # whole
       a2-ultragpu-1g: {on_demand: unknown, spot: unknown, source: old}
       a3-megagpu-8g: {on_demand: 93, spot: unknown, source: old}
+      g4-standard-96: {on_demand: unknown, spot: unknown, source: old}
+      a4-highgpu-8g: {on_demand: unknown, spot: unknown, source: old}
     disk_gb_month: {price: 0.1, source: old}
+    hyperdisk_gb_month: {price: 0.09, source: old}
     storage_gb_month: {price: 0.02, source: old} # Standard
 elsewhere:
   AWS: {region: us-east-1, source: pages, machines: {m5: {on_demand: 1, spot: unknown, source: by-hand}}}
@@ -100,6 +103,14 @@ def machine_skus() -> list[Json]:
         sku("Nvidia Tesla A100 80GB GPU running in Americas", 3.92808),
         sku(f"Nvidia Tesla A100 80GB GPU{SPOT} running in Americas", 1.964, usage="Preemptible"),
         sku("Nvidia Tesla A100 80GB GPU attached to DWS Defined Duration VMs running in Americas", 1.8462),
+        sku("N2D AMD Instance Core running in Americas", 0.027502),
+        sku("N2D AMD Custom Instance Core running in Americas", 0.028877),
+        sku("G4 Instance Core running in Americas", 0.0225),
+        sku("G4 Instance Ram running in Americas", 0.003, "GiBy.h"),
+        sku("RTX 6000 96GB running in Americas", 2.88),
+        sku("Commitment v1: RTX 6000 96GB running in Americas for 1 Year", 2.1, usage="Commit1Yr"),
+        sku("Spot Preemptible A4 Nvidia B200 (1 gpu slice) running in Americas", 5.5, usage="Preemptible"),
+        sku("DWS Calendar Mode A4 Nvidia B200 (1 gpu slice) running in Americas", 8.06),
         sku("SSD backed Local Storage", 0.08, "GiBy.mo"),
         sku(f"SSD backed Local Storage{SPOT}", 0.04, "GiBy.mo"),  # Google, too, gives it the usageType OnDemand
         sku("C4 Instance Local SSD running in Americas", 0.09, "GiBy.mo"),
@@ -160,7 +171,7 @@ def region(path: Path) -> dict[str, Any]:
 def test_refresh_renews_prices_with_source_and_date_and_keeps_comments(
     catalog: dict[str, list[Json]], book: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refresh_prices.main([], book) == 1  # the P4 is missing in the catalog
+    assert refresh_prices.main([], book) == 1  # the Hyperdisk is missing in the catalog
     here, new = region(book), f"google-{TODAY}"
     assert dict(here["n1_vcpu"]) == {"on_demand": 0.031611, "spot": 0.00882, "source": new}
     assert dict(here["accelerators"]["nvidia-tesla-t4"]) == {"on_demand": 0.35, "spot": 0.14, "source": new}
@@ -172,6 +183,9 @@ def test_refresh_renews_prices_with_source_and_date_and_keeps_comments(
     by_hand = 208 * 0.026924 + 1872 * 0.002344 + 8 * 10.344275712 + 8 * 2 * ssd * 0.08
     assert mega["on_demand"] == pytest.approx(by_hand, abs=1e-6)
     assert mega["spot"] == "unknown"  # without a SKU there is no price
+    assert dict(here["n2d_vcpu"]) == {"on_demand": 0.027502, "spot": "unknown", "source": new}
+    assert here["machines"]["g4-standard-96"]["on_demand"] == pytest.approx(96 * 0.0225 + 360 * 0.003 + 2 * 2.88)
+    assert dict(here["machines"]["a4-highgpu-8g"]) == {"on_demand": "unknown", "spot": 44, "source": new}
     assert (here["disk_gb_month"]["price"], here["storage_gb_month"]["price"]) == (0.1, 0.02)
     text = book.read_text()
     assert text.startswith("# The head of the file.\n")
@@ -180,19 +194,19 @@ def test_refresh_renews_prices_with_source_and_date_and_keeps_comments(
     assert f"{new}: {{date: {TODAY}, what: " in text
     out = capsys.readouterr().out
     assert re.search(r"us-central1 n1_vcpu on_demand +0\.03 +0\.031611 +\+5\.4%", out)
-    assert "14 prices: " in out
+    assert "19 prices: " in out
 
 
 def test_entry_missing_in_the_catalog_keeps_its_price_and_source(catalog: dict[str, list[Json]], book: Path) -> None:
     refresh_prices.main([], book)
-    assert dict(region(book)["accelerators"]["nvidia-tesla-p4"]) == {"on_demand": 0.6, "spot": 0.2236, "source": "old"}
+    assert dict(region(book)["hyperdisk_gb_month"]) == {"price": 0.09, "source": "old"}
     assert "old" in load(book.read_text())[1]["sources"]
 
 
 def test_source_without_entries_is_removed(catalog: dict[str, list[Json]], book: Path) -> None:
     catalog[COMPUTE] += [
-        sku("Nvidia Tesla P4 GPU running in Americas", 0.6),
-        sku(f"Nvidia Tesla P4 GPU{SPOT} running in Americas", 0.2, usage="Preemptible"),
+        sku("Hyperdisk Balanced Capacity in Iowa", 0.08, "GiBy.mo"),
+        sku("Hyperdisk Balanced High Availability Capacity in Iowa", 0.16, "GiBy.mo"),
     ]
     assert refresh_prices.main([], book) == 0
     assert set(load(book.read_text())[1]["sources"]) == {"pages", "by-hand", f"google-{TODAY}"}

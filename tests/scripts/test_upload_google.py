@@ -126,6 +126,18 @@ def test_bucket_that_cannot_be_made_is_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_bucket_of_another_project_says_to_rename_the_stack(
+    google: FakeGoogle, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
+    denied = "tester does not have storage.buckets.get access to the Google Cloud Storage bucket."
+    google.on("storage", "GET", f"b/{DATA}", {"error": {"message": denied}}, 403)
+    with pytest.raises(
+        UserError, match=r"with both, the bucket is another project's: rename the stack \(Google says: "
+    ):
+        buckets.ensure_bucket(load.from_file("dev", checkout))
+
+
 def test_invalid_key_file_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(checkout / "none.json"))

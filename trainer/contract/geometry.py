@@ -20,6 +20,8 @@ class PeakSpeed:
 # By words of the GPU's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan. A longer name comes
 # before a shorter one that is a part of it.
 PEAKS = {
+    "B200": PeakSpeed(2250, 1125),
+    "RTX PRO 6000": PeakSpeed(500, 250),
     "H200": PeakSpeed(989, 494),
     "H100 PCIe": PeakSpeed(756, 378),
     "H100": PeakSpeed(989, 494),

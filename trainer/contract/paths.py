@@ -9,7 +9,9 @@
         manifest.json                   written last: without it, the folder does not count
     runs/<run>/job.json                 JobSpec
     runs/<run>/status.json              Status, changed by conditional writes
-    runs/<run>/launches/<launch>.json   {"started"}: on Google Cloud, where a launch has a deadline
+    runs/<run>/launches/<launch>.json   Launched: on Google Cloud, where a launch has a deadline and a zone
+    runs/<run>/launches/<launch>.placement.json   Placement: where it has moved since (trainer/runs/placement.py)
+    runs/<run>/ends/<launch>.json       {"reason", "time"}: on Google Cloud, the wish of a master to end all machines
     runs/<run>/cluster.json             the lease of the Lighthouse's host, and the attempt (trainer/cluster/lease.py)
     runs/<run>/machines/<name>.json     MachineStatus: a machine's heartbeat, history and last words
     runs/<run>/machines/<name>.lock     on this machine: held while its process lives; <name>.log is what it printed
@@ -42,6 +44,7 @@ CURRENT = "current.json"
 DATA = "data"
 RUNS = "runs"
 VOCABULARY = "vocabulary/gpt2"
+JOB = "job.json"
 MANIFEST = "manifest.json"  # in a folder: written last, it marks the folder as whole
 TOKENIZER = "tokenizer.json"  # in a folder of tokens, and in a model's
 
@@ -63,15 +66,27 @@ def run(run_id: str) -> str:
 
 
 def job(run_id: str) -> str:
-    return f"{RUNS}/{run_id}/job.json"
+    return f"{RUNS}/{run_id}/{JOB}"
 
 
 def status(run_id: str) -> str:
     return f"{RUNS}/{run_id}/status.json"
 
 
+def launches(run_id: str) -> str:
+    return f"{RUNS}/{run_id}/launches"
+
+
 def launch(run_id: str, number: int) -> str:
-    return f"{RUNS}/{run_id}/launches/{number}.json"
+    return f"{launches(run_id)}/{number}.json"
+
+
+def placement(run_id: str, number: int) -> str:
+    return f"{RUNS}/{run_id}/launches/{number}.placement.json"
+
+
+def end(run_id: str, number: int) -> str:
+    return f"{RUNS}/{run_id}/ends/{number}.json"
 
 
 def lease(run_id: str) -> str:

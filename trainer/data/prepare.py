@@ -278,7 +278,7 @@ def _local_text(storage: Storage, path: str, fingerprint: str, cache: Path, name
         if fingerprint_of(local) != fingerprint:
             raise InputError(f"{name}: not the text that the run was declared with: run `pulumi up` again")
         return local
-    size = next((entry.size for entry in storage.list(path.rpartition("/")[0]) if entry.path == path), None)
+    size = storage.size(path)
     if size is None:
         raise InputError(f"{name}: not in {storage.url}: upload it with `python -m scripts.upload_data`")
     target = cache / fingerprint / path.rpartition("/")[2]

@@ -7,7 +7,7 @@ from trainer.contract.errors import InputError
 from trainer.contract.wording import few
 from trainer.data.prepared import cache_folder
 from trainer.storage import manifest as manifests
-from trainer.storage.base import Storage
+from trainer.storage.base import Refused, Storage
 from trainer.storage.factory import open_storage
 
 
@@ -44,6 +44,9 @@ def _remedy(storage: Storage, prefix: str) -> str:
     """Return what to do if there is no checkpoint at `prefix`. For a run's model, name the bucket's finished runs."""
     if not _is_of_run(prefix):
         return "give the address of a checkpoint's folder"
-    newest = sorted(storage.list(paths.RUNS), key=lambda entry: -entry.updated)
+    try:
+        newest = sorted(storage.list(paths.RUNS), key=lambda entry: -entry.updated)
+    except Refused:  # a machine on Google Cloud may list that one model alone
+        return "give the address of a finished run"
     runs = [run for entry in newest if (run := paths.run_of_model(entry.path))]
     return f"finished runs there: {few(runs, 'older ones')}"

@@ -10,11 +10,12 @@ from trainer.contract import paths
 from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs import history, samples, scores
 from trainer.runs.metrics_reader import Attempt, read_metrics
+from trainer.runs.placement import Placement, read_placement
 from trainer.runs.records import Event, MachineStatus, Record, Status
 from trainer.runs.samples import Sample
 from trainer.runs.scores import Scores
 from trainer.runs.status import read_spec, read_status
-from trainer.storage.base import Storage
+from trainer.storage.base import Refused, Storage
 
 RECENT = 50  # the last loss is a mean over so many steps, because the loss of one step is noisy
 NEWEST_FILES = 2  # metrics files, of 256 KiB each, that are read of a run which others are only compared with
@@ -34,6 +35,7 @@ class Outcome:
     machines: list[MachineStatus]  # master first
     samples: list[Sample]
     scores: Scores | None = None
+    placement: Placement | None = None  # where the launch is, on Google Cloud
 
     @property
     def state(self) -> str:
@@ -120,13 +122,21 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
         machines=_machines(storage, run) if whole else [],
         samples=samples.read(storage, run) if whole else [],
         scores=scores.read(storage, run) if whole else None,
+        placement=_placement(storage, spec) if whole else None,
     )
 
 
 def others(storage: Storage, run: str) -> list[Outcome]:
-    """Return the newest other runs in the bucket that took a step, each from its newest metrics files alone."""
+    """Return the newest other runs in the bucket that took a step, each from its newest metrics files alone.
+
+    A machine on Google Cloud may read no other run, so it gets none.
+    """
+    try:
+        entries = storage.list(paths.RUNS)
+    except Refused:
+        return []
     updated: dict[str, float] = {}
-    for entry in storage.list(paths.RUNS):
+    for entry in entries:
         other = paths.run_of_status(entry.path)
         if other is not None and other != run and paths.sweep_of(other) is None:
             updated[other] = entry.updated
@@ -135,6 +145,12 @@ def others(storage: Storage, run: str) -> list[Outcome]:
         with suppress(FileNotFoundError, ValidationError):  # its job.json is gone or of another version
             outcomes.append(read(storage, other, NEWEST_FILES))
     return [outcome for outcome in outcomes if outcome.steps]
+
+
+def _placement(storage: Storage, spec: JobSpec) -> Placement | None:
+    with suppress(ValueError):  # a record of another version
+        return read_placement(storage, spec.run, spec.launch)
+    return None
 
 
 def _machines(storage: Storage, run: str) -> list[MachineStatus]:

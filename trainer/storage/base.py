@@ -30,6 +30,10 @@ class Unavailable(StorageError):
     """The storage cannot be used now; the same may work later."""
 
 
+class Refused(StorageError):
+    """The account may not do that, or its grant is still on its way."""
+
+
 class NoBucket(StorageError):
     """There is no such bucket."""
 
@@ -63,6 +67,9 @@ class Storage(Protocol):
 
         if_generation: replace only this generation (0: write only if the file is absent). Raise Conflict for another.
         """
+
+    def size(self, path: str) -> int | None:
+        """Return the bytes of a file; None if it is absent."""
 
     def list(self, prefix: str) -> Entries:
         """Return all files below a folder, at any depth, sorted by path. "" is the whole bucket."""

@@ -28,6 +28,7 @@ from trainer.storage.base import (
     Entries,
     Entry,
     NoBucket,
+    Refused,
     StorageError,
     Unavailable,
     explain,
@@ -72,6 +73,11 @@ class GoogleStorage:
     def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
         with self._for_people("write", path):
             return self._put(path, io.BytesIO(data), len(data), if_generation)
+
+    def size(self, path: str) -> int | None:
+        with self._for_people("read", path):
+            blob = self._bucket.get_blob(self._name(path), timeout=TIMEOUT, retry=RETRY)
+        return blob.size if blob else None
 
     def list(self, prefix: str) -> Entries:
         folder = "/".join([*path_parts(prefix.rstrip("/")), ""]) if prefix.rstrip("/") else ""
@@ -249,7 +255,7 @@ class GoogleStorage:
         except (auth.DefaultCredentialsError, auth.RefreshError, api.Unauthorized) as error:
             raise StorageError(f"cannot {verb} {where}: no valid Google credentials; {LOGIN}") from error
         except api.Forbidden as error:
-            raise StorageError(
+            raise Refused(
                 f"cannot {verb} {where}: no permission; this account needs roles/storage.objectUser on {bucket}"
                 f" (Google says: {first_line(error)})"
             ) from error

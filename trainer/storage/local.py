@@ -65,6 +65,15 @@ class FileStorage:
     def write(self, path: str, data: bytes, *, if_generation: int | None = None) -> int:
         return self._put(path, [data], if_generation)
 
+    def size(self, path: str) -> int | None:
+        target = self._where(path)
+        try:
+            with _for_people(f"read {target}"):
+                entry = self._entry(target)
+        except FileNotFoundError:
+            return None
+        return entry.size if entry else None
+
     def list(self, prefix: str) -> Entries:
         base = self._where(prefix.rstrip("/")) if prefix.rstrip("/") else self.root
         entries: Entries = []

@@ -72,7 +72,7 @@ def test_scale_tier_gives_its_machines_and_its_gpu() -> None:
     ("machines", "training", "letters"),
     [
         ({}, {}, "abcf"),
-        ({"accelerator": {"type": "nvidia-tesla-p4"}}, {}, "ac"),
+        ({}, {"masterType": "g4-standard-48", "workerType": "c4-standard-8"}, "bf"),
         # These are the zones that have both.
         ({}, {"masterType": "a2-ultragpu-1g", "workerType": "a3-highgpu-8g"}, "ac"),
         ({"zones": ["us-central1-z"]}, {}, "z"),  # this is the zone that the stack file gives
@@ -82,9 +82,9 @@ def test_zones_have_the_gpus_of_all_roles(machines: dict[str, Any], training: di
     assert on_google(machines, training).zones == tuple(f"us-central1-{letter}" for letter in letters)
 
 
-def test_launch_zone_is_the_next_one_and_after_the_last_the_first() -> None:
+def test_zones_in_turn_begin_with_the_next_one_at_each_launch_and_after_the_last_with_the_first() -> None:
     found = on_google({"zones": ["us-central1-c", "us-central1-f"]})
-    assert [found.launch_zone(launch)[-1] for launch in (1, 2, 3)] == ["c", "f", "c"]
+    assert [[zone[-1] for zone in found.zones_in_turn(launch)] for launch in (1, 2, 3)] == [[*"cf"], [*"fc"], [*"cf"]]
 
 
 @pytest.mark.parametrize(("parallelism", "processes"), [("fsdp", 8), ("replicas", 1)])

@@ -9,10 +9,15 @@ import pytest
 
 from infra import load
 from infra.fleet import prices
-from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, ZONES
+from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
+from infra.fleet.cpu_machines import CPU_FAMILIES
 from infra.fleet.fleet import resolve_fleet
 from infra.fleet.prices import HOURS_A_MONTH, Cost, elsewhere, machine_cost
+from infra.fleet.zones import GPU_ZONES, REGIONS
 from tests.infra.google_graph import make_root, read, stack_values
+
+# Machines whose price no source has, in some region or in all.
+UNPRICED = {"a3-megagpu-8g", "a3-ultragpu-8g", "a4-highgpu-8g"}
 
 
 def entries() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -66,7 +71,7 @@ def test_region_prices_everything_that_a_run_there_needs(region: str) -> None:
     here = prices.book()["regions"][region]
     for name in ("n1_vcpu", "n1_memory_gb", "disk_gb_month", "storage_gb_month"):
         assert "unknown" not in here[name].values(), name
-    for machine in (m for m in MACHINE_TYPES.values() if m.family == "n1"):
+    for machine in (m for m in MACHINE_TYPES.values() if m.family in ("n1", "e2", "n2", "n2d")):
         for spot in (False, True):
             assert machine_cost(region, machine.name, spot, disk_gb=100).exact, machine.name
     assert {"nvidia-tesla-t4"} <= set(here["accelerators"])  # old GPUs are replaced by this one
@@ -75,23 +80,36 @@ def test_region_prices_everything_that_a_run_there_needs(region: str) -> None:
         sizes = {m.name for m in MACHINE_TYPES.values() if m.name.rpartition("-")[0] == family}
         assert sizes <= set(here["machines"]), family
     unknown = {name for name, entry in here["machines"].items() if "unknown" in entry.values()}
-    assert unknown <= {"a3-megagpu-8g"}
+    assert unknown <= UNPRICED
 
 
-@pytest.mark.parametrize("region", ZONES)
-def test_region_with_known_zones_prices_everything_or_lists_it_as_unknown(region: str) -> None:
+@pytest.mark.parametrize("region", REGIONS)
+def test_region_with_known_zones_prices_every_machine_that_it_has_or_lists_it_as_unknown(region: str) -> None:
     here = prices.book()["regions"][region]
     assert set(here["accelerators"]) == {a.name for a in ACCELERATORS.values() if a.attachable}
-    assert set(here["machines"]) == {m.name for m in MACHINE_TYPES.values() if m.accelerators}
-    unknown = {name for name, entry in here["machines"].items() if "unknown" in entry.values()}
-    assert unknown == {"a3-megagpu-8g"}
+    there = {m.name for m in MACHINE_TYPES.values() if m.accelerators and region in GPU_ZONES[m.accelerator]}
+    assert there - set(here["machines"]) <= {"a2-megagpu-16g"}  # not in each region that has its GPUs
+    assert set(here["machines"]) <= there
+    for kind in ("vcpu", "memory_gb"):
+        missing = {family for family in CPU_FAMILIES if f"{family}_{kind}" not in here}
+        assert missing <= {"c3", "c4d"}
+
+
+def test_hyperdisk_is_priced_as_such() -> None:
+    """It costs less than a balanced disk, and is unknown where no source has it."""
+    balanced, hyperdisk = (
+        machine_cost("us-central1", name, False, disk_gb=730).usd - machine_cost("us-central1", name, False).usd
+        for name in ("c3-standard-4", "c4-standard-4")
+    )
+    assert (balanced, hyperdisk) == pytest.approx((0.1, 0.08))
+    assert machine_cost("us-east1", "c4-standard-4", False, disk_gb=10).unknown == ("Hyperdisk in us-east1",)
 
 
 @pytest.mark.parametrize("region", prices.regions())
 def test_machines_of_a_family_cost_in_proportion(region: str) -> None:
     """A wrong digit or a forgotten GPU would show: a2-ultragpu once had such a price in another table."""
     here = prices.book()["regions"][region]["machines"]
-    for family in ("a2-highgpu", "a2-ultragpu", "a3-highgpu"):
+    for family in ("a2-highgpu", "a2-ultragpu", "a3-highgpu", "g4-standard"):
         for kind in ("on_demand", "spot"):
             each = [e[kind] / MACHINE_TYPES[name].accelerators for name, e in here.items() if name.startswith(family)]
             assert not each or max(each) < 1.001 * min(each), f"{family} {kind}"

@@ -12,6 +12,7 @@ from infra.google import availability
 from infra.stack import config
 from tests.scripts.google import ENOUGH, EVERYWHERE, FakeGoogle, google, project, service_account_key  # noqa: F401  fixtures
 
+ZONE = "us-central1-a"
 P = "projects/test-project"
 ALONE = "not checked: whether machines are free in us-central1-a"
 
@@ -36,12 +37,12 @@ def stack(tmp_path: Path) -> config.StackConfig:
     return load.from_file("dev", project(tmp_path))
 
 
-def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+def said(stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch, *zones: str) -> tuple[list[str], list[str]]:
     """Return the warnings and the other lines."""
     lines: dict[str, list[str]] = {"warn": [], "info": []}
     for kind in lines:
         monkeypatch.setattr(pulumi.log, kind, lambda line, _, kind=kind: lines[kind].append(line))
-    availability.report(stack, resolve_fleet(stack), None)  # type: ignore[arg-type]
+    availability.report(stack, resolve_fleet(stack), zones or [ZONE], None)  # type: ignore[arg-type]
     return lines["warn"], lines["info"]
 
 
@@ -99,6 +100,10 @@ def test_invalid_answer_of_google_is_one_line(
     assert line.startswith("not checked: quotas and machine types (ValueError: ")
 
 
-def test_launch_asks_for_its_own_zone(ready: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said(load.from_file("dev", project(tmp_path, launch=2)), monkeypatch)
-    assert {path.split("/")[3] for path in ready.paths("compute") if "zones" in path} == {"us-central1-b"}
+def test_all_zones_where_the_run_may_be_are_asked_for(
+    ready: FakeGoogle, stack: config.StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, lines = said(stack, monkeypatch, "us-central1-b", "us-central1-f")
+    zones = {path.split("/")[3] for path in ready.paths("compute") if "zones" in path}
+    assert zones == {"us-central1-b", "us-central1-f"}
+    assert lines == ["not checked: whether machines are free in us-central1-b or us-central1-f"]

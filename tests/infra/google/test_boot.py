@@ -1,6 +1,7 @@
 """infra/google/boot.sh as a machine runs it.
 
-Servers answer for metadata, storage and scheduler; docker and nvidia-smi are scripts that note their calls.
+Servers answer for metadata, storage and scheduler; docker and what else an image may have are scripts that note their
+calls. test_boot_image.py has what the images lack.
 """
 
 import contextlib
@@ -12,13 +13,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from tests.google_cloud import vm_image
 from tests.google_cloud.metadata import MetadataServer, tree
 from trainer.runs.records import MachineStatus
 from trainer.storage.factory import open_storage
@@ -27,15 +29,18 @@ BOOT = Path(__file__).resolve().parents[3] / "infra/google/boot.sh"
 IMAGE = "us-central1-docker.pkg.dev/my-project/gpt2-dev/trainer@sha256:" + "ab" * 32
 PATIENCE = 30.0  # seconds that anything may take on a busy machine
 BUCKET = "my-project-dev-gpt2"
+DATA = f"{BUCKET}-data"
 WORDS = "runs/gpt2-0123abcd/machines/{}.json"
-JOBS = [f"projects/my-project/locations/us-central1/jobs/gpt2-dev-{role}-deadline" for role in ("worker", "master")]
-# Each call takes the next line of the plan for its first word (such as `pull`): `CODE WORDS`. Without a line its code
-# is 0.
-DOCKER = """#!/bin/bash
-cd "$(dirname "$0")"
-echo "$(basename "$0") $*" >> calls
+JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-controller-0123abcd"
+END = "runs/gpt2-0123abcd/ends/1.json"
+# Each call takes the next line of the plan for its name, for docker of its first word (such as `pull`): `CODE WORDS`.
+# Without a line its code is 0.
+COMMAND = """#!/bin/bash
+cd FOLDER
+echo "NAME $*" >> calls
 what=$1
-[[ $(basename "$0") == docker ]] || what=nvidia-smi
+[[ NAME == docker ]] || what=NAME
+if [[ $* == --list-gpus ]]; then cat gpus; exit; fi
 if [[ $what == login ]]; then cat >> passwords; fi
 if [[ $what == stop ]]; then kill "$(cat running)"; fi
 code=0 words=
@@ -48,7 +53,8 @@ if [[ $code == wait ]]; then
     trap 'exit 143' TERM
     sleep 60 &>/dev/null & wait
 fi
-[[ -z $words ]] || echo "$words" >&2
+[[ -z $words || $code != 0 ]] || echo "$words"
+[[ -z $words || $code == 0 ]] || echo "$words" >&2
 exit "$code"
 """
 
@@ -58,7 +64,10 @@ class Google:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}  # the objects of BUCKET
+        self.data: dict[str, bytes] = {}  # the objects of DATA
         self.jobs: list[str] = []  # the jobs that were run
+        self.enough = 1  # after so many of them the VM is ended, as the controller does at last
+        self.end_vm: Callable[[], None] = lambda: None
         self.refusals: dict[str, int] = {}  # the number of first refusals of a path that ends like this
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         server.daemon_threads = True
@@ -76,11 +85,15 @@ class Google:
         if verb == "POST" and url.path == f"/upload/storage/v1/b/{BUCKET}/o" and query["uploadType"] == ["media"]:
             self.objects[query["name"][0]] = body
             return 200, b"{}"
-        if verb == "GET" and url.path.startswith(f"/storage/v1/b/{BUCKET}/o/") and query["alt"] == ["media"]:
-            found = self.objects.get(unquote(url.path.rpartition("/")[2]))
+        for bucket, objects in ((BUCKET, self.objects), (DATA, self.data)):
+            if verb != "GET" or not url.path.startswith(f"/storage/v1/b/{bucket}/o/") or query["alt"] != ["media"]:
+                continue
+            found = objects.get(unquote(url.path.rpartition("/")[2]))
             return (404, b"") if found is None else (200, found)
         if verb == "POST" and url.path.startswith("/v1/") and url.path.endswith(":run") and json.loads(body) == {}:
             self.jobs.append(url.path.removeprefix("/v1/").removesuffix(":run"))
+            if len(self.jobs) == self.enough:
+                self.end_vm()
             return 200, b"{}"
         return 404, b""
 
@@ -109,25 +122,46 @@ def _handler(google: Google) -> type[BaseHTTPRequestHandler]:
 
 
 class Boot:
-    """A machine with a folder of its own; see the plans in DOCKER."""
+    """A machine with a folder of its own, whose image has Docker and NVIDIA's toolkit; see the plans in COMMAND."""
 
     def __init__(self, folder: Path) -> None:
         self.google = Google()
-        self.bin = folder / "bin"
-        self.bin.mkdir()
-        for name in ("docker", "nvidia-smi"):
-            (self.bin / name).write_text(DOCKER)
-            (self.bin / name).chmod(0o755)
+        self.bin, self.root = folder / "bin", folder / "root"
+        for path in (self.bin, *(self.root / name for name in ("dev", "etc/systemd/system", "usr/bin", "var/tmp"))):
+            path.mkdir(parents=True)
+        (self.root / "usr/local/bin").mkdir(parents=True)
+        for name in vm_image.REAL.split():
+            (self.root / "usr/bin" / name).symlink_to(str(shutil.which(name)))
+        self.has("docker", "nvidia-smi", "nvidia-ctk", "systemctl")
+        self.gpus(0)
         self.attributes = {
             "gpt2-bucket": f"gs://{BUCKET}", "gpt2-run": "gpt2-0123abcd", "gpt2-launch": "1",
             "gpt2-role": "worker", "gpt2-image": IMAGE, "gpt2-gpus": "0", "gpt2-stack": "dev",
         }  # fmt: skip
         self.environment = {
             "BOOT_PAUSE": "0",
+            "BOOT_ROOT": str(self.root),
             "STORAGE_EMULATOR_HOST": self.google.url,
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER": f"{self.google.url}/v1/",
         }
         self._servers: list[MetadataServer] = []
+
+    def has(self, *names: str) -> None:
+        """Put commands on PATH that note their calls."""
+        for name in names:
+            (self.bin / name).write_text(self.command(name))
+            (self.bin / name).chmod(0o755)
+
+    def lacks(self, *names: str) -> None:
+        for name in names:
+            (self.bin / name).unlink()
+
+    def command(self, name: str) -> str:
+        return COMMAND.replace("FOLDER", str(self.bin)).replace("NAME", name)
+
+    def gpus(self, count: int) -> None:
+        """Let nvidia-smi list this many GPUs."""
+        (self.bin / "gpus").write_text("".join(f"GPU {i}: NVIDIA L4 (UUID: GPU-{i})\n" for i in range(count)))
 
     def plan(self, what: str, *lines: str) -> None:
         (self.bin / f"plan-{what}").write_text("".join(f"{line}\n" for line in lines))
@@ -149,11 +183,14 @@ class Boot:
         server = MetadataServer(tree("my-project", instance, self.attributes, "a@b.c", issue))
         self._servers.append(server)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GCE_", "STORAGE_", "CLOUDSDK_"))}
-        environment |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "GCE_METADATA_HOST": server.address}
+        path = f"{self.bin}:{self.root}/usr/local/bin:{self.root}/usr/bin"
+        environment |= {"PATH": path, "GCE_METADATA_HOST": server.address}
         self.host = server.address
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [BOOT], env={**environment, **self.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self.google.end_vm = process.terminate
+        return process
 
     def run(self) -> tuple[int, str]:
         """Run the script to its end; return its exit code and its output."""
@@ -198,7 +235,7 @@ def test_boot_of_a_worker_without_a_gpu_runs_the_trainer(boot: Boot) -> None:
             "docker run --rm --name trainer --network host --shm-size 2g --stop-timeout 110"
             " --label gpt2-run=gpt2-0123abcd --label gpt2-role=worker"
             " --log-driver gcplogs --log-opt labels=gpt2-run,gpt2-role"
-            f" --env GPT2_TRAINING_IMAGE={IMAGE}"
+            f" --env GPT2_TRAINING_IMAGE={IMAGE} --env GPT2_TRAINING_ZONE=us-central1-a"
             f" --env GCE_METADATA_HOST={boot.host} --env STORAGE_EMULATOR_HOST={boot.google.url}"
             f" --env CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER={boot.google.url}/v1/"
             f" {IMAGE} --bucket gs://my-project-dev-gpt2 --run gpt2-0123abcd --name worker-x7kq --role worker"
@@ -213,10 +250,13 @@ def test_boot_of_a_worker_without_a_gpu_runs_the_trainer(boot: Boot) -> None:
 def test_boot_of_a_master_with_gpus_waits_for_the_driver(boot: Boot) -> None:
     boot.attributes |= {"gpt2-role": "master", "gpt2-gpus": "2"}
     boot.plan("nvidia-smi", "9 NVIDIA-SMI has failed", "9 NVIDIA-SMI has failed", "0")
+    boot.plan("info", "0", '0 {"nvidia": {}, "runc": {}}')
+    boot.gpus(2)
     code, output = boot.run()
     assert code == 0, output
     assert output.count("gpt2-training: waiting for the NVIDIA driver (NVIDIA-SMI has failed)\n") == 2
-    assert " --gpus all " in boot.calls("docker run")[0]
+    assert "--runtime nvidia --env NVIDIA_VISIBLE_DEVICES=all --env NVIDIA_DRIVER_CAP" in boot.calls("docker run")[0]
+    assert boot.calls("nvidia-ctk") == []  # Docker knows the runtime already
     assert " --name master-0 --role master " in boot.calls("docker run")[0]
 
 
@@ -288,33 +328,35 @@ def test_boot_waits_for_the_bucket(boot: Boot) -> None:
 
 def test_boot_reports_a_bucket_that_does_not_answer(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
-    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
+    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-controller": JOB}
     boot.google.refusals = {"/o": 1}
     code, output = boot.run()
-    assert code == 1
+    assert code == 0
     assert "gpt2-training: the bucket does not take the last words: curl: (22)" in output
-    assert boot.google.jobs == JOBS
+    assert boot.google.jobs == [JOB]
 
 
-def test_boot_of_a_master_that_gives_up_ends_all_machines(boot: Boot) -> None:
-    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
-    boot.google.refusals = {f"{JOBS[1]}:run": 2}
+def test_boot_of_a_master_that_gives_up_asks_for_the_end_until_it_comes(boot: Boot) -> None:
+    boot.environment["BOOT_AGAIN"] = "0"
+    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-controller": JOB}
+    boot.google.refusals = {f"{JOB}:run": 2}
+    boot.google.enough = 3
     code, output = boot.run()
-    assert code == 1
+    assert code == 0  # the VM was ended, as the controller does with the master last
     assert boot.words("master-0").state == "failed"
-    assert boot.google.jobs == JOBS
-    assert output.count("gpt2-training: waiting for gpt2-dev-master-deadline (curl: (22)") == 2
-    assert output.splitlines()[-1].startswith("gpt2-training: waiting for gpt2-dev-master-deadline")
+    assert json.loads(boot.google.objects[END])["reason"] == "the master gave up"
+    assert len(boot.google.jobs) >= 3
+    assert output.count("gpt2-training: waiting for the controller (curl: (22)") == 2
 
 
-def test_boot_runs_the_other_jobs_when_one_cannot_be_run(boot: Boot) -> None:
-    boot.environment["BOOT_PATIENCE"] = "0"
-    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
-    boot.google.refusals = {f"{JOBS[0]}:run": 1}
+def test_boot_tries_again_when_the_controller_cannot_be_asked(boot: Boot) -> None:
+    boot.environment |= {"BOOT_PATIENCE": "0", "BOOT_AGAIN": "0"}
+    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-controller": JOB}
+    boot.google.refusals = {f"{JOB}:run": 1}
     code, output = boot.run()
-    assert code == 1
-    assert "gpt2-dev-worker-deadline could not be run: these machines go at the deadline (curl: (22)" in output
-    assert boot.google.jobs == JOBS[1:]
+    assert code == 0
+    assert "the controller could not be asked: the deadline remains (curl: (22)" in output
+    assert boot.google.jobs == [JOB]
 
 
 @pytest.mark.parametrize("image", ["", "r/trainer:latest", "r/trainer@sha256:abcd", f"r/{IMAGE} --privileged"])

@@ -1,5 +1,7 @@
 """For every stack file for Google Cloud: either lines say why it is refused, or its resources keep these promises."""
 
+import base64
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -10,20 +12,60 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
+from infra.fleet.deadline import termination_time
+from infra.fleet.fleet import resolve_fleet
+from infra.google.zones import MOST_ZONES
+from infra.inputs import docker
 from infra.stack import config
-from tests.google_cloud import rules, schema
-from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
+from tests.google_cloud import answers, conditions, diff, rules, schema
+from tests.infra.google_graph import Graph, declare, make_root, read, stack_values
+from trainer.contract import paths
+from trainer.contract.spec import JobSpec
 
 RFC1035 = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 # Every role that each account may have, with its place. A change that adds a grant adds it here with its reason.
 MACHINE = {
-    "roles/logging.logWriter": "project",
-    "roles/monitoring.metricWriter": "project",
-    "roles/storage.objectUser": "artifacts",
-    "roles/storage.objectViewer": "data",
-    "roles/artifactregistry.reader": "repository",
+    ("roles/logging.logWriter", "project"),
+    ("roles/monitoring.metricWriter", "project"),
+    ("roles/storage.objectUser", "artifacts"),
+    ("roles/storage.objectViewer", "artifacts"),
+    ("roles/artifactregistry.reader", "repository"),
 }
-PERMISSIONS = {"runner": ["cloudscheduler.jobs.run"], "reaper": ["compute.instanceGroupManagers.update"]}
+# The objects that each role's machines may read and write. Only a master writes the job.json of a sweep's trials,
+# makes tokens from the text, and looks whether the stack declares another run.
+OWN = {"the run's files", "a trial's files", "the wish to end"}
+WRITTEN = {
+    "master": OWN | {"a trial's job", "the tokens"},
+    "worker": OWN,
+    "ps": OWN,
+    "controller": {"where a launch is"},
+}
+SERVED = OWN | {"the job", "a launch", "where a launch is", "a trial's job"}
+RECORDS = {"a launch", "where a launch is", "the wish to end", "current.json"}
+TRAINED = SERVED | {"the tokens", "the model to start from"}
+READ = {"master": TRAINED | {"current.json", "the text", "the vocabulary"}, "worker": TRAINED, "ps": SERVED}
+READ |= {"controller": RECORDS}
+LISTED = {
+    "master": {"the run", "the tokens' folder", "the model's folder", "the vocabulary's folder"},
+    "worker": {"the run", "the tokens' folder", "the model's folder"},
+    "ps": {"the run"},
+    "controller": set(),
+}
+CONTROLLER = {
+    ("controller", "project"),  # resizes groups, and pauses its own job
+    ("roles/workflows.invoker", "project"),  # the scheduler's job starts the workflow by this account
+    ("roles/logging.logWriter", "project"),
+    ("roles/storage.objectUser", "artifacts"),  # where the run is
+    ("roles/storage.objectViewer", "artifacts"),  # the records of the launch
+}
+PERMISSIONS = {
+    "runner": ["cloudscheduler.jobs.run"],
+    "controller": [
+        "compute.instanceGroupManagers.get",
+        "compute.instanceGroupManagers.update",
+        "cloudscheduler.jobs.pause",
+    ],
+}
 
 
 @pytest.fixture
@@ -44,9 +86,9 @@ def everything(graph: Graph) -> list[str]:
     return [text for one in graph.resources.values() for text in texts(one.inputs)]
 
 
-def grants(graph: Graph, stack: str) -> dict[str, dict[str, str]]:
-    """Return {account: {role: place}}."""
-    found: dict[str, dict[str, str]] = {}
+def grants(graph: Graph, stack: str) -> dict[str, dict[tuple[str, str], str]]:
+    """Return {account: {(role, place): condition}}."""
+    found: dict[str, dict[tuple[str, str], str]] = {}
     for one in graph.resources.values():
         if not one.token.rsplit(":", 1)[1].lower().endswith("iammember"):
             continue
@@ -55,22 +97,31 @@ def grants(graph: Graph, stack: str) -> dict[str, dict[str, str]]:
         where = "repository" if "repository" in one.inputs else "project"
         if bucket:
             where = "data" if bucket.endswith("-data") else "artifacts"
-        assert one.inputs["role"] not in found.setdefault(member, {})
-        found[member][one.inputs["role"]] = where
+        role = one.inputs["role"]
+        grant = (role.rsplit("_", 1)[-1] if "/roles/gpt2_" in role else role, where)
+        assert grant not in found.setdefault(member, {})
+        if condition := one.inputs.get("condition"):
+            conditions.check(condition)
+        found[member][grant] = (condition or {}).get("expression", "")
     return found
 
 
-def check(graph: Graph, stack: config.StackConfig) -> None:
+def check(graph: Graph, stack: config.StackConfig, job: JobSpec) -> None:
     for one in graph.resources.values():
         if one.token.startswith(("gcp:", "docker-build:")):
             assert schema.problems(one.token, one.inputs) == [], one.name
             rules.check(one.token, one.inputs)
+        if one.token.startswith(answers.WITHOUT_ZEROS):
+            refreshed = answers.answered(one.token, one.inputs)
+            given = {key: refreshed[key] for key in one.inputs if key in refreshed}
+            assert diff.changes(one.token, given, one.inputs) == {}, f"{one.name} comes back from Google with a diff"
     texts = everything(graph)
     assert not [text for text in texts if text in ("allUsers", "allAuthenticatedUsers")]
     check_names(graph)
     check_machines(graph, stack)
     check_storage(graph)
     check_access(graph, stack)
+    check_object_rights(graph, stack, job)
 
 
 def check_names(graph: Graph) -> None:
@@ -100,8 +151,10 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
         assert scheduling["automaticRestart"] is False
         assert template.inputs["serviceAccount"]["scopes"] == ["cloud-platform"]
         assert re.search(r"@sha256:[0-9a-f]{64}$", template.inputs["metadata"]["gpt2-image"])
-    flex = {one.inputs["name"]: one.inputs["resizeBy"] for one in graph.of("RegionResizeRequest")}
-    assert bool(flex) == stack.file.machines.flex_start
+    assert not graph.of("RegionResizeRequest")  # a resize to zero would not end what it waits for
+    models = {one.inputs["scheduling"]["provisioningModel"] for one in templates}
+    assert ("FLEX_START" in models) == stack.file.machines.flex_start
+    check_groups(graph)
     (launch,) = graph.of("Launch")
     assert {one.name for one in [*graph.of("Image"), *graph.of("Firewall")]} <= {
         one.name for one in graph.waits_for(launch)
@@ -111,7 +164,6 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
             assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)
             assert re.fullmatch(r"[a-z0-9_-]{0,63}", value)
     for group in graph.of("RegionInstanceGroupManager"):
-        assert (group.inputs["targetSize"] == 0) == (group.inputs["name"] in flex)
         assert "autoHealingPolicies" not in group.inputs
         before = list(graph.waits_for(group))
         assert {one.token for one in before} >= {"gcp:storage/bucketObject:BucketObject"}
@@ -126,6 +178,23 @@ def check_machines(graph: Graph, stack: config.StackConfig) -> None:
         assert not [one.name for one in wanted if one not in before]
 
 
+def check_groups(graph: Graph) -> None:
+    """Check that all machines of a run share a zone, and that each role has a group where the run may move."""
+    with_machines: set[tuple[str, ...]] = set()
+    places: dict[str, list[tuple[str, ...]]] = {}
+    for group in graph.of("RegionInstanceGroupManager"):
+        zones = tuple(group.inputs["distributionPolicyZones"])
+        places.setdefault(group.name.split("-")[0], []).append(zones)
+        if group.inputs["targetSize"]:
+            with_machines.add(zones)
+        if len(zones) > 1:  # a run of one machine
+            assert len(graph.of("RegionInstanceGroupManager")) == 1
+            assert group.inputs["targetSize"] == 1
+    assert len(with_machines) == 1
+    assert len({frozenset(zones) for zones in places.values()}) == 1
+    assert all(len(zones) <= MOST_ZONES for zones in places.values())
+
+
 def check_storage(graph: Graph) -> None:
     assert len([one for one in graph.of("Bucket") if one.token.startswith("gcp:")]) == 2
     for bucket in graph.of("Bucket"):
@@ -137,15 +206,73 @@ def check_storage(graph: Graph) -> None:
 def check_access(graph: Graph, stack: config.StackConfig) -> None:
     custom = {one.inputs["roleId"].rsplit("_", 1)[1]: one.inputs["permissions"] for one in graph.of("IAMCustomRole")}
     assert custom == PERMISSIONS
-    found = {
-        account: {role.rsplit("_", 1)[-1] if "/roles/gpt2_" in role else role: where for role, where in of.items()}
-        for account, of in grants(graph, stack.stack).items()
-    }
+    found = {account: set(of) for account, of in grants(graph, stack.stack).items()}
     roles = ["master", *(["worker"] if stack.workers else []), *(["ps"] if stack.servers else [])]
-    expected: dict[str, dict[str, str]] = {role: dict(MACHINE) for role in roles}
-    expected["master"]["runner"] = "project"
-    expected["reaper"] = {"reaper": "project"}
+    expected: dict[str, set[tuple[str, str]]] = {role: set(MACHINE) for role in roles}
+    for role in roles if docker.needs_archive(stack) else ["master"]:
+        expected[role].add(("roles/storage.objectViewer", "data"))
+    expected["master"].add(("runner", "project"))
+    expected["controller"] = CONTROLLER
     assert found == expected
+
+
+def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -> None:
+    run, tokens = paths.run(job.run), paths.tokens(job.fingerprint, job.data.tokens_key())
+    model = (job.model.initialize or "").removeprefix(f"{stack.bucket}/")
+    text = job.data.path.removeprefix(f"{stack.data_bucket}/")
+    artifacts = {
+        "the run's files": paths.status(job.run),
+        "a trial's files": paths.status(paths.trial_id(job.run, 1)),
+        "the job": paths.job(job.run),
+        "a launch": paths.launch(job.run, job.launch),
+        "where a launch is": paths.placement(job.run, job.launch),
+        "the wish to end": paths.end(job.run, job.launch),
+        "a trial's job": paths.job(paths.trial_id(job.run, 1)),
+        "the tokens": f"{tokens}/manifest.json",
+        "the model to start from": f"{model or 'runs/none/model'}/config.json",
+        "current.json": paths.CURRENT,
+        "another run's file": paths.status(f"{job.run}0"),
+        "other tokens": f"{tokens}-0/manifest.json",
+        "the rest of the other run": f"{model.rpartition('/')[0] or 'runs/none'}/status.json",
+        "a new object": "x",
+    }
+    data = {
+        "the text": text,
+        "the vocabulary": f"{paths.VOCABULARY}/vocab.json",
+        "another text": f"{text}0",
+        "the image's source": paths.image_source("0"),
+        "Docker": docker.PATH,
+    }
+    prefixes = {
+        "the run": f"{run}/",
+        "the tokens' folder": f"{tokens}/",
+        "the model's folder": f"{model or 'runs/none/model'}/",
+        "the vocabulary's folder": f"{paths.VOCABULARY}/",
+        "another run": f"{run}0/",
+        "all runs": "runs/",
+        "everything": "",
+    }
+    absent = set() if model else {"the model to start from", "the model's folder"}
+    if job.data.tokenizer != "gpt2":
+        absent |= {"the vocabulary", "the vocabulary's folder"}
+    brought = {"Docker"} if docker.needs_archive(stack) else set()
+    for role, found in grants(graph, stack.stack).items():
+        read, written, listed = set(), set(), set()
+        for place, bucket, names in (
+            ("artifacts", stack.bucket, artifacts),
+            ("data", stack.data_bucket, data),
+        ):
+            resource = f"projects/_/buckets/{bucket.removeprefix('gs://')}"
+            reads = found.get(("roles/storage.objectViewer", place), "")
+            writes = found.get(("roles/storage.objectUser", place), "")
+            read |= {name for name, path in names.items() if conditions.holds(reads, f"{resource}/objects/{path}")}
+            written |= {name for name, path in names.items() if conditions.holds(writes, f"{resource}/objects/{path}")}
+            for name, prefix in prefixes.items():
+                attributes = {"storage.googleapis.com/objectListPrefix": prefix} if prefix else {}
+                assert not conditions.holds(writes, resource, attributes)
+                listed |= {name} if conditions.holds(reads, resource, attributes) else set()
+        assert (role, read, written) == (role, (READ[role] | brought) - absent, WRITTEN[role])
+        assert (role, listed) == (role, LISTED[role] - absent)
 
 
 @pytest.mark.parametrize("stack", ["dev", "single"])
@@ -154,25 +281,56 @@ def test_graph_of_a_committed_stack_keeps_its_promises(root: Path, stack: str, p
     made = read(stack_values(stack), root, stack)
     graph, job = declare(made, preview=preview)
     if not preview:
-        check(graph, made)
+        check(graph, made, job)
     sizes = {one.name: one.inputs["targetSize"] for one in graph.of("RegionInstanceGroupManager")}
-    expected = {"dev": {"master-group": 1, "worker-group": 10, "ps-group": 3}, "single": {"master-group": 1}}
-    assert sizes == expected[stack]
+    dev = {f"{role}-us-central1-{z}-group": 0 for role in ("master", "worker", "ps") for z in "bc"}
+    dev |= {f"{role}-us-central1-a-group": n for role, n in {"master": 1, "worker": 10, "ps": 3}.items()}
+    assert sizes == {"dev": dev, "single": {"master-group": 1}}[stack]
     (training,) = graph.of("TrainingRun")
     assert training.inputs["trainingInput"]["masterType"] == made.file.training_input.master_type
     assert job.run.startswith("gpt2")
 
 
-def test_graph_has_the_deadline_in_every_template_and_job(root: Path) -> None:
-    graph, _ = declare(read(stack_values(), root))
+def test_graph_has_the_deadline_in_every_template_and_in_the_controllers_argument(root: Path) -> None:
+    graph, job = declare(read(stack_values(), root))
     ends = {one.inputs["scheduling"]["terminationTime"] for one in graph.of("RegionInstanceTemplate")}
     assert ends == {"2026-09-22T14:14:01Z"}
-    jobs: dict[str, Declared] = {one.name: one for one in graph.of("Job") if one.token.startswith("gcp:")}
-    assert set(jobs) == {"master-deadline", "worker-deadline", "ps-deadline"}
-    assert {job.inputs["schedule"] for job in jobs.values()} == {"15 14 22 9 *"}
-    groups = {one.name.split("-")[0]: one.inputs["name"] for one in graph.of("RegionInstanceGroupManager")}
-    for role, name in groups.items():
-        assert f"/instanceGroupManagers/{name}/resize?size=0" in jobs[f"{role}-deadline"].inputs["httpTarget"]["uri"]
+    (scheduled,) = [one for one in graph.of("Job") if one.token.startswith("gcp:")]
+    assert scheduled.inputs["schedule"] == "*/5 * * * *"
+    (workflow,) = graph.of("Workflow")
+    target = scheduled.inputs["httpTarget"]
+    assert target["uri"].endswith(f"/locations/us-central1/workflows/{workflow.inputs['name']}/executions")
+    argument = json.loads(json.loads(base64.b64decode(target["body"]))["argument"])
+    assert argument["ends"] == 1_790_000_041 + 24 * 3600
+    assert argument["job"].endswith(f"/jobs/{scheduled.inputs['name']}")
+    assert (argument["run"], argument["launch"], argument["bucket"]) == (job.run, 1, "my-project-dev-gpt2")
+    assert argument["zones"] == ["us-central1-a", "us-central1-b", "us-central1-c"]
+    managers = {
+        (one.inputs["name"], *one.inputs["distributionPolicyZones"]) for one in graph.of("RegionInstanceGroupManager")
+    }
+    assert {(group["name"], group["zone"]) for group in argument["groups"]} == managers
+    required = {group["role"]: (group["count"], group["required"]) for group in argument["groups"]}
+    assert required == {"master": (1, 1), "worker": (10, 0), "ps": (3, 3)}
+
+
+def test_machines_of_a_run_without_money_end_before_its_time(root: Path) -> None:
+    values = stack_values() | {"gpt2-training:limits": {"maxHours": 24, "maxCostUsd": 41}}
+    made = read(values, root)
+    graph, _ = declare(made)
+    (ends,) = {one.inputs["scheduling"]["terminationTime"] for one in graph.of("RegionInstanceTemplate")}
+    hours = 41 / resolve_fleet(made).hourly.usd
+    assert 4 < hours < 6
+    assert ends == termination_time(1_790_000_041, hours)
+
+
+def test_run_that_starts_from_another_run_may_read_that_model_alone(root: Path) -> None:
+    values = stack_values()
+    values["gpt2-training:model"] = {"initialize": "gpt2-0a1b2c3d"}
+    values["gpt2-training:data"] = dict(values["gpt2-training:data"]) | {"tokenizer": "checkpoint"}
+    made = read(values, root)
+    graph, job = declare(made)
+    assert job.model.initialize == "gs://my-project-dev-gpt2/runs/gpt2-0a1b2c3d/model"
+    check_object_rights(graph, made, job)
 
 
 types = st.one_of(
@@ -255,7 +413,7 @@ def test_stack_file_gives_errors_of_one_line_or_a_graph_that_keeps_its_promises(
         problems: list[str] = []
         try:
             made = read(values, root)
-            graph, _ = declare(made)
+            graph, job = declare(made)
         except config.ConfigError as error:
             problems = error.problems
         if problems:
@@ -263,7 +421,7 @@ def test_stack_file_gives_errors_of_one_line_or_a_graph_that_keeps_its_promises(
                 assert "\n" not in line
                 assert re.match(r"(gpt2-training|gcp):[\w.]+: |stack ", line), line
             return
-        check(graph, made)
+        check(graph, made, job)
 
 
 @pytest.mark.slow
@@ -272,5 +430,5 @@ def test_stack_file_gives_errors_of_one_line_or_a_graph_that_keeps_its_promises(
 def test_stack_file_that_is_legal_gives_a_graph_that_keeps_its_promises(values: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = read(values, make_root(Path(folder)))
-        graph, _ = declare(made)
-        check(graph, made)
+        graph, job = declare(made)
+        check(graph, made, job)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from infra.google.guard import LaunchProvider
+from infra.google.guard import KEEPS_RUNNING, LaunchProvider
 from infra.local.machines import MachineProvider
 from infra.local.storage import BucketProvider, JobProvider, TextProvider
 from infra.review import steps
@@ -62,7 +62,7 @@ def test_replacing_table_agrees_with_the_schema() -> None:
 
 def test_replacing_table_agrees_with_our_own_providers() -> None:
     providers = {
-        "pulumi-python:dynamic/google:Launch": (LaunchProvider(), {"started"}),
+        "pulumi-python:dynamic/google:Launch": (LaunchProvider(), {"started", *KEEPS_RUNNING}),
         "pulumi-python:dynamic/local:Bucket": (BucketProvider(), set()),
         "pulumi-python:dynamic/local:Job": (JobProvider(), {"spec"}),
         "pulumi-python:dynamic/local:Machine": (MachineProvider(), {"start"}),

@@ -138,6 +138,42 @@ def test_changed_grants_name_member_role_and_place(said: Review) -> None:
     assert "#### Access" not in said(again, code=10)  # the same member has the same role
 
 
+RIGHT = "gcp:storage/bucketIAMMember:BucketIAMMember"
+
+
+def right(*runs: str, **others: Any) -> Json:
+    """Return a grant on the objects of runs; without one, on the whole bucket."""
+    limits = [f'resource.name.startsWith("projects/_/buckets/b/objects/runs/{run}/")' for run in runs]
+    condition = {"condition": {"title": "t", "expression": " || ".join(limits)}} if runs else {}
+    return {"bucket": "b", "role": "roles/storage.objectUser", "member": "serviceAccount:a@p", **condition, **others}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "gets"),
+    [
+        (right("m-0a1b2c3d"), right(), ""),
+        (right("m-0a1b2c3d"), right("m-0a1b2c3d", "m-22222222"),
+         " where `resource.name.startsWith('runs/m-0a1b2c3d/') || resource.name.startsWith('runs/m-22222222/')`"),
+        (right("m-0a1b2c3d"), right("m"), " where `resource.name.startsWith('runs/m/')`"),
+        (right("m-0a1b2c3d"), right("m-0a1b2c3d/../.."), " where `resource.name.startsWith('runs/m-0a1b2c3d/../../')`"),
+    ],
+)  # fmt: skip
+def test_grant_whose_condition_is_wider_or_gone_is_reported(said: Review, old: Json, new: Json, gets: str) -> None:
+    text = said([step("replace", RIGHT, "m", old, new, replaced=["condition"])], code=10)
+    assert f"`serviceAccount:a@p` gets `roles/storage.objectUser` on `bucket b`{gets}\n" in text.replace('"', "'")
+    assert "`serviceAccount:a@p` loses `roles/storage.objectUser` on `bucket b` where" in text
+
+
+def test_grants_that_follow_the_run_are_one_line(said: Review) -> None:
+    steps = [
+        step("replace", RIGHT, member, *(right(run, member=member) for run in ("m-0a1b2c3d", "m-22222222")))
+        for member in ("a", "b")
+    ]
+    text = said(steps, code=10)
+    assert "`2 grants on objects of m-0a1b2c3d now hold for m-22222222`" in text
+    assert " gets " not in text
+
+
 @pytest.mark.parametrize(
     ("kind", "inputs", "first"),
     [

@@ -17,6 +17,7 @@ LAYOUT = {
     f"runs/{RUN}/job.json": paths.job(RUN),
     f"runs/{RUN}/status.json": paths.status(RUN),
     f"runs/{RUN}/launches/2.json": paths.launch(RUN, 2),
+    f"runs/{RUN}/launches/2.placement.json": paths.placement(RUN, 2),
     f"runs/{RUN}/cluster.json": paths.lease(RUN),
     f"runs/{RUN}/machines/ps-0.json": paths.machine(RUN, "ps-0"),
     f"runs/{RUN}/machines/ps-0.lock": paths.machine_lock(RUN, "ps-0"),
