@@ -4,11 +4,19 @@ source: the workflow, in which addresses of Google may be replaced; argument: it
 token: the access token of the workflow's account; ahead: seconds from this machine's clock to the cloud's;
 speed: a sleep of that many seconds takes one.
 
+<<<<<<< HEAD
 The last line of standard output is {"steps", "result"} or {"steps", "error"}; the lines before it are what sys.log was
 given. A few things are not as Google's documents say in workflows-emulator 1.10.0, and are put right here: expressions
 know null, true and false, an expression that is a whole value keeps its type, and a map in a map is a map.
+=======
+The last line of standard output is {"result"} or {"error"}, and {"steps"} that Google would bill; the lines before are
+what sys.log was given. A few things
+are not as Google's documents say in workflows-emulator 1.10.0, and are put right here: expressions know null, true and
+false, and an expression that is a whole value keeps its type.
+>>>>>>> ledger
 """
 
+import collections
 import json
 import logging
 import re
@@ -23,9 +31,11 @@ from workflows_emulator import main, render
 from workflows_emulator.lib import helpers, http_utils, sys_utils
 from workflows_emulator.utils import ContextDict
 
+STEPS = collections.Counter[str]()
 WHOLE = re.compile(r"\$\{(.*)\}", re.DOTALL)
 
 
+<<<<<<< HEAD
 class Steps(logging.Handler):
     """Counts the steps, which Google bills."""
 
@@ -33,6 +43,16 @@ class Steps(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += record.getMessage().startswith("Step running")
+=======
+def billed(config: dict[str, Any]) -> int:
+    """Return how many steps Google bills for a step: each variable of an assignment is one, blocks are none.
+
+    cloud.google.com/workflows/pricing: calls, tries of calls, assignments and conditions count.
+    """
+    if any(block in config for block in ("try", "steps", "for")):
+        return 0
+    return len(config["assign"]) if "assign" in config else 1
+>>>>>>> ledger
 
 
 def main_of(asked: dict[str, Any]) -> Any:
@@ -56,6 +76,11 @@ def main_of(asked: dict[str, Any]) -> Any:
     def log(text: str = "", severity: str = "INFO", **more: Any) -> None:
         print(severity, text or more, flush=True)
 
+    def execute(step_id: str, config: dict[str, Any], context: dict[str, Any]) -> Any:
+        STEPS["billed"] += billed(config)
+        return execute_step(step_id, config, context)
+
+    execute_step, main.execute_step = main.execute_step, execute
     render.STANDARD_LIBRARY.update({"null": None, "true": True, "false": False})
     assigned, main.assign_var = render.assign_var, assign
     render.render_str = evaluate
@@ -78,4 +103,8 @@ if __name__ == "__main__":
     except Exception as error:
         traceback.print_exc()
         outcome = {"error": str(getattr(error, "payload", error))}
+<<<<<<< HEAD
     print(json.dumps({"steps": steps.count, **outcome}), flush=True)
+=======
+    print(json.dumps({**outcome, "steps": STEPS["billed"]}), flush=True)
+>>>>>>> ledger

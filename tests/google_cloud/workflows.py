@@ -103,6 +103,7 @@ class Executions:
         result = {"state": "SUCCEEDED", "result": json.dumps(outcome.get("result"))}
         if "error" in outcome:
             result = {"state": "FAILED", "error": {"payload": outcome["error"]}}
+        self._cloud.tell("steps", path.partition("/executions/")[0].rpartition("/")[2], outcome.get("steps", 0))
         with self._cloud.lock:
             self._processes.discard(process)
             self.known[path] |= {**result, "endTime": stamp(self._clock.now()), "log": lines[:-1]}
