@@ -4,21 +4,13 @@ source: the workflow, in which addresses of Google may be replaced; argument: it
 token: the access token of the workflow's account; ahead: seconds from this machine's clock to the cloud's;
 speed: a sleep of that many seconds takes one.
 
-<<<<<<< HEAD
 The last line of standard output is {"steps", "result"} or {"steps", "error"}; the lines before it are what sys.log was
 given. A few things are not as Google's documents say in workflows-emulator 1.10.0, and are put right here: expressions
 know null, true and false, an expression that is a whole value keeps its type, and a map in a map is a map.
-=======
-The last line of standard output is {"result"} or {"error"}, and {"steps"} that Google would bill; the lines before are
-what sys.log was given. A few things
-are not as Google's documents say in workflows-emulator 1.10.0, and are put right here: expressions know null, true and
-false, and an expression that is a whole value keeps its type.
->>>>>>> ledger
 """
 
 import collections
 import json
-import logging
 import re
 import sys
 import time
@@ -35,15 +27,6 @@ STEPS = collections.Counter[str]()
 WHOLE = re.compile(r"\$\{(.*)\}", re.DOTALL)
 
 
-<<<<<<< HEAD
-class Steps(logging.Handler):
-    """Counts the steps, which Google bills."""
-
-    count = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += record.getMessage().startswith("Step running")
-=======
 def billed(config: dict[str, Any]) -> int:
     """Return how many steps Google bills for a step: each variable of an assignment is one, blocks are none.
 
@@ -52,7 +35,6 @@ def billed(config: dict[str, Any]) -> int:
     if any(block in config for block in ("try", "steps", "for")):
         return 0
     return len(config["assign"]) if "assign" in config else 1
->>>>>>> ledger
 
 
 def main_of(asked: dict[str, Any]) -> Any:
@@ -95,16 +77,9 @@ def main_of(asked: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    steps = Steps()
-    main.logger.addHandler(steps)
-    main.logger.setLevel(logging.INFO)
     try:
         outcome = {"result": main_of(json.load(sys.stdin))}
     except Exception as error:
         traceback.print_exc()
         outcome = {"error": str(getattr(error, "payload", error))}
-<<<<<<< HEAD
-    print(json.dumps({"steps": steps.count, **outcome}), flush=True)
-=======
     print(json.dumps({**outcome, "steps": STEPS["billed"]}), flush=True)
->>>>>>> ledger

@@ -14,12 +14,8 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
-<<<<<<< HEAD
-from tests.google_cloud.lab import GROUP, JOB, PROJECT, REGION, Lab, wait_until
-=======
 from infra.estimate import extras
-from tests.google_cloud.lab import JOB, PROJECT, REGION, Lab, wait_until
->>>>>>> ledger
+from tests.google_cloud.lab import GROUP, JOB, PROJECT, REGION, Lab, wait_until
 from tests.google_cloud.workflows import WORKFLOW, problem
 from trainer.contract import paths
 
@@ -159,7 +155,6 @@ def test_run_that_is_over_is_scaled_down_although_three_tries_fail(run: Controll
     assert run.paused()
 
 
-<<<<<<< HEAD
 def test_master_stays_until_the_others_are_seen_gone_but_not_beyond_the_deadline(run: Controlled) -> None:
     lab = run.lab
     run.group("master", 1)
@@ -259,7 +254,8 @@ def test_run_without_moves_or_time_left_waits_where_it_is(run: Controlled) -> No
     assert run.sizes() == {"master-a": 1, "master-b": 0}
     run.lab.fault("clock", ahead=1200)
     assert run.execute() == "ended: no machine is left"
-=======
+
+
 @pytest.mark.runs_on("an execution that ends nothing is the subject")
 def test_execution_that_changes_nothing_takes_about_the_steps_that_the_estimate_counts(
     lab: Lab, bucket: gcs.Bucket
@@ -274,4 +270,3 @@ def test_execution_that_changes_nothing_takes_about_the_steps_that_the_estimate_
     assert run.execute() == "enough machines"
     [steps] = [count["number"] for count in lab.bill()["counts"] if count["what"] == "workflow steps"]
     assert 0.5 * extras.STEPS_A_TICK <= steps <= extras.STEPS_A_TICK
->>>>>>> ledger
