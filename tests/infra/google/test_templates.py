@@ -36,7 +36,10 @@ def test_templates_of_a_family_are_taken(root: Path, family: str, compact: bool)
         flex = "on demand" not in machine.ways
         if machine.family != family or (compact and (flex or not machine.compact or machine.links == "RDMA")):
             continue
-        training: dict[str, Any] = {"masterType": machine.name, "hyperparameters": {"batchSize": 8, "sequenceLength": 64}}
+        training: dict[str, Any] = {
+            "masterType": machine.name,
+            "hyperparameters": {"batchSize": 8, "sequenceLength": 64},
+        }
         if compact:
             training |= {"workerType": machine.name, "workerCount": 1}
         settings = {"flexStart": flex, "compactPlacement": compact}
