@@ -22,7 +22,7 @@ say() { echo "gpt2-training: $*"; }
 # because its file is deleted when the service's part of it ends.
 if [[ ${1:-} != unit && -d $ROOT/run/systemd/system ]]; then
     properties=(After=docker.service KillMode=mixed TimeoutStopSec=120 StandardOutput=journal+console)
-    if cp "$0" "$ROOT/run/gpt2-boot.sh" && systemd-run --quiet --collect --unit gpt2-boot \
+    if cp "$0" "$ROOT/run/gpt2-boot.sh" && systemd-run --no-block --quiet --collect --unit gpt2-boot \
         "${properties[@]/#/--property=}" /bin/bash "$ROOT/run/gpt2-boot.sh" unit; then exit 0; fi
     say "systemd-run failed: at a shutdown the trainer gets no notice"
 fi

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.inputs import docker
+from tests.google_cloud import vm_image
 from trainer.contract import paths
 from trainer.runs.metrics_reader import read_metrics
 
@@ -172,9 +174,15 @@ def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Calla
     cloud.destroy()
 
 
-def test_text_uploaded_before_the_first_up_is_adopted(life: Callable[..., Life]) -> None:
+def test_data_bucket_has_the_text_uploaded_before_the_first_up_and_the_docker_that_an_image_lacks(
+    life: Callable[..., Life],
+) -> None:
     run = life(workers=0)
     cloud = run.cloud
+    cloud.edit("dev", "spot: false", "spot: false, imageFamily: common-cu129-ubuntu-2204-nvidia-580")
+    hashed = vm_image.docker_archive(run.root / "data" / docker.ARCHIVE)
+    pinned = run.root / "infra" / "inputs" / "docker.py"  # the stack pins the archive of the stand-in's Docker
+    pinned.write_text(pinned.read_text().replace(docker.SHA256, hashed))
     cloud.script("scripts.upload_data", "data/text.txt", "--stack", "dev")
     (run.root / "data" / "text.txt").unlink()
     assert (run.root / "data" / "text.txt.lock.json").exists()
@@ -184,6 +192,8 @@ def test_text_uploaded_before_the_first_up_is_adopted(life: Callable[..., Life])
     assert "text" not in changed
     cloud.up()
     run.finished()
+    [serial] = cloud.folder.glob("vms/*/serial.log")
+    assert "this image has no Docker: bringing it" in serial.read_text()
     assert run.job().data.path.startswith(f"gs://{cloud.project}-dev-gpt2-data/data/")
 
 
