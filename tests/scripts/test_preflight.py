@@ -86,7 +86,7 @@ def test_ready_project_has_every_check_ok(ready: FakeGoogle, capsys: pytest.Capt
     assert "ok: quota GPUS_ALL_REGIONS: 11 needed, limit 20 in all regions\n" in out
     assert out.count("unknown: ") == 1
     assert "unknown: billing: a deployer cannot see it; `gcloud billing projects describe test-project`" in out
-    assert out.endswith("20 ok, 0 problem, 1 unknown, 0 note\n")
+    assert out.endswith("21 ok, 0 problem, 1 unknown, 1 note\n")
 
 
 def test_json_lists_checks_with_name_and_state(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
