@@ -70,7 +70,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
     if any(machines.accelerators for machines in fleet.roles):
         fix += "; an account on Google's free trial gets no GPU until it is upgraded"
     checks.append(Check("billing", "unknown", "a deployer cannot see it", fix))
-    checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
+    checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
     checks += policy_checks(api, config, image_project(config.file.machines.image_family))
     checks += machine_types(api, config, fleet, fleet.zones)
     checks += [_image(api, config), *_caveats(config, fleet)]
@@ -150,19 +150,22 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
     return Check("APIs", "ok", f"all {len(names)} are enabled")
 
 
-def _permissions(api: GoogleApi, project: str) -> Check:
+def _permissions(api: GoogleApi, config: StackConfig) -> Check:
+    wanted = PERMISSIONS
+    if config.file.machines.compact_placement:
+        wanted = [*PERMISSIONS, "compute.resourcePolicies.create"]
     try:
         reply = api.call(
             "cloudresourcemanager",
             "POST",
-            f"projects/{project}:testIamPermissions",
-            body={"permissions": PERMISSIONS},
+            f"projects/{config.project}:testIamPermissions",
+            body={"permissions": wanted},
         )
     except ApiError as error:
         return unknown("your permissions", error)
-    missing = [permission for permission in PERMISSIONS if permission not in reply.get("permissions", [])]
+    missing = [permission for permission in wanted if permission not in reply.get("permissions", [])]
     if not missing:
-        return Check("your permissions", "ok", f"all {len(PERMISSIONS)} that making the stack takes")
+        return Check("your permissions", "ok", f"all {len(wanted)} that making the stack takes")
     fix = "docs/google-cloud.md lists the roles that a deployer needs"
     return Check("your permissions", "problem", f"missing: {', '.join(missing)}", fix)
 

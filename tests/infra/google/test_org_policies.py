@@ -52,7 +52,9 @@ def test_policy_that_refuses_the_images_is_a_problem(google: FakeGoogle, tmp_pat
 
 def test_policy_on_logins_is_asked_for_with_a_pipeline(google: FakeGoogle, tmp_path: Path) -> None:  # noqa: F811
     policies = {LOGINS: {"allowedValues": ["https://sts.windows.net"]}}
-    found = checks(google, tmp_path, policies, pipeline={"repository": "me/mine", "repositoryId": 1})[f"policy {LOGINS}"]
+    found = checks(google, tmp_path, policies, pipeline={"repository": "me/mine", "repositoryId": 1})[
+        f"policy {LOGINS}"
+    ]
     assert (found.state, found.found) == ("problem", f"does not allow {GITHUB}")
 
 
