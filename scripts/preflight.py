@@ -38,15 +38,18 @@ PERMISSIONS = [
     "compute.instances.create",
     "compute.networks.create",
     "compute.subnetworks.create",
-    "iam.roles.create",
-    "iam.serviceAccounts.actAs",
-    "iam.serviceAccounts.create",
     "logging.logMetrics.create",
     "monitoring.alertPolicies.create",
     "monitoring.dashboards.create",
+    "storage.buckets.create",
+]
+# With a pipeline only an owner's bootstrap needs these.
+OWNER_PERMISSIONS = [
+    "iam.roles.create",
+    "iam.serviceAccounts.actAs",
+    "iam.serviceAccounts.create",
     "resourcemanager.projects.setIamPolicy",
     "serviceusage.services.enable",
-    "storage.buckets.create",
 ]
 STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
 DOCKER_SECONDS = 30
@@ -151,9 +154,9 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
 
 
 def _permissions(api: GoogleApi, config: StackConfig) -> Check:
-    wanted = PERMISSIONS
+    wanted = PERMISSIONS if config.file.pipeline else PERMISSIONS + OWNER_PERMISSIONS
     if config.file.machines.compact_placement:
-        wanted = [*PERMISSIONS, "compute.resourcePolicies.create"]
+        wanted = [*wanted, "compute.resourcePolicies.create"]
     try:
         reply = api.call(
             "cloudresourcemanager",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pulumi
 from pulumi_gcp import storage
 
+from infra.inputs import docker
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec, Role
@@ -66,7 +67,8 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
     """Yield the rights that the machines of a role need for a run, at most one for each bucket and role of Google's.
 
     A machine reads and writes below its run. Only Pulumi writes the run's job.json and its launches; the job.json of a
-    sweep's trial is the master's. The master alone reads the text and makes its tokens, which trainers read.
+    sweep's trial is the master's. The master alone reads the text and makes its tokens, which trainers read. Every
+    machine may have to fetch Docker.
     """
     run, trains = paths.run(job.run), role != "ps"
     tokens = (paths.tokens(job.fingerprint, job.data.tokens_key()),) if trains else ()
@@ -77,6 +79,8 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
         written = Objects(folders=(run,), without=(launches,), without_named=(paths.JOB,))
     yield Right(config.bucket, WRITE, written)
     needed = list(_inputs(job, role))
+    if docker.needs_archive(config):
+        needed.append((config.data_bucket, docker.PATH))
     for bucket in (config.bucket, config.data_bucket):
         folders = [path.removesuffix("/") for url, path in needed if url == bucket and path.endswith("/")]
         files = [path for url, path in needed if url == bucket and not path.endswith("/")]
@@ -85,6 +89,15 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
             files += [paths.CURRENT] if role == "master" else []
         if folders or files:
             yield Right(bucket, READ, Objects(tuple(dict.fromkeys(folders)), tuple(dict.fromkeys(files))))
+
+
+def controller_rights(config: StackConfig, job: JobSpec) -> Iterator[Right]:
+    """Yield the rights that the controller needs: it reads the records of a launch, and writes where the run is."""
+    run, launch = job.run, job.launch
+    placement = paths.placement(run, launch)
+    yield Right(config.bucket, WRITE, Objects(files=(placement,)))
+    records = (paths.CURRENT, paths.launch(run, launch), paths.end(run, launch), placement)
+    yield Right(config.bucket, READ, Objects(files=records))
 
 
 def grant(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tests.google_cloud import conditions, escalation
+from tests.google_cloud import conditions, escalation, names
 from tests.google_cloud.cloud import Behaviour, Cloud
 from tests.google_cloud.errors import CloudError
 
@@ -45,6 +45,7 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
     ),
     "roles/iam.serviceAccountTokenCreator": ("iam.serviceAccounts.getAccessToken",),
     "roles/cloudscheduler.jobRunner": ("cloudscheduler.jobs.run",),
+    "roles/workflows.invoker": ("workflows.executions.create",),
     "roles/cloudbuild.builds.builder": ("cloudbuild.builds.create", *_OBJECTS_WRITE),
     "roles/iap.tunnelResourceAccessor": ("iap.tunnelInstances.accessViaIAP",),
     "roles/compute.osLogin": ("compute.instances.osLogin",),
@@ -132,12 +133,13 @@ class Member(Behaviour):
             buckets = self.cloud.find("gcp:storage/bucket:Bucket", name=name)
             if not buckets:
                 raise CloudError(404, "notFound", f"The specified bucket does not exist: {name}.")
-            if props.get("condition") and not buckets[0].state.get("uniformBucketLevelAccess"):
+            state = buckets[0].state  # little is known of a bucket that another program made
+            if props.get("condition") and not (state.get("uniformBucketLevelAccess") or state.get(names.PARTIAL)):
                 raise CloudError(
                     412, "conditionNotMet", f"Bucket {name} has no uniform bucket-level access: no condition."
                 )
             public = member in ("allUsers", "allAuthenticatedUsers")
-            if public and buckets[0].state.get("publicAccessPrevention") == "enforced":
+            if public and state.get("publicAccessPrevention") == "enforced":
                 raise CloudError(
                     412,
                     "conditionNotMet",

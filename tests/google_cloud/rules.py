@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import promql_parser
+
 from tests.google_cloud.errors import CloudError
 from tests.google_cloud.machine_rules import machine_problems
 
@@ -146,6 +148,23 @@ def _alert(state: Json) -> Iterator[str]:
     for condition in state.get("conditions") or []:
         if "resource.type" not in str(_one(condition.get("conditionThreshold")).get("filter", "resource.type")):
             yield 'Field condition_threshold.filter must specify a restriction on "resource.type".'
+        if condition.get("conditionMatchedLog") and not _one(state.get("alertStrategy")).get("notificationRateLimit"):
+            yield "Field alert_strategy.notification_rate_limit is required for log-based alert policies."
+        yield from _promql(_one(condition.get("conditionPrometheusQueryLanguage")))
+
+
+def _promql(condition: Json) -> Iterator[str]:
+    if condition:
+        try:
+            promql_parser.parse(condition.get("query", ""))
+        except ValueError as error:
+            yield f"Field condition_prometheus_query_language.query is invalid: {error}"
+        if int(str(condition.get("evaluationInterval", "30s")).removesuffix("s")) % 30:
+            yield "Field condition_prometheus_query_language.evaluation_interval must be a multiple of 30 seconds."
+        # A metric with several resource types needs one: docs.cloud.google.com/monitoring/promql/promql-mapping.
+        for labels in re.findall(r"(?:custom|logging)_googleapis_com:\w+(\{[^}]*\})?", condition.get("query", "")):
+            if "monitored_resource=" not in labels:
+                yield "The metric is associated with several monitored resource types: monitored_resource is missing."
 
 
 def _one(value: Any) -> Json:

@@ -293,6 +293,25 @@ def test_disabled_apis_are_named(ready: FakeGoogle) -> None:
     )
 
 
+def test_stack_with_a_pipeline_needs_the_apis_of_its_login_and_no_owner(ready: FakeGoogle, tmp_path: Path) -> None:
+    project(tmp_path, pipeline={"repository": "acme/models", "repositoryId": 1})
+    asked: dict[str, list[str]] = {}
+
+    def off(call: Call) -> dict[str, Any]:
+        return {"services": [{"name": name, "state": "DISABLED"} for name in call.query["names"]]}
+
+    def granted(call: Call) -> dict[str, Any]:
+        asked.update(call.body)
+        return {"permissions": call.body["permissions"]}
+
+    ready.on("serviceusage", "GET", f"{P}/services:batchGet", off)
+    ready.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", granted)
+    found = checks()["APIs"].found
+    assert "iamcredentials.googleapis.com" in found
+    assert "sts.googleapis.com; `python -m scripts.bootstrap --stack dev` enables them" in found
+    assert not [permission for permission in asked["permissions"] if permission.startswith(("iam.", "resourcemanager"))]
+
+
 def test_missing_permissions_are_named(ready: FakeGoogle) -> None:
     def half(call: Call) -> dict[str, Any]:
         return {"permissions": [p for p in call.body["permissions"] if "iam." not in p]}

@@ -67,8 +67,11 @@ class FileStorage:
 
     def size(self, path: str) -> int | None:
         target = self._where(path)
-        with _for_people(f"read {target}"):
-            entry = self._entry(target)
+        try:
+            with _for_people(f"read {target}"):
+                entry = self._entry(target)
+        except FileNotFoundError:
+            return None
         return entry.size if entry else None
 
     def list(self, prefix: str) -> Entries:
@@ -81,11 +84,13 @@ class FileStorage:
                         entries.append(entry)
         return sorted(entries, key=lambda entry: entry.path)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, *, generation: int | None = None) -> None:
         target = self._where(path)
         if not target.is_file():
             return
         with _for_people(f"delete {target}"), self._locked():
+            if generation not in (None, _generation(target.stat())):
+                return
             target.unlink(missing_ok=True)
             for folder in target.parents:  # a folder exists only while something is in it, as on gs://
                 if folder == self.root or any(folder.iterdir()):

@@ -23,7 +23,9 @@ from trainer.model.flat import Flat
 from trainer.model.gpt2 import EXPORTED_ACTIVATION, TRAINED_ACTIVATION, build
 from trainer.model.layout import ALIGNMENT
 from trainer.model.loss import compiled, make_loss
+from trainer.storage.base import Entries, Refused
 from trainer.storage.factory import open_storage
+from trainer.storage.local import FileStorage
 from trainer.storage.manifest import write_manifest
 
 CPU = torch.device("cpu")
@@ -262,6 +264,15 @@ def test_checkpoint_in_an_empty_folder_is_refused(tokenizer: Tokenizer, tmp_path
     assert "no config.json" in refused(tokenizer, tmp_path)
 
 
+class _OneModel(FileStorage):
+    """A bucket whose list of runs is refused."""
+
+    def list(self, prefix: str) -> Entries:
+        if prefix == "runs":
+            raise Refused("no permission")
+        return super().list(prefix)
+
+
 def test_checkpoint_of_an_unfinished_run_in_a_bucket_is_refused(
     tokenizer: Tokenizer, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +281,9 @@ def test_checkpoint_of_an_unfinished_run_in_a_bucket_is_refused(
     monkeypatch.setattr(fetch, "open_storage", lambda url: open_storage(str(tmp_path / "bucket")))
     source = "gs://bucket/runs/one/model"
     assert refused(tokenizer, source).endswith(f"there is nothing at {source}; finished runs there: none")
+    with monkeypatch.context() as on_google:
+        on_google.setattr(fetch, "open_storage", lambda url: _OneModel(tmp_path / "bucket"))
+        assert refused(tokenizer, source).endswith("; give the address of a finished run")
     shutil.copytree(folder := checkpoint(), runs / "two" / "model")
     write_manifest(runs / "two" / "model")
     assert refused(tokenizer, source).endswith("; finished runs there: two")

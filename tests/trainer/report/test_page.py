@@ -28,7 +28,8 @@ from trainer.runs import history, outcome, samples
 from trainer.runs.records import Event, Exit, MachineStatus
 from trainer.runs.samples import Sample
 from trainer.runs.status import update_status
-from trainer.storage.base import Storage
+from trainer.storage.base import Entries, Refused, Storage
+from trainer.storage.local import FileStorage
 
 NewRun = Callable[..., Run]
 slow = pytest.mark.slow
@@ -199,6 +200,20 @@ def test_cost_on_the_page_is_the_list_price_times_the_time_of_each_machine(tmp_p
     assert "$" not in page.text
 
 
+def test_page_reports_where_the_run_is_and_how_it_came_there(tmp_path: Path) -> None:
+    storage = bucket(tmp_path)
+    declare(storage, state="STARTING")
+    write_machine(storage, "master-0", environment={"zone": "us-central1-f"})
+    assert "us-central1-f" in made(storage).text
+    moves = [{"from": "us-central1-a", "to": "us-central1-c", "time": BEGAN + 900}]
+    placement = {"zone": "us-central1-c", "moves": moves, "waiting_since": BEGAN + 1000}
+    storage.write("runs/a-run/launches/1.json", json.dumps({"started": BEGAN, "zone": "us-central1-a"}).encode())
+    storage.write("runs/a-run/launches/1.placement.json", json.dumps(placement).encode())
+    page = made(storage)
+    assert "us-central1-c waits for machines since 2026-09-21 14:30 UTC" in page.text
+    assert page.row("15:00") == ["run", "moved from us-central1-a to us-central1-c, 1 of 6 moves"]
+
+
 def test_page_compares_other_runs_by_the_keys_that_differ(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)
@@ -219,6 +234,24 @@ def test_page_compares_other_runs_by_the_keys_that_differ(tmp_path: Path) -> Non
     stops = json.loads(over.attributes("div", "data-stops")[1])
     assert stops[-1] == [charts.WIDTH, "step 100: a-run 3.5, other 3.25"]
     assert [row[0] for row in over.rows if row[:1] == ["other"]] == ["other"]  # the other run is listed once
+
+
+class OwnRunAlone(FileStorage):
+    def list(self, prefix: str) -> Entries:
+        if prefix == "runs":
+            raise Refused("no permission")
+        return super().list(prefix)
+
+
+def test_page_of_a_machine_that_may_list_no_other_run_compares_none(tmp_path: Path) -> None:
+    storage = bucket(tmp_path)
+    declare(storage)
+    write_records(storage, [record(50), record(100, validation_loss=3.5)])
+    declare(storage, "other")
+    write_records(storage, [record(100)], "other")
+    assert made(storage).row("other")
+    own = OwnRunAlone(tmp_path)
+    assert [row for row in made(own).rows if row[:1] == ["other"]] == []
 
 
 def test_page_of_a_run_without_status_and_metrics_is_made(tmp_path: Path) -> None:

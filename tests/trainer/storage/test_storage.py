@@ -16,7 +16,7 @@ import pytest
 from tests.gcs import Answer, Faults
 from trainer.storage import google, manifest
 from trainer.storage import local as storage_module
-from trainer.storage.base import Conflict, Storage, StorageError, Unavailable
+from trainer.storage.base import Conflict, Refused, Storage, StorageError, Unavailable
 from trainer.storage.factory import open_storage
 from trainer.storage.local import FileStorage
 
@@ -51,6 +51,17 @@ def test_generations_grow_also_after_a_deletion(storage: Storage) -> None:
     storage.delete("x")
     generations.append(storage.write("x", b"same"))
     assert generations == sorted(set(generations))
+
+
+def test_deletion_of_a_generation_leaves_a_newer_one(storage: Storage) -> None:
+    first = storage.write("x", b"1")
+    second = storage.write("x", b"2")
+    storage.delete("x", generation=first)
+    assert storage.read_generation("x") == (b"2", second)
+    storage.delete("x", generation=second)
+    storage.delete("x", generation=second)
+    with pytest.raises(FileNotFoundError):
+        storage.read("x")
 
 
 def test_write_with_another_generation_than_the_files_is_a_conflict(storage: Storage) -> None:
@@ -88,8 +99,10 @@ def test_absent_file_is_not_found_and_may_be_deleted(storage: Storage) -> None:
     for path in ("nothing", "folder", "folder/file/below"):
         with pytest.raises(FileNotFoundError, match=re.escape(path)):
             storage.read(path)
+        assert storage.size(path) is None
         storage.delete(path)
     assert storage.read("folder/file") == b""
+    assert storage.size("folder/file") == 0
 
 
 def test_failed_download_leaves_no_file(storage: Storage, tmp_path: Path) -> None:
@@ -605,6 +618,7 @@ def test_missing_permission_says_which_role_to_grant(
     for call in (lambda: storage.write("x", b""), lambda: storage.read("x"), lambda: storage.list("")):
         with pytest.raises(StorageError, match=words) as caught:
             call()
+        assert isinstance(caught.value, Refused) == (status == 403)
         assert "\n" not in str(caught.value)
 
 
