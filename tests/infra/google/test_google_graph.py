@@ -432,3 +432,24 @@ def test_stack_file_that_is_legal_gives_a_graph_that_keeps_its_promises(values: 
         made = read(values, make_root(Path(folder)))
         graph, job = declare(made)
         check(graph, made, job)
+
+
+def test_machines_that_are_placed_compactly_wait_for_their_policy(tmp_path: Path) -> None:
+    values = stack_values() | {"gpt2-training:limits": {}, "gpt2-training:machines": {"compactPlacement": True}}
+    values["gpt2-training:trainingInput"] = {
+        "masterType": "g2-standard-8",
+        "workerType": "g2-standard-8",
+        "workerCount": 3,
+        "hyperparameters": {"batchSize": 8},
+    }
+    stack = read(values, make_root(tmp_path))
+    graph, job = declare(stack)
+    check(graph, stack, job)
+    (policy,) = graph.of("ResourcePolicy")
+    assert policy.inputs["groupPlacementPolicy"] == {"collocation": "COLLOCATED"}
+    templates = graph.of("RegionInstanceTemplate")
+    assert {template.inputs["resourcePolicies"] for template in templates} == {
+        f"projects/my-project/regions/us-central1/resourcePolicies/{policy.inputs['name']}"
+    }
+    for template in templates:
+        assert policy in list(graph.waits_for(template))
