@@ -18,14 +18,20 @@ from scripts.support.common import CHECKOUT, UserError, google_stack, run_main
 ACCOUNT = "gcp:serviceaccount/account:Account"
 
 
-def run(config: StackConfig, yes: bool, checkout: Path = CHECKOUT) -> int:
-    """Run the owner's program for a stack, and return Pulumi's exit code. Raise UserError."""
+def run(config: StackConfig, *, yes: bool, destroy: bool = False, checkout: Path = CHECKOUT) -> int:
+    """Run the owner's program for a stack, or destroy what it made, and return Pulumi's exit code. Raise UserError."""
+    types = _resource_types(config.stack, checkout)
+    if destroy and any(kind.startswith("gcp:") for kind in types):
+        raise UserError(
+            f"stack {config.stack}: its machines use these accounts; run `pulumi destroy --stack {config.stack}` first"
+            " (models and data stay)"
+        )
     if config.file.pipeline is None:
         raise UserError(
             f"gpt2-training:pipeline: stack {config.stack} has none; `pulumi up` makes all accounts itself, and nothing"
             " needs a bootstrap"
         )
-    if _has_own_accounts(config.stack, checkout):
+    if ACCOUNT in types:
         raise UserError(
             f"stack {config.stack}: its own `up` made the accounts, and would delete them now; run `pulumi destroy"
             f" --stack {config.stack}` before you add gpt2-training:pipeline (models and data stay), then this again"
@@ -39,7 +45,7 @@ def run(config: StackConfig, yes: bool, checkout: Path = CHECKOUT) -> int:
     pulumi = ["pulumi", "--cwd", str(checkout / "bootstrap")]
     commands = [
         [*pulumi, "stack", "select", "--create", config.stack, *secrets],
-        [*pulumi, "up", "--stack", config.stack, *(["--yes"] if yes else [])],
+        [*pulumi, "destroy" if destroy else "up", "--stack", config.stack, *(["--yes"] if yes else [])],
     ]
     for command in commands:
         if code := subprocess.run(command, env=environment, check=False).returncode:
@@ -47,24 +53,24 @@ def run(config: StackConfig, yes: bool, checkout: Path = CHECKOUT) -> int:
     return 0
 
 
-def _has_own_accounts(stack: str, checkout: Path) -> bool:
-    """Return whether the stack's own state has service accounts. A stack that does not exist yet has none."""
+def _resource_types(stack: str, checkout: Path) -> set[str]:
+    """Return the types of the resources in the stack's own state. A stack that does not exist yet has none."""
     command = ["pulumi", "--cwd", str(checkout), "stack", "export", "--stack", stack]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         if f"no stack named '{stack}' found" in done.stderr:
-            return False
+            return set()
         raise UserError(f"stack {stack}: its state cannot be read: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    resources = json.loads(done.stdout)["deployment"].get("resources") or []
-    return any(resource["type"] == ACCOUNT for resource in resources)
+    return {resource["type"] for resource in json.loads(done.stdout)["deployment"].get("resources") or []}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.bootstrap", description=__doc__)
     parser.add_argument("--stack", default="dev", help="the stack (default: %(default)s)")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--destroy", action="store_true", help="end the pipeline: delete its accounts and all grants")
     options = parser.parse_args(arguments)
-    return run(google_stack(options.stack), options.yes)
+    return run(google_stack(options.stack), yes=options.yes, destroy=options.destroy)
 
 
 if __name__ == "__main__":

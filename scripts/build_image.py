@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infra.google.retained import as_json, image_name, repository, repository_settings
+from infra.google.retained import as_json, image_name, repository, repository_settings, stack_labels
 from infra.stack.config import StackConfig
 from scripts.support.build_context import pack
 from scripts.support.common import CHECKOUT, UserError, google_stack, megabytes, run_main
@@ -28,6 +28,11 @@ RIGHTS = (
     "builds run as the project's default service account (gcloud builds get-default-service-account), which needs"
     " roles/storage.objectViewer on {bucket}, roles/artifactregistry.writer on {repository} and roles/logging.logWriter"
 )
+# https://cloud.google.com/build/docs/locations#restricted_regions_for_some_projects
+RESTRICTED = (
+    "some projects, new ones above all, may not build in every region: raise Cloud Build's quota Concurrent Build CPUs"
+    " (Regional Public Pool) in {region}, or run `pulumi up` on a machine with Docker, which builds the image itself"
+)
 Say = Callable[[str], None]
 
 
@@ -43,7 +48,7 @@ def ensure_repository(api: GoogleApi, config: StackConfig, sleep: Callable[[floa
         "format": settings["format"],
         "description": settings["description"],
         "cleanupPolicies": {policy["id"]: as_json(policy) for policy in settings["cleanup_policies"]},
-        "labels": {"gpt2-stack": config.stack},
+        "labels": stack_labels(config.stack),
     }
     parent, _, name = repository(config).rpartition("/")
     try:
@@ -169,6 +174,8 @@ def build_image(
     try:
         build = start(api, config, tag, path, generation)
     except ApiError as error:
+        if error.status == 400 and "quota" in str(error):
+            raise UserError(f"{error}; {RESTRICTED.format(region=config.region)}") from None
         if error.status not in (403, 404):
             raise
         fix = f"run `gcloud services enable cloudbuild.googleapis.com --project {config.project}`"

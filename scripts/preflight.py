@@ -35,15 +35,18 @@ PERMISSIONS = [
     "compute.instances.create",
     "compute.networks.create",
     "compute.subnetworks.create",
-    "iam.roles.create",
-    "iam.serviceAccounts.actAs",
-    "iam.serviceAccounts.create",
     "logging.logMetrics.create",
     "monitoring.alertPolicies.create",
     "monitoring.dashboards.create",
+    "storage.buckets.create",
+]
+# With a pipeline only an owner's bootstrap needs these.
+OWNER_PERMISSIONS = [
+    "iam.roles.create",
+    "iam.serviceAccounts.actAs",
+    "iam.serviceAccounts.create",
     "resourcemanager.projects.setIamPolicy",
     "serviceusage.services.enable",
-    "storage.buckets.create",
 ]
 STYLES = {"ok": "green", "problem": "bold red", "unknown": "yellow", "note": "cyan"}
 DOCKER_SECONDS = 30
@@ -71,7 +74,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
             f"`gcloud billing projects describe {config.project}` must say billingEnabled: true",
         )
     )
-    checks += [_apis(api, config), _permissions(api, config.project), _agent(api, config.project, number)]
+    checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
     checks += machine_types(api, config, fleet, fleet.zones)
     checks.append(_image(api, config))
     return checks + check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
@@ -150,19 +153,20 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
     return Check("APIs", "ok", f"all {len(names)} are enabled")
 
 
-def _permissions(api: GoogleApi, project: str) -> Check:
+def _permissions(api: GoogleApi, config: StackConfig) -> Check:
+    wanted = PERMISSIONS if config.file.pipeline else PERMISSIONS + OWNER_PERMISSIONS
     try:
         reply = api.call(
             "cloudresourcemanager",
             "POST",
-            f"projects/{project}:testIamPermissions",
-            body={"permissions": PERMISSIONS},
+            f"projects/{config.project}:testIamPermissions",
+            body={"permissions": wanted},
         )
     except ApiError as error:
         return unknown("your permissions", error)
-    missing = [permission for permission in PERMISSIONS if permission not in reply.get("permissions", [])]
+    missing = [permission for permission in wanted if permission not in reply.get("permissions", [])]
     if not missing:
-        return Check("your permissions", "ok", f"all {len(PERMISSIONS)} that making the stack takes")
+        return Check("your permissions", "ok", f"all {len(wanted)} that making the stack takes")
     fix = "docs/google-cloud.md lists the roles that a deployer needs"
     return Check("your permissions", "problem", f"missing: {', '.join(missing)}", fix)
 

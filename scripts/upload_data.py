@@ -49,12 +49,12 @@ def upload(storage: Storage, path: Path) -> Uploaded:
         if storage.matches(path, target):
             return Uploaded(target, digest, size, there=True)
         with progress_bar("uploading", size) as progress:
-            storage.upload(path, target, progress, restartable=True)
+            generation = storage.upload(path, target, progress, restartable=True)
         after = path.stat()
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; check its owner and mode") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        storage.delete(target)  # its path names the fingerprint of another content
+        storage.delete(target, generation=generation)  # its path names the fingerprint of another content
         raise UserError(f"{path}: it changed while it was uploaded; wait until nothing writes it and run again")
     return Uploaded(target, digest, size, there=False)
 

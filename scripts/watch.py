@@ -20,6 +20,7 @@ from rich.text import Text
 from scripts.support import render
 from scripts.support.common import UserError, add_run_arguments, bucket_url, find_run, load_stack, run_main
 from scripts.support.run_files import RunFiles, Snapshot, UnreadableRun
+from scripts.support.whereabouts import whereabouts
 from trainer.contract import paths
 from trainer.contract.wording import duration
 from trainer.runs.trials import Trial
@@ -50,6 +51,7 @@ class PlainLines:
         self._machines: dict[str, tuple[str, int, bool]] = {}  # state, restarts, late
         self._last_line = -math.inf
         self._notes: list[str] = []
+        self._whereabouts: list[str] = []
         self._presence = ""
         self._trials: list[Trial] | None = None
 
@@ -62,15 +64,16 @@ class PlainLines:
         if (presence := render.presence(snapshot)) != self._presence:
             lines.append(f"{presence or 'all machines'} there")
             self._presence = presence
+        lines += [line for line in whereabouts(snapshot) if line not in self._whereabouts]
+        self._whereabouts = whereabouts(snapshot)
         lines += [line for line in note.splitlines() if line not in self._notes]
         self._notes = note.splitlines()
         for machine in snapshot.machines:
-            late = machine.at_work and machine.age > render.LATE
-            now = machine.status.state, machine.status.restarts, late
+            now = machine.status.state, machine.status.restarts, machine.late
             before = self._machines.get(machine.status.name)
             if now == before or snapshot.final:
                 continue
-            silent = f", not heard for {render.ago(machine.age)}" if late else ""
+            silent = f", not heard for {render.ago(machine.age)}" if machine.late else ""
             lines.append(render.machine_line(machine) + silent)
             self._machines[machine.status.name] = now
         if snapshot.spec.sweep is not None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from infra.estimate import measured
+from infra.estimate.extras import PRICE_BOOK, extras
 from infra.estimate.notes import figures_of, notes_of
 from infra.estimate.parts import HOUR, Estimate, Part, spread, unpriced
 from infra.estimate.step import StepTime, step
-from infra.fleet import prices
 from infra.fleet.fleet import Fleet
 from infra.inputs.data_lock import read_lock
 from infra.sizing import memory, workload
@@ -21,7 +21,6 @@ from infra.stack.keys import RunLimits
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
 
-PRICE_BOOK = "infra/fleet/prices.yaml"  # the origin of a price, as estimates name it
 # Seconds. The driver's are from Google's release notes; the rest are ours, for an image of 5 GB.
 BOOT, DRIVER, IMAGE = Range(40, 120), Range(180, 300), Range(90, 300)
 # Seconds to import torch, make the model and take a first step that is not measured: 7 on a warm machine.
@@ -55,7 +54,7 @@ def estimate(config: StackConfig, fleet: Fleet, runs: list[measured.Measured] | 
     tokens = hyper.batch_size * hyper.sequence_length
     time = _time(config, fleet, size, step_time)
     hours = total(part.amount for part in time)
-    costs = (*_machines(fleet, hours), *_extras(config, fleet, size, hours))
+    costs = (*_machines(fleet, hours), *extras(config, fleet, size, hours, _text_bytes(config)))
     return Estimate(
         time=tuple(part for part in time if part.amount.high > 0),
         costs=costs,
@@ -147,45 +146,6 @@ def _machines(fleet: Fleet, hours: Range) -> Iterator[Part]:
         cost, spot = machines.hourly, ", Spot" if machines.spot else ""
         basis = f"{machines.count} x {machines.machine.name}{spot}, {cost.usd:.3g} USD an hour with disks: {PRICE_BOOK}"
         yield Part(machines.role, hours.times(cost.usd), basis, cost.unknown)
-
-
-def _extras(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, hours: Range) -> Iterator[Part]:
-    """Yield what a run costs on Google Cloud besides its machines."""
-    if fleet.local:
-        return
-    checkpoint, model = workload.checkpoint_bytes(config, size), 4 * size.parameters
-    stored_bytes = config.file.checkpoints.keep * checkpoint + model
-    if (often := config.file.checkpoints.keep_every) is not None:
-        stored_bytes += config.file.training_input.hyperparameters.steps // often * checkpoint
-    if config.file.sweep is not None:
-        stored_bytes *= config.file.sweep.max_trials
-    gigabytes = (stored_bytes + _text_bytes(config)) / 1e9
-    origin = f"{gigabytes:.2g} GB kept, for a month: {PRICE_BOOK}"
-    month = prices.storage_gb_month(config.region)
-    yield _priced("bucket", gigabytes, month, origin, f"storage in {config.region}", sure=True)
-    jobs = len(fleet.roles)
-    origin = f"{jobs} jobs of Cloud Scheduler that end the machines, a month; 3 an account are free: {PRICE_BOOK}"
-    yield _priced("deadlines", jobs, prices.anywhere("scheduler_job_month"), origin, "Cloud Scheduler")
-    origin = f"{model / 1e9:.2g} GB out of Google Cloud, once, if you download the model: {PRICE_BOOK}"
-    yield _priced("download", model / 1e9, prices.anywhere("egress_gb"), origin, "what leaves Google Cloud")
-    if config.file.network.nat:
-        yield _way_out(fleet.size, model / 1e9, hours)
-
-
-def _way_out(machines: int, gigabytes: float, hours: Range) -> Part:
-    """Return the cost of network.nat: its gateway, no dearer beyond 32 machines, and the data through it."""
-    each, address, passing = map(prices.anywhere, ("nat_machine_hour", "nat_address_hour", "nat_gb"))
-    if each is None or address is None or passing is None:
-        return Part("way out", NOTHING, "network.nat", ("Cloud NAT",))
-    gateway = hours.times(min(machines, 32) * each + address)
-    origin = f"network.nat: a gateway; {gigabytes:.2g} GB for each machine at most pass it (ours): {PRICE_BOOK}"
-    return Part("way out", gateway + Range(0, passing * gigabytes * machines), origin)
-
-
-def _priced(name: str, units: float, price: float | None, origin: str, price_name: str, sure: bool = False) -> Part:
-    """Return the cost of some units. sure: they are paid in any case, so the lower bound is not 0."""
-    usd = units * (price or 0)
-    return Part(name, Range(usd if sure else 0, usd), origin, () if price is not None else (price_name,))
 
 
 def fits(estimated: Estimate, limits: RunLimits) -> bool | None:

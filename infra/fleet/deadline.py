@@ -33,10 +33,9 @@ def termination_time(started: float, hours: float) -> str:
     return _utc(started + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def cron(started: float, hours: float) -> str:
-    """Return the minute, rounded up, at which Cloud Scheduler resizes the groups to zero."""
-    then = _utc(math.ceil((started + hours * HOUR) / 60) * 60)
-    return f"{then.minute} {then.hour} {then.day} {then.month} *"
+def deadline(started: float, hours: float) -> int:
+    """Return when the controller ends all machines, in seconds since the epoch."""
+    return math.ceil(started + hours * HOUR)
 
 
 def _utc(seconds: float) -> datetime.datetime:

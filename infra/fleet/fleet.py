@@ -121,6 +121,21 @@ def role_counts(config: StackConfig) -> dict[Role, int]:
     return {role: count for role, count in counts.items() if count}
 
 
+def spans_zones(config: StackConfig, fleet: Fleet) -> bool:
+    """Return whether one group takes the run's machine from any zone. A reservation is in one zone."""
+    return fleet.size == 1 and len(fleet.zones) > 1 and config.file.machines.reservation is None
+
+
+def may_move(config: StackConfig, fleet: Fleet) -> bool:
+    """Return whether the controller may move the run to another zone.
+
+    A reservation is in one zone, and machines that wait in a queue (flex-start) would lose their place in it.
+    """
+    waits = any(machines.flex_start for machines in fleet.roles)
+    pinned = waits or config.file.machines.reservation is not None
+    return fleet.size > 1 and len(fleet.zones) > 1 and not pinned
+
+
 def attached_accelerator(file: StackFile) -> Accelerator | None:
     """Return the GPUs that a stack file attaches to its master and workers, by name or by its scale tier."""
     tier = TIER_ACCELERATOR.get(file.training_input.scale_tier)

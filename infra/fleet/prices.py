@@ -98,7 +98,7 @@ def storage_gb_month(region: str) -> float | None:
 
 
 def anywhere(name: str) -> float | None:
-    """Return a price that is the same in all regions, or None. name: egress_gb, scheduler_job_month and so on."""
+    """Return a price that is the same in all regions, or None. name: egress_gb, class_a_thousand and so on."""
     return _number(book(), name, "price")
 
 

@@ -2,16 +2,16 @@
 # The startup script of every machine: looks for what the trainer's container needs, brings what the image lacks, runs
 # the container and starts it again when it is lost. All else is Python inside the container (python -m trainer). What
 # it needs to know stands in the machine's metadata. Leaves with 0 when there is nothing left to do here, with 1 when it
-# gave up: then machines/<name>.json says why, and a master ends the machines of all roles, so that none is paid for
+# gave up: then machines/<name>.json says why; and a master has the machines of all roles ended, so that none is paid for
 # idling.
 #
 # For tests, in seconds: BOOT_PATIENCE (how long each thing is waited for), BOOT_PAUSE (the first pause of a back-off),
-# BOOT_LIFE (a container that lived so long has its restarts counted anew), BOOT_REFUSAL (Docker needs less to refuse).
-# BOOT_ROOT is a folder that takes the place of /.
+# BOOT_LIFE (a container that lived so long has its restarts counted anew), BOOT_REFUSAL (Docker needs less to refuse),
+# BOOT_AGAIN (so long may the controller take to end the machines). BOOT_ROOT is a folder that takes the place of /.
 set -euo pipefail
 
 readonly PATIENCE=${BOOT_PATIENCE:-600} PAUSE=${BOOT_PAUSE:-2} LIFE=${BOOT_LIFE:-3600} REFUSAL=${BOOT_REFUSAL:-60}
-readonly RESTARTS=5 LONGEST_PAUSE=60 ROOT=${BOOT_ROOT:-}
+readonly AGAIN=${BOOT_AGAIN:-240} RESTARTS=5 LONGEST_PAUSE=60 ROOT=${BOOT_ROOT:-}
 readonly METADATA=http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1
 readonly NVIDIA=$ROOT/var/lib/nvidia # where Container-Optimized OS has the driver's libraries and commands
 
@@ -22,7 +22,7 @@ say() { echo "gpt2-training: $*"; }
 # because its file is deleted when the service's part of it ends.
 if [[ ${1:-} != unit && -d $ROOT/run/systemd/system ]]; then
     properties=(After=docker.service KillMode=mixed TimeoutStopSec=120 StandardOutput=journal+console)
-    if cp "$0" "$ROOT/run/gpt2-boot.sh" && systemd-run --quiet --collect --unit gpt2-boot \
+    if cp "$0" "$ROOT/run/gpt2-boot.sh" && systemd-run --no-block --quiet --collect --unit gpt2-boot \
         "${properties[@]/#/--property=}" /bin/bash "$ROOT/run/gpt2-boot.sh" unit; then exit 0; fi
     say "systemd-run failed: at a shutdown the trainer gets no notice"
 fi
@@ -72,32 +72,42 @@ call() { # ADDRESS [JSON to POST], as this machine's account; curl reads the tok
         ${2:+--data-binary "$2"} "$1" <<<"$header"
 }
 
+write() { # FILE, its slashes as %2F; CONTENT
+    local base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}
+    call "$base/upload/storage/v1/b/${bucket#gs://}/o?uploadType=media&name=$1" "$2" >/dev/null
+}
+
 last_words() { # as a MachineStatus (trainer/runs/records.py), unless the newest container left its own, which tell more
     local base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com} file=runs%2F$run%2Fmachines%2F$name.json
     local there beat='"heartbeat": ([0-9]+)' message
     there=$(call "$base/storage/v1/b/${bucket#gs://}/o/$file?alt=media") || there=
     if [[ $there == *'"state": "failed"'* && $there =~ $beat ]] && ((BASH_REMATCH[1] >= since)); then return; fi
     message=$(printf %.500s "$1" | LC_ALL=C tr -c ' -~' ' ' | sed 's/["\\]/\\&/g')
-    call "$base/upload/storage/v1/b/${bucket#gs://}/o?uploadType=media&name=$file" \
+    write "$file" \
         "{\"name\": \"$name\", \"role\": \"$role\", \"state\": \"failed\", \"message\": \"$message\", \"pid\": $$,
         \"heartbeat\": $EPOCHSECONDS, \"started\": $booted, \"host\": \"$HOSTNAME\"}"
 }
 
-# Without a master the run cannot end the machines at its end; so they end now. Only the master may do that: this VM of
-# a worker or server stays until the master or the deadline ends it. Without a server the others wait, and say so.
+# Without a master the run cannot end the machines at its end; so they end now. Only the master may ask for that: this
+# VM of a worker or server stays until the master or the deadline ends it. Without a server the others wait, and say so.
 give_up() {
-    local job jobs base=${CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER:-https://cloudscheduler.googleapis.com/v1/}
     say "gave up: $*"
     [[ -n $name ]] || exit 1
     attempt "the bucket" last_words "$*" || say "the bucket does not take the last words: $said"
     [[ $role == master ]] || exit 1
-    jobs=$(attribute gpt2-scale-down) || true
-    for job in ${jobs//,/ }; do
-        say "no machine is to wait for this one: scaling down by ${job##*/}"
-        attempt "${job##*/}" call "${base%/}/$job:run" '{}' ||
-            say "${job##*/} could not be run: these machines go at the deadline ($said)"
+    say "no machine is to wait for this one: the controller ends them all"
+    while true; do # until this VM is ended too, as its controller may have failed; it goes last
+        attempt "the controller" request_end || say "the controller could not be asked: the deadline remains ($said)"
+        pause "$AGAIN"
     done
-    exit 1
+}
+
+request_end() { # as trainer/machine/google_vm.py does; the next launch asks for its own end
+    local base=${CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER:-https://cloudscheduler.googleapis.com/v1/}
+    local file=runs%2F$run%2Fends%2F$launch.json job
+    job=$(attribute gpt2-controller) || return
+    write "$file" "{\"reason\": \"the master gave up\", \"time\": $EPOCHSECONDS}" || return
+    call "${base%/}/$job:run" '{}'
 }
 
 pull() { # with a login each time: a token lives for an hour at most, and grants may come late
@@ -206,12 +216,14 @@ trap leave TERM INT
 
 retry "the metadata server" attribute gpt2-run
 run=$(attribute gpt2-run)
+launch=$(attribute gpt2-launch)
 role=$(attribute gpt2-role)
 image=$(attribute gpt2-image)
 gpus=$(attribute gpt2-gpus)
 bucket=$(attribute gpt2-bucket)
 address=$(metadata instance/network-interfaces/0/ip)
 instance=$(metadata instance/name)
+zone=$(metadata instance/zone)
 if [[ $role == master ]]; then name=master-0; else name=$role-${instance##*-}; fi
 
 [[ $image =~ ^[^@[:space:]]+@sha256:[0-9a-f]{64}$ ]] ||
@@ -228,7 +240,7 @@ options+=(
     --rm --name trainer --network host --shm-size 2g --stop-timeout 110
     --label "gpt2-run=$run" --label "gpt2-role=$role"
     --log-driver gcplogs --log-opt "labels=gpt2-run,gpt2-role"
-    --env "GPT2_TRAINING_IMAGE=$image" # for the run's report
+    --env "GPT2_TRAINING_IMAGE=$image" --env "GPT2_TRAINING_ZONE=${zone##*/}" # for the run's report
 )
 for variable in GCE_METADATA_HOST GCE_METADATA_IP STORAGE_EMULATOR_HOST "${!CLOUDSDK_API_ENDPOINT_OVERRIDES_@}"; do
     if [[ -n ${!variable:-} ]]; then options+=(--env "$variable=${!variable}"); fi # other servers than Google's own

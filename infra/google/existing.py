@@ -108,8 +108,8 @@ class _Search:
         return f"gpt2-{self._config.stack}" in {repository["repository_id"] for repository in answer.repositories}
 
     def _check_accounts(self) -> None:
-        """Raise RunError if nobody has made the accounts, which in a stack with a pipeline only an owner does."""
-        email = account_email(self._config, "master")
+        """Raise RunError if no owner has bootstrapped this stack. Its pipeline's accounts come from nowhere else."""
+        email = account_email(self._config, "deploy")
         try:
             serviceaccount.get_account(account_id=email, project=self._config.project, opts=self._options)
         except Exception as error:

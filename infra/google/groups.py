@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 from infra.fleet.boot_image import CONTAINER_OPTIMIZED, DEEP_LEARNING, image_project
 from infra.fleet.deadline import HOUR
 from infra.fleet.fleet import Fleet, RoleMachines
+from infra.google.controller import job_path
 from infra.google.zones import LaunchZones
 from infra.inputs import docker
 from infra.stack.config import StackConfig
@@ -52,7 +53,6 @@ class Group:
     current: bool  # whether the run is in this zone
     required: int  # the fewest running machines with which the run takes a step
     flex_start: bool
-    deadline: str  # the scheduler job that resizes the group to zero
     template: Template  # machines.py adds what other resources decide
 
     @property
@@ -65,13 +65,6 @@ class Group:
         """The number of machines that the group should have."""
         return self.count if self.current else 0
 
-    def resize_url(self, config: StackConfig) -> str:
-        """Return the address of the REST call that resizes the group to zero."""
-        return (
-            f"https://compute.googleapis.com/compute/v1/projects/{config.project}/regions/{config.region}"
-            f"/instanceGroupManagers/{self.name}/resize?size=0"
-        )
-
 
 def groups(config: StackConfig, fleet: Fleet, job: JobSpec, zones: LaunchZones, hours: float) -> list[Group]:
     """Describe the groups of a run, role by role, master first; the groups of a role in the order of the zones.
@@ -80,7 +73,7 @@ def groups(config: StackConfig, fleet: Fleet, job: JobSpec, zones: LaunchZones, 
     """
     described = []
     for machines in fleet.roles:
-        template = template_arguments(config, fleet, job, machines, hours)
+        template = template_arguments(config, job, machines, hours)
         described += _role_groups(config, job, zones, machines, template)
     return described
 
@@ -97,7 +90,8 @@ def _role_groups(
     described = []
     for group_zones in [(zone,) for zone in zones.candidates] if zones.current else [zones.candidates]:
         # A change of any of these is another group; the number of machines is not among them.
-        identity = [job.run, job.launch, group_zones, config.file.limits.max_hours, template]
+        limits = config.file.limits
+        identity = [job.run, job.launch, group_zones, limits.max_hours, limits.max_cost_usd, template]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         described.append(
             Group(
@@ -108,16 +102,13 @@ def _role_groups(
                 current=zones.current in ("", *group_zones),
                 required=config.file.training_input.min_workers if role == "worker" else machines.count,
                 flex_start=machines.flex_start,
-                deadline=f"gpt2-{config.stack}-{role}-deadline",
                 template=template,
             )
         )
     return described
 
 
-def template_arguments(
-    config: StackConfig, fleet: Fleet, job: JobSpec, machines: RoleMachines, hours: float
-) -> Template:
+def template_arguments(config: StackConfig, job: JobSpec, machines: RoleMachines, hours: float) -> Template:
     """Return the machines of a role, as far as the stack file decides them."""
     role, number = machines.role, machines.accelerators
     settings = config.file.machines
@@ -140,7 +131,7 @@ def template_arguments(
     if project == DEEP_LEARNING and number:
         metadata["install-nvidia-driver"] = "True"  # has no effect on images that have the driver
     if role == "master":
-        metadata["gpt2-scale-down"] = ",".join(_jobs(config, fleet))
+        metadata["gpt2-controller"] = job_path(config, job)
     boot_disk: compute.RegionInstanceTemplateDiskArgsDict = {
         "source_image": f"projects/{project}/global/images/family/{image_family}",
         "boot": True,
@@ -211,10 +202,3 @@ def scheduling(machines: RoleMachines, hours: float) -> compute.RegionInstanceTe
             "max_run_duration": {"seconds": int(hours * HOUR)},
         }
     return {**common, "provisioning_model": "STANDARD", "preemptible": False}
-
-
-def _jobs(config: StackConfig, fleet: Fleet) -> list[str]:
-    """Return the full names of the scheduler's jobs in the order in which the master runs them, its own last."""
-    roles = [machines.role for machines in (*fleet.roles[1:], fleet.master)]
-    start = f"projects/{config.project}/locations/{config.region}/jobs"
-    return [f"{start}/gpt2-{config.stack}-{role}-deadline" for role in roles]

@@ -1,8 +1,8 @@
-"""Give each role a service account with its rights, and one more account, the reaper, which may resize groups.
+"""Give each role a service account with its rights, and one to the controller, which may resize groups.
 
 Grants on a bucket or a repository are declared with it, in storage.py and image.py; these are the grants that Google
 has for whole projects only. Resizing cannot be granted for one group, so no machine may do it: the master may run the
-scheduler's jobs, which resize the groups to zero with the reaper's account.
+scheduler's job, which starts the controller, and the controller resizes the groups by its own account.
 
 In a stack with a pipeline an owner declares all of this (access.py), and `up` knows the accounts by their names.
 """
@@ -18,7 +18,9 @@ from trainer.contract.spec import Role
 
 MACHINE_ROLES = ("roles/logging.logWriter", "roles/monitoring.metricWriter")
 RUN_JOBS = ["cloudscheduler.jobs.run"]
-RESIZE = ["compute.instanceGroupManagers.update"]
+# Look at the groups and their machines, resize them, and pause the job that starts the controller.
+CONTROL = ["compute.instanceGroupManagers.get", "compute.instanceGroupManagers.update", "cloudscheduler.jobs.pause"]
+CONTROLLER_ROLES = ("roles/logging.logWriter", "roles/workflows.invoker")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ def account_email(config: StackConfig, name: str) -> str:
 
 
 class Identity(pulumi.ComponentResource):
-    """The service accounts of the machines and of the scheduler's jobs, and what they may do in the project."""
+    """The service accounts of the machines and of the controller, and what they may do in the project."""
 
     machines: dict[Role, Account]
-    reaper: Account
+    controller: Account  # of the workflow, and of the job that starts it
 
     def __init__(
         self,
@@ -69,9 +71,11 @@ class Identity(pulumi.ComponentResource):
             account = self.machines[role] = self._account(role, f"{role} of the stack {config.stack}")
             for granted in MACHINE_ROLES:
                 self._grant(f"{role}-{granted.rpartition('.')[2]}", granted, account)
-        self.reaper = self._account("reaper", f"ends the machines of the stack {config.stack}")
+        self.controller = self._account("controller", f"ends the machines of the stack {config.stack}")
+        for granted in CONTROLLER_ROLES:
+            self._grant(f"controller-{granted.rpartition('.')[2]}", granted, self.controller)
         self._custom("runner", "Runs scheduler jobs", RUN_JOBS, self.machines["master"])
-        self._custom("reaper", "Resizes instance groups", RESIZE, self.reaper)
+        self._custom("controller", "Ends and moves machines", CONTROL, self.controller)
         self.register_outputs({})
 
     def _account(self, name: str, display_name: str) -> Account:

@@ -10,7 +10,7 @@ import pulumi_docker_build as docker_build
 from pulumi_gcp import artifactregistry
 
 from infra.google.identity import Identity
-from infra.google.retained import image_name, repository_settings
+from infra.google.retained import image_name, repository_settings, run_image
 from infra.google.retained import repository as repository_name
 from infra.stack.config import StackConfig
 from trainer.contract.spec import JobSpec
@@ -38,7 +38,7 @@ class Image(pulumi.ComponentResource):
             "repository",
             repository_id=f"gpt2-{config.stack}",
             location=config.region,
-            **repository_settings(config.stack),
+            **repository_settings(config.stack, run_image(config, job)),
             opts=pulumi.ResourceOptions(parent=self, retain_on_delete=keep, import_=full),
         )
         for role, account in identity.machines.items():
@@ -54,7 +54,8 @@ class Image(pulumi.ComponentResource):
             self.reference = pulumi.Output.from_input(config.file.image)
             if not config.file.image.startswith(f"{image_name(config)}@"):
                 pulumi.log.warn(
-                    "image: is not in this stack's repository; its accounts need roles/artifactregistry.reader there",
+                    "image: is not in this stack's repository; grant its accounts roles/artifactregistry.reader there,"
+                    " and again after a destroy and `up`, which makes new accounts of the same names",
                     self,
                 )
         else:

@@ -1,11 +1,12 @@
 """Show a run in Google's console and send alerts: a dashboard, a count of preemptions, three alert policies.
 
 Loss, speed and progress are the trainer's own metrics (trainer/machine/cloud_metrics.py). Their descriptors belong to
-the whole project. An alert cannot name a metric that does not exist, so this module declares them; they are never
-deleted.
+the whole project and are never deleted. They are declared for their units and descriptions, which Google would make up
+at the first point.
 """
 
 import json
+import re
 from typing import Any
 
 import pulumi
@@ -60,7 +61,7 @@ class MetricDescriptors(pulumi.ComponentResource):
         ]
         logging.Metric(
             "preempted",
-            name=_log_metric(self._config),
+            name=_log_metric(self._config.stack),
             description="Machines that Google took back",
             filter=" AND ".join(filters),
             metric_descriptor={"metric_kind": "DELTA", "value_type": "INT64", "unit": "1"},
@@ -71,8 +72,7 @@ class MetricDescriptors(pulumi.ComponentResource):
 class Alerts(pulumi.ComponentResource):
     """The dashboard, the alerts, and the e-mail channel that gets them.
 
-    It is declared last: Google may take minutes to know a new metric, and refuses an alert on one that it does not know
-    yet. By then the machines are there, and another `up` adds the alert.
+    It is declared last, so that whatever Google refuses here does not keep machines from being made.
     """
 
     def __init__(self, config: StackConfig, opts: pulumi.ResourceOptions):
@@ -89,34 +89,23 @@ class Alerts(pulumi.ComponentResource):
             )
             self._channels = [channel.name]
         monitoring.Dashboard("dashboard", dashboard_json=json.dumps(dashboard(config)), opts=self._child)
-        stalled = f"no step for {STALLED // 60} minutes"
-        self._alert("stalled", stalled, _own(config, metric_names.SECONDS_SINCE_STEP), STALLED)
-        self._alert("failed", "the run has failed", _own(config, metric_names.FAILED), 0)
-        often = f"more than {OFTEN} machines were preempted within an hour"
-        self._alert("preempted", often, _preemptions(config), OFTEN, hourly=True)
+        for name, (title, query) in alerts(config.stack).items():
+            self._alert(name, title, query)
         self.register_outputs({})
 
-    def _alert(
-        self,
-        name: str,
-        title: str,
-        series: str,
-        above: float,
-        hourly: bool = False,
-    ) -> None:
-        """Declare an alert for when a series is above a value; with `hourly`, when its sum over an hour is."""
-        aligner = {"alignment_period": "60s", "per_series_aligner": "ALIGN_MAX"}
-        if hourly:
-            aligner = {"alignment_period": "3600s", "per_series_aligner": "ALIGN_DELTA"}
-            aligner["cross_series_reducer"] = "REDUCE_SUM"
+    def _alert(self, name: str, title: str, query: str) -> None:
+        """Declare an alert for when a PromQL query returns anything.
+
+        For ten minutes Google refuses an alert on a new metric, unless its condition is in PromQL and says that the
+        metric may be missing. Neither time is one that Google fills in or leaves out of its answer.
+        """
         condition: Any = {
             "display_name": title,
-            "condition_threshold": {
-                "filter": series,
-                "comparison": "COMPARISON_GT",
-                "threshold_value": above,
-                "duration": "0s",
-                "aggregations": [aligner],
+            "condition_prometheus_query_language": {
+                "query": query,
+                "duration": "60s",
+                "evaluation_interval": "60s",
+                "disable_metric_validation": True,
             },
         }
         monitoring.AlertPolicy(
@@ -133,13 +122,44 @@ class Alerts(pulumi.ComponentResource):
         )
 
 
-def _log_metric(config: StackConfig) -> str:
-    return f"gpt2-{config.stack}-preempted"
+def alerts(stack: str) -> dict[str, tuple[str, str]]:
+    """Return the title and the PromQL query of each of a stack's alerts, by its name."""
+    own = {"monitored_resource": metric_names.RESOURCE, "namespace": stack}
+    waiting, failed = (_series(kind, own) for kind in (metric_names.SECONDS_SINCE_STEP, metric_names.FAILED))
+    preempted = _series(_log_metric_type(stack), {"monitored_resource": "gce_instance"})
+    return {
+        "stalled": (f"no step for {STALLED // 60} minutes", f"{waiting} > {STALLED}"),
+        # The master writes the 1 once and leaves.
+        "failed": ("the run has failed", f"max_over_time({failed}[10m]) > 0"),
+        "preempted": (
+            f"more than {OFTEN} machines were preempted within an hour",
+            f"sum(increase({preempted}[1h])) > {OFTEN}",
+        ),
+    }
+
+
+def _series(kind: str, labels: dict[str, str]) -> str:
+    """Return PromQL's selector of a metric's series: the first slash becomes a colon, other signs underscores.
+
+    https://docs.cloud.google.com/monitoring/promql/promql-mapping
+    """
+    domain, _, path = kind.partition("/")
+    name = ":".join(re.sub(r"[^a-zA-Z0-9_]", "_", part) for part in (domain, path))
+    matchers = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return f"{name}{{{matchers}}}"
+
+
+def _log_metric(stack: str) -> str:
+    return f"gpt2-{stack}-preempted"
+
+
+def _log_metric_type(stack: str) -> str:
+    return f"logging.googleapis.com/user/{_log_metric(stack)}"
 
 
 def _preemptions(config: StackConfig) -> str:
     """Return a filter for the count of preemptions, whose resource is the VM that Docker's log driver writes for."""
-    return f'metric.type="logging.googleapis.com/user/{_log_metric(config)}" AND resource.type="gce_instance"'
+    return f'metric.type="{_log_metric_type(config.stack)}" AND resource.type="gce_instance"'
 
 
 def _own(config: StackConfig, kind: str) -> str:
@@ -166,5 +186,8 @@ def dashboard(config: StackConfig) -> dict[str, Any]:
             }
         }
         chart = {"title": title, "xyChart": {"dataSets": [{"timeSeriesQuery": query, "plotType": "LINE"}]}}
-        tiles.append({"xPos": 24 * (i % 2), "yPos": 16 * (i // 2), "width": 24, "height": 16, "widget": chart})
+        place = {"xPos": 24 * (i % 2), "yPos": 16 * (i // 2)}
+        # Google leaves a 0 out of its answer, and the provider takes a missing key for a change.
+        given = {key: value for key, value in place.items() if value}
+        tiles.append({**given, "width": 24, "height": 16, "widget": chart})
     return {"displayName": f"gpt2-{config.stack}", "mosaicLayout": {"columns": 48, "tiles": tiles}}

@@ -91,6 +91,15 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
             yield Right(bucket, READ, Objects(tuple(dict.fromkeys(folders)), tuple(dict.fromkeys(files))))
 
 
+def controller_rights(config: StackConfig, job: JobSpec) -> Iterator[Right]:
+    """Yield the rights that the controller needs: it reads the records of a launch, and writes where the run is."""
+    run, launch = job.run, job.launch
+    placement = paths.placement(run, launch)
+    yield Right(config.bucket, WRITE, Objects(files=(placement,)))
+    records = (paths.CURRENT, paths.launch(run, launch), paths.end(run, launch), placement)
+    yield Right(config.bucket, READ, Objects(files=records))
+
+
 def grant(
     name: str, bucket: storage.Bucket, right: Right, member: pulumi.Input[str], opts: pulumi.ResourceOptions
 ) -> None:

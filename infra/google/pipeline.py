@@ -20,9 +20,12 @@ DEPLOYER_ROLES = (
     "roles/compute.instanceAdmin.v1",
     "roles/compute.networkAdmin",
     "roles/compute.securityAdmin",
+    "roles/compute.viewer",
+    "roles/iam.serviceAccountViewer",
     "roles/logging.configWriter",
     "roles/monitoring.editor",
     "roles/serviceusage.serviceUsageConsumer",
+    "roles/workflows.editor",
 )
 PREVIEWER_ROLES = (
     "roles/artifactregistry.reader",
@@ -33,6 +36,7 @@ PREVIEWER_ROLES = (
     "roles/logging.viewer",
     "roles/monitoring.viewer",
     "roles/serviceusage.serviceUsageConsumer",  # a budget's questions are charged to the project
+    "roles/workflows.viewer",
 )
 BUCKETS = ["storage.buckets.create", "storage.buckets.list"]  # these cannot be limited to a bucket's name
 
@@ -115,7 +119,7 @@ class Pipeline(pulumi.ComponentResource):
             member = pulumi.Output.concat("principalSet://iam.googleapis.com/", pool.name, f"/attribute.account/{job}")
             self._on_account(f"{name}-login", account.name, "roles/iam.workloadIdentityUser", member)
         self._deployer(deployer, role_id, [pool, provider])
-        for name, handed in (*identity.machines.items(), ("reaper", identity.reaper)):
+        for name, handed in (*identity.machines.items(), ("controller", identity.controller)):
             full = pulumi.Output.concat(f"projects/{config.project}/serviceAccounts/", handed.email)
             self._on_account(f"deployer-acts-as-{name}", full, "roles/iam.serviceAccountUser", deployer.member)
         self._previewer(previewer)

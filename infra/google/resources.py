@@ -5,7 +5,7 @@ import json
 import pulumi
 import pulumi_gcp as gcp
 
-from infra.fleet.deadline import kept_hours, termination_time
+from infra.fleet.deadline import kept_hours, launch_hours, termination_time
 from infra.fleet.fleet import Fleet
 from infra.google import availability
 from infra.google.existing import find_existing
@@ -68,14 +68,16 @@ def declare_resources(
         "job", buckets.artifacts, paths.job(job.run), _asset(job.to_json()), "application/json", everything
     )
     current = {"run": job.run, "launch": job.launch}
-    # A master whose run was replaced reads this before it runs the scheduler's jobs, which then end the next run.
+    # A master whose run was replaced reads this and leaves the rest to `up`; the controller no longer moves it.
     pointer = buckets.put("current", buckets.artifacts, paths.CURRENT, _asset(current), "application/json", [declared])
     hours = kept_hours(config.file.limits, fleet, existing.launched)
     written = pulumi.ResourceOptions(parent=parent, depends_on=[declared, pointer, buckets])
     launch = Launch(config, hours, zones, job, written)
     planned = groups(config, fleet, job, zones, hours)
-    guard = Guard(config, fleet, launch, planned, identity, after(services, pointer))
-    ends = launch.started.apply(lambda started: termination_time(started, config.file.limits.max_hours))
+    # More workers spend maxCostUsd earlier, which only the controller heeds: another date would be other machines.
+    lasts = min(hours, launch_hours(config.file.limits, fleet))
+    guard = Guard(config, job, launch, lasts, planned, identity, after(services, pointer))
+    ends = launch.started.apply(lambda started: termination_time(started, hours))
     # A machine reads its image, its job and its bucket as soon as it boots, and must not run without a guard.
     ready = after(identity, network, buckets, image, launch, guard, *_placement(config, after(services)))
     machines = [

@@ -17,6 +17,8 @@ APIS = (
     "logging",
     "monitoring",
     "storage",
+    "workflowexecutions",
+    "workflows",
 )
 PIPELINE_APIS = ("iamcredentials", "sts")  # a job trades GitHub's token for Google's, and that for an account's
 

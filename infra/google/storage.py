@@ -7,7 +7,7 @@ import pulumi
 from pulumi_gcp import storage
 
 from infra.google.identity import Identity
-from infra.google.object_rights import WRITE, grant, machine_rights
+from infra.google.object_rights import WRITE, controller_rights, grant, machine_rights
 from infra.google.retained import bucket_settings
 from infra.inputs import docker
 from infra.inputs.google import VOCABULARY_FILES
@@ -44,6 +44,9 @@ class Buckets(pulumi.ComponentResource):
                 )
                 verb = "write" if right.role == WRITE else "read"
                 grant(f"{role}-{name}-{verb}-grant", bucket, right, account.member, self._child)
+        for right in controller_rights(config, job):
+            verb = "write" if right.role == WRITE else "read"
+            grant(f"controller-artifacts-{verb}-grant", self.artifacts, right, identity.controller.member, self._child)
         self._warn_of_other_buckets(job, identity)
         self._put_inputs(inputs)
         self.register_outputs({})
@@ -68,7 +71,8 @@ class Buckets(pulumi.ComponentResource):
             accounts = [f"gpt2-{self._config.stack}-{role}@{self._config.project}" for role in identity.machines]
             pulumi.log.warn(
                 f"gs://{bucket} does not belong to this stack; grant roles/storage.objectViewer on it to"
-                f" {', '.join(f'{account}.iam.gserviceaccount.com' for account in accounts)}",
+                f" {', '.join(f'{account}.iam.gserviceaccount.com' for account in accounts)}, and again after a destroy"
+                " and `up`, which makes new accounts of the same names",
                 self,
             )
 

@@ -12,7 +12,7 @@ from typing import Any
 import pulumi
 
 from infra.fleet.catalog import ACCELERATORS
-from infra.fleet.fleet import Fleet, RoleMachines
+from infra.fleet.fleet import Fleet, RoleMachines, may_move, spans_zones
 from infra.stack.config import StackConfig
 from trainer.gcloud.api import ApiError, GoogleApi
 from trainer.runs.placement import Launched, Placement
@@ -36,11 +36,6 @@ class LaunchZones:
     def first(self) -> str:
         """The zone in which the launch began; empty if one group spans all candidates."""
         return self.candidates[0] if self.current else ""
-
-
-def spans_zones(config: StackConfig, fleet: Fleet) -> bool:
-    """Return whether one group takes the run's machine from any zone. A reservation is in one zone."""
-    return fleet.size == 1 and len(fleet.zones) > 1 and config.file.machines.reservation is None
 
 
 def zones_of_launch(
@@ -67,19 +62,11 @@ def zones_of_launch(
         return LaunchZones(fleet.zones, "")
     known = [zone for zone in launched.zones if zone in fleet.zones] if launched else []
     if not known:
-        chosen = _ranked(config, fleet, parent, left, connect)[: _most(config, fleet)]
+        most = MOST_ZONES if may_move(config, fleet) else 1
+        chosen = _ranked(config, fleet, parent, left, connect)[:most]
         return LaunchZones(tuple(chosen), chosen[0])
     now = placement.zone if placement else ""
     return LaunchZones(tuple(known), now if now in known else known[0])
-
-
-def _most(config: StackConfig, fleet: Fleet) -> int:
-    """Return the number of zones that get groups: one for a run that cannot move.
-
-    A reservation is in one zone, and machines that wait in a queue (flex-start) would lose their place in it.
-    """
-    waits = any(machines.flex_start for machines in fleet.roles)
-    return 1 if waits or config.file.machines.reservation is not None else MOST_ZONES
 
 
 def _ranked(

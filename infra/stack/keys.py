@@ -120,15 +120,17 @@ class MachineSettings(options.Strict):
     )
     zones: list[str] = Field(
         [],
-        description="Zones of gcp:region to run in. A run lives in one zone, and each launch takes the next. By default"
-        " all zones that are known to have the machines.",
+        description="Zones of gcp:region to run in. All machines of a run share a zone. It is the one where Google"
+        " likely has them, and the run moves by itself when they do not come. By default all zones that are known to"
+        " have the machines.",
     )
     reservation: str | None = Field(
         None, description="The name of a reservation whose machines master and workers use."
     )
     flex_start: bool = Field(
         False,
-        description="Wait for capacity, which is then there for at most 7 days. Only for machines with GPUs built in.",
+        description="Wait in Google's queue for machines, which may take days; they then run for at most 7 days. Only"
+        " for machines with GPUs built in.",
     )
     compact_placement: bool = Field(
         False,
@@ -216,7 +218,7 @@ class StackFile(options.Strict):
         ge=1,
         le=1_000_000,
         description="Raise it by one to start a run again that FAILED or was STOPPED: it continues from its newest"
-        " checkpoint. On Google Cloud it also takes the next zone.",
+        " checkpoint. On Google Cloud it also takes another zone.",
     )
     machines: MachineSettings = Field(
         MachineSettings(), description="Google Cloud only: what the machines have in common. A change replaces them."

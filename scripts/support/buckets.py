@@ -10,7 +10,7 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.cloud import storage as gcs
 
-from infra.google.retained import as_json, bucket_settings
+from infra.google.retained import as_json, bucket_settings, stack_labels
 from infra.stack.config import StackConfig
 from scripts.support.common import UserError
 from trainer.contract.errors import first_line
@@ -22,12 +22,16 @@ CHUNK_BYTES = 16 * 1024 * 1024
 def ensure_bucket(config: StackConfig) -> bool:
     """Make a stack's data bucket unless it exists, and return whether it was made.
 
-    `pulumi up` adopts the bucket later, so it gets exactly the settings that the stack declares. Raise UserError if it
-    cannot be made.
+    It gets the settings and labels that the stack declares, so that `pulumi up`, which adopts it later, has nothing to
+    change. Raise UserError if it cannot be made.
     """
     url, project = config.data_bucket, config.project
     settings = bucket_settings(config.region)
-    remedy = f"this account needs roles/storage.admin on project {project}, which needs billing"
+    # To somebody else's bucket Google answers 403, which says nothing about whose it is.
+    remedy = (
+        f"this account needs roles/storage.admin on project {project}, which needs billing; with both, the bucket is"
+        " another project's: rename the stack"
+    )
     with _for_people(f"make {url}", remedy):
         client = gcs.Client(project=project)
         if client.lookup_bucket(url.removeprefix("gs://")) is not None:
@@ -40,7 +44,7 @@ def ensure_bucket(config: StackConfig) -> bool:
             "retention_duration_seconds"
         ]
         bucket.lifecycle_rules = as_json(settings["lifecycle_rules"])
-        bucket.labels = {"gpt2-stack": config.stack, "goog-pulumi-provisioned": "true"}  # as the provider sets them
+        bucket.labels = stack_labels(config.stack)
         client.create_bucket(bucket, location=settings["location"])
         return True
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from infra.fleet.fleet import Fleet, resolve_fleet
+from infra.fleet.fleet import Fleet, may_move, resolve_fleet, spans_zones
 from infra.stack.config import StackConfig
 from trainer.contract.spec import Role
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -44,9 +44,11 @@ class Stack:
 
     name: str
     launch: int
-    zones: tuple[str, ...]  # that its launches take in turn
+    zones: tuple[str, ...]  # where it may be
     machines: dict[Role, str]  # such as "n1-highmem-16 with nvidia-tesla-t4"
     flex_start: bool = False
+    spans: bool = False  # one group takes the machine from any zone
+    moves: bool = False  # the controller moves the run
 
 
 def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
@@ -57,28 +59,42 @@ def stack_of(config: StackConfig, fleet: Fleet, launch: int) -> Stack:
         if machines.attached:
             number = f"{machines.accelerators} " if machines.accelerators > 1 else ""
             machine_names[machines.role] += f" with {number}{machines.accelerator}"
-    return Stack(config.stack, launch, fleet.zones, machine_names, config.file.machines.flex_start)
+    return Stack(
+        config.stack,
+        launch,
+        fleet.zones,
+        machine_names,
+        flex_start=config.file.machines.flex_start,
+        spans=spans_zones(config, fleet),
+        moves=may_move(config, fleet),
+    )
 
 
 def explain(stack: Stack, groups: list[InstanceGroup], heard: Collection[str], now: float) -> list[str]:
     """Return a line for each cause: what is missing, why, what to do. heard: names of machines that reported."""
     if not groups:
         return ["Google has no group of machines for this stack yet; `pulumi up` makes them"]
-    return [line for group in groups for line in _group(stack, group, heard, now)]
+    lines = []
+    for role in dict.fromkeys(group.role for group in groups):
+        # A role has a group in each zone where the run may be, and only those where it is have machines.
+        wanted = [group for group in groups if group.role == role and group.size]
+        if not wanted:
+            fix = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to continue"
+            lines.append(f"{role}: its groups have size 0: the deadline, the end of the run or a person set it; {fix}")
+        lines += [line for group in wanted for line in _group(stack, group, heard, now)]
+    return lines
 
 
 def _group(stack: Stack, group: InstanceGroup, heard: Collection[str], now: float) -> list[str]:
-    if group.size == 0 and stack.flex_start:
-        return [f"{group.role}: waits for capacity (machines.flexStart), which may take days; `pulumi destroy` ends it"]
-    if group.size == 0:
-        fix = f"raise gpt2-training:launch to {stack.launch + 1} and run `pulumi up` to continue"
-        return [f"{group.role}: its group has size 0: its deadline, the end of the run or a person set it; {fix}"]
     up = [i for i in group.instances if i.get("instanceStatus") == "RUNNING"]
     silent = [i for i in up if _machine(group, i) not in heard]
     lines = []
     if len(up) < group.size:
         causes = _causes(stack, group, now)
         progress = f"{len(up)} of {group.size} machines run, Google is making the rest"
+        if stack.flex_start:
+            queue = "the rest waits for capacity (machines.flexStart), which may take days; `pulumi destroy` ends it"
+            progress = f"{len(up)} of {group.size} machines run, {queue}"
         lines += [f"{group.role}: {cause}" for cause in causes] or [f"{group.role}: {progress}"]
     if silent:
         lines.append(
@@ -131,18 +147,18 @@ def _cause(stack: Stack, group: InstanceGroup, error: Json) -> tuple[str, str]:
 def _stockout(stack: Stack, group: InstanceGroup, message: str, details: list[Json]) -> tuple[str, str]:
     metadata: Json = next((d["errorInfo"].get("metadatas", {}) for d in details if d.get("errorInfo")), {})
     named = re.search(r"zones/([a-z0-9-]+)", message) or re.search(r"in the ([a-z]+-[a-z]+\d-[a-z]) zone", message)
-    number = len(stack.zones)
-    launch_zone = stack.zones[(stack.launch - 1) % number] if number else "of the run"
-    zone = metadata.get("zone") or (named.group(1) if named else launch_zone)
+    zone = metadata.get("zone") or (named.group(1) if named else "of the run")
     machine = stack.machines.get(group.role) or metadata.get("vmType", "such machine")
     others = metadata.get("zonesAvailable", "").replace(",", ", ")
     others = f" (Google names {others} instead)" if others else ""
-    raised = f"gpt2-training:launch to {stack.launch + 1}"
-    if number > 1:
-        fix = f"raise {raised} to take the next zone, {stack.zones[stack.launch % number]}"
+    if stack.spans:
+        onward = f"Google keeps trying in {', '.join(stack.zones)}"
+    elif stack.moves:
+        onward = "Google keeps trying, and the run moves to another zone if this lasts"
     else:
-        fix = f"add another zone to gpt2-training:machines.zones and raise {raised}"
-    return f"stockout {zone}", f"zone {zone} has no {machine} now{others}; Google keeps trying, or {fix}"
+        raised = f"raise gpt2-training:launch to {stack.launch + 1}"
+        onward = f"Google keeps trying, or add another zone to gpt2-training:machines.zones and {raised}"
+    return f"stockout {zone}", f"zone {zone} has no {machine} now{others}; {onward}"
 
 
 def _quota(message: str, details: list[Json]) -> tuple[str, str]:

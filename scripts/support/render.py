@@ -9,6 +9,7 @@ from rich.text import Text
 
 from scripts.support.curve import loss_curve, sparkline
 from scripts.support.run_files import Snapshot, WatchedMachine, perplexity
+from scripts.support.whereabouts import whereabouts
 from trainer.contract.options import Sweep
 from trainer.contract.settings import written
 from trainer.contract.wording import duration, printable
@@ -25,7 +26,6 @@ STATE_STYLES: dict[State, str] = {
     "STOPPED": "bold yellow",
 }
 MACHINE_STYLES = {"running": "green", "finished": "green", "failed": "red", "restarting": "yellow", "stopped": "yellow"}
-LATE = 15.0  # seconds without a heartbeat that are worth a colour
 LOG_LINES = 6
 
 
@@ -131,7 +131,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
     absent = [] if snapshot.final else snapshot.missing
     shown = snapshot.machines
     if len(shown) + len(absent) > most:  # show machines with problems first
-        shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and m.age <= LATE)
+        shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and not m.late)
     rows = [_machine_row(m, restarts, wide, snapshot.final) for m in shown]
     rows += [[name, Text("not there yet", "dim")] for name in absent]
     if len(rows) > most:
@@ -144,7 +144,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
 
 def _machine_row(machine: WatchedMachine, restarts: bool, wide: bool, final: bool) -> list[Text | str]:
     status = machine.status
-    late = machine.at_work and machine.age > LATE and not final
+    late = machine.late and not final
     row: list[Text | str] = [
         status.name,
         Text(status.state, MACHINE_STYLES.get(status.state, "blue")),
@@ -202,6 +202,8 @@ def picture(snapshot: Snapshot, width: int, height: int, note: str = "") -> Grou
     reason = snapshot.status.reason if snapshot.status else "waiting for the first machine"
     if reason:
         parts.append(_line(reason, STATE_STYLES[snapshot.state].removeprefix("bold ")))
+    where = whereabouts(snapshot)
+    parts += [_line(part, "yellow" if part.startswith("waits") else "dim") for part in where[:1] + where[1:][-2:]]
     folded = [part for line in note.splitlines() for part in _folded(line, width)]
     parts += [_line(part, "yellow") for part in folded[: max(height // 3, 1)]]
     # Progress; for a sweep, its trials and the present trial.

@@ -16,6 +16,7 @@ from trainer.contract import paths
 from trainer.contract.options import Strict
 from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs.metrics_reader import MetricsReader
+from trainer.runs.placement import Launched, Placement, placement_of
 from trainer.runs.records import FINAL_STATES, MachineStatus, Record, State, Status
 from trainer.runs.trials import Trial, current_trial, read_trials
 from trainer.storage.base import Entry, Storage
@@ -32,7 +33,8 @@ class UnreadableRun(Exception):
 class Patience:
     """The seconds without a sign of life that are normal."""
 
-    heartbeat: float  # since a machine was last heard; on gs:// it also covers clocks that differ
+    late: float  # since a machine was last heard: three heartbeats are missing, which is worth a word
+    heartbeat: float  # likewise, until it is taken for gone; on gs:// it also covers clocks that differ
     boot: float  # from the declaration of a run to the first heartbeat
     watched: float  # since the watch began: an `up` that changed no file may have started machines just now
     step: float  # between two steps, unless they take long
@@ -40,8 +42,8 @@ class Patience:
 
 # Here, machines are processes. On Google Cloud a preempted machine comes back by itself within minutes.
 PATIENCE = {
-    "file": Patience(heartbeat=60, boot=30, watched=10, step=60),
-    "gs": Patience(heartbeat=600, boot=900, watched=300, step=180),
+    "file": Patience(late=15, heartbeat=60, boot=30, watched=10, step=60),
+    "gs": Patience(late=60, heartbeat=600, boot=900, watched=300, step=180),
 }
 
 
@@ -51,6 +53,7 @@ class WatchedMachine:
 
     status: MachineStatus
     age: float  # seconds since the last heartbeat
+    late: bool = False  # it is at work, and should have been heard by now
 
     @property
     def at_work(self) -> bool:
@@ -75,6 +78,7 @@ class Snapshot:
     named: bool  # whether names are known before machines are heard
     there: int  # machines at work that were heard of late
     quiet: float | None  # seconds without a step, told only when they are too many
+    placement: Placement | None = None  # where the launch is, on Google Cloud
     trials: list[Trial] = field(default_factory=list)  # of a sweep: those that are over
     trial: "Snapshot | None" = None  # of a sweep: the one that is trained now
 
@@ -195,12 +199,20 @@ class RunFiles:
             named=self.named,
             there=working,
             quiet=None,
+            placement=self._placement(entries, spec.launch),
         )
         if spec.sweep is not None:
             trials = read_trials(self.storage, self.run)
             number = current_trial(self.storage, self.run, spec.launch, trials)
             snapshot = replace(snapshot, trials=trials, trial=None if snapshot.final else self._now(number))
         return replace(snapshot, quiet=self._quiet(snapshot))
+
+    def _placement(self, entries: dict[str, Entry], launch: int) -> Placement | None:
+        """Return where a launch is; None for a run on this machine."""
+        started, placed = (entries.get(path(self.run, launch)) for path in (paths.launch, paths.placement))
+        if started is None:
+            return None
+        return placement_of(self._parsed(Launched, started), self._parsed(Placement, placed) if placed else None)
 
     def _now(self, number: int) -> Snapshot | None:
         """Return the trial with that number, or None if it is not declared yet."""
@@ -252,7 +264,8 @@ class RunFiles:
                 # The first one is judged by its own clock, later ones by when they came: clocks may differ.
                 seen = min(machine.heartbeat, now) if beat is None else now
                 self._heard[machine.name] = machine.heartbeat, seen
-            machines.append(WatchedMachine(machine, now - seen))
+            watched = WatchedMachine(machine, now - seen)
+            machines.append(replace(watched, late=watched.at_work and watched.age > self.patience.late))
         order = {name: i for i, (name, _) in enumerate(spec.cluster.machines())}
         # Others than the declared ones are shown while they are there, and those that were there at the end of a run.
         since = now - status.updated if status and status.state in FINAL_STATES else 0.0

@@ -13,8 +13,36 @@ ZONES = {
     "europe-west1": ("b", "c", "d"),
     "europe-west4": ("a", "b", "c"),
 }
-MEMORY_GB = {"n1-standard": 3.75, "n1-highmem": 6.5, "n1-highcpu": 0.9}  # the memory of one vCPU
-N1_CPUS = (1, 2, 4, 8, 16, 32, 64, 96)
+# Of each family and kind of CPU machines: the memory of one vCPU, of which Google gives whole GB but for N1.
+MEMORY_GB = {
+    "n1-standard": 3.75,
+    "n1-highmem": 6.5,
+    "n1-highcpu": 0.9,
+    **{f"{family}-standard": 4.0 for family in ("e2", "n2", "n2d", "n4", "c3", "c3d")},
+    **{f"{family}-highmem": 8.0 for family in ("e2", "n2", "n2d", "n4", "c3", "c3d")},
+    "e2-highcpu": 1.0,
+    "n2-highcpu": 1.0,
+    "n2d-highcpu": 1.0,
+    "n4-highcpu": 2.0,
+    "c3-highcpu": 2.0,
+    "c4-standard": 3.75,
+    "c4-highmem": 7.75,
+    "c4-highcpu": 2.0,
+    "c4d-standard": 3.875,
+    "c4d-highmem": 7.875,
+    "c4d-highcpu": 1.875,
+}
+CPUS = {
+    "n1": (1, 2, 4, 8, 16, 32, 64, 96),
+    "e2": (2, 4, 8, 16, 32),
+    "n2": (2, 4, 8, 16, 32, 48, 64, 80, 96, 128),
+    "n2d": (2, 4, 8, 16, 32, 48, 64, 80, 96, 128, 224),
+    "n4": (2, 4, 8, 16, 32, 48, 64, 80),
+    "c3": (4, 8, 22, 44, 88, 176),
+    "c3d": (4, 8, 16, 30, 60, 90, 180, 360),
+    "c4": (2, 4, 8, 16, 24, 32, 48, 96, 144, 192, 288),
+    "c4d": (2, 4, 8, 16, 32, 48, 64, 96, 192, 384),
+}
 BUILT_IN = {  # each machine type with its vCPUs, GB, accelerator and count
     "g2-standard-4": (4, 16, "nvidia-l4", 1),
     "g2-standard-8": (8, 32, "nvidia-l4", 1),
@@ -31,7 +59,16 @@ BUILT_IN = {  # each machine type with its vCPUs, GB, accelerator and count
     "a2-ultragpu-1g": (12, 170, "nvidia-a100-80gb", 1),
     "a2-ultragpu-8g": (96, 1360, "nvidia-a100-80gb", 8),
     "a3-highgpu-1g": (26, 234, "nvidia-h100-80gb", 1),
+    "a3-highgpu-2g": (52, 468, "nvidia-h100-80gb", 2),
+    "a3-highgpu-4g": (104, 936, "nvidia-h100-80gb", 4),
     "a3-highgpu-8g": (208, 1872, "nvidia-h100-80gb", 8),
+    "a3-megagpu-8g": (208, 1872, "nvidia-h100-mega-80gb", 8),
+    "a3-ultragpu-8g": (224, 2952, "nvidia-h200-141gb", 8),
+    "a4-highgpu-8g": (224, 3968, "nvidia-b200", 8),
+    "g4-standard-48": (48, 180, "nvidia-rtx-pro-6000", 1),
+    "g4-standard-96": (96, 360, "nvidia-rtx-pro-6000", 2),
+    "g4-standard-192": (192, 720, "nvidia-rtx-pro-6000", 4),
+    "g4-standard-384": (384, 1440, "nvidia-rtx-pro-6000", 8),
 }
 ACCELERATORS = {  # each accelerator with its zones
     "nvidia-tesla-t4": {
@@ -58,6 +95,13 @@ ACCELERATORS = {  # each accelerator with its zones
         *("europe-west4-a", "europe-west4-b"),
     },
     "nvidia-a100-80gb": {"us-central1-a", "us-central1-c", "europe-west4-a"},
+    "nvidia-h100-mega-80gb": {"us-central1-a", "us-central1-b", "us-central1-c", "europe-west4-b", "europe-west4-c"},
+    "nvidia-h200-141gb": {"us-central1-b", "us-west1-c", "europe-west1-b", "europe-west4-a"},
+    "nvidia-b200": {"us-central1-b", "us-east1-b", "europe-west4-b"},
+    "nvidia-rtx-pro-6000": {
+        *("us-central1-b", "us-central1-f", "us-east1-b", "us-west1-b", "us-west1-c", "europe-west1-c"),
+        *("europe-west4-a", "europe-west4-b", "europe-west4-c"),
+    },
     "nvidia-h100-80gb": {"us-central1-a", "us-central1-b", "us-central1-c", "us-west1-a", "europe-west4-b"},
 }
 FAMILIES = {  # each project with its families, each of one image
@@ -74,14 +118,17 @@ FAMILIES = {  # each project with its families, each of one image
 }
 PLENTY = 1000.0
 REGION_QUOTAS = (
-    *("CPUS", "PREEMPTIBLE_CPUS", "A2_CPUS", "INSTANCES", "DISKS_TOTAL_GB", "SSD_TOTAL_GB", "IN_USE_ADDRESSES"),
+    *("CPUS", "PREEMPTIBLE_CPUS", "N2_CPUS", "N2D_CPUS", "C3_CPUS", "A2_CPUS", "E2_CPUS", "INSTANCES"),
+    *("DISKS_TOTAL_GB", "SSD_TOTAL_GB", "HDB_TOTAL_GB", "IN_USE_ADDRESSES"),
     *("NVIDIA_T4_GPUS", "NVIDIA_V100_GPUS", "NVIDIA_P100_GPUS", "NVIDIA_P4_GPUS", "NVIDIA_L4_GPUS"),
     *("NVIDIA_A100_GPUS", "NVIDIA_A100_80GB_GPUS"),
     *("PREEMPTIBLE_NVIDIA_T4_GPUS", "PREEMPTIBLE_NVIDIA_V100_GPUS", "PREEMPTIBLE_NVIDIA_P100_GPUS"),
     *("PREEMPTIBLE_NVIDIA_P4_GPUS", "PREEMPTIBLE_NVIDIA_L4_GPUS", "PREEMPTIBLE_NVIDIA_A100_GPUS"),
     "PREEMPTIBLE_NVIDIA_A100_80GB_GPUS",
 )
-QUOTA_FAMILIES = ("H100", "H100_MEGA", "H200", "B200")  # these GPUs have a quota with the family as a dimension
+# These GPUs have a quota with the family as a dimension, on demand; and one of their own for Spot and flex-start.
+QUOTA_FAMILIES = ("H100", "H100_MEGA", "H200", "B200", "RTX_PRO_6000")
+CPU_QUOTA_FAMILIES = ("C3D", "C4", "C4D", "N4")  # their vCPUs likewise
 PROJECT_QUOTAS = ("GPUS_ALL_REGIONS", "CPUS_ALL_REGIONS")
 
 
@@ -100,14 +147,16 @@ def machine(name: str, zone: str) -> tuple[int, float, str, int] | None:
     if name in BUILT_IN:
         cpus, memory, accelerator, count = BUILT_IN[name]
         return (cpus, memory, accelerator, count) if zone in ACCELERATORS[accelerator] else None
-    family, _, size = name.rpartition("-")
-    if family not in MEMORY_GB or not re.fullmatch(r"\d+", size) or int(size) not in N1_CPUS:
+    kind, _, size = name.rpartition("-")
+    family = name.partition("-")[0]
+    if kind not in MEMORY_GB or not re.fullmatch(r"\d+", size) or int(size) not in CPUS[family]:
         return None
-    return int(size), int(size) * MEMORY_GB[family], "", 0
+    memory = int(size) * MEMORY_GB[kind]
+    return int(size), memory if family == "n1" else float(int(memory)), "", 0
 
 
 def machines(zone: str) -> list[str]:
-    names = [*BUILT_IN, *(f"{family}-{size}" for family in MEMORY_GB for size in N1_CPUS)]
+    names = [*BUILT_IN, *(f"{family}-{size}" for family in MEMORY_GB for size in CPUS[family.partition("-")[0]])]
     return [name for name in names if machine(name, zone)]
 
 
@@ -118,10 +167,18 @@ def quotas_of(machine_type: str, zone: str, accelerators: dict[str, int], spot: 
     cpus, _, accelerator, count = known
     wanted = {**accelerators, **({accelerator: count} if accelerator else {})}
     prefix = "PREEMPTIBLE_" if spot else ""
-    needs: dict[str, float] = {f"{prefix}CPUS": cpus, "CPUS_ALL_REGIONS": cpus}
+    needs: dict[str, float] = {}
+    if not accelerator:  # with GPUs built in, no quota of CPUs is needed
+        family = machine_type.partition("-")[0].upper()
+        own = f"CPUS_PER_VM_FAMILY({family})" if family in CPU_QUOTA_FAMILIES else f"{family}_CPUS"
+        needs["PREEMPTIBLE_CPUS" if spot else "CPUS" if family in ("N1", "E2") else own] = cpus
+        needs["CPUS_ALL_REGIONS"] = cpus
     for kind, number in wanted.items():
-        metric = f"{prefix}{kind.upper().replace('-', '_').replace('NVIDIA_TESLA_', 'NVIDIA_')}_GPUS"
-        if metric in REGION_QUOTAS:  # newer kinds are only in Cloud Quotas
-            needs[metric] = number
+        model = re.sub("^(TESLA_)?", "", kind.removeprefix("nvidia-").upper().replace("-", "_"))
+        metric = f"{prefix}NVIDIA_{NEWER.get(model, model)}_GPUS"
+        needs[metric] = number
         needs["GPUS_ALL_REGIONS"] = needs.get("GPUS_ALL_REGIONS", 0) + number
     return needs
+
+
+NEWER = {"H100_80GB": "H100", "H100_MEGA_80GB": "H100_MEGA", "H200_141GB": "H200"}

@@ -37,6 +37,10 @@ class Clock:
     def now(self) -> float:
         return time.time() + self._ahead
 
+    def ahead(self) -> float:
+        """Return the seconds that this clock is before the real time."""
+        return self._ahead
+
     def set(self, epoch: float) -> None:
         """Set the time; it continues from there."""
         with self._changed:

@@ -27,9 +27,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.google_cloud import buckets, iam, images, names
-from tests.google_cloud.cloud import Cloud, CloudError, Fault
+from tests.google_cloud.answers import Json, answered
+from tests.google_cloud.cloud import Cloud, CloudError, Fault, Resource
 
-MOUNTED = ("compute", "login", "rest", "scheduler", "account")
+MOUNTED = ("compute", "login", "monitoring", "rest", "scheduler", "workflows", "account")
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,16 @@ def register(cloud: Cloud) -> list[Route]:
 
     def create(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
         ask = request.json()
-        return 200, cloud.create(ask["token"], ask["props"], ask["given"], ask["project"]).to_json()
+        return 200, _answer(cloud.create(ask["token"], ask["props"], ask["given"], ask["project"]))
 
     def read(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
         ask = request.json()
         found = cloud.read(ask["token"], ask["id"], ask["project"])
-        return 200, found.to_json() if found else None
+        return 200, _answer(found) if found else None
 
     def update(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
         ask = request.json()
-        found = cloud.update(ask["token"], ask["id"], ask["changed"], ask["removed"], ask["project"])
-        return 200, found.to_json()
+        return 200, _answer(cloud.update(ask["token"], ask["id"], ask["changed"], ask["removed"], ask["project"]))
 
     def delete(request: Request, match: "re.Match[str]") -> tuple[int, Any]:
         ask = request.json()
@@ -135,6 +135,11 @@ def register(cloud: Cloud) -> list[Route]:
         ("GET", "/images", pushed),
         ("POST", "/token", token),
     ]
+
+
+def _answer(found: Resource) -> Json:
+    """Return a resource for the plugin, as Google's answer has it."""
+    return {**found.to_json(), "state": answered(found.token, found.state)}
 
 
 def handler_for(routes: list[Route]) -> type[BaseHTTPRequestHandler]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.google_cloud import names
+from tests.google_cloud.answers import WITHOUT_ZEROS, without_zeros
 from tests.google_cloud.schema import ASSETS, SIGNATURE
 
 Json = dict[str, Any]
@@ -25,9 +26,13 @@ def changes(token: str, olds: Json, news: Json, ignored: tuple[str, ...] = ()) -
             continue
         default = names.VIRTUAL.get(key)
         old, new = olds.get(key, default), news.get(key, default)
+        if token.startswith(WITHOUT_ZEROS):
+            old, new = _without_nothing(old), _without_nothing(new)
         if key == "location" and isinstance(old, str) and isinstance(new, str) and old.upper() == new.upper():
             continue  # Google writes EU where people write eu
         replaces = key in REPLACES.get(token, ())
+        if key == "dashboardJson" and _same_dashboard(old, new):
+            continue
         for path, kind, replace in _changes(known.get(key, {}), old, new, key, replaces):
             if not any(path == i or path.startswith((f"{i}.", f"{i}[")) for i in ignored):
                 found[path] = f"{kind}_REPLACE" if replace else kind
@@ -68,6 +73,31 @@ def same(old: Any, new: Any) -> bool:
     if isinstance(old, list) and isinstance(new, list) and all(isinstance(i, str) for i in (*old, *new)):
         return sorted(old) == sorted(new) and names.UNKNOWN not in new
     return bool(old == new) and names.UNKNOWN not in json.dumps(new)
+
+
+def _same_dashboard(old: Any, new: Any) -> bool:
+    """Return whether Google has all that the program says; the provider forgives what Google adds.
+
+    google-beta/services/monitoring/resource_monitoring_dashboard.go, removeComputedKeys and DeepEqual.
+    """
+    if not isinstance(old, str) or not isinstance(new, str) or new == names.UNKNOWN:
+        return False
+    google, program = json.loads(old), json.loads(new)
+    return bool(_without_additions(google, program) == program)
+
+
+def _without_additions(google: Any, program: Any) -> Any:
+    if isinstance(google, dict) and isinstance(program, dict):
+        return {key: _without_additions(google[key], program[key]) for key in google if key in program}
+    if isinstance(google, list) and isinstance(program, list) and len(google) == len(program):
+        return [_without_additions(*pair) for pair in zip(google, program, strict=True)]
+    return google
+
+
+def _without_nothing(value: Any) -> Any:
+    """Return a value without its zeros: the provider sees no difference between a zero and nothing."""
+    cleaned = without_zeros(value)
+    return cleaned if isinstance(value, dict) and value else cleaned or None
 
 
 def _text(value: Any) -> str:

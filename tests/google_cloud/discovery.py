@@ -27,6 +27,8 @@ VERSIONS = {
     "monitoring": "v3",
     "serviceusage": "v1",
     "sts": "v1",
+    "workflowexecutions": "v1",
+    "workflows": "v1",
 }
 # Cloud Quotas has no document in the package: a server or caller of it must follow its reference, as rest.py does.
 UNDOCUMENTED = {"cloudquotas": "v1"}

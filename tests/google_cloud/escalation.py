@@ -1,7 +1,7 @@
 """The permissions by which an account can gain rights or become another one, and which of Google's roles have them.
 
 The roles are those that this project grants to the pipeline's accounts, and those that it must not. Their content is
-Google's as of 2026-11 (github.com/iann0036/iam-dataset, gcp/roles/); permissions that raise nobody are left out.
+Google's as of 2026-08 (github.com/iann0036/iam-dataset, gcp/roles/); permissions that raise nobody are left out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,6 +31,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/logging.configWriter": ("logging.sinks.create",),
     "roles/monitoring.editor": ("serviceusage.services.enable",),
     "roles/serviceusage.serviceUsageConsumer": ("serviceusage.services.use",),
+    "roles/workflows.editor": ("workflows.executions.create",),  # an execution runs as the workflow's account
     # Of the previewer.
     "roles/artifactregistry.reader": (
         "artifactregistry.repositories.downloadArtifacts",
@@ -48,6 +49,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/logging.viewer": (),
     "roles/monitoring.viewer": (),
     "roles/storage.bucketViewer": ("storage.buckets.get", "storage.buckets.list"),
+    "roles/workflows.viewer": (),
     # Of jobs that log in.
     "roles/iam.workloadIdentityUser": (
         "iam.serviceAccounts.get",

@@ -45,6 +45,7 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
     ),
     "roles/iam.serviceAccountTokenCreator": ("iam.serviceAccounts.getAccessToken",),
     "roles/cloudscheduler.jobRunner": ("cloudscheduler.jobs.run",),
+    "roles/workflows.invoker": ("workflows.executions.create",),
     "roles/cloudbuild.builds.builder": ("cloudbuild.builds.create", *_OBJECTS_WRITE),
     "roles/iap.tunnelResourceAccessor": ("iap.tunnelInstances.accessViaIAP",),
     "roles/compute.osLogin": ("compute.instances.osLogin",),

@@ -78,6 +78,7 @@ class Lab:
         size: int = 1,
         name: str = "g",
         status: int = 200,
+        zone: str = ZONE,
         policy: Json | None = None,
         **template: Any,
     ) -> str:
@@ -96,7 +97,7 @@ class Lab:
         made = self.create(TEMPLATE, props)
         group = {
             "name": name, "region": REGION, "baseInstanceName": name, "targetSize": size,
-            "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [ZONE],
+            "versions": [{"instanceTemplate": made["state"]["selfLink"]}], "distributionPolicyZones": [zone],
             "instanceLifecyclePolicy": {"defaultActionOnFailure": "REPAIR"}, **(policy or {}),
         }  # fmt: skip
         self.create(GROUP, group, status)
@@ -176,7 +177,10 @@ def laboratory(folder: Path, gcs_address: str) -> Iterator[Lab]:
     try:
         url = wait_for(lambda: daemon_url(folder, daemon), "the daemon")
         lab = Lab(url, folder, {**base, **environment(url, storage, folder)})
-        for service in ("compute", "iam", "cloudscheduler", "cloudresourcemanager", "artifactregistry", "cloudbuild"):
+        for service in (
+            *("compute", "iam", "cloudscheduler", "cloudresourcemanager", "artifactregistry", "cloudbuild"),
+            *("workflows", "workflowexecutions"),
+        ):
             lab.create(
                 "gcp:projects/service:Service", {"service": f"{service}.googleapis.com", "disableOnDestroy": False}
             )

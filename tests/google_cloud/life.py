@@ -1,8 +1,12 @@
 """A small run on the stand-in cloud: its stack file, and the questions of tests while it runs."""
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import requests
 
 from infra import load
 from infra.job import job_spec
@@ -63,9 +67,33 @@ class Life:
         return [vm for vm in found if f"-{role}" in vm["group"]]
 
     def sizes(self) -> dict[str, int]:
+        """Return the number of machines that each role should have, in all zones together."""
         every = self.cloud.call("GET", "/resources")[1]
-        groups = [one["state"] for one in every if one["token"] == GROUP]
-        return {group["name"].split("-")[1]: group["targetSize"] for group in groups}
+        sizes: Counter[str] = Counter()
+        for group in (one["state"] for one in every if one["token"] == GROUP):
+            sizes[group["name"].split("-")[1]] += group["targetSize"]
+        return dict(sizes)
+
+    def control(self, ahead: float = 0) -> str:
+        """Let the controller look once, `ahead` seconds later; return the result of its execution."""
+        if ahead:
+            self.fault("clock", ahead=ahead)
+        (job,) = self.cloud.resources()["gcp:cloudscheduler/job:Job"]
+        known = len(self._executions())
+        headers = {"Authorization": "Bearer stand-in-deployer"}
+        url = f"{self.cloud.url}/cloudscheduler/v1/{job}:run"
+        assert requests.post(url, json={}, headers=headers, timeout=60).status_code == 200
+        over = wait_for(
+            lambda: len(now := self._executions()) > known and all(one["state"] != "ACTIVE" for one in now) and now,
+            "an execution of the controller",
+            PATIENCE,
+        )
+        assert {one["state"] for one in over} == {"SUCCEEDED"}, over
+        return str(json.loads(over[-1]["result"]))
+
+    def _executions(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.cloud.call("GET", "/executions")[1]
+        return found
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         def look() -> Any:

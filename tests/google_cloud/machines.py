@@ -159,8 +159,14 @@ class Machine:
         The startup script's service passes no notice on (KillMode=process): a script of no unit is of the rest.
         """
         deadline = time.monotonic() + grace
-        for members, patience in ((self._units, grace), (self._containers, grace), (self._rest, LAST_CALL)):
-            asked = members()
+        stages: list[tuple[str, Callable[[], list[psutil.Process]], float]] = [
+            ("units", self._units, grace),
+            ("Docker's containers", self._containers, grace),
+            ("everything else", self._rest, LAST_CALL),
+        ]
+        for name, members, patience in stages:
+            if asked := members():
+                self._note(f"stops {name}")
             for process in asked:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.terminate()

@@ -47,6 +47,7 @@ KINDS = {
     "gcp:compute/subnetwork:Subnetwork": _compute("subnetworks", subnetworkId="{generated}"),
     "gcp:compute/firewall:Firewall": _compute("firewalls", "global"),
     "gcp:compute/router:Router": _compute("routers"),
+    "gcp:compute/resourcePolicy:ResourcePolicy": _compute("resourcePolicies"),
     "gcp:compute/routerNat:RouterNat": Kind("{project}/{region}/{router!l}/{name}", "compute"),
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _compute("instanceTemplates", numericId="{generated}"),
     "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _compute(
@@ -127,11 +128,20 @@ KINDS = {
     "gcp:cloudscheduler/job:Job": Kind(
         "projects/{project}/locations/{region}/jobs/{name}", "cloudscheduler", outputs={"state": "ENABLED"}
     ),
+    "gcp:workflows/workflow:Workflow": Kind(
+        "projects/{project}/locations/{region}/workflows/{name}",
+        "workflows",
+        outputs={"state": "ACTIVE", "revisionId": "000001-000"},
+    ),
     "gcp:monitoring/dashboard:Dashboard": Kind("projects/{project}/dashboards/{generated}", "monitoring", ""),
     "gcp:monitoring/alertPolicy:AlertPolicy": _generated("alertPolicies", "monitoring"),
     "gcp:monitoring/notificationChannel:NotificationChannel": _generated("notificationChannels", "monitoring"),
     "gcp:monitoring/metricDescriptor:MetricDescriptor": Kind(
-        "projects/{project}/metricDescriptors/{type}", "monitoring", "", shared=True
+        "projects/{project}/metricDescriptors/{type}",
+        "monitoring",
+        "",
+        outputs={"name": "projects/{project}/metricDescriptors/{type}"},
+        shared=True,  # Google updates a descriptor that exists
     ),
     "gcp:logging/metric:Metric": Kind("{name}", "logging"),
     "gcp:billing/budget:Budget": Kind(

@@ -29,6 +29,7 @@ REFERENCES = (
     Reference("gcp:compute/routerNat:RouterNat", "router", "gcp:compute/router:Router", False),
     Reference(_TEMPLATE, "networkInterfaces.network", _NETWORK, False),
     Reference(_TEMPLATE, "networkInterfaces.subnetwork", _SUBNETWORK, False),
+    Reference(_TEMPLATE, "resourcePolicies", "gcp:compute/resourcePolicy:ResourcePolicy", True),
     Reference(_GROUP, "versions.instanceTemplate", _TEMPLATE, True),
     Reference("gcp:artifactregistry/repositoryIamMember:RepositoryIamMember", "repository", _REPOSITORY, False),
     Reference(

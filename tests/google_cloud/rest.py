@@ -50,6 +50,30 @@ class Played:
     play: Play
 
 
+@dataclass
+class RestFault:
+    """An answer in place of a call."""
+
+    method: str  # a regular expression that is searched in "method path"
+    status: int = 503
+    times: int = -1  # the number of calls; -1 means all
+
+
+@functools.cache
+def rest_faults(cloud: Cloud) -> list[RestFault]:
+    """Return the requested faults of a cloud's REST methods, which cloud.lock guards."""
+    return []
+
+
+def _trouble(cloud: Cloud, asked: str) -> None:
+    """Raise CloudError where a fault is set for this call."""
+    with cloud.lock:
+        for fault in rest_faults(cloud):
+            if fault.times and re.search(fault.method, asked):
+                fault.times -= 1 if fault.times > 0 else 0
+                raise CloudError(fault.status, "backendError", "The service is currently unavailable.")
+
+
 @functools.cache
 def violations_of(cloud: Cloud) -> list[str]:
     """Return a cloud's violations, which cloud.lock guards."""
@@ -89,6 +113,7 @@ def register(cloud: Cloud) -> list[Route]:
             if project := re.match(r"projects/([^/:]+)", path):
                 cloud.require_api(project[1], service)
             tokens_of(cloud).require(account, played.permission, played.on.format(**parts))
+        _trouble(cloud, f"{method.id} {path}")
         answer = played.play(Call(cloud, account, parts, query, body))
         if service not in UNDOCUMENTED:
             try:
@@ -122,12 +147,20 @@ def register(cloud: Cloud) -> list[Route]:
             violations_of(cloud).clear()
         return 200, {}
 
+    def break_calls(request: Request, _: re.Match[str]) -> tuple[int, Any]:
+        """Request a RestFault by its fields; without fields all faults end."""
+        asked = request.json()
+        with cloud.lock:
+            rest_faults(cloud)[:] = [RestFault(**asked)] if asked else []
+        return 200, {}
+
     services = "|".join([*VERSIONS, *UNDOCUMENTED])
     path = rf"/(?P<service>{services})/(?P<version>v\d+\w*)/(?P<path>.+)"
     return [
         *((verb, path, serve) for verb in ("GET", "POST", "PUT", "PATCH", "DELETE")),
         ("POST", "/docker/login", docker_login),
         ("POST", "/docker/pull", pull),
+        ("POST", "/rest/faults", break_calls),
         ("POST", "/violations/clear", clear),
         ("GET", "/violations", lambda *_: (200, list(violations_of(cloud)))),
     ]

@@ -6,7 +6,7 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from tests.google_cloud import catalog, iam, scheduler
+from tests.google_cloud import catalog, iam, scheduler, workflows
 from tests.google_cloud.clock import clock_of, stamp
 from tests.google_cloud.cloud import Cloud, CloudError, Json
 from tests.google_cloud.fleet import fleet_of
@@ -17,6 +17,7 @@ REPOSITORY = "gcp:artifactregistry/repository:Repository"
 KNOWN_APIS = (
     *("artifactregistry", "billingbudgets", "cloudbuild", "cloudquotas", "cloudresourcemanager", "cloudscheduler"),
     *("compute", "iam", "iap", "logging", "monitoring", "serviceusage", "storage"),
+    *("workflowexecutions", "workflows"),
 )
 
 
@@ -34,6 +35,24 @@ def _get_job(call: Call) -> Json:
     return scheduler.scheduler_of(call.cloud).describe(call.parts["name"])
 
 
+def _pause_job(call: Call) -> Json:
+    return scheduler.scheduler_of(call.cloud).pause(call.parts["name"])
+
+
+# -- Workflows -----------------------------------------------------------------------------------------------------
+
+
+def _execute(call: Call) -> Json:
+    name = call.parts["parent"]
+    found = [one for one in call.cloud.find(workflows.WORKFLOW) if one.id == name]
+    if not found:
+        raise CloudError(404, "NOT_FOUND", f"workflow {name} was not found")
+    argument = call.body.get("argument", "")
+    if len(argument.encode()) > workflows.LONGEST_ARGUMENT:
+        raise CloudError(400, "INVALID_ARGUMENT", f"the argument has more than {workflows.LONGEST_ARGUMENT} bytes")
+    return workflows.executions_of(call.cloud).start(found[0].state, name, argument)
+
+
 # -- Service Usage -------------------------------------------------------------------------------------------------
 
 
@@ -49,7 +68,9 @@ def _service(cloud: Cloud, project: str, name: str) -> Json:
 
 def _services(call: Call) -> Json:
     project = call.parts["parent"].rpartition("/")[2]
-    services = [_service(call.cloud, project, f"{name}.googleapis.com") for name in KNOWN_APIS]
+    enabled = [api.partition("/")[2] for api in sorted(call.cloud.apis) if api.startswith(f"{project}/")]
+    known = dict.fromkeys([*(f"{name}.googleapis.com" for name in KNOWN_APIS), *enabled])
+    services = [_service(call.cloud, project, name) for name in known]
     match call.query.get("filter", ""):
         case "":
             pass
@@ -97,9 +118,12 @@ def _quota_infos(call: Call) -> list[Json]:
         }
 
     families = {f"NVIDIA_{name}_GPUS": {"gpu_family": f"NVIDIA_{name}"} for name in catalog.QUOTA_FAMILIES}
+    cpus: dict[str, Json] = {f"CPUS_PER_VM_FAMILY({name})": {"vm_family": name} for name in catalog.CPU_QUOTA_FAMILIES}
+    spot = [f"PREEMPTIBLE_NVIDIA_{name}_GPUS" for name in catalog.QUOTA_FAMILIES]
     return [
         *(info(f"{name.replace('_', '-')}-per-project", {name: {}}) for name in catalog.PROJECT_QUOTAS),
-        *(info(f"{name.replace('_', '-')}-per-project-region", {name: {}}) for name in catalog.REGION_QUOTAS),
+        *(info(f"{name.replace('_', '-')}-per-project-region", {name: {}}) for name in (*catalog.REGION_QUOTAS, *spot)),
+        info("CPUS-PER-VM-FAMILY-per-project-region", cpus),
         info("GPUS-PER-GPU-FAMILY-per-project-region", families),
     ]
 
@@ -242,6 +266,12 @@ def _methods() -> dict[str, Played]:
     table: dict[str, tuple[str, str, Any]] = {
         "cloudscheduler.projects.locations.jobs.run": ("cloudscheduler.jobs.run", "{name}", _run_job),
         "cloudscheduler.projects.locations.jobs.get": ("cloudscheduler.jobs.get", "{name}", _get_job),
+        "cloudscheduler.projects.locations.jobs.pause": ("cloudscheduler.jobs.pause", "{name}", _pause_job),
+        "workflowexecutions.projects.locations.workflows.executions.create": (
+            "workflows.executions.create",
+            "{parent}",
+            _execute,
+        ),
         "serviceusage.services.list": ("serviceusage.services.list", "{parent}", _services),
         "serviceusage.services.batchGet": ("serviceusage.services.get", "{parent}", _some_services),
         f"{quotas}.list": ("cloudquotas.quotas.get", "projects/{project}", _list_quotas),

@@ -7,7 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import promql_parser
+
 from tests.google_cloud.errors import CloudError
+from tests.google_cloud.machine_rules import machine_problems
 
 Json = dict[str, Any]
 
@@ -62,6 +65,7 @@ def _template(state: Json) -> Iterator[str]:
         yield "Instances with GPUs must have onHostMaintenance TERMINATE."
     if model != "STANDARD" and scheduling.get("onHostMaintenance") == "MIGRATE":
         yield f"onHostMaintenance MIGRATE is not for provisioning model {model}."
+    yield from machine_problems(state)
     if sum(bool(disk.get("boot")) for disk in state.get("disks") or []) != 1:
         yield "Exactly one disk must be the boot disk."
     for disk in state.get("disks") or []:
@@ -127,6 +131,11 @@ def _firewall(state: Json) -> Iterator[str]:
         yield "A firewall cannot use both tags and service accounts."
 
 
+def _network(state: Json) -> Iterator[str]:
+    if not 1300 <= int(state.get("mtu") or 1460) <= 8896:
+        yield f"mtu: {state['mtu']} is not between 1300 and 8896."
+
+
 def _subnetwork(state: Json) -> Iterator[str]:
     prefix = int(str(state["ipCidrRange"]).rpartition("/")[2])
     if not 8 <= prefix <= 29:
@@ -139,6 +148,23 @@ def _alert(state: Json) -> Iterator[str]:
     for condition in state.get("conditions") or []:
         if "resource.type" not in str(_one(condition.get("conditionThreshold")).get("filter", "resource.type")):
             yield 'Field condition_threshold.filter must specify a restriction on "resource.type".'
+        if condition.get("conditionMatchedLog") and not _one(state.get("alertStrategy")).get("notificationRateLimit"):
+            yield "Field alert_strategy.notification_rate_limit is required for log-based alert policies."
+        yield from _promql(_one(condition.get("conditionPrometheusQueryLanguage")))
+
+
+def _promql(condition: Json) -> Iterator[str]:
+    if condition:
+        try:
+            promql_parser.parse(condition.get("query", ""))
+        except ValueError as error:
+            yield f"Field condition_prometheus_query_language.query is invalid: {error}"
+        if int(str(condition.get("evaluationInterval", "30s")).removesuffix("s")) % 30:
+            yield "Field condition_prometheus_query_language.evaluation_interval must be a multiple of 30 seconds."
+        # A metric with several resource types needs one: docs.cloud.google.com/monitoring/promql/promql-mapping.
+        for labels in re.findall(r"(?:custom|logging)_googleapis_com:\w+(\{[^}]*\})?", condition.get("query", "")):
+            if "monitored_resource=" not in labels:
+                yield "The metric is associated with several monitored resource types: monitored_resource is missing."
 
 
 def _one(value: Any) -> Json:
@@ -150,6 +176,7 @@ RULES: dict[str, Callable[[Json], Iterator[str]]] = {
     "gcp:compute/regionInstanceTemplate:RegionInstanceTemplate": _template,
     "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager": _group,
     "gcp:compute/firewall:Firewall": _firewall,
+    "gcp:compute/network:Network": _network,
     "gcp:compute/subnetwork:Subnetwork": _subnetwork,
     "gcp:cloudscheduler/job:Job": _scheduler_job,
     "gcp:storage/bucket:Bucket": _bucket,

@@ -25,7 +25,7 @@ CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 503: 14}  # HTTP's sta
 def next_date(schedule: str, after: float) -> float:
     """Return when a schedule fires next, in UTC. Raise ValueError.
 
-    A schedule is minute, hour, day, month and weekday, one number or * each.
+    A schedule is minute, hour, day, month and weekday: one number, * or */n each.
     """
     fields = schedule.split()
     if len(fields) != 5:
@@ -49,6 +49,8 @@ def next_date(schedule: str, after: float) -> float:
 def _values(text: str, low: int, high: int) -> set[int]:
     if text == "*":
         return set(range(low, high + 1))
+    if found := re.fullmatch(r"\*/(\d+)", text):
+        return set(range(low, high + 1, int(found[1])))
     if not re.fullmatch(r"\d+", text) or not low <= int(text) <= high:
         raise ValueError(f"{text!r} is not a number from {low} to {high}")
     return {int(text)}
@@ -105,6 +107,20 @@ class Scheduler:
         """Fire a job now; returns before its call has been answered. Raise CloudError 404."""
         with self._lock:
             self._start(name, self._job(name), 0)
+
+    def pause(self, name: str) -> Json:
+        """Pause a job; one that fires already fires on. Raise CloudError 404."""
+        with self._lock:
+            job = self._job(name)
+            job.state["paused"] = True
+            if job.timer:
+                job.timer.cancel()
+        for resource in self._cloud.find(JOB):  # `paused` is optional and computed: it becomes no input of the program
+            if resource.id == name:
+                with self._cloud.lock:
+                    resource.state.update({"paused": True, "state": "PAUSED"})
+        self._cloud.dump()
+        return self.describe(name)
 
     def _start(self, name: str, job: Scheduled, tries: int) -> None:
         threading.Thread(target=self._fire, args=(name, job, tries), name=f"job {name}", daemon=True).start()

@@ -74,6 +74,7 @@ def test_unknown_values_secrets_and_assets_are_legal_anywhere() -> None:
 
 
 SPOT = {"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False}
+DEEP_LEARNING = [{"boot": True, "sourceImage": "projects/deeplearning-platform-release/global/images/family/f"}]
 LIMITED = {"automaticRestart": False, "instanceTerminationAction": "DELETE", "maxRunDuration": {"seconds": 3600}}
 GPU = {"guestAccelerators": [{"type": "nvidia-tesla-t4", "count": 1}]}
 
@@ -98,10 +99,11 @@ GPU = {"guestAccelerators": [{"type": "nvidia-tesla-t4", "count": 1}]}
         ({"provisioningModel": "FLEX_START"}, {"machineType": "a2-highgpu-1g"}, "FLEX_START needs"),
         ({**LIMITED, "provisioningModel": "FLEX_START"}, {}, "not for N1"),
         ({}, {"disks": []}, "boot disk"),
+        ({"onHostMaintenance": "TERMINATE"}, {"machineType": "g2-standard-4", "disks": DEEP_LEARNING}, "Deep Learning"),
     ],
 )
 def test_template_is_held_to_the_rules_of_scheduling(scheduling: Json, more: Json, why: str) -> None:
-    boot = [{"boot": True, "sourceImage": "projects/p/global/images/family/f"}]
+    boot = [{"boot": True, "sourceImage": "projects/p/global/images/family/f", "diskType": "pd-balanced"}]
     template = {"machineType": "n1-standard-4", "disks": boot, "scheduling": scheduling, **more}
     if why:
         with pytest.raises(CloudError, match=why) as refused:

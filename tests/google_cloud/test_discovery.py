@@ -8,7 +8,7 @@ from tests.google_cloud.discovery import UNDOCUMENTED, VERSIONS, Refused, api
 from trainer.gcloud.api import BASES
 
 PLACE = "projects/my-project/regions/us-central1/instanceGroupManagers/dev-worker-0a1b2c3d"
-JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-worker-deadline"
+JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-controller-0123abcd"
 IMAGES = "projects/my-project/locations/us-central1/repositories/gpt2-dev"
 SERIES = {
     "metric": {"type": "custom.googleapis.com/gpt2_training/step"},
@@ -76,6 +76,15 @@ def point(**changes: Any) -> dict[str, Any]:
         ("compute", "POST", "projects/my-project/regions/us-central1/advice/capacity", {}, ADVICE, "advice.capacity"),
         ("compute", "GET", "projects/d/global/images/family/f", {}, None, "images.getFromFamily"),
         ("cloudscheduler", "POST", f"{JOB}:run", {}, {}, "projects.locations.jobs.run"),
+        ("cloudscheduler", "POST", f"{JOB}:pause", {}, {}, "projects.locations.jobs.pause"),
+        (
+            "workflowexecutions",
+            "POST",
+            "projects/p/locations/r/workflows/gpt2-dev-controller/executions",
+            {},
+            {"argument": "{}"},
+            "projects.locations.workflows.executions.create",
+        ),
         ("monitoring", "POST", "projects/p/timeSeries", {}, series(), "projects.timeSeries.create"),
         ("serviceusage", "GET", "projects/p/services:batchGet", {"names": ["a", "b"]}, None, "services.batchGet"),
         ("cloudresourcemanager", "POST", "projects/p:getIamPolicy", {}, {}, "projects.getIamPolicy"),

@@ -64,9 +64,23 @@ def test_preview_of_a_committed_stack_equals_the_golden_file(cloud: StandIn, sta
     (cloud.root / "data" / "gpt2-vocabulary").mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         (cloud.root / "data" / "gpt2-vocabulary" / name).touch()
-    found = yaml.safe_dump(readable(cloud.preview(stack=stack), cloud), sort_keys=False, width=110)
+    compare(cloud.preview(stack=stack), cloud, stack)
+
+
+@pytest.mark.slow
+def test_preview_of_the_owners_program_equals_the_golden_file(cloud: StandIn) -> None:
+    key = "gpt2-training:pipeline: {repository: acme/models, repositoryId: 123456789}\n  gpt2-training:platform"
+    cloud.edit("single", "gpt2-training:platform", key)
+    in_folder = ("--cwd", str(cloud.root / "bootstrap"))
+    cloud.pulumi(*in_folder, "stack", "init", stack="single")
+    steps = json.loads(cloud.pulumi(*in_folder, "preview", "--json", stack="single"))["steps"]
+    compare(steps, cloud, "bootstrap")
+
+
+def compare(steps: list[dict[str, Any]], cloud: StandIn, name: str) -> None:
+    found = yaml.safe_dump(readable(steps, cloud), sort_keys=False, width=110)
     assert cloud.project not in found
-    path = GOLDEN / f"{stack}.yaml"
+    path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(found)

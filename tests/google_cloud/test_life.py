@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.inputs import docker
+from tests.google_cloud import vm_image
 from trainer.contract import paths
-from trainer.runs.metrics_reader import read_metrics
+from trainer.runs.metrics_reader import MetricsReader, read_metrics
 
 from .conftest import wait_for
 from .life import BUCKET, FIREWALL, GROUP, PATIENCE, Life, no_violations
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.slow
 def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable[..., Life], tmp_path: Path) -> None:
     run = life()
     cloud, first = run.cloud, run.job().run
-    assert run.changes()["worker-group"] == "create"
+    assert run.changes()["worker-us-central1-a-group"] == "create"
     cloud.up()
     run.finished()
     assert "downloaded and verified" in cloud.script("scripts.download_model", "--stack", "dev")
@@ -37,7 +39,8 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     said = cloud.pulumi("preview", "--diff")
     assert re.search(r"~ learningRate\s*: 0.01 => 0.02", said)
     changed = run.changes()
-    assert changed["master-group"] == changed["worker-group"] == "replace"
+    groups = {op for name, op in changed.items() if name.endswith("-group")}
+    assert groups == {"replace"}
     assert "network" not in changed
     cloud.up()
     second = run.job().run
@@ -78,7 +81,7 @@ def test_machines_that_google_preempts_come_back_and_the_run_continues(life: Cal
     steps = cloud.preview()
     changed = {step["urn"].rsplit("::", 1)[1] for step in steps if step["op"] not in ("same", "update")}
     assert changed <= {"job"}, changed
-    (step,) = [step for step in steps if step["urn"].endswith("::worker-group")]
+    (step,) = [step for step in steps if step["urn"].endswith("::worker-us-central1-a-group")]
     assert (step["op"], list(step["detailedDiff"])) == ("update", ["targetSize"])
     cloud.up()
     assert before <= {vm["name"] for vm in run.vms()}
@@ -112,11 +115,12 @@ def test_group_that_a_person_resized_is_drift(life: Callable[..., Life]) -> None
     run = life(steps=100_000)
     cloud = run.cloud
     cloud.up()
-    (group,) = [name for name in cloud.resources()[GROUP] if "-worker-" in name]
+    group = run.vms("worker")[0]["group"]
+    (group,) = [name for name in cloud.resources()[GROUP] if name.endswith(group)]
     cloud.change(GROUP, group, targetSize=0)
     ssh = next(name for name in cloud.resources()[FIREWALL] if name.endswith("-ssh"))
     cloud.change(FIREWALL, ssh, sourceRanges=["0.0.0.0/0"])
-    assert run.changes("--refresh") == {"worker-group": "update", "ssh": "update"}
+    assert run.changes("--refresh") == {"worker-us-central1-a-group": "update", "ssh": "update"}
 
 
 @pytest.mark.runs_on("the last `up` begins the run anew, to show that its clock does too")
@@ -166,15 +170,26 @@ def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Calla
     cloud.up()
     run.until(lambda: (now := run.status()) and now.state == "RUNNING" and now.launch == 2, "launch 2")
     run.training(now.step + 5)
-    metrics = read_metrics(run.storage, run.job().run)
+
+    def written() -> MetricsReader | None:  # later than the status
+        status, metrics = run.status(), read_metrics(run.storage, run.job().run)
+        return metrics if status and metrics.attempts[-1].number == status.attempt else None
+
+    metrics = run.until(written, "metrics of the new attempt")
     steps = [one.step for one in metrics.steps if one.attempt == metrics.attempts[-1].number]
     assert min(steps) > 20  # the run resumes from the checkpoint, not from the start
     cloud.destroy()
 
 
-def test_text_uploaded_before_the_first_up_is_adopted(life: Callable[..., Life]) -> None:
+def test_data_bucket_has_the_text_uploaded_before_the_first_up_and_the_docker_that_an_image_lacks(
+    life: Callable[..., Life],
+) -> None:
     run = life(workers=0)
     cloud = run.cloud
+    cloud.edit("dev", "spot: false", "spot: false, imageFamily: common-cu129-ubuntu-2204-nvidia-580")
+    hashed = vm_image.docker_archive(run.root / "data" / docker.ARCHIVE)
+    pinned = run.root / "infra" / "inputs" / "docker.py"  # the stack pins the archive of the stand-in's Docker
+    pinned.write_text(pinned.read_text().replace(docker.SHA256, hashed))
     cloud.script("scripts.upload_data", "data/text.txt", "--stack", "dev")
     (run.root / "data" / "text.txt").unlink()
     assert (run.root / "data" / "text.txt.lock.json").exists()
@@ -184,6 +199,8 @@ def test_text_uploaded_before_the_first_up_is_adopted(life: Callable[..., Life])
     assert "text" not in changed
     cloud.up()
     run.finished()
+    [serial] = cloud.folder.glob("vms/*/serial.log")
+    assert "this image has no Docker: bringing it" in serial.read_text()
     assert run.job().data.path.startswith(f"gs://{cloud.project}-dev-gpt2-data/data/")
 
 

@@ -17,6 +17,7 @@ _WORDS = {
     "*.perSeriesAligner": _ALIGNERS,
     "*.crossSeriesReducer": _REDUCERS,
     "*.comparison": "COMPARISON_GT COMPARISON_LT",
+    "Workflow.callLogLevel": "CALL_LOG_LEVEL_UNSPECIFIED LOG_ALL_CALLS LOG_ERRORS_ONLY LOG_NONE",
     f"{_TEMPLATE}Scheduling.provisioningModel": "STANDARD SPOT FLEX_START RESERVATION_BOUND",
     f"{_TEMPLATE}Scheduling.instanceTerminationAction": "STOP DELETE",
     f"{_TEMPLATE}Scheduling.onHostMaintenance": "MIGRATE TERMINATE",

@@ -134,6 +134,17 @@ def test_build_without_cloud_build_names_the_command_that_enables_it(
         build()
 
 
+def test_build_in_a_region_that_is_closed_to_the_project_names_the_quota(ready: FakeGoogle) -> None:
+    message = "failed precondition: due to quota restrictions, Cloud Build cannot run builds in this region"
+    refusal = {"error": {"code": 400, "message": message, "status": "FAILED_PRECONDITION"}}
+    ready.on("cloudbuild", "POST", BUILDS, refusal, 400)
+    with pytest.raises(
+        UserError, match=r"Regional Public Pool\) in us-central1, or run `pulumi up` on a machine"
+    ) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
 def test_build_before_the_first_up_makes_bucket_and_repository(ready: FakeGoogle) -> None:
     client = gcs.Client(project="test", credentials=AnonymousCredentials())
     client.bucket("test-project-dev-gpt2-data").delete(force=True)
@@ -151,6 +162,7 @@ def test_build_before_the_first_up_makes_bucket_and_repository(ready: FakeGoogle
     assert build()[0] == DIGEST
     (call,) = made
     assert call.body["cleanupPolicies"]["keep-newest"]["mostRecentVersions"] == {"keepCount": 10}
+    assert call.body["labels"] == {"gpt2-stack": "dev", "goog-pulumi-provisioned": "true"}
     assert client.lookup_bucket("test-project-dev-gpt2-data") is not None
 
 

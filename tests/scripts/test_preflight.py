@@ -53,8 +53,8 @@ def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     google.on("serviceusage", "GET", f"{P}/services:batchGet", enabled)
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/machineTypes/n1-highmem-(8|16)", {})
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/acceleratorTypes/nvidia-tesla-t4", {})
-    image = {"name": "common-cu129-ubuntu-2204-nvidia-580-v20260626", "diskSizeGb": "50"}
-    google.on("compute", "GET", "projects/deeplearning-platform-release/global/images/family/.*", image)
+    image = {"name": "cos-129-19506-505-8", "diskSizeGb": "10"}
+    google.on("compute", "GET", "projects/cos-cloud/global/images/family/cos-129-lts", image)
     google.on("compute", "GET", P, quotas(EVERYWHERE))
     google.on("compute", "GET", f"{P}/regions/us-central1", quotas(ENOUGH))
     google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
@@ -270,6 +270,25 @@ def test_disabled_apis_are_named(ready: FakeGoogle) -> None:
     )
 
 
+def test_stack_with_a_pipeline_needs_the_apis_of_its_login_and_no_owner(ready: FakeGoogle, tmp_path: Path) -> None:
+    project(tmp_path, pipeline={"repository": "acme/models", "repositoryId": 1})
+    asked: dict[str, list[str]] = {}
+
+    def off(call: Call) -> dict[str, Any]:
+        return {"services": [{"name": name, "state": "DISABLED"} for name in call.query["names"]]}
+
+    def granted(call: Call) -> dict[str, Any]:
+        asked.update(call.body)
+        return {"permissions": call.body["permissions"]}
+
+    ready.on("serviceusage", "GET", f"{P}/services:batchGet", off)
+    ready.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", granted)
+    found = checks()["APIs"].found
+    assert "iamcredentials.googleapis.com" in found
+    assert "sts.googleapis.com; `python -m scripts.bootstrap --stack dev` enables them" in found
+    assert not [permission for permission in asked["permissions"] if permission.startswith(("iam.", "resourcemanager"))]
+
+
 def test_missing_permissions_are_named(ready: FakeGoogle) -> None:
     def half(call: Call) -> dict[str, Any]:
         return {"permissions": [p for p in call.body["permissions"] if "iam." not in p]}
@@ -318,13 +337,41 @@ def test_machine_types_are_checked_in_each_zone(ready: FakeGoogle) -> None:
 
 
 def test_image_family_is_checked_for_size_and_deprecation(ready: FakeGoogle) -> None:
-    path = "projects/deeplearning-platform-release/global/images/family/.*"
+    path = "projects/cos-cloud/global/images/family/.*"
     ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "250"})
     assert checks()["image family"].fix == "raise machines.bootDiskGb to 250 or more"
     ready.on("compute", "GET", path, {"name": "i", "diskSizeGb": "50", "deprecated": {"state": "DEPRECATED"}})
     assert checks()["image family"].state == "note"
     ready.on("compute", "GET", path, {"error": {"message": "not found"}}, 404)
     assert checks()["image family"].state == "problem"
+
+
+@pytest.mark.parametrize(
+    ("family", "where", "state", "found"),
+    [
+        ("cos-129-lts", "cos-cloud", "ok", "cos-129-lts is i; it has Docker, and gets NVIDIA's driver at each boot"),
+        (
+            "common-cu129-ubuntu-2204-nvidia-580",
+            "deeplearning-platform-release",
+            "ok",
+            "common-cu129-ubuntu-2204-nvidia-580 is i; it has no Docker; the stack brings its own",
+        ),
+        (
+            "ubuntu-accelerator-2404-amd64-with-nvidia-580",
+            "ubuntu-os-accelerator-images",
+            "unknown",
+            "ubuntu-accelerator-2404-amd64-with-nvidia-580 is i, which is not known here",
+        ),
+        ("cos-dev", "cos-cloud", "unknown", "cos-dev is i, which is not known here"),
+    ],
+)
+def test_image_family_is_asked_for_in_its_own_project(
+    ready: FakeGoogle, tmp_path: Path, family: str, where: str, state: str, found: str
+) -> None:
+    project(tmp_path, machines={"imageFamily": family})
+    ready.on("compute", "GET", f"projects/{where}/global/images/family/{family}", {"name": "i", "diskSizeGb": "10"})
+    check = checks()["image family"]
+    assert (check.state, check.found) == (state, found)
 
 
 # Quotas.

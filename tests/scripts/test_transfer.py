@@ -316,6 +316,7 @@ def test_ctrl_c_ends_a_command_with_one_line_and_exit_code_130(gcs_bucket: str, 
 
 
 COMMANDS = [
+    "bootstrap",
     "build_image",
     "download_model",
     "estimate",

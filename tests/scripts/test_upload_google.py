@@ -95,9 +95,10 @@ def test_bucket_is_made_as_the_stack_declares_it(
             "publicAccessPrevention": "enforced",
         },
         "versioning": {"enabled": True},
-        "softDeletePolicy": {"retentionDurationSeconds": 604800, "effectiveTime": None},
+        "softDeletePolicy": {"retentionDurationSeconds": 0, "effectiveTime": None},
         "lifecycle": {
             "rule": [
+                {"action": {"type": "Delete"}, "condition": {"numNewerVersions": 3}},
                 {"action": {"type": "Delete"}, "condition": {"daysSinceNoncurrentTime": 7}},
                 {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": 1}},
             ]
@@ -123,6 +124,18 @@ def test_bucket_that_cannot_be_made_is_one_line(
     with pytest.raises(UserError, match=f"^cannot make gs://{DATA}: .*{words}") as error:
         buckets.ensure_bucket(load.from_file("dev", checkout))
     assert "\n" not in str(error.value)
+
+
+def test_bucket_of_another_project_says_to_rename_the_stack(
+    google: FakeGoogle, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
+    denied = "tester does not have storage.buckets.get access to the Google Cloud Storage bucket."
+    google.on("storage", "GET", f"b/{DATA}", {"error": {"message": denied}}, 403)
+    with pytest.raises(
+        UserError, match=r"with both, the bucket is another project's: rename the stack \(Google says: "
+    ):
+        buckets.ensure_bucket(load.from_file("dev", checkout))
 
 
 def test_invalid_key_file_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

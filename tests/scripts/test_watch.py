@@ -503,6 +503,32 @@ def test_log_reports_when_machines_come(cloud_run: FakeRun) -> None:
     assert [line for line in lines if line.endswith(" there")] == ["0 of 11 machines there", "all machines there"]
 
 
+def test_log_and_picture_report_where_the_run_is_and_each_move(cloud_run: FakeRun) -> None:
+    run = cloud_run
+    moves = [{"from": "us-central1-a", "to": "us-central1-c", "time": START + 900}]
+
+    def life() -> Iterator[None]:
+        run.put("launches/1.json", {"started": START, "zone": "us-central1-a", "zones": ["us-central1-a"]})
+        yield
+        run.put("launches/1.placement.json", {"zone": "us-central1-a", "moves": [], "waiting_since": START + 60})
+        yield
+        run.put("launches/1.placement.json", {"zone": "us-central1-c", "moves": moves, "waiting_since": None})
+        yield
+        run.status("FAILED", reason="no more")
+        yield
+
+    run.script = life()
+    run.watch()
+    waited, moved = (time.strftime("%Y-%m-%d %H:%M", time.localtime(START + after)) for after in (60, 900))
+    lines = [line.partition(" ")[2] for line in run.text.splitlines()]
+    assert [line for line in lines if "us-central1" in line and line == line.lower()] == [
+        "in us-central1-a",
+        f"waits for machines in us-central1-a since {waited}; it moves to another zone if this lasts",
+        "in us-central1-c",
+        f"moved from us-central1-a to us-central1-c, 1 of 6 moves at {moved}",
+    ]
+
+
 def test_google_is_asked_only_while_machines_are_missing_and_each_line_appears_once(cloud_run: FakeRun) -> None:
     run = cloud_run
     asked: list[int] = []

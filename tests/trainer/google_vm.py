@@ -17,9 +17,7 @@ from tests.warm import Process
 from trainer.storage.factory import open_storage
 
 PROJECT, ZONE, STACK = "my-project", "us-central1-a", "dev"
-JOBS = [
-    f"projects/{PROJECT}/locations/us-central1/jobs/gpt2-dev-{role}-deadline" for role in ("worker", "ps", "master")
-]
+JOB = f"projects/{PROJECT}/locations/us-central1/jobs/gpt2-dev-controller-0123abcd"
 
 
 @dataclass
@@ -33,6 +31,7 @@ class Rest:
     # Each entry has the service with the path, and the body, of a call that was not refused.
     calls: list[tuple[str, Any]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)  # these calls are unknown to Google
+    end_vm: Callable[[], None] = lambda: None  # called when the scheduler's job is run, as the controller ends the VM
 
     def paths(self, service: str) -> list[str]:
         return [path.removeprefix(f"{service}/") for path, _ in self.calls if path.startswith(f"{service}/")]
@@ -52,7 +51,7 @@ class Vm:
         self.name = "master-0" if role == "master" else f"{role}-x7kq"
         self.rest = Rest()
         self.lines = folder / f"{self.name}.log"
-        known = {"gpt2-stack": STACK, "gpt2-role": role, "gpt2-scale-down": ",".join(JOBS) if role == "master" else ""}
+        known = {"gpt2-stack": STACK, "gpt2-role": role, "gpt2-controller": JOB if role == "master" else ""}
         instance = {
             "id": "1", "name": f"dev-{role}-0123abcd-x7kq", "zone": ZONE, "machineType": "n1-standard-4",
             "ip": "127.0.0.1", "preemptible": "TRUE",
@@ -83,6 +82,7 @@ class Vm:
         environment = {k: v for k, v in os.environ.items() if k != "GOOGLE_APPLICATION_CREDENTIALS"}
         with self.lines.open("ab") as log:
             self.process = Process(command, ROOT, {**environment, **self.environment}, log.fileno())
+        self.rest.end_vm = self.process.terminate
         run.machines[self.name] = self.process  # the run's end() kills the process if it is left
         return self.process
 
@@ -119,7 +119,10 @@ def _handler(rest: Rest) -> type[BaseHTTPRequestHandler]:
             if status:
                 return self._send(status, {"error": {"message": "The caller does not have permission"}})
             rest.calls.append((f"{service}/{path}", body))
-            return self._send(200, {})
+            self._send(200, {})
+            if path.endswith(":run"):
+                rest.end_vm()
+            return None
 
         def _send(self, status: int, answer: dict[str, Any]) -> None:
             self.send_response(status)

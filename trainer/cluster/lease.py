@@ -8,7 +8,7 @@ import json
 import threading
 import time
 
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.storage.base import Conflict, Storage
 
 
@@ -16,7 +16,7 @@ class NoProgress(Exception):
     """Members are here, and no group of them takes a step."""
 
 
-RENEWED, LOST = 5.0, 15.0  # seconds between renewals; seconds without one after which another may take it
+RENEWED, LOST = pace.LEASE, 15.0  # seconds between renewals; seconds without one after which another may take it
 
 
 class Lease:

@@ -20,7 +20,8 @@ from trainer.runs.records import MachineStatus
 from trainer.storage.base import Storage
 from trainer.training.member_context import MemberContext
 
-LEADER_SILENT = 30.0  # seconds without a heartbeat of the machine that exports the model
+# Seconds without a heartbeat of the machine that exports the model: three of Google Cloud's, which are the rarest.
+LEADER_SILENT = 60.0
 
 
 def make_server(context: MemberContext) -> PsServer:

@@ -11,6 +11,7 @@
     runs/<run>/status.json              Status, changed by conditional writes
     runs/<run>/launches/<launch>.json   Launched: on Google Cloud, where a launch has a deadline and a zone
     runs/<run>/launches/<launch>.placement.json   Placement: where it has moved since (trainer/runs/placement.py)
+    runs/<run>/ends/<launch>.json       {"reason", "time"}: on Google Cloud, the wish of a master to end all machines
     runs/<run>/cluster.json             the lease of the Lighthouse's host, and the attempt (trainer/cluster/lease.py)
     runs/<run>/machines/<name>.json     MachineStatus: a machine's heartbeat, history and last words
     runs/<run>/machines/<name>.lock     on this machine: held while its process lives; <name>.log is what it printed
@@ -82,6 +83,10 @@ def launch(run_id: str, number: int) -> str:
 
 def placement(run_id: str, number: int) -> str:
     return f"{RUNS}/{run_id}/launches/{number}.placement.json"
+
+
+def end(run_id: str, number: int) -> str:
+    return f"{RUNS}/{run_id}/ends/{number}.json"
 
 
 def lease(run_id: str) -> str:

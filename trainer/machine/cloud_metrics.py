@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.contract.metric_names import FAILED, LOSS, RESOURCE, SECONDS_SINCE_STEP, STEP, TOKENS_PER_SECOND
 from trainer.contract.spec import JobSpec
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -21,7 +21,7 @@ from trainer.runs.records import Record
 from trainer.runs.trials import current_trial, read_trials
 from trainer.storage.base import Storage, StorageError
 
-EVERY = 60.0  # seconds
+EVERY = pace.MONITORING
 LEAST = 6.0  # seconds between two points of a series at least; Google refuses less than 5
 
 

@@ -17,7 +17,7 @@ SMI_PATIENCE = 20.0  # seconds: without its daemon, NVIDIA's driver takes a few 
 def environment() -> dict[str, str]:
     """Return what is known of this machine, in words.
 
-    The keys are `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch` and `image`.
+    The keys are `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch`, `image` and `zone`.
     """
     values = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -27,7 +27,8 @@ def environment() -> dict[str, str]:
         **_gpus(),
         "python": platform.python_version(),
         "torch": _torch(),
-        "image": os.environ.get("GPT2_TRAINING_IMAGE", ""),  # boot.sh knows it
+        "image": os.environ.get("GPT2_TRAINING_IMAGE", ""),  # boot.sh knows it, and the zone
+        "zone": os.environ.get("GPT2_TRAINING_ZONE", ""),
     }
     return {name: value for name, value in values.items() if value}
 

@@ -1,4 +1,4 @@
-"""Supervise a machine that is a VM of Google Cloud: preemption, metrics, and scaling to zero at the end.
+"""Supervise a machine that is a VM of Google Cloud: preemption, metrics, and the end of all machines.
 
 Its lines go to Cloud Logging as they are printed: Docker's gcplogs driver makes each the string `jsonPayload.message`
 and knows no severity, so JSON objects would be no better to filter and worse to read. Lines that metrics and alerts
@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.contract.spec import JobSpec, Role
 from trainer.gcloud.api import ApiError, GoogleApi
@@ -24,10 +24,10 @@ from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
 
 GRACE = 100.0  # seconds for the trainer to leave: the notice comes 120 s before the end, and docker stop waits for 110
-HEARTBEAT = 5.0  # seconds: each is a write that Google charges for
 POLL = 60.0  # seconds that one request to the metadata server may wait for a change
 PATIENCE = 600.0  # seconds: grants may take minutes to arrive
 PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
+ASK_AGAIN = 240.0  # seconds in which the controller ends all machines, if nothing fails
 Reply = TypeVar("Reply")
 
 
@@ -67,7 +67,7 @@ def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, r
     """
     metadata = Metadata()
     vm = retried("the metadata server", lambda: Vm.read(metadata), machine.note)
-    machine.grace, machine.heartbeat = GRACE, HEARTBEAT
+    machine.grace, machine.heartbeat = GRACE, pace.HEARTBEAT
 
     def notice() -> None:
         machine.note(f"{PREEMPTED}{name} of {spec.run}: Google takes this machine back")
@@ -89,7 +89,7 @@ def supervise(machine: Supervised, storage: Storage, spec: JobSpec, name: str, r
             machine.note(f"{FAILED}{spec.run}: {status.reason if status else 'see the log'}")
         elif state == "SUCCEEDED" and not came_late:
             machine.note(f"{SUCCEEDED}{spec.run}")
-        scale_down(vm.scale_down, machine, storage, spec)
+        request_end(vm.controller, state, machine, storage, spec)
     return 0
 
 
@@ -132,37 +132,35 @@ def watch_for_preemption(metadata: Metadata, notice: Callable[[], None]) -> None
     threading.Thread(target=watch, name="preemption", daemon=True).start()
 
 
-def scale_down(jobs: tuple[str, ...], machine: Supervised, storage: Storage, spec: JobSpec) -> None:
-    """Run the scheduler's deadline jobs now, in order: each resizes a group of machines to zero, the last one ours.
+def request_end(job: str, reason: str, machine: Supervised, storage: Storage, spec: JobSpec) -> None:
+    """Ask the controller to end all machines, again and again until this one is taken away.
 
-    Never raises. A job that cannot be run is left to the deadline, and noted. Between two tries this looks whether
-    the stack declares another run and whether this machine must leave, which google.api_core's Retry cannot.
+    An answer of the scheduler's job says only that a call was made, so the proof is that this machine goes, which the
+    controller ends last. Never raises. Between two requests this looks whether the stack declares another run, and
+    whether this machine must leave, which google.api_core's Retry cannot.
+
+    Args:
+        job: the full name of the scheduler's job that starts the controller.
+        reason: why the machines end, for people.
+        machine: this machine.
+        storage: the run's bucket.
+        spec: the run.
     """
-    for job in jobs:
-        last_error = ""
-        short = job.rpartition("/")[2]
-        pause, end = PAUSE, time.monotonic() + PATIENCE
-        while True:
-            if _replaced(storage, spec):  # then these jobs are about the next run's machines
-                machine.note(f"gpt2-training: the stack declares another run by now: {short} is not run")
-                return
-            try:
-                GoogleApi().call("cloudscheduler", "POST", f"{job}:run", body={})
-                machine.note(f"gpt2-training: the run is over: scaling down by {short}")
-                break
-            except ApiError as error:
-                if str(error) != last_error:
-                    last_error = str(error)
-                    machine.note(f"gpt2-training: {short} cannot be run yet ({last_error})")
-            if time.monotonic() > end:
-                machine.note(
-                    f"gpt2-training: {short} could not be run: these machines go at the deadline; `pulumi up` or"
-                    " `pulumi destroy` ends them now"
-                )
-                break
-            if machine.told_to_leave(pause):
-                return
+    end, pause, last_line = json.dumps({"reason": reason, "time": time.time()}).encode(), PAUSE, ""
+    while not _replaced(storage, spec):
+        try:
+            storage.write(paths.end(spec.run, spec.launch), end)
+            GoogleApi().call("cloudscheduler", "POST", f"{job}:run", body={})
+            line, pause, wait = "gpt2-training: the run is over: the controller ends the machines", PAUSE, ASK_AGAIN
+        except (ApiError, StorageError, OSError) as error:
+            line, wait = f"gpt2-training: the controller cannot be asked to end the machines yet ({error})", pause
             pause = min(2 * pause, LONGEST_PAUSE)
+        if line != last_line:
+            machine.note(line)
+            last_line = line
+        if machine.told_to_leave(wait):
+            return
+    machine.note("gpt2-training: the stack declares another run by now, which ends these machines")
 
 
 def _replaced(storage: Storage, spec: JobSpec) -> bool:

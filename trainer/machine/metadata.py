@@ -39,14 +39,13 @@ class Vm:
     project: str
     zone: str
     stack: str
-    scale_down: tuple[str, ...]  # the scheduler's jobs that end the machines, in order
+    controller: str  # the scheduler's job that starts the controller; empty on a machine that must not run it
 
     @classmethod
     def read(cls, metadata: Metadata) -> "Vm":
-        jobs = metadata.attribute("gpt2-scale-down").split(",")
         return cls(
             project=metadata.get("project/project-id"),
             zone=metadata.get("instance/zone").rpartition("/")[2],
             stack=metadata.attribute("gpt2-stack"),
-            scale_down=tuple(job.strip() for job in jobs if job.strip()),
+            controller=metadata.attribute("gpt2-controller"),
         )

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.compute.exit_codes import AWAY, INPUT, LEFT
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.contract.spec import JobSpec, Role
 from trainer.machine.environment import environment, interface_of, memory_mb
 from trainer.runs import history
@@ -103,8 +103,14 @@ class Supervisor:
 
     def _beat(self, child: subprocess.Popen[str], ended: threading.Event) -> None:
         over_since: float | None = None
+        next_beat = 0.0
         while child.poll() is None:
-            self.say(memory_mb=memory_mb(child.pid))
+            if time.monotonic() >= next_beat:
+                self.say(memory_mb=memory_mb(child.pid))
+                next_beat = time.monotonic() + self.heartbeat
+                if not self._again.is_set() and self._outdated():
+                    self._again.set()
+                    child.terminate()
             over = self.over()
             if over is not None:
                 over_since = over_since or time.monotonic()
@@ -114,13 +120,10 @@ class Supervisor:
                     child.terminate()
                 if waited > 2 * GRACE:
                     child.kill()
-            if not self._again.is_set() and self._outdated():
-                self._again.set()
-                child.terminate()
             if time.monotonic() - self._heard > self._patience:
                 self.note(f"no word from the computing process for {self._patience:.0f} s: starting it again")
                 child.kill()
-            ended.wait(self.heartbeat)
+            ended.wait(min(self.heartbeat, pace.LOOK))
 
     def _outdated(self) -> bool:
         """Return whether the cluster has changed so that the computing process must start again.

@@ -37,7 +37,8 @@ from trainer.storage.base import Conflict, Storage, StorageError
 
 POLL = 0.5  # seconds between two reads of the next trial
 LAST_LINES = 40  # of a traceback
-LOOKS = 5.0  # heartbeats between two reads of a trial that may be stopped early
+# Heartbeats between two reads of a trial that may be stopped early, and the most seconds.
+LOOKS, LONGEST_LOOK = 5.0, 30.0
 AWAY = (StorageError, OSError)
 
 
@@ -229,7 +230,7 @@ class SweepMachine:
     def _watch(self, job: JobSpec, done: threading.Event) -> None:
         """While a trial is trained, give it the settings that `up` changes, and stop it early if it is bad."""
         before: list[outcome.Outcome] | None = None
-        while not done.wait(LOOKS * self.heartbeat):
+        while not done.wait(min(LOOKS * self.heartbeat, LONGEST_LOOK)):
             with suppress(*AWAY, ValidationError, Conflict, Fenced):
                 self._spec = read_spec(self._storage, self._spec.run)
                 if (new := self._renewed(job)) != job:

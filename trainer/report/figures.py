@@ -1,5 +1,6 @@
 """Compute the figures of a run's page, as text: its headlines, its quantities, its costs."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -8,7 +9,8 @@ from trainer.contract.settings import describe
 from trainer.contract.wording import ROLE_PLURALS, duration
 from trainer.runs import outcome
 from trainer.runs.outcome import Outcome
-from trainer.runs.records import Record
+from trainer.runs.placement import MOST_MOVES, zone_of
+from trainer.runs.records import FINAL_STATES, Record
 
 AT_LEAST = "at least "
 
@@ -55,6 +57,8 @@ def headlines(this: Outcome) -> list[tuple[str, str, str]]:
         ("Time", duration(this.seconds) if this.seconds is not None else "–", _attempts(this)),
         ("Tokens a second", speed(this.tokens_per_second), _mfu(this)),
     ]
+    if zone := zone_of(this.placement, this.machines):
+        lines.append(("Zone", zone, _stay(this)))
     if this.spec.hardware:
         cost, explanation = total(this), "list price × time"
         if cost.startswith(AT_LEAST):
@@ -66,6 +70,17 @@ def headlines(this: Outcome) -> list[tuple[str, str, str]]:
 def _attempts(this: Outcome) -> str:
     count = len(this.attempts)
     return f"{count} attempts" if count > 1 else "one attempt" if count else ""
+
+
+def _stay(this: Outcome) -> str:
+    """Return how often the run moved, or since when it waits for machines."""
+    placement = this.placement
+    if placement is None:
+        return ""
+    if placement.waiting_since is not None and this.state not in FINAL_STATES:
+        since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(placement.waiting_since))
+        return f"waits for machines since {since}"
+    return f"{len(placement.moves)} of {MOST_MOVES} moves" if placement.moves else ""
 
 
 def _mfu(this: Outcome) -> str:

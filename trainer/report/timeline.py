@@ -6,6 +6,7 @@ from typing import Literal
 from trainer.contract.wording import duration
 from trainer.report.charts import Tick
 from trainer.runs.outcome import Outcome, boots
+from trainer.runs.placement import moves_made
 from trainer.runs.records import Event, MachineStatus
 
 SHOWN_EVENTS = 200  # the newest
@@ -99,6 +100,8 @@ def events(this: Outcome) -> list[tuple[float, str, str]]:
     began = this.began or 0.0
     rows = [(event.time - began, m.name, event_text(event)) for m in this.machines for event in m.history]
     rows += [(a.began - began, "run", f"attempt {a.number} took its first step, {a.first:,}") for a in this.attempts]
+    if this.placement is not None:
+        rows += [(time - began, "run", text) for time, text in moves_made(this.placement)]
     for notice in this.notices:
         text = f"the checkpoint of step {notice.step:,} was whole {notice.notice_seconds:.1f} s after the notice"
         rows.append((notice.time - began, "run", text))

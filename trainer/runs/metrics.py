@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.runs.records import Record
 from trainer.storage.base import Storage
 
-FLUSH = 2.0  # seconds
+FLUSH = 2.0  # seconds, in a folder
 LAST_TRIES = 12.0  # seconds to try to write the last records: fewer than a machine has that is asked to leave
 SEGMENT = 256 * 1024  # bytes of a file, after which a new one begins
 
@@ -26,6 +26,7 @@ class Metrics:
 
     def __init__(self, storage: Storage, run: str, name: str, log: Callable[[str], None]) -> None:
         self._storage, self._run, self._name, self._log = storage, run, name, log
+        self._every = FLUSH if storage.local_path(paths.RUNS) is not None else pace.METRICS
         self._pending: deque[Record] = deque(maxlen=1000)  # not written yet; bounded, as some members never lead
         self._segment: list[str] = []
         self._size = self._count = 0
@@ -69,7 +70,7 @@ class Metrics:
     def _loop(self) -> None:
         closing = False
         while not closing:
-            self._wake.wait(FLUSH)
+            self._wake.wait(self._every)
             closing = self._closed  # read before the last flush, which then writes everything
             if self._leads or self._fill:
                 self.flush()

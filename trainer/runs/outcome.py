@@ -10,6 +10,7 @@ from trainer.contract import paths
 from trainer.contract.spec import ROLES, JobSpec
 from trainer.runs import history, samples, scores
 from trainer.runs.metrics_reader import Attempt, read_metrics
+from trainer.runs.placement import Placement, read_placement
 from trainer.runs.records import Event, MachineStatus, Record, Status
 from trainer.runs.samples import Sample
 from trainer.runs.scores import Scores
@@ -34,6 +35,7 @@ class Outcome:
     machines: list[MachineStatus]  # master first
     samples: list[Sample]
     scores: Scores | None = None
+    placement: Placement | None = None  # where the launch is, on Google Cloud
 
     @property
     def state(self) -> str:
@@ -120,6 +122,7 @@ def read(storage: Storage, run: str, files: int | None = None) -> Outcome:
         machines=_machines(storage, run) if whole else [],
         samples=samples.read(storage, run) if whole else [],
         scores=scores.read(storage, run) if whole else None,
+        placement=_placement(storage, spec) if whole else None,
     )
 
 
@@ -142,6 +145,12 @@ def others(storage: Storage, run: str) -> list[Outcome]:
         with suppress(FileNotFoundError, ValidationError):  # its job.json is gone or of another version
             outcomes.append(read(storage, other, NEWEST_FILES))
     return [outcome for outcome in outcomes if outcome.steps]
+
+
+def _placement(storage: Storage, spec: JobSpec) -> Placement | None:
+    with suppress(ValueError):  # a record of another version
+        return read_placement(storage, spec.run, spec.launch)
+    return None
 
 
 def _machines(storage: Storage, run: str) -> list[MachineStatus]:

@@ -3,10 +3,13 @@
 `pulumi up` writes Launched, and the controller of the stack writes Placement.
 """
 
+from collections.abc import Iterable
+
 from pydantic import Field
 
 from trainer.contract import paths
 from trainer.contract.options import Strict
+from trainer.runs.records import MachineStatus
 from trainer.storage.base import Storage
 
 MOST_MOVES = 6  # of a launch: after these, machines wait for capacity where they are
@@ -32,27 +35,41 @@ class Move(Strict):
 
 
 class Placement(Strict):
-    """launches/<launch>.placement.json: where a launch is. Without it, the launch is where it started."""
+    """launches/<launch>.placement.json: where a launch is. Without it, the launch is where it began."""
 
-    zone: str = ""
+    zone: str
     moves: list[Move] = Field([])
     waiting_since: float | None = None  # since when machines are missing without which no step is taken
 
 
-def parse_placement(launched: str | bytes, placement: str | bytes) -> Placement:
-    """Return where a launch is, by the content of its two records, which may be empty. Raise ValueError."""
-    start = Launched.model_validate_json(launched) if launched else Launched(started=0)
-    placed = Placement.model_validate_json(placement) if placement else Placement()
-    return placed if placed.zone else placed.model_copy(update={"zone": start.zone})
+def placement_of(launched: Launched, placement: Placement | None) -> Placement:
+    """Return where a launch is, by its two records."""
+    return placement if placement is not None else Placement(zone=launched.zone)
 
 
 def read_placement(storage: Storage, run: str, launch: int) -> Placement | None:
     """Return where a launch is; None for a run on this machine. Raise ValueError if a record is not understood."""
     try:
-        launched = storage.read(paths.launch(run, launch))
+        launched = Launched.model_validate_json(storage.read(paths.launch(run, launch)))
     except FileNotFoundError:
         return None
     try:
-        return parse_placement(launched, storage.read(paths.placement(run, launch)))
+        return Placement.model_validate_json(storage.read(paths.placement(run, launch)))
     except FileNotFoundError:
-        return parse_placement(launched, b"")
+        return placement_of(launched, None)
+
+
+def zone_of(placement: Placement | None, machines: Iterable[MachineStatus]) -> str:
+    """Return the zone of a run, empty if it is not known. A run of one machine is where that machine says it is."""
+    if placement is not None and placement.zone:
+        return placement.zone
+    newest = max(machines, key=lambda machine: machine.started, default=None)
+    return newest.environment.get("zone", "") if newest else ""
+
+
+def moves_made(placement: Placement) -> list[tuple[float, str]]:
+    """Return (time, what happened) of each change of zone."""
+    return [
+        (move.time, f"moved from {move.origin} to {move.to}, {number} of {MOST_MOVES} moves")
+        for number, move in enumerate(placement.moves, 1)
+    ]

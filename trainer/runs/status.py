@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trainer.contract import paths
+from trainer.contract import pace, paths
 from trainer.contract.spec import JobSpec
 from trainer.runs.records import FINAL_STATES, Status
 from trainer.storage.base import Conflict, Storage
@@ -90,8 +90,7 @@ class StatusWriter:
 
     def __init__(self, storage: Storage, run: str, launch: int, log: Callable[[str], None]) -> None:
         self._storage, self._run, self._launch, self._log = storage, run, launch, log
-        # Seconds. Google's storage takes about one write a second of an object.
-        self._every = 1.0 if storage.local_path(paths.RUNS) is not None else 5.0
+        self._every = 1.0 if storage.local_path(paths.RUNS) is not None else pace.STATUS
         self._lock = threading.Lock()
         self._changes: dict[str, Any] = {}
         self._leads = self._closed = False

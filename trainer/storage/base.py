@@ -74,8 +74,11 @@ class Storage(Protocol):
     def list(self, prefix: str) -> Entries:
         """Return all files below a folder, at any depth, sorted by path. "" is the whole bucket."""
 
-    def delete(self, path: str) -> None:
-        """Delete a file. An absent file is no error."""
+    def delete(self, path: str, *, generation: int | None = None) -> None:
+        """Delete a file. An absent file is no error.
+
+        generation: the one to delete, for good. Without it, a bucket with versions keeps the file as an old version.
+        """
 
     def upload(
         self,

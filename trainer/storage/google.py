@@ -98,10 +98,11 @@ class GoogleStorage:
                     entries.append(Entry(path, blob.size, int(blob.generation), blob.updated.timestamp()))
         return sorted(entries, key=lambda entry: entry.path)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, *, generation: int | None = None) -> None:
         try:
             with self._for_people("delete", path):
-                self._blob(path).delete(timeout=TIMEOUT, retry=RETRY)
+                blob = self._bucket.blob(self._name(path), generation=generation)
+                blob.delete(timeout=TIMEOUT, retry=RETRY)
         except FileNotFoundError:
             pass
 
@@ -214,8 +215,12 @@ class GoogleStorage:
         if blob.size != size or blob.crc32c != _crc32c(source, 0, size):
             blob.delete(if_generation_match=int(blob.generation), timeout=TIMEOUT, retry=RETRY)
             raise StorageError(f"{source} changed while it was uploaded; wait until nothing writes it and run again")
-        old_and_new = sorted({*names, *(name for name in present if re.search(r"\.part-\d\d-of-\d\d$", name))})
-        self._bucket.delete_blobs(old_and_new, on_error=lambda _: None, timeout=TIMEOUT, retry=RETRY)
+        old = {name: blob for name, blob in present.items() if re.search(r"\.part-\d\d-of-\d\d$", name)}
+        every = list({**old, **dict(zip(names, parts, strict=True))}.values())
+        # With their generations the parts are gone for good; without, the bucket would keep them as old versions.
+        self._bucket.delete_blobs(
+            every, on_error=lambda _: None, preserve_generation=True, timeout=TIMEOUT, retry=RETRY
+        )
         return int(blob.generation)
 
     def _fetch(self, path: str, file: BinaryIO, progress: ByteProgress | None) -> int:

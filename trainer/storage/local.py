@@ -84,11 +84,13 @@ class FileStorage:
                         entries.append(entry)
         return sorted(entries, key=lambda entry: entry.path)
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, *, generation: int | None = None) -> None:
         target = self._where(path)
         if not target.is_file():
             return
         with _for_people(f"delete {target}"), self._locked():
+            if generation not in (None, _generation(target.stat())):
+                return
             target.unlink(missing_ok=True)
             for folder in target.parents:  # a folder exists only while something is in it, as on gs://
                 if folder == self.root or any(folder.iterdir()):

@@ -26,7 +26,7 @@ from trainer.contract import paths
 from trainer.contract.options import Checkpoints
 from trainer.model.layout import Layout, Ranges
 from trainer.storage import manifest
-from trainer.storage.base import Conflict, Storage
+from trainer.storage.base import Conflict, Entry, Storage
 from trainer.training.progress import Progress
 
 Vectors = dict[str, Tensor]  # each holds the same ranges of its flat vector, end to end
@@ -215,24 +215,31 @@ class CheckpointStore:
         return True
 
     def _prune(self) -> None:
-        """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says."""
+        """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says.
+
+        Each file goes with its generation, so a bucket keeps no old version of it: checkpoints are large.
+        """
         files, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
         keep, keep_every = self._policy.keep, self._policy.keep_every
         for old in files if len(whole) > keep else ():
             stays = keep_every is not None and old in whole and order(old)[0] % keep_every == 0
             if order(old) < order(whole[keep - 1]) and not stays:
-                for path in sorted(files[old], key=lambda p: not p.endswith(paths.MANIFEST)):  # it makes it whole
-                    self._storage.delete(path)
+                for entry in sorted(files[old], key=lambda e: not e.path.endswith(paths.MANIFEST)):  # it makes it whole
+                    self._storage.delete(entry.path, generation=entry.generation)
 
-    def _found(self) -> tuple[dict[str, list[str]], list[str]]:
+    def _found(self) -> tuple[dict[str, list[Entry]], list[str]]:
         """Return the files of every checkpoint, and the names of those with a manifest, newest first."""
-        candidate_files: dict[str, list[str]] = {}
+        candidate_files: dict[str, list[Entry]] = {}
         for entry in self._storage.list(self._prefix):
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
             if paths.parse_checkpoint(candidate):
-                candidate_files.setdefault(candidate, []).append(entry.path)
-        whole = [c for c, files in candidate_files.items() if f"{self._prefix}/{c}/{paths.MANIFEST}" in files]
+                candidate_files.setdefault(candidate, []).append(entry)
+        whole = [
+            name
+            for name, entries in candidate_files.items()
+            if f"{self._prefix}/{name}/{paths.MANIFEST}" in {entry.path for entry in entries}
+        ]
         return candidate_files, sorted(whole, key=order, reverse=True)
 
     # -- reading ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -214,10 +215,10 @@ def test_plan_of_the_reference_job_has_its_groups_and_templates(root: Path) -> N
     assert "guest_accelerators" not in plan["ps"].template
     models = {role: group.template["scheduling"]["provisioning_model"] for role, group in plan.items()}
     assert models == {"master": "STANDARD", "worker": "SPOT", "ps": "STANDARD"}
-    jobs = plan["master"].template["metadata"]["gpt2-scale-down"].split(",")
-    assert [job.rsplit("/", 1)[1] for job in jobs] == [
-        *("gpt2-dev-worker-deadline", "gpt2-dev-ps-deadline", "gpt2-dev-master-deadline")
-    ]
+    assert {role: group.required for role, group in plan.items()} == {"master": 1, "worker": 0, "ps": 3}
+    job = plan["master"].template["metadata"]["gpt2-controller"]
+    assert re.fullmatch(r"projects/my-project/locations/us-central1/jobs/gpt2-dev-controller-[0-9a-f]{8}", str(job))
+    assert "gpt2-controller" not in plan["worker"].template["metadata"]
 
 
 def test_group_name_changes_with_template_run_and_launch_alone(root: Path) -> None:
@@ -228,11 +229,11 @@ def test_group_name_changes_with_template_run_and_launch_alone(root: Path) -> No
     before = names({})
     assert names({"trainingInput.workerCount": 5}) == before
     assert names({"evaluation": {"every": 7}}) == before
-    assert names({"limits.maxCostUsd": 100}) == before
     for changes in (
         {"trainingInput.hyperparameters.learningRate": 0.02},
         {"launch": 2},
         {"limits.maxHours": 12},
+        {"limits.maxCostUsd": 100},
         {"machines.zones": ["us-central1-b"]},
     ):
         assert not set(names(changes).values()) & set(before.values())
@@ -292,7 +293,7 @@ def test_deadline_is_the_earlier_of_time_and_money(root: Path) -> None:
     assert deadline.launch_hours(read.file.limits, fleet) == pytest.approx(2)
     started = 1_790_000_041  # 2026-09-21 14:14:01 UTC
     assert deadline.termination_time(started, 24) == "2026-09-22T14:14:01Z"
-    assert deadline.cron(started, 2) == "15 16 21 9 *"
+    assert deadline.deadline(started, 2) == started + 7200
 
 
 def test_run_with_a_final_status_is_finished(root: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.estimate import estimate, measured, parts
+from infra.estimate import estimate, extras, measured, parts
 from infra.estimate.alternatives import Choice, compare, regions
 from infra.estimate.measured import Measured
 from infra.fleet import prices
@@ -24,6 +24,7 @@ from infra.fleet.fleet import resolve_fleet
 from infra.job import job_spec
 from infra.load import load as load_values
 from infra.sizing import memory, workload
+from infra.sizing.ranges import Range
 from infra.sizing.speed import GPUS
 from infra.stack import reading
 from infra.stack.config import ConfigError, StackConfig
@@ -201,19 +202,46 @@ def test_cost_with_an_unknown_price_is_a_lower_bound(root: Path, monkeypatch: py
     assert "nvidia-tesla-t4 Spot in us-central1" in found["hourlyCostUsd"]["unpriced"]
 
 
-def test_cost_includes_bucket_deadlines_downloads_and_nat(root: Path) -> None:
+def test_cost_includes_everything_that_google_bills_besides_machines(root: Path) -> None:
     def costs(**keys: Any) -> dict[str, parts.Part]:
         return {part.name: part for part in estimated(google(root, **keys), []).costs}
 
     found = costs()
-    assert set(found) == {"master", "worker", "ps", "bucket", "deadlines", "download"}
-    assert (found["deadlines"].amount.low, found["deadlines"].amount.high) == (0, pytest.approx(3 * 0.1))
+    machines, storage = {"master", "worker", "ps"}, {"bucket", "operations", "image"}
+    assert set(found) == machines | storage | {"controller", "logs", "download"}
     assert found["download"].amount.high == pytest.approx(0.124 * 4 * 0.12, rel=0.01)  # the model is gpt2 as fp32
     out = costs(network={"nat": True})["way out"]
     hours = estimated(google(root), []).hours
     assert hours is not None
+    # Small runs are in the free tier of the controller; 720 steps an hour are 0.0072 USD.
+    assert found["controller"].amount == Range(0, pytest.approx(0.1 + hours.high * 0.0072))
+    assert found["operations"].amount.low > hours.low * (4380 * 0.005 + 13_380 * 0.0004) / 1000
+    assert found["image"].amount == Range(0.5, 0.5)
+    assert found["logs"].amount == Range(0, pytest.approx(hours.high * 14 * 0.001 * 0.5))
     assert out.amount.low == pytest.approx(hours.low * (14 * 0.0014 + 0.005))
     assert out.amount.high > hours.high * (14 * 0.0014 + 0.005)  # the second term is the data that passes the NAT
+
+
+def test_operations_are_counted_by_the_pace_of_the_machines() -> None:
+    # The reference job's 14 machines. With heartbeats every 5 s and metrics every 2 s they made 13,380 and 20,940.
+    assert extras.operations_an_hour(14) == (pytest.approx(4380), pytest.approx(13_380))
+    one, two = extras.operations_an_hour(1), extras.operations_an_hour(2)
+    assert (two[0] - one[0], two[1] - one[1]) == (pytest.approx(180), pytest.approx(900))  # of one more machine
+    assert extras.operations_an_hour(2, sweep=True)[0] - two[0] == pytest.approx(360)
+
+
+def test_bucket_costs_what_is_kept_and_no_old_checkpoint(root: Path) -> None:
+    def bucket(**checkpoints: int) -> Range:
+        found = {part.name: part for part in estimated(google(root, checkpoints=checkpoints), []).costs}
+        return found["bucket"].amount
+
+    often, seldom = bucket(every=10, keep=2), bucket(every=1000, keep=2)
+    assert often.high == pytest.approx(seldom.high, rel=0.1)  # but for the hours that saving takes
+    more = bucket(every=1000, keep=3)
+    config = google(root)
+    size = workload.dimensions(config)
+    assert size is not None
+    assert more.low - seldom.low == pytest.approx(workload.checkpoint_bytes(config, size) / 1e9 * 0.02)
 
 
 def test_fit_of_an_unpriced_machine_into_a_budget_is_unknown(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

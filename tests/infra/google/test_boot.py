@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -31,7 +31,8 @@ PATIENCE = 30.0  # seconds that anything may take on a busy machine
 BUCKET = "my-project-dev-gpt2"
 DATA = f"{BUCKET}-data"
 WORDS = "runs/gpt2-0123abcd/machines/{}.json"
-JOBS = [f"projects/my-project/locations/us-central1/jobs/gpt2-dev-{role}-deadline" for role in ("worker", "master")]
+JOB = "projects/my-project/locations/us-central1/jobs/gpt2-dev-controller-0123abcd"
+END = "runs/gpt2-0123abcd/ends/1.json"
 # Each call takes the next line of the plan for its name, for docker of its first word (such as `pull`): `CODE WORDS`.
 # Without a line its code is 0.
 COMMAND = """#!/bin/bash
@@ -65,6 +66,8 @@ class Google:
         self.objects: dict[str, bytes] = {}  # the objects of BUCKET
         self.data: dict[str, bytes] = {}  # the objects of DATA
         self.jobs: list[str] = []  # the jobs that were run
+        self.enough = 1  # after so many of them the VM is ended, as the controller does at last
+        self.end_vm: Callable[[], None] = lambda: None
         self.refusals: dict[str, int] = {}  # the number of first refusals of a path that ends like this
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         server.daemon_threads = True
@@ -89,6 +92,8 @@ class Google:
             return (404, b"") if found is None else (200, found)
         if verb == "POST" and url.path.startswith("/v1/") and url.path.endswith(":run") and json.loads(body) == {}:
             self.jobs.append(url.path.removeprefix("/v1/").removesuffix(":run"))
+            if len(self.jobs) == self.enough:
+                self.end_vm()
             return 200, b"{}"
         return 404, b""
 
@@ -181,9 +186,11 @@ class Boot:
         path = f"{self.bin}:{self.root}/usr/local/bin:{self.root}/usr/bin"
         environment |= {"PATH": path, "GCE_METADATA_HOST": server.address}
         self.host = server.address
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [BOOT], env={**environment, **self.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self.google.end_vm = process.terminate
+        return process
 
     def run(self) -> tuple[int, str]:
         """Run the script to its end; return its exit code and its output."""
@@ -228,7 +235,7 @@ def test_boot_of_a_worker_without_a_gpu_runs_the_trainer(boot: Boot) -> None:
             "docker run --rm --name trainer --network host --shm-size 2g --stop-timeout 110"
             " --label gpt2-run=gpt2-0123abcd --label gpt2-role=worker"
             " --log-driver gcplogs --log-opt labels=gpt2-run,gpt2-role"
-            f" --env GPT2_TRAINING_IMAGE={IMAGE}"
+            f" --env GPT2_TRAINING_IMAGE={IMAGE} --env GPT2_TRAINING_ZONE=us-central1-a"
             f" --env GCE_METADATA_HOST={boot.host} --env STORAGE_EMULATOR_HOST={boot.google.url}"
             f" --env CLOUDSDK_API_ENDPOINT_OVERRIDES_CLOUDSCHEDULER={boot.google.url}/v1/"
             f" {IMAGE} --bucket gs://my-project-dev-gpt2 --run gpt2-0123abcd --name worker-x7kq --role worker"
@@ -321,33 +328,35 @@ def test_boot_waits_for_the_bucket(boot: Boot) -> None:
 
 def test_boot_reports_a_bucket_that_does_not_answer(boot: Boot) -> None:
     boot.environment["BOOT_PATIENCE"] = "0"
-    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
+    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-controller": JOB}
     boot.google.refusals = {"/o": 1}
     code, output = boot.run()
-    assert code == 1
+    assert code == 0
     assert "gpt2-training: the bucket does not take the last words: curl: (22)" in output
-    assert boot.google.jobs == JOBS
+    assert boot.google.jobs == [JOB]
 
 
-def test_boot_of_a_master_that_gives_up_ends_all_machines(boot: Boot) -> None:
-    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
-    boot.google.refusals = {f"{JOBS[1]}:run": 2}
+def test_boot_of_a_master_that_gives_up_asks_for_the_end_until_it_comes(boot: Boot) -> None:
+    boot.environment["BOOT_AGAIN"] = "0"
+    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-controller": JOB}
+    boot.google.refusals = {f"{JOB}:run": 2}
+    boot.google.enough = 3
     code, output = boot.run()
-    assert code == 1
+    assert code == 0  # the VM was ended, as the controller does with the master last
     assert boot.words("master-0").state == "failed"
-    assert boot.google.jobs == JOBS
-    assert output.count("gpt2-training: waiting for gpt2-dev-master-deadline (curl: (22)") == 2
-    assert output.splitlines()[-1].startswith("gpt2-training: waiting for gpt2-dev-master-deadline")
+    assert json.loads(boot.google.objects[END])["reason"] == "the master gave up"
+    assert len(boot.google.jobs) >= 3
+    assert output.count("gpt2-training: waiting for the controller (curl: (22)") == 2
 
 
-def test_boot_runs_the_other_jobs_when_one_cannot_be_run(boot: Boot) -> None:
-    boot.environment["BOOT_PATIENCE"] = "0"
-    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-scale-down": ",".join(JOBS)}
-    boot.google.refusals = {f"{JOBS[0]}:run": 1}
+def test_boot_tries_again_when_the_controller_cannot_be_asked(boot: Boot) -> None:
+    boot.environment |= {"BOOT_PATIENCE": "0", "BOOT_AGAIN": "0"}
+    boot.attributes |= {"gpt2-image": "latest", "gpt2-role": "master", "gpt2-controller": JOB}
+    boot.google.refusals = {f"{JOB}:run": 1}
     code, output = boot.run()
-    assert code == 1
-    assert "gpt2-dev-worker-deadline could not be run: these machines go at the deadline (curl: (22)" in output
-    assert boot.google.jobs == JOBS[1:]
+    assert code == 0
+    assert "the controller could not be asked: the deadline remains (curl: (22)" in output
+    assert boot.google.jobs == [JOB]
 
 
 @pytest.mark.parametrize("image", ["", "r/trainer:latest", "r/trainer@sha256:abcd", f"r/{IMAGE} --privileged"])

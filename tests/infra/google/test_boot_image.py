@@ -166,8 +166,9 @@ def test_boot_runs_again_as_a_unit_of_its_own_where_systemd_is(boot: Boot) -> No
     assert copy.read_text() == BOOT.read_text()
     assert boot.calls("") == [
         (
-            "systemd-run --quiet --collect --unit gpt2-boot --property=After=docker.service --property=KillMode=mixed"
-            f" --property=TimeoutStopSec=120 --property=StandardOutput=journal+console /bin/bash {copy} unit"
+            "systemd-run --no-block --quiet --collect --unit gpt2-boot --property=After=docker.service"
+            f" --property=KillMode=mixed --property=TimeoutStopSec=120 --property=StandardOutput=journal+console"
+            f" /bin/bash {copy} unit"
         )
     ]
 

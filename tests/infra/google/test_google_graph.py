@@ -1,5 +1,7 @@
 """For every stack file for Google Cloud: either lines say why it is refused, or its resources keep these promises."""
 
+import base64
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -10,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
+from infra.fleet.deadline import termination_time
+from infra.fleet.fleet import resolve_fleet
 from infra.google.zones import MOST_ZONES
 from infra.inputs import docker
 from infra.stack import config
-from tests.google_cloud import conditions, rules, schema
-from tests.infra.google_graph import Declared, Graph, declare, make_root, read, stack_values
+from tests.google_cloud import answers, conditions, diff, rules, schema
+from tests.infra.google_graph import Graph, declare, make_root, read, stack_values
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
 
@@ -29,17 +33,39 @@ MACHINE = {
 }
 # The objects that each role's machines may read and write. Only a master writes the job.json of a sweep's trials,
 # makes tokens from the text, and looks whether the stack declares another run.
-OWN = {"the run's files", "a trial's files"}
-WRITTEN = {"master": OWN | {"a trial's job", "the tokens"}, "worker": OWN, "ps": OWN}
-SERVED = OWN | {"the job", "a launch", "a trial's job"}
+OWN = {"the run's files", "a trial's files", "the wish to end"}
+WRITTEN = {
+    "master": OWN | {"a trial's job", "the tokens"},
+    "worker": OWN,
+    "ps": OWN,
+    "controller": {"where a launch is"},
+}
+SERVED = OWN | {"the job", "a launch", "where a launch is", "a trial's job"}
+RECORDS = {"a launch", "where a launch is", "the wish to end", "current.json"}
 TRAINED = SERVED | {"the tokens", "the model to start from"}
 READ = {"master": TRAINED | {"current.json", "the text", "the vocabulary"}, "worker": TRAINED, "ps": SERVED}
+READ |= {"controller": RECORDS}
 LISTED = {
     "master": {"the run", "the tokens' folder", "the model's folder", "the vocabulary's folder"},
     "worker": {"the run", "the tokens' folder", "the model's folder"},
     "ps": {"the run"},
+    "controller": set(),
 }
-PERMISSIONS = {"runner": ["cloudscheduler.jobs.run"], "reaper": ["compute.instanceGroupManagers.update"]}
+CONTROLLER = {
+    ("controller", "project"),  # resizes groups, and pauses its own job
+    ("roles/workflows.invoker", "project"),  # the scheduler's job starts the workflow by this account
+    ("roles/logging.logWriter", "project"),
+    ("roles/storage.objectUser", "artifacts"),  # where the run is
+    ("roles/storage.objectViewer", "artifacts"),  # the records of the launch
+}
+PERMISSIONS = {
+    "runner": ["cloudscheduler.jobs.run"],
+    "controller": [
+        "compute.instanceGroupManagers.get",
+        "compute.instanceGroupManagers.update",
+        "cloudscheduler.jobs.pause",
+    ],
+}
 
 
 @pytest.fixture
@@ -85,6 +111,10 @@ def check(graph: Graph, stack: config.StackConfig, job: JobSpec) -> None:
         if one.token.startswith(("gcp:", "docker-build:")):
             assert schema.problems(one.token, one.inputs) == [], one.name
             rules.check(one.token, one.inputs)
+        if one.token.startswith(answers.WITHOUT_ZEROS):
+            refreshed = answers.answered(one.token, one.inputs)
+            given = {key: refreshed[key] for key in one.inputs if key in refreshed}
+            assert diff.changes(one.token, given, one.inputs) == {}, f"{one.name} comes back from Google with a diff"
     texts = everything(graph)
     assert not [text for text in texts if text in ("allUsers", "allAuthenticatedUsers")]
     check_names(graph)
@@ -182,7 +212,7 @@ def check_access(graph: Graph, stack: config.StackConfig) -> None:
     for role in roles if docker.needs_archive(stack) else ["master"]:
         expected[role].add(("roles/storage.objectViewer", "data"))
     expected["master"].add(("runner", "project"))
-    expected["reaper"] = {("reaper", "project")}
+    expected["controller"] = CONTROLLER
     assert found == expected
 
 
@@ -194,7 +224,9 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
         "the run's files": paths.status(job.run),
         "a trial's files": paths.status(paths.trial_id(job.run, 1)),
         "the job": paths.job(job.run),
-        "a launch": paths.launch(job.run, 1),
+        "a launch": paths.launch(job.run, job.launch),
+        "where a launch is": paths.placement(job.run, job.launch),
+        "the wish to end": paths.end(job.run, job.launch),
         "a trial's job": paths.job(paths.trial_id(job.run, 1)),
         "the tokens": f"{tokens}/manifest.json",
         "the model to start from": f"{model or 'runs/none/model'}/config.json",
@@ -225,8 +257,6 @@ def check_object_rights(graph: Graph, stack: config.StackConfig, job: JobSpec) -
         absent |= {"the vocabulary", "the vocabulary's folder"}
     brought = {"Docker"} if docker.needs_archive(stack) else set()
     for role, found in grants(graph, stack.stack).items():
-        if role == "reaper":
-            continue
         read, written, listed = set(), set(), set()
         for place, bucket, names in (
             ("artifacts", stack.bucket, artifacts),
@@ -261,20 +291,36 @@ def test_graph_of_a_committed_stack_keeps_its_promises(root: Path, stack: str, p
     assert job.run.startswith("gpt2")
 
 
-def test_graph_has_the_deadline_in_every_template_and_job(root: Path) -> None:
-    graph, _ = declare(read(stack_values(), root))
+def test_graph_has_the_deadline_in_every_template_and_in_the_controllers_argument(root: Path) -> None:
+    graph, job = declare(read(stack_values(), root))
     ends = {one.inputs["scheduling"]["terminationTime"] for one in graph.of("RegionInstanceTemplate")}
     assert ends == {"2026-09-22T14:14:01Z"}
-    jobs: dict[str, Declared] = {one.name: one for one in graph.of("Job") if one.token.startswith("gcp:")}
-    assert set(jobs) == {"master-deadline", "worker-deadline", "ps-deadline"}
-    assert {job.inputs["schedule"] for job in jobs.values()} == {"15 14 22 9 *"}
-    groups = {
-        one.name.split("-")[0]: one.inputs["name"]
-        for one in graph.of("RegionInstanceGroupManager")
-        if one.inputs["targetSize"]
+    (scheduled,) = [one for one in graph.of("Job") if one.token.startswith("gcp:")]
+    assert scheduled.inputs["schedule"] == "*/5 * * * *"
+    (workflow,) = graph.of("Workflow")
+    target = scheduled.inputs["httpTarget"]
+    assert target["uri"].endswith(f"/locations/us-central1/workflows/{workflow.inputs['name']}/executions")
+    argument = json.loads(json.loads(base64.b64decode(target["body"]))["argument"])
+    assert argument["ends"] == 1_790_000_041 + 24 * 3600
+    assert argument["job"].endswith(f"/jobs/{scheduled.inputs['name']}")
+    assert (argument["run"], argument["launch"], argument["bucket"]) == (job.run, 1, "my-project-dev-gpt2")
+    assert argument["zones"] == ["us-central1-a", "us-central1-b", "us-central1-c"]
+    managers = {
+        (one.inputs["name"], *one.inputs["distributionPolicyZones"]) for one in graph.of("RegionInstanceGroupManager")
     }
-    for role, name in groups.items():
-        assert f"/instanceGroupManagers/{name}/resize?size=0" in jobs[f"{role}-deadline"].inputs["httpTarget"]["uri"]
+    assert {(group["name"], group["zone"]) for group in argument["groups"]} == managers
+    required = {group["role"]: (group["count"], group["required"]) for group in argument["groups"]}
+    assert required == {"master": (1, 1), "worker": (10, 0), "ps": (3, 3)}
+
+
+def test_machines_of_a_run_without_money_end_before_its_time(root: Path) -> None:
+    values = stack_values() | {"gpt2-training:limits": {"maxHours": 24, "maxCostUsd": 41}}
+    made = read(values, root)
+    graph, _ = declare(made)
+    (ends,) = {one.inputs["scheduling"]["terminationTime"] for one in graph.of("RegionInstanceTemplate")}
+    hours = 41 / resolve_fleet(made).hourly.usd
+    assert 4 < hours < 6
+    assert ends == termination_time(1_790_000_041, hours)
 
 
 def test_run_that_starts_from_another_run_may_read_that_model_alone(root: Path) -> None:

@@ -32,8 +32,9 @@ DEFAULT_ACCOUNT = f"{PROJECT}/serviceAccounts/1-compute@developer.gserviceaccoun
 WORKFLOWS = CHECKOUT / ".github" / "workflows"
 
 
-def stack(root: Path, **pipeline_keys: Any) -> config.StackConfig:
-    return read(stack_values() | {"gpt2-training:pipeline": PIPELINE | pipeline_keys}, make_root(root))
+def stack(root: Path, limits: dict[str, Any] | None = None, **pipeline_keys: Any) -> config.StackConfig:
+    values = stack_values() | {"gpt2-training:pipeline": PIPELINE | pipeline_keys}
+    return read(values | ({"gpt2-training:limits": limits} if limits else {}), make_root(root))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Graph:
 
 def test_owner_makes_every_account_and_up_makes_none(owner: Graph, up: Graph) -> None:
     accounts = {one.inputs["accountId"] for one in owner.of("Account")}
-    names = ("master", "worker", "ps", "reaper", "deploy", "preview")
+    names = ("master", "worker", "ps", "controller", "deploy", "preview")
     assert accounts == {f"gpt2-dev-{name}" for name in names}
     refused = ("Account", "IAMCustomRole", "IAMMember", "Service", "WorkloadIdentityPool")
     assert not [one.name for kind in refused for one in up.of(kind)]
@@ -62,7 +63,7 @@ def test_owner_makes_every_account_and_up_makes_none(owner: Graph, up: Graph) ->
     used |= {one.inputs["member"].partition(":")[2] for one in up.of("BucketIAMMember")}
     used |= {one.inputs["member"].partition(":")[2] for one in up.of("RepositoryIamMember")}
     assert used <= {f"{account}@my-project.iam.gserviceaccount.com" for account in accounts}
-    assert len(used) == 3
+    assert len(used) == 4
 
 
 def test_owner_enables_the_apis_of_the_login(owner: Graph) -> None:
@@ -108,6 +109,21 @@ def test_pipeline_resources_follow_the_schema_and_the_policies(owner: Graph) -> 
             assert schema.problems(one.token, one.inputs) == [], one.name
     resources = [Resource(urn, one.token, one.name, one.inputs) for urn, one in owner.resources.items()]
     assert [found.message for found in policy_check(resources) if found.level == "mandatory"] == []
+
+
+def test_owner_of_a_stack_with_a_budget_learns_the_grants_on_the_billing_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pulumi.log.warn", said.append)
+    limits = {"maxHours": 1, "maxCostUsd": 10, "billingAccount": "012345-6789AB-CDEF01"}
+    made = declare_for_owner(stack(tmp_path, limits=limits))
+    command = "gcloud billing accounts add-iam-policy-binding 012345-6789AB-CDEF01 --role roles/billing"
+    assert [line.partition(f"{command}.")[2] for line in said] == [
+        f"costsManager --member {DEPLOYER}",
+        f"viewer --member {PREVIEWER}",
+    ]
+    assert "billingbudgets.googleapis.com" in {one.inputs["service"] for one in made.of("Service")}
 
 
 @pytest.mark.parametrize("repository", ["acme", "acme/models/x", "a'b/c", "acme/models' || 'a'=='a"])
@@ -309,7 +325,7 @@ RAISING = (
 def test_deployer_and_whatever_it_can_become_cannot_raise_itself(project: Project) -> None:
     reached = project.reachable(DEPLOYER)
     short = {member.removeprefix("serviceAccount:").partition("@")[0] for member in reached}
-    assert short == {f"gpt2-dev-{name}" for name in ("deploy", "master", "worker", "ps", "reaper")}
+    assert short == {f"gpt2-dev-{name}" for name in ("deploy", "master", "worker", "ps", "controller")}
     for member in reached:
         for permission in RAISING:
             for resource in (PROJECT, DEFAULT_ACCOUNT, *project.accounts):
@@ -321,6 +337,12 @@ def test_deployer_acts_as_the_machines_and_not_as_the_default_account(project: P
     assert len(acting) == 4
     assert not project.may(DEPLOYER, "iam.serviceAccounts.actAs", DEFAULT_ACCOUNT)
     assert not project.may(DEPLOYER, "iam.serviceAccounts.actAs")
+
+
+@pytest.mark.parametrize("member", [DEPLOYER, PREVIEWER])
+def test_both_accounts_see_whether_an_owner_has_bootstrapped_the_stack(project: Project, member: str) -> None:
+    asked = f"{PROJECT}/serviceAccounts/{DEPLOYER.partition(':')[2]}"
+    assert project.may(member, "iam.serviceAccounts.get", asked)
 
 
 def test_deployer_changes_grants_of_its_own_buckets_alone(project: Project) -> None:

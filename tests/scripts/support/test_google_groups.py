@@ -1,5 +1,6 @@
 """The reasons why machines do not come: the answers of Google's groups in words, and the calls that fetch them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ THEN = "2027-01-15T08:00:00.000-00:00"  # the same time as NOW
 STACK = Stack(
     "dev",
     1,
-    ["us-central1-b", "us-central1-c"],
+    ("us-central1-b", "us-central1-c"),
     {"master": "n1-highmem-16", "worker": "n1-highmem-16 with nvidia-tesla-t4", "ps": "n1-highmem-8"},
+    moves=True,
 )
 GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"
 # Google's own messages, from public reports of 2024 to 2026.
@@ -70,7 +72,7 @@ def said(group: InstanceGroup, *heard: str, stack: Stack = STACK) -> list[str]:
     return explain(stack, [group], heard, NOW)
 
 
-def test_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
+def test_stock_out_names_the_zone_and_the_machine_and_that_the_run_moves() -> None:
     group = worker(
         2,
         instance("dev-worker-01234567-aaaa", None, STOCKOUT),
@@ -80,25 +82,36 @@ def test_stock_out_names_the_zone_the_machine_and_the_next_zone() -> None:
     (line,) = said(group)
     assert line == (
         "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now (Google names us-central1-a,"
-        " us-central1-f instead); Google keeps trying, or raise gpt2-training:launch to 2 to take the next zone,"
-        " us-central1-c"
+        " us-central1-f instead); Google keeps trying, and the run moves to another zone if this lasts"
     )
 
 
 def test_stock_out_of_the_only_zone_asks_for_another() -> None:
-    alone = Stack("dev", 4, ["us-central1-b"], STACK.machines)
+    alone = Stack("dev", 4, ("us-central1-b",), STACK.machines)
     (line,) = said(worker(1, errors=[noted(STOCKOUT)]), stack=alone)
     assert "add another zone to gpt2-training:machines.zones and raise gpt2-training:launch to 5" in line
 
 
-def test_stock_out_in_the_last_zone_proposes_the_first() -> None:
-    second = Stack("dev", 2, STACK.zones, STACK.machines)
-    message = "The zone 'projects/p/zones/us-central1-c' does not have enough resources available."
-    (line,) = said(
-        worker(1, errors=[noted({"code": "ZONE_RESOURCE_POOL_EXHAUSTED", "message": message})]), stack=second
+def test_stock_out_of_one_zone_is_google_s_to_heal_where_the_group_has_all() -> None:
+    (line,) = said(worker(1, errors=[noted(STOCKOUT)]), stack=replace(STACK, spans=True, moves=False))
+    assert line.endswith("nvidia-tesla-t4 now; Google keeps trying in us-central1-b, us-central1-c")
+
+
+def test_groups_of_zones_where_the_run_is_not_are_no_missing_machines() -> None:
+    here, elsewhere = worker(1, instance("dev-worker-01234567-aaaa", None)), worker(0)
+    assert explain(STACK, [elsewhere, here, elsewhere], [], NOW) == [
+        "worker: 0 of 1 machines run, Google is making the rest"
+    ]
+    (line,) = explain(STACK, [elsewhere, elsewhere], [], NOW)
+    assert line.startswith("worker: its groups have size 0")
+
+
+def test_machine_that_waits_in_a_queue_is_reported_as_such() -> None:
+    (line,) = said(worker(1, instance("dev-worker-01234567-aaaa", None)), stack=replace(STACK, flex_start=True))
+    assert line == (
+        "worker: 0 of 1 machines run, the rest waits for capacity (machines.flexStart), which may take days;"
+        " `pulumi destroy` ends it"
     )
-    assert line.startswith("worker: zone us-central1-c has no n1-highmem-16 with nvidia-tesla-t4 now;")
-    assert line.endswith("raise gpt2-training:launch to 3 to take the next zone, us-central1-b")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +186,7 @@ def test_stack_gives_the_machines_of_each_role(tmp_path: Path) -> None:
         "worker": "n1-highmem-16 with nvidia-tesla-t4",
         "ps": "n1-highmem-8",
     }
-    assert stack.zones[0] == "us-central1-a"
+    assert (stack.zones[0], stack.moves, stack.spans) == ("us-central1-a", True, False)
 
 
 def answers(google: FakeGoogle) -> None:

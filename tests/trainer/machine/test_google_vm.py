@@ -10,17 +10,21 @@ from typing import Any
 import pytest
 from google.oauth2.credentials import Credentials
 
+from scripts.support import run_files
 from tests.gcs import Faults
-from tests.trainer.google_vm import JOBS, PROJECT, Vm, into_bucket
+from tests.trainer.google_vm import JOB, PROJECT, Vm, into_bucket
 from tests.trainer.running import PATIENCE, Run
-from trainer.contract import metric_names
+from trainer.cluster import lease
+from trainer.compute import member
+from trainer.contract import metric_names, pace
 from trainer.contract.log_phrases import FAILED, PREEMPTED, SUCCEEDED
 from trainer.machine import cloud_metrics, google_vm, metadata
 from trainer.runs.records import Record
 from trainer.runs.status import update_status
 from trainer.runs.trials import Trial, write_trials
 
-RUN_JOBS = [f"{job}:run" for job in JOBS]
+RUN_JOB = [f"{JOB}:run"]
+END = "runs/test-run/ends/1.json"
 NewVm = Callable[..., Vm]
 
 
@@ -44,6 +48,15 @@ def new_google_run(new_run: Callable[..., Run], gcs_bucket: str) -> Callable[...
 
 
 NewRun = Callable[..., Run]
+
+
+def test_every_patience_with_a_machine_allows_for_three_missed_heartbeats() -> None:
+    assert 15 <= pace.HEARTBEAT <= 30  # dearer, or too late for a person who watches
+    assert member.LEADER_SILENT >= 3 * pace.HEARTBEAT
+    assert run_files.PATIENCE["gs"].late >= 3 * pace.HEARTBEAT
+    assert run_files.PATIENCE["gs"].heartbeat >= 3 * pace.HEARTBEAT
+    assert lease.LOST >= 3 * pace.LEASE
+    assert run_files.PATIENCE["gs"].step >= 3 * (pace.METRICS + pace.STATUS)
 
 
 @pytest.mark.slow
@@ -84,14 +97,14 @@ def test_preempted_master_checkpoints_comes_back_and_scales_the_finished_run_to_
     assert vm.start(run).wait(PATIENCE) == 0
     assert vm.said(f"restored the checkpoint of step {machine.step}")
     assert vm.said(SUCCEEDED)
-    assert vm.rest.paths("cloudscheduler") == RUN_JOBS
+    assert vm.rest.paths("cloudscheduler") == RUN_JOB
     assert vm.rest.points(metric_names.STEP)[-1] == machine.step + 50
     assert vm.rest.points(metric_names.FAILED)[-1] == 0
     assert run.machine("master-0").state == "finished"
 
     last_words = run.machine("master-0").log
     assert vm.start(run).wait(PATIENCE) == 0  # this machine boots after the end of the run
-    assert vm.rest.paths("cloudscheduler") == RUN_JOBS * 2
+    assert vm.rest.paths("cloudscheduler") == RUN_JOB * 2
     assert run.machine("master-0").log == last_words
     assert vm.lines.read_text().count(SUCCEEDED) == 1
 
@@ -127,7 +140,7 @@ def test_failed_run_is_reported_and_scaled_to_zero(new_google_run: NewRun, new_v
     assert status.state == "FAILED"
     assert vm.said(f"{FAILED}test-run: master-0: data.path ")
     assert vm.rest.points(metric_names.FAILED)[-1] == 1
-    assert vm.rest.paths("cloudscheduler") == RUN_JOBS
+    assert vm.rest.paths("cloudscheduler") == RUN_JOB
     machine = run.machine("master-0")
     assert machine.state == "failed"
     assert "text.txt" in machine.log[-1]
@@ -202,16 +215,19 @@ def _message(run: Run, name: str) -> str:
 
 
 class Supervisor:
-    """The part of a supervisor that scale_down() sees."""
+    """The part of a supervisor that request_end() sees; it is told to leave after some looks."""
 
     grace = heartbeat = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, looks: int = 1) -> None:
         self.lines: list[str] = []
         self.note = self.lines.append
+        self.waits: list[float] = []  # in seconds
+        self._looks = looks
 
     def told_to_leave(self, timeout: float) -> bool:
-        return False
+        self.waits.append(timeout)
+        return len(self.waits) >= self._looks
 
     def run(self) -> int:
         raise NotImplementedError
@@ -231,28 +247,25 @@ def here(new_vm: NewVm, monkeypatch: pytest.MonkeyPatch) -> Vm:
     return vm
 
 
-def test_group_that_cannot_be_scaled_down_is_left_to_the_deadline(
-    here: Vm, new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(google_vm, "PATIENCE", 0.0)
-    run, supervisor = new_run(), Supervisor()
-    here.rest.refuse = lambda path: 403 if "worker" in path else None
-    google_vm.scale_down(tuple(JOBS), supervisor, run.storage, run.spec)
-    assert here.rest.paths("cloudscheduler") == RUN_JOBS[1:]
-    assert "The caller does not have permission" in supervisor.lines[0]
-    assert supervisor.lines[1] == (
-        "gpt2-training: gpt2-dev-worker-deadline could not be run: these machines go at the deadline; `pulumi up` or"
-        " `pulumi destroy` ends them now"
-    )
+def test_end_is_requested_again_until_this_machine_is_taken_away(here: Vm, new_run: Callable[..., Run]) -> None:
+    run, supervisor = new_run(), Supervisor(looks=5)
+    answers = iter([403, 403, None, 503, None])
+    here.rest.refuse = lambda path: next(answers)
+    google_vm.request_end(JOB, "SUCCEEDED", supervisor, run.storage, run.spec)
+    assert here.rest.paths("cloudscheduler") == RUN_JOB * 2
+    assert json.loads(run.storage.read(END))["reason"] == "SUCCEEDED"
+    assert supervisor.waits == [1, 2, google_vm.ASK_AGAIN, 1, google_vm.ASK_AGAIN]
+    assert "cannot be asked to end the machines yet" in supervisor.lines[0]
+    assert supervisor.lines[1] == "gpt2-training: the run is over: the controller ends the machines"
 
 
 @pytest.mark.parametrize("current", [{"run": "other", "launch": 1}, {"run": "test-run", "launch": 2}])
-def test_scale_down_of_a_replaced_run_leaves_the_next_runs_machines_alone(
+def test_end_of_a_replaced_run_is_left_to_the_next(
     here: Vm, new_run: Callable[..., Run], current: dict[str, Any]
 ) -> None:
     run, supervisor = new_run(), Supervisor()
     run.storage.write("current.json", json.dumps(current).encode())
-    google_vm.scale_down(tuple(JOBS), supervisor, run.storage, run.spec)
+    google_vm.request_end(JOB, "SUCCEEDED", supervisor, run.storage, run.spec)
     assert here.rest.calls == []
     assert "declares another run" in supervisor.lines[-1]
 
@@ -265,7 +278,7 @@ def test_metrics_of_a_sweep_are_those_of_the_trial_that_is_trained(
     rate = {"parameterName": "learningRate", "type": "DOUBLE", "minValue": 0.001, "maxValue": 0.01}
     run, now = new_run(sweep={"params": [rate]}), time.time()
     monitoring = cloud_metrics.Monitoring(
-        run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ()), "master-0", lambda line: None
+        run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ""), "master-0", lambda line: None
     )
     monitoring._started = 0.0  # the start was long ago
     for number, step in ((1, 40), (2, 7)):
@@ -294,7 +307,7 @@ def test_metrics_report_step_loss_speed_and_failure_of_the_run(
     run.storage.write("runs/test-run/metrics/attempt-1-master-0-1-00000.jsonl", body.encode())
     here.rest.refuse = lambda path: 403
     monitoring = cloud_metrics.Monitoring(
-        run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ()), "master-0", lines.append
+        run.storage, run.spec, metadata.Vm(PROJECT, "us-central1-a", "dev", ""), "master-0", lines.append
     )
     run.until(lambda: lines, "a line about it")
     here.rest.refuse = lambda path: None

@@ -200,6 +200,20 @@ def test_cost_on_the_page_is_the_list_price_times_the_time_of_each_machine(tmp_p
     assert "$" not in page.text
 
 
+def test_page_reports_where_the_run_is_and_how_it_came_there(tmp_path: Path) -> None:
+    storage = bucket(tmp_path)
+    declare(storage, state="STARTING")
+    write_machine(storage, "master-0", environment={"zone": "us-central1-f"})
+    assert "us-central1-f" in made(storage).text
+    moves = [{"from": "us-central1-a", "to": "us-central1-c", "time": BEGAN + 900}]
+    placement = {"zone": "us-central1-c", "moves": moves, "waiting_since": BEGAN + 1000}
+    storage.write("runs/a-run/launches/1.json", json.dumps({"started": BEGAN, "zone": "us-central1-a"}).encode())
+    storage.write("runs/a-run/launches/1.placement.json", json.dumps(placement).encode())
+    page = made(storage)
+    assert "us-central1-c waits for machines since 2026-09-21 14:30 UTC" in page.text
+    assert page.row("15:00") == ["run", "moved from us-central1-a to us-central1-c, 1 of 6 moves"]
+
+
 def test_page_compares_other_runs_by_the_keys_that_differ(tmp_path: Path) -> None:
     storage = bucket(tmp_path)
     declare(storage)

@@ -53,6 +53,17 @@ def test_generations_grow_also_after_a_deletion(storage: Storage) -> None:
     assert generations == sorted(set(generations))
 
 
+def test_deletion_of_a_generation_leaves_a_newer_one(storage: Storage) -> None:
+    first = storage.write("x", b"1")
+    second = storage.write("x", b"2")
+    storage.delete("x", generation=first)
+    assert storage.read_generation("x") == (b"2", second)
+    storage.delete("x", generation=second)
+    storage.delete("x", generation=second)
+    with pytest.raises(FileNotFoundError):
+        storage.read("x")
+
+
 def test_write_with_another_generation_than_the_files_is_a_conflict(storage: Storage) -> None:
     first = storage.write("lease", b"a", if_generation=0)
     with pytest.raises(Conflict):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage as gcs
 from torch import Tensor
 
 from trainer.contract.options import Checkpoints
@@ -88,9 +90,14 @@ def test_checkpoint_is_restored_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_checkpoints_in_google_storage_are_kept_and_restored(gcs_bucket: str) -> None:
     book = Book(open_storage(gcs_bucket))
+    bucket = gcs.Client(project="p", credentials=AnonymousCredentials()).get_bucket(gcs_bucket.removeprefix("gs://"))
+    bucket.versioning_enabled = True
+    bucket.patch()
     for step in (1, 2, 3):
         book.save(step)
     assert book.said == []
+    kept = {blob.name.split("/")[3] for blob in bucket.list_blobs(versions=True)}
+    assert kept == set(book.names())  # the bucket has no old version of the checkpoint that went
     assert book.names() == ["step-00000002-attempt-1", "step-00000003-attempt-1"]
     assert book.restore() == (3, 3.0)
     book.storage.write(f"{FOLDER}/step-00000003-attempt-1/{PART}", b"damaged")
