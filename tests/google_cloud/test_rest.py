@@ -35,10 +35,14 @@ def test_docker_needs_a_login_a_grant_and_a_pushed_image(lab: Lab) -> None:
     lab.group(script=STUBBORN)
     [vm] = lab.running(1)
     host, repository = f"{REGION}-docker.pkg.dev", f"projects/{PROJECT}/locations/{REGION}/repositories/images"
+    environment = {
+        **vm["environment"],
+        "HOME": str(lab.folder),
+    }  # root's own is read-only, so docker keeps no login there
 
     def docker(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            ["docker", *arguments], env=vm["environment"], input=text, capture_output=True, text=True, timeout=60
+            ["docker", *arguments], env=environment, input=text, capture_output=True, text=True, timeout=60
         )
 
     def login(token: str) -> int:
