@@ -35,6 +35,10 @@ def test_docker_needs_a_login_a_grant_and_a_pushed_image(lab: Lab) -> None:
     lab.group(script=STUBBORN)
     [vm] = lab.running(1)
     host, repository = f"{REGION}-docker.pkg.dev", f"projects/{PROJECT}/locations/{REGION}/repositories/images"
+    environment = {
+        **vm["environment"],
+        "HOME": str(lab.folder),
+    }  # root's own is read-only, so docker keeps no login there
 
     def docker(*arguments: str, text: str = "", home: str = "/tmp") -> "subprocess.CompletedProcess[str]":
         environment = {**vm["environment"], "HOME": home}
