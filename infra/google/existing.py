@@ -65,12 +65,18 @@ def find_existing(
     except pulumi.RunError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = _reason(error)
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(f"gcp:project {config.project} cannot be looked at ({line})") from None
         pulumi.log.warn(f"what is there already is not known, so all is shown as new ({line})", parent)
         existing.asked = False
     return existing
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of what the provider said: its first one ends with "1 error occurred:"."""
+    lines = [line.strip(" \t*") for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line), type(error).__name__)
 
 
 class _Search:

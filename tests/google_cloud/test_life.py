@@ -230,7 +230,8 @@ def test_missing_credentials_stop_up_and_not_a_preview(life: Callable[..., Life]
     assert "what is there already is not known, so all is shown as new" in said
     assert "not checked: quotas and machine types (Google could not be asked)" in said
     said = run.cloud.up(ok=False)
-    assert f"gcp:project {run.cloud.project} cannot be looked at" in said
+    reason = "googleapi: Error 401: Request had invalid authentication credentials., authError"
+    assert f"gcp:project {run.cloud.project} cannot be looked at ({reason})" in said
     assert "Traceback" not in said
     assert BUCKET not in run.cloud.resources()
 
