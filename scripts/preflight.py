@@ -20,6 +20,7 @@ from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
+from scripts.support.controller_checks import check_controller
 from scripts.support.findings import FindingRow, print_findings
 from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
@@ -39,6 +40,7 @@ PERMISSIONS = [
     "monitoring.alertPolicies.create",
     "monitoring.dashboards.create",
     "storage.buckets.create",
+    "workflows.workflows.create",
 ]
 # With a pipeline only an owner's bootstrap needs these.
 OWNER_PERMISSIONS = [
@@ -75,6 +77,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         )
     )
     checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
+    checks += check_controller(api, config, number)
     checks += machine_types(api, config, fleet, fleet.zones)
     checks.append(_image(api, config))
     return checks + check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
