@@ -13,9 +13,12 @@ from dataclasses import asdict
 
 from rich.console import Console
 
+from infra.estimate import measured
 from infra.fleet.boot_image import contents, image_project
+from infra.fleet.caveats import network_caveats, untried_caveats
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
+from infra.google.org_policies import policy_checks
 from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
@@ -68,18 +71,15 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
     checks += [Check("credentials", "ok", "Google accepts them"), project]
     if project.state == "problem":  # all else would say the same
         return checks
-    checks.append(
-        Check(
-            "billing",
-            "unknown",
-            "a deployer cannot see it",
-            f"`gcloud billing projects describe {config.project}` must say billingEnabled: true",
-        )
-    )
+    fix = f"`gcloud billing projects describe {config.project}` must say billingEnabled: true"
+    if any(machines.accelerators for machines in fleet.roles):
+        fix += "; an account on Google's free trial gets no GPU until it is upgraded"
+    checks.append(Check("billing", "unknown", "a deployer cannot see it", fix))
     checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
     checks += check_controller(api, config, number)
+    checks += policy_checks(api, config, image_project(config.file.machines.image_family))
     checks += machine_types(api, config, fleet, fleet.zones)
-    checks.append(_image(api, config))
+    checks += [_image(api, config), *_caveats(config, fleet)]
     return checks + check_quotas(config, fleet, QuotaLimits(api, config.project, config.region))
 
 
@@ -158,6 +158,8 @@ def _apis(api: GoogleApi, config: StackConfig) -> Check:
 
 def _permissions(api: GoogleApi, config: StackConfig) -> Check:
     wanted = PERMISSIONS if config.file.pipeline else PERMISSIONS + OWNER_PERMISSIONS
+    if config.file.machines.compact_placement:
+        wanted = [*wanted, "compute.resourcePolicies.create"]
     try:
         reply = api.call(
             "cloudresourcemanager",
@@ -221,6 +223,14 @@ def _image(api: GoogleApi, config: StackConfig) -> Check:
         "boot.sh brings Docker if it has none, and gives up without NVIDIA's driver or toolkit; start with one machine"
     )
     return Check(name, "unknown", found, fix)
+
+
+def _caveats(config: StackConfig, fleet: Fleet) -> list[Check]:
+    """Return notes on the machines that no question to Google answers."""
+    tried = {run.machine for run in measured.read(config.root)}
+    named = [("network of machines", sentence) for sentence in network_caveats(fleet)]
+    named += [("machines tried", sentence) for sentence in untried_caveats(fleet, tried)]
+    return [Check(name, "note", *sentence.split("; ", 1)) for name, sentence in named]
 
 
 def show(checks: list[Check], console: Console) -> None:

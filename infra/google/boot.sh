@@ -205,6 +205,33 @@ prepare_gpus() {
     options+=(--runtime nvidia --env NVIDIA_VISIBLE_DEVICES=all --env "NVIDIA_DRIVER_CAPABILITIES=compute,utility")
 }
 
+# FOLDER DISK...: joins the disks to one, empty, at this folder.
+make_scratch() {
+    local folder=$1 device=$2
+    shift
+    if (($# > 1)); then
+        device=$ROOT/dev/md0
+        mdadm --stop --scan || true # after a reboot they may be joined already, under another name
+        mdadm --create "$device" --run --force --level 0 --raid-devices $# "$@" || return
+    fi
+    mkfs.ext4 -q -F -m 0 "$device" && mkdir -p "$folder" && mount -o discard "$device" "$folder" && chmod 1777 "$folder"
+}
+
+# Some machine types come with local SSDs. They are the trainer's /tmp, where tokens, checkpoints and models lie on their
+# way into the bucket; without them /tmp is on the boot disk.
+prepare_scratch() {
+    local disk disks=() folder=$HOME/scratch
+    for disk in "$ROOT"/dev/disk/by-id/google-local-nvme-ssd-*; do
+        if [[ -e $disk ]]; then disks+=("$disk"); fi
+    done
+    ((${#disks[@]})) || return 0
+    if mountpoint --quiet "$folder" || said=$(make_scratch "$folder" "${disks[@]}" 2>&1); then
+        options+=(--volume "$folder:/tmp")
+    else
+        say "the local SSDs stay unused ($(tail -n 1 <<<"$said"))"
+    fi
+}
+
 # The machine shuts down: systemd ends this script, and the trainer has --stop-timeout seconds to leave.
 leave() {
     stopping=yes
@@ -233,6 +260,7 @@ say "$instance is $name of $run"
 export HOME=$ROOT/var/lib/gpt2-training # docker keeps its login there; /root may be read-only
 retry "the folder $HOME" mkdir -p "$HOME"
 prepare_docker
+prepare_scratch
 if [[ $gpus != 0 ]]; then prepare_gpus; fi
 retry "the image" pull
 

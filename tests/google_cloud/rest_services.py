@@ -292,6 +292,11 @@ def _methods() -> dict[str, Played]:
             "projects/{resource}",
             _policy,
         ),
+        "cloudresourcemanager.projects.getEffectiveOrgPolicy": (
+            "orgpolicy.policy.get",
+            "projects/{resource}",
+            lambda call: {"constraint": call.body.get("constraint", ""), "etag": "BwUjMhCsNvY="},
+        ),
         "cloudresourcemanager.projects.testIamPermissions": ("", "", _test_permissions),
         "cloudbuild.projects.builds.create": ("cloudbuild.builds.create", "projects/{projectId}", builds.create),
         "cloudbuild.projects.builds.get": ("cloudbuild.builds.get", "projects/{projectId}", builds.get),

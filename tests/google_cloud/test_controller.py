@@ -14,6 +14,7 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as gcs
 
+from infra.estimate import extras
 from tests.google_cloud.iam import SERVICE_IDENTITY
 from tests.google_cloud.lab import GROUP, JOB, PROJECT, REGION, Lab, wait_until
 from tests.google_cloud.workflows import WORKFLOW, problem
@@ -256,3 +257,17 @@ def test_run_without_moves_or_time_left_waits_where_it_is(run: Controlled) -> No
     assert run.sizes() == {"master-a": 1, "master-b": 0}
     run.lab.fault("clock", ahead=1200)
     assert run.execute() == "ended: no machine is left"
+
+
+@pytest.mark.runs_on("an execution that ends nothing is the subject")
+def test_execution_that_changes_nothing_takes_about_the_steps_that_the_estimate_counts(run: Controlled) -> None:
+    zones = [*ZONES, f"{REGION}-f"]
+    run.argument["zones"] = zones
+    run.lab.fault("boot", never=True)
+    for zone in zones:
+        for role in ("master", "worker", "ps"):
+            run.group(role, 1, zone=zone, size=int(zone == zones[0]))
+    run.declare()
+    assert run.execute() == "enough machines"
+    [steps] = [count["number"] for count in run.lab.bill()["counts"] if count["what"] == "workflow steps"]
+    assert 0.5 * extras.STEPS_A_TICK <= steps <= extras.STEPS_A_TICK

@@ -36,9 +36,10 @@ def test_docker_needs_a_login_a_grant_and_a_pushed_image(lab: Lab) -> None:
     [vm] = lab.running(1)
     host, repository = f"{REGION}-docker.pkg.dev", f"projects/{PROJECT}/locations/{REGION}/repositories/images"
 
-    def docker(*arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+    def docker(*arguments: str, text: str = "", home: str = "/tmp") -> "subprocess.CompletedProcess[str]":
+        environment = {**vm["environment"], "HOME": home}
         return subprocess.run(
-            ["docker", *arguments], env=vm["environment"], input=text, capture_output=True, text=True, timeout=60
+            ["docker", *arguments], env=environment, input=text, capture_output=True, text=True, timeout=60
         )
 
     def login(token: str) -> int:
@@ -58,6 +59,9 @@ def test_docker_needs_a_login_a_grant_and_a_pushed_image(lab: Lab) -> None:
 
     assert "authentication" in docker("pull", "--quiet", pinned).stderr
     assert login("wrong") == 1
+    given = ("--username", "oauth2accesstoken", "--password-stdin", f"https://{host}")
+    refused = docker("login", *given, text=lab.token(vm), home="/root")
+    assert "read-only file system" in refused.stderr  # as on Container-Optimized OS
     assert login(lab.token(vm)) == 0
     assert "Permission" in docker("pull", "--quiet", pinned).stderr
     member = f"serviceAccount:vm@{PROJECT}.iam.gserviceaccount.com"

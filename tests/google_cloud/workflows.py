@@ -13,7 +13,6 @@ from typing import Any
 import jsonschema
 import yaml
 
-from tests.google_cloud.account import account_of
 from tests.google_cloud.clock import clock_of, stamp
 from tests.google_cloud.cloud import Behaviour, Cloud, CloudError, Json
 from tests.google_cloud.daemon import Request, Route
@@ -100,10 +99,10 @@ class Executions:
         except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
             process.kill()
             lines, outcome = [], {"error": f"the emulator did not end well: {error!r}"}
-        account_of(self._cloud).count("workflow steps", path.partition("/executions/")[0], outcome.get("steps", 0))
         result = {"state": "SUCCEEDED", "result": json.dumps(outcome.get("result"))}
         if "error" in outcome:
             result = {"state": "FAILED", "error": {"payload": outcome["error"]}}
+        self._cloud.tell("steps", path.partition("/executions/")[0].rpartition("/")[2], outcome.get("steps", 0))
         with self._cloud.lock:
             self._processes.discard(process)
             self.known[path] |= {**result, "endTime": stamp(self._clock.now()), "log": lines[:-1]}

@@ -60,6 +60,7 @@ def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     google.on("cloudscheduler", "GET", f"{P}/locations", {"locations": [{"locationId": "us-central1"}]})
     google.on("workflows", "GET", f"{P}/locations", {"locations": [{"locationId": "us-central1"}]})
     google.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", policy)
+    google.on("cloudresourcemanager", "POST", f"{P}:getEffectiveOrgPolicy", {})
     google.on("serviceusage", "GET", f"{P}/services:batchGet", enabled)
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/machineTypes/n1-highmem-(8|16)", {})
     google.on("compute", "GET", f"{P}/zones/us-central1-[abcf]/acceleratorTypes/nvidia-tesla-t4", {})
@@ -95,7 +96,7 @@ def test_ready_project_has_every_check_ok(ready: FakeGoogle, capsys: pytest.Capt
     assert "ok: quota GPUS_ALL_REGIONS: 11 needed, limit 20 in all regions\n" in out
     assert out.count("unknown: ") == 1
     assert "unknown: billing: a deployer cannot see it; `gcloud billing projects describe test-project`" in out
-    assert out.endswith("23 ok, 0 problem, 1 unknown, 0 note\n")
+    assert out.endswith("24 ok, 0 problem, 1 unknown, 1 note\n")
 
 
 def test_json_lists_checks_with_name_and_state(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,9 +256,31 @@ def test_fresh_project_with_disabled_apis_is_unknown_and_never_ok(ready: FakeGoo
     found = states()
     assert preflight.main([]) == 1  # nothing is known of the project
     assert "gcloud services enable cloudresourcemanager.googleapis.com" in checks()["project"].fix
+    assert found.pop("machines tried") == "note"
     assert set(found.values()) == {"unknown"}
     assert {"project", "APIs", "your permissions", "Google APIs service agent", "image family"} <= set(found)
     assert {"machines in us-central1-a", "quota NVIDIA_T4_GPUS", "quota GPUS_ALL_REGIONS"} <= set(found)
+
+
+def test_machines_that_were_never_tried_are_noted(ready: FakeGoogle, tmp_path: Path) -> None:
+    found = checks()["machines tried"]
+    assert found.state == "note"
+    assert found.found.endswith("knows: n1-highmem-16 + 1 x nvidia-tesla-t4, n1-highmem-8")
+    large = {"masterType": "a3-megagpu-8g", "workerType": "a3-megagpu-8g", "workerCount": 1}
+    large |= {"hyperparameters": {"batchSize": 8}}
+    project(tmp_path, trainingInput=large, machines=None)
+    network = checks()["network of machines"]
+    assert (network.state, network.fix) == (
+        "note",
+        "GPUDirect is not built here, so the exchange of gradients is the limit",
+    )
+    assert "200 of 1,800 Gbit/s at most" in network.found
+
+
+def test_free_trial_is_named_where_a_stack_wants_gpus(ready: FakeGoogle, tmp_path: Path) -> None:
+    assert "free trial gets no GPU until it is upgraded" in checks()["billing"].fix
+    project(tmp_path, machines=None)
+    assert "free trial" not in checks()["billing"].fix
 
 
 def test_login_without_a_quota_project_gets_the_command_that_names_one(ready: FakeGoogle) -> None:

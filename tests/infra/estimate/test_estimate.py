@@ -213,8 +213,8 @@ def test_cost_includes_everything_that_google_bills_besides_machines(root: Path)
     out = costs(network={"nat": True})["way out"]
     hours = estimated(google(root), []).hours
     assert hours is not None
-    # Small runs are in the free tier of the controller; 720 steps an hour are 0.0072 USD.
-    assert found["controller"].amount == Range(0, pytest.approx(0.1 + hours.high * 0.0072))
+    # Small runs are in the free tier of the controller; 1,800 steps an hour are 0.018 USD.
+    assert found["controller"].amount == Range(0, pytest.approx(0.1 + hours.high * 0.018))
     assert found["operations"].amount.low > hours.low * (4380 * 0.005 + 13_380 * 0.0004) / 1000
     assert found["image"].amount == Range(0.5, 0.5)
     assert found["logs"].amount == Range(0, pytest.approx(hours.high * 14 * 0.001 * 0.5))
@@ -397,6 +397,24 @@ def test_cheapest_and_fastest_alternatives_fit_the_limits(root: Path) -> None:
     tight = google(root, limits={"maxHours": 24, "maxCostUsd": 9})
     assert all(one.estimate.cost is not None and one.estimate.cost.high <= 9 for one in others(tight).every if one.fits)
     assert {region for region, _ in regions(stack, [])} == set(prices.regions())
+
+
+def test_alternatives_use_cpu_machines_of_today_and_leave_out_what_google_does_not_give_on_demand(root: Path) -> None:
+    every = others(google(root)).every
+    families = {machines.machine.family for one in every for machines in one.fleet.trainer_roles}
+    assert {"n1", "e2", "n2", "n2d", "n4", "c3", "c3d", "c4", "c4d", "g2", "g4", "a2", "a3"} == families
+    servers = {one.fleet.servers.machine.name for one in every if one.fleet.servers is not None}
+    assert servers == {"n1-highmem-8", "e2-highmem-8"}
+    assert not {"a3-highgpu-1g", "a4-highgpu-8g"} & {one.fleet.master.machine.name for one in every}
+
+
+def test_several_a3_on_one_network_card_are_estimated_with_what_it_carries(root: Path) -> None:
+    large = {"masterType": "a3-megagpu-8g", "workerType": "a3-megagpu-8g", "workerCount": 1}
+    large |= {"parameterServerType": None, "parameterServerCount": 0, "scaleTier": "CUSTOM"}
+    found = estimated(google(root, large, machines={}, limits={}), [])
+    assert found.step is not None
+    assert "at 200 Gbit/s a trainer" in found.step.origins["network"]
+    assert any("carries 200 of 1,800 Gbit/s at most" in note for note in found.notes)
 
 
 def test_alternatives_for_gpt2_xl_have_enough_memory(root: Path) -> None:

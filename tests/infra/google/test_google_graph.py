@@ -31,16 +31,16 @@ MACHINE = {
     ("roles/storage.objectViewer", "artifacts"),
     ("roles/artifactregistry.reader", "repository"),
 }
-# The objects that each role's machines may read and write. Only a master writes the job.json of a sweep's trials,
-# makes tokens from the text, and looks whether the stack declares another run.
-OWN = {"the run's files", "a trial's files", "the wish to end"}
+# The objects that each role's machines may read and write. Only a master writes the job.json of a sweep's trials, asks
+# for the end, makes tokens from the text, and looks whether the stack declares another run.
+OWN = {"the run's files", "a trial's files"}
 WRITTEN = {
-    "master": OWN | {"a trial's job", "the tokens"},
+    "master": OWN | {"a trial's job", "the tokens", "the wish to end"},
     "worker": OWN,
     "ps": OWN,
     "controller": {"where a launch is"},
 }
-SERVED = OWN | {"the job", "a launch", "where a launch is", "a trial's job"}
+SERVED = OWN | {"the job", "a launch", "where a launch is", "the wish to end", "a trial's job"}
 RECORDS = {"a launch", "where a launch is", "the wish to end", "current.json"}
 TRAINED = SERVED | {"the tokens", "the model to start from"}
 READ = {"master": TRAINED | {"current.json", "the text", "the vocabulary"}, "worker": TRAINED, "ps": SERVED}
@@ -435,3 +435,24 @@ def test_stack_file_that_is_legal_gives_a_graph_that_keeps_its_promises(values: 
         made = read(values, make_root(Path(folder)))
         graph, job = declare(made)
         check(graph, made, job)
+
+
+def test_machines_that_are_placed_compactly_wait_for_their_policy(tmp_path: Path) -> None:
+    values = stack_values() | {"gpt2-training:limits": {}, "gpt2-training:machines": {"compactPlacement": True}}
+    values["gpt2-training:trainingInput"] = {
+        "masterType": "g2-standard-8",
+        "workerType": "g2-standard-8",
+        "workerCount": 3,
+        "hyperparameters": {"batchSize": 8},
+    }
+    stack = read(values, make_root(tmp_path))
+    graph, job = declare(stack)
+    check(graph, stack, job)
+    (policy,) = graph.of("ResourcePolicy")
+    assert policy.inputs["groupPlacementPolicy"] == {"collocation": "COLLOCATED"}
+    templates = graph.of("RegionInstanceTemplate")
+    assert {template.inputs["resourcePolicies"] for template in templates} == {
+        f"projects/my-project/regions/us-central1/resourcePolicies/{policy.inputs['name']}"
+    }
+    for template in templates:
+        assert policy in list(graph.waits_for(template))

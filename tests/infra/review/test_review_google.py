@@ -61,12 +61,12 @@ def test_review_of_a_pull_request_begins_with_its_most_important_change(cloud: S
     assert "worker: 10 x `n1-highmem-16 + 1 x nvidia-tesla-t4, Spot`, all of them replaced" in text
     assert "| `trainingInput.hyperparameters.learningRate` | `0.01` | `0.02` |" in text
 
-    gpu = ("{type: nvidia-tesla-t4, count: 1}", "{type: nvidia-tesla-v100, count: 2}")
+    gpu = ("{type: nvidia-tesla-t4, count: 1}", "{type: nvidia-tesla-t4, count: 2}")
     image = ("gpt2-training:platform: google", f"gpt2-training:platform: google\n  gpt2-training:image: {PINNED}")
     code, text = prs.review("gpu", "Pulumi.dev.yaml", gpu, image)
     first = text.splitlines()[0]
     assert first.startswith("**dev: whether run gpt2-")
-    assert "; n1-highmem-16 + 1 x nvidia-tesla-t4 → n1-highmem-16 + 2 x nvidia-tesla-v100; $" in first
+    assert "; n1-highmem-16 + 1 x nvidia-tesla-t4 → n1-highmem-16 + 2 x nvidia-tesla-t4; $" in first
     assert code == 20
 
     code, text = prs.review("firewall", NETWORK, ("source_ranges=[IAP]", 'source_ranges=["0.0.0.0/0"]'))
