@@ -40,7 +40,7 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     assert {disk["what"]["gb"] for disk in billed["disk"]} == {200}
     for vm, disk in zip(billed["VM"], billed["disk"], strict=True):
         assert 0 < vm["until"] - vm["since"] == pytest.approx(disk["until"] - disk["since"], abs=5)
-    assert {count["what"] for count in account["counts"]} == {"class A", "class B"}
+    assert {count["what"] for count in account["counts"]} == {"class A", "class B", "workflow steps"}
     left = account["stored"][f"{cloud.project}-dev-gpt2"]
     assert left["0"]["noncurrent"] < left["0"]["live"]
     assert left["8"] == {"live": left["0"]["live"], "noncurrent": 0, "softDeleted": 0}
@@ -72,6 +72,8 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     left.pop("docker-build:index:Image")
     left.pop("gcp:projects/iAMCustomRole:IAMCustomRole")  # the name of a deleted role is blocked for weeks
     left.pop("gcp:monitoring/metricDescriptor:MetricDescriptor")
+    (agents,) = left.pop("gcp:projects/iAMMember:IAMMember")  # other workflows of the project have the same agent
+    assert "roles/workflows.serviceAgent" in agents
     assert left == {}
     now = run.status()
     assert now is not None
@@ -155,7 +157,7 @@ def test_run_that_hangs_is_ended_by_its_deadline(life: Callable[..., Life]) -> N
     no_violations(run.cloud)
 
     # After some days, an `up` reports that the time is over and boots nothing, whatever the state still contains.
-    path, long_ago = paths.launch(run.job().run, 1), json.dumps({"started": time.time() - 6 * 3600}).encode()
+    path, long_ago = paths.launch(run.job().run, 1), json.dumps({"started": int(time.time()) - 6 * 3600}).encode()
     run.storage.write(path, long_ago)
     assert "the time of launch 1 is over (limits: 5.0 h); set gpt2-training:launch to 2" in run.cloud.up()
     assert (run.sizes(), run.vms()) == ({"master": 0}, [])
@@ -166,6 +168,9 @@ def test_run_that_hangs_is_ended_by_its_deadline(life: Callable[..., Life]) -> N
     run.storage.write(path, long_ago)
     run.cloud.up()
     assert run.sizes() == {"master": 1}
+    # A launch that its master gave up needs a new one, as nothing would end its machines.
+    run.storage.write(paths.end(run.job().run, 1), b'{"reason": "the master gave up", "time": 1}')
+    assert "its master gave up in launch 1" in run.cloud.pulumi("preview")
 
 
 def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Callable[..., Life]) -> None:
