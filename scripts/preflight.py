@@ -23,6 +23,7 @@ from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
+from scripts.support.controller_checks import check_controller
 from scripts.support.findings import FindingRow, print_findings
 from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
@@ -42,6 +43,7 @@ PERMISSIONS = [
     "monitoring.alertPolicies.create",
     "monitoring.dashboards.create",
     "storage.buckets.create",
+    "workflows.workflows.create",
 ]
 # With a pipeline only an owner's bootstrap needs these.
 OWNER_PERMISSIONS = [
@@ -74,6 +76,7 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
         fix += "; an account on Google's free trial gets no GPU until it is upgraded"
     checks.append(Check("billing", "unknown", "a deployer cannot see it", fix))
     checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
+    checks += check_controller(api, config, number)
     checks += policy_checks(api, config, image_project(config.file.machines.image_family))
     checks += machine_types(api, config, fleet, fleet.zones)
     checks += [_image(api, config), *_caveats(config, fleet)]

@@ -25,7 +25,7 @@ def _fill(folder: Path) -> None:
         done = subprocess.run(command, cwd=TOOLS.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             last_line = (done.stderr.strip() or "no message").splitlines()[-1]
-            raise ToolError(f"{REQUIREMENTS.relative_to(TOOLS.parent)} cannot be installed: {last_line}")
+            raise ToolError(f"requirements {REQUIREMENTS.name} cannot be installed: {last_line}")
 
 
 if __name__ == "__main__":

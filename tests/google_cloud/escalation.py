@@ -50,6 +50,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "roles/monitoring.viewer": (),
     "roles/storage.bucketViewer": ("storage.buckets.get", "storage.buckets.list"),
     "roles/workflows.viewer": (),
+    # Of the agent of Workflows.
+    "roles/workflows.serviceAgent": ("iam.serviceAccounts.getAccessToken",),
     # Of jobs that log in.
     "roles/iam.workloadIdentityUser": (
         "iam.serviceAccounts.get",

@@ -11,6 +11,7 @@ from tests.google_cloud.errors import CloudError
 
 Json = dict[str, Any]
 ACCOUNT = "gcp:serviceaccount/account:Account"
+SERVICE_IDENTITY = "gcp:projects/serviceIdentity:ServiceIdentity"
 CUSTOM_ROLE = "gcp:projects/iAMCustomRole:IAMCustomRole"
 MEMBERS = {  # each token has the property that names the target of the grant
     "gcp:projects/iAMMember:IAMMember": "project",
@@ -124,8 +125,10 @@ class Member(Behaviour):
         role, member = props["role"], props["member"]
         if role not in ROLES and not self.cloud.find(CUSTOM_ROLE, name=role):
             raise CloudError(400, "badRequest", f"Role {role} does not exist (or the stand-in cloud does not know it).")
-        if member.endswith(".iam.gserviceaccount.com") and not self.cloud.find(ACCOUNT, email=member.partition(":")[2]):
-            raise CloudError(400, "badRequest", f"Service account {member.partition(':')[2]} does not exist.")
+        email = member.partition(":")[2]
+        known = any(self.cloud.find(kind, email=email) for kind in (ACCOUNT, SERVICE_IDENTITY))
+        if member.endswith(".iam.gserviceaccount.com") and not known:
+            raise CloudError(400, "badRequest", f"Service account {email} does not exist.")
         if props.get("condition"):
             conditions.check(props["condition"])
         if "bucket" in props:

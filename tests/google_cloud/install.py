@@ -22,6 +22,7 @@ SERVICES = {
     "COMPUTE": "compute/v1/",
     "MONITORING": "monitoring/v3/",
     "SERVICEUSAGE": "serviceusage/v1/",
+    "WORKFLOWS": "workflows/v1/",
 }
 
 

@@ -112,6 +112,9 @@ KINDS = {
             "state": "ACTIVE",
         },
     ),
+    "gcp:projects/serviceIdentity:ServiceIdentity": Kind(
+        "projects/{project}/services/{service}", "serviceusage", "", shared=True
+    ),
     "gcp:projects/service:Service": Kind("{project}/{service}", "serviceusage", "", shared=True),
     "gcp:artifactregistry/repository:Repository": Kind(
         "projects/{project}/locations/{location}/repositories/{repositoryId}",

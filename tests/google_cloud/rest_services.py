@@ -35,6 +35,12 @@ def _get_job(call: Call) -> Json:
     return scheduler.scheduler_of(call.cloud).describe(call.parts["name"])
 
 
+def _locations(call: Call) -> Json:
+    """List the regions of a service: Scheduler and Workflows are in those that the stand-in cloud has."""
+    where = [{"name": f"{call.parts['name']}/locations/{region}", "locationId": region} for region in catalog.ZONES]
+    return call.page("locations", where, "pageSize")
+
+
 def _pause_job(call: Call) -> Json:
     return scheduler.scheduler_of(call.cloud).pause(call.parts["name"])
 
@@ -272,6 +278,8 @@ def _methods() -> dict[str, Played]:
             "{parent}",
             _execute,
         ),
+        "cloudscheduler.projects.locations.list": ("cloudscheduler.locations.list", "{name}", _locations),
+        "workflows.projects.locations.list": ("workflows.locations.list", "{name}", _locations),
         "serviceusage.services.list": ("serviceusage.services.list", "{parent}", _services),
         "serviceusage.services.batchGet": ("serviceusage.services.get", "{parent}", _some_services),
         f"{quotas}.list": ("cloudquotas.quotas.get", "projects/{project}", _list_quotas),

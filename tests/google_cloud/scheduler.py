@@ -109,9 +109,11 @@ class Scheduler:
             self._start(name, self._job(name), 0)
 
     def pause(self, name: str) -> Json:
-        """Pause a job; one that fires already fires on. Raise CloudError 404."""
+        """Pause a job; one that fires already fires on. Raise CloudError 404, or 400 if it is not enabled."""
         with self._lock:
             job = self._job(name)
+            if job.state.get("paused"):
+                raise CloudError(400, "FAILED_PRECONDITION", "Job state must be ENABLED to be paused.")
             job.state["paused"] = True
             if job.timer:
                 job.timer.cancel()

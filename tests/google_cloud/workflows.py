@@ -16,7 +16,8 @@ import yaml
 from tests.google_cloud.clock import clock_of, stamp
 from tests.google_cloud.cloud import Behaviour, Cloud, CloudError, Json
 from tests.google_cloud.daemon import Request, Route
-from tests.google_cloud.metadata import ACCOUNT, tokens_of
+from tests.google_cloud.iam import SERVICE_IDENTITY
+from tests.google_cloud.metadata import ACCOUNT, project_number, tokens_of
 from tests.google_cloud.storage_proxy import StorageProxy
 from tools.workflows import environment
 
@@ -122,11 +123,24 @@ class Executions:
             process.kill()
 
 
+class ServiceIdentity(Behaviour):
+    """The account in whose name a service of Google works in a project."""
+
+    def create(self, id: str, props: Json) -> Json:  # noqa: A002
+        agent = f"gcp-sa-{props['service'].partition('.')[0]}"
+        email = f"service-{project_number(props['project'])}@{agent}.iam.gserviceaccount.com"
+        return {"email": email, "member": f"serviceAccount:{email}"}
+
+
 class Workflow(Behaviour):
+    """A workflow. Google refuses the first of a project whose service agent has not been made yet."""
+
     def check_create(self, props: Json) -> None:
         account = str(props.get("serviceAccount")).rpartition("/")[2]
         if not self.cloud.find(ACCOUNT, email=account):
             raise CloudError(400, "INVALID_ARGUMENT", f"service account {account} does not exist")
+        if not self.cloud.find(SERVICE_IDENTITY, project=props["project"], service="workflows.googleapis.com"):
+            raise CloudError(400, "FAILED_PRECONDITION", "Workflows service agent does not exist.")
         if why := problem(props.get("sourceContents") or ""):
             raise CloudError(400, "INVALID_ARGUMENT", why)
 
@@ -154,6 +168,7 @@ def executions_of(cloud: Cloud) -> Executions:
 
 def register(cloud: Cloud) -> list[Route]:
     cloud.behaviours[WORKFLOW] = Workflow(cloud, WORKFLOW)
+    cloud.behaviours[SERVICE_IDENTITY] = ServiceIdentity(cloud, SERVICE_IDENTITY)
 
     def listed(_: Request, __: re.Match[str]) -> tuple[int, Any]:
         """Return all executions, with what sys.log was given, for tests."""

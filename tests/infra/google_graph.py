@@ -90,6 +90,8 @@ class _Mocks(pulumi.runtime.Mocks):
             outputs["name"] = f"projects/1/locations/global/workloadIdentityPools/{outputs['workloadIdentityPoolId']}"
             if kind.endswith("Provider"):
                 outputs["name"] += f"/providers/{outputs['workloadIdentityPoolProviderId']}"
+        elif kind == "ServiceIdentity":
+            outputs["member"] = "serviceAccount:service-1@gcp-sa-workflows.iam.gserviceaccount.com"
         elif kind == "IAMCustomRole":
             outputs["name"] = f"projects/my-project/roles/{outputs['roleId']}"
         elif kind == "Launch":

@@ -23,6 +23,10 @@ P = "projects/test-project"
 AGENT = "serviceAccount:123456@cloudservices.gserviceaccount.com"
 
 
+def service_agent(service: str) -> str:
+    return f"serviceAccount:service-123456@gcp-sa-{service}.iam.gserviceaccount.com"
+
+
 def quotas(limits: dict[str, float], used: dict[str, float] | None = None) -> dict[str, Any]:
     return {"quotas": [{"metric": m, "limit": v, "usage": (used or {}).get(m, 0.0)} for m, v in limits.items()]}
 
@@ -48,7 +52,13 @@ def ready(google: FakeGoogle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = {"projectId": "test-project", "projectNumber": "123456", "lifecycleState": "ACTIVE"}
     google.on("cloudresourcemanager", "GET", P, found)
     google.on("cloudresourcemanager", "POST", f"{P}:testIamPermissions", lambda call: call.body)
-    policy = {"bindings": [{"role": "roles/editor", "members": [AGENT]}]}
+    agents = [
+        {"role": f"roles/{service}.serviceAgent", "members": [service_agent(service)]}
+        for service in ("cloudscheduler", "workflows")
+    ]
+    policy = {"bindings": [{"role": "roles/editor", "members": [AGENT]}, *agents]}
+    google.on("cloudscheduler", "GET", f"{P}/locations", {"locations": [{"locationId": "us-central1"}]})
+    google.on("workflows", "GET", f"{P}/locations", {"locations": [{"locationId": "us-central1"}]})
     google.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", policy)
     google.on("cloudresourcemanager", "POST", f"{P}:getEffectiveOrgPolicy", {})
     google.on("serviceusage", "GET", f"{P}/services:batchGet", enabled)
@@ -86,7 +96,7 @@ def test_ready_project_has_every_check_ok(ready: FakeGoogle, capsys: pytest.Capt
     assert "ok: quota GPUS_ALL_REGIONS: 11 needed, limit 20 in all regions\n" in out
     assert out.count("unknown: ") == 1
     assert "unknown: billing: a deployer cannot see it; `gcloud billing projects describe test-project`" in out
-    assert out.endswith("21 ok, 0 problem, 1 unknown, 1 note\n")
+    assert out.endswith("24 ok, 0 problem, 1 unknown, 1 note\n")
 
 
 def test_json_lists_checks_with_name_and_state(ready: FakeGoogle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,6 +358,29 @@ def test_service_agent_that_makes_machines_needs_its_role(
     found = checks()["Google APIs service agent"]
     assert found.state == state
     assert words in found.found
+
+
+def test_region_without_the_scheduler_and_an_agent_without_its_role_are_problems(ready: FakeGoogle) -> None:
+    ready.on("cloudscheduler", "GET", f"{P}/locations", {"locations": [{"locationId": "europe-west1"}]})
+    bindings = [{"role": "roles/workflows.serviceAgent", "members": [service_agent("workflows")]}]
+    ready.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", {"bindings": bindings})
+    found = checks()
+    assert (found["Cloud Scheduler"].state, found["Cloud Scheduler"].found) == ("problem", "is not in us-central1")
+    assert found["Workflows"].state == "ok"
+    agents = found["agents of Cloud Scheduler and Workflows"]
+    assert agents.state == "problem"
+    assert agents.fix == (
+        "`gcloud projects add-iam-policy-binding test-project --member"
+        f" {service_agent('cloudscheduler')} --role roles/cloudscheduler.serviceAgent`"
+    )
+
+
+def test_agents_are_not_asked_for_before_their_apis_are_enabled(ready: FakeGoogle) -> None:
+    for service in ("cloudscheduler", "workflows"):
+        ready.deny(service, message=f"{service} API has not been used in project 123456 before")
+    found = checks()
+    assert found["Workflows"].state == found["Cloud Scheduler"].state == "unknown"
+    assert "agents of Cloud Scheduler and Workflows" not in found
 
 
 def test_machine_types_are_checked_in_each_zone(ready: FakeGoogle) -> None:

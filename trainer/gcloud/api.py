@@ -37,6 +37,7 @@ BASES = {
     "compute": "https://compute.googleapis.com/compute/v1/",
     "monitoring": "https://monitoring.googleapis.com/v3/",
     "serviceusage": "https://serviceusage.googleapis.com/v1/",
+    "workflows": "https://workflows.googleapis.com/v1/",
 }
 
 
