@@ -19,6 +19,7 @@ from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
 GROUP = "gcp:compute/regionInstanceGroupManager:RegionInstanceGroupManager"
+JOB = "gcp:cloudscheduler/job:Job"
 FIREWALL = "gcp:compute/firewall:Firewall"
 BUCKET = "gcp:storage/bucket:Bucket"
 PATIENCE = 300.0  # seconds that anything may take on a busy machine with two cores
@@ -78,7 +79,7 @@ class Life:
         """Let the controller look once, `ahead` seconds later; return the result of its execution."""
         if ahead:
             self.fault("clock", ahead=ahead)
-        (job,) = self.cloud.resources()["gcp:cloudscheduler/job:Job"]
+        (job,) = self.cloud.resources()[JOB]
         known = len(self._executions())
         headers = {"Authorization": "Bearer stand-in-deployer"}
         url = f"{self.cloud.url}/cloudscheduler/v1/{job}:run"
@@ -115,6 +116,8 @@ class Life:
     def finished(self) -> None:
         self.until(lambda: (now := self.status()) and now.state == "SUCCEEDED", "SUCCEEDED")
         self.until(lambda: set(self.sizes().values()) == {0} and not self.vms(), "the groups at zero")
+        # The controller's last execution pauses its job a moment later.
+        self.until(lambda: self.cloud.state(JOB).get("state") == "PAUSED", "the controller's job paused")
 
     def training(self, step: int = 1) -> None:
         """Wait until this many steps are done and every machine takes part."""

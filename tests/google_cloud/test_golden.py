@@ -19,7 +19,7 @@ UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 # These values differ from test to test, or with every line of the trainer's code.
 MASKS = [
     (re.compile(r"\bgpt2-\d+x\d+-[0-9a-f]{8}\b|\bgpt2-[0-9a-f]{8}\b(?=[/.\"]|$)"), "RUN"),
-    (re.compile(r"-(master|worker|ps)-[0-9a-f]{8}\b"), r"-\1-HASH"),
+    (re.compile(r"-(master|worker|ps|controller)-[0-9a-f]{8}\b"), r"-\1-HASH"),
     (re.compile(r"(-(?:template|role|provider))-[0-9a-f]{7}\b"), r"\1-RANDOM"),
     (re.compile(r"(trainer:)[0-9a-f]{16}\b"), r"\1CODE"),
     (re.compile(r"^[0-9a-f]{16}$"), "HASH"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .life import GROUP, Life
+from .life import Life
 
 pytestmark = pytest.mark.slow
 
@@ -21,4 +21,4 @@ def test_up_in_a_project_short_of_quota_warns_and_continues(life: Callable[..., 
     assert short in said
     assert alone in said
     assert short in run.cloud.up()
-    assert len(run.cloud.resources()[GROUP]) == 2
+    assert run.sizes() == {"master": 1, "worker": 1}

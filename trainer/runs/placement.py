@@ -18,7 +18,7 @@ MOST_MOVES = 6  # of a launch: after these, machines wait for capacity where the
 class Launched(Strict):
     """launches/<launch>.json: the start of a launch."""
 
-    started: int  # seconds since the epoch
+    started: float  # seconds since the epoch
     hours: float = 0  # from then to its end, by the limits and the machines that it began with
     max_hours: float = 0  # these limits
     max_cost_usd: float | None = None
