@@ -9,7 +9,7 @@ import pulumi_gcp as gcp
 from pulumi_gcp import artifactregistry, projects, serviceaccount, storage
 from pydantic import ValidationError
 
-from infra.fleet.deadline import HOUR, launch_hours
+from infra.fleet.deadline import HOUR, kept_hours, launch_hours
 from infra.fleet.fleet import Fleet
 from infra.google.identity import account_email
 from infra.lifecycle import is_finished, status_line
@@ -134,7 +134,8 @@ class _Search:
         if existing.launched is None and job.launch > 1:
             launched, placement = self._records(bucket, job.launch - 1)
             existing.left = (placement and placement.zone) or (launched.zone if launched else "")
-        launched, hours = existing.launched, launch_hours(config.file.limits, self._fleet)
+        launched, limits = existing.launched, config.file.limits
+        hours = min(launch_hours(limits, self._fleet), kept_hours(limits, self._fleet, launched))
         if not existing.finished and launched and time.time() > launched.started + hours * HOUR:
             existing.expired = True
             notice = (

@@ -66,9 +66,9 @@ class Right:
 def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Right]:
     """Yield the rights that the machines of a role need for a run, at most one for each bucket and role of Google's.
 
-    A machine reads and writes below its run. Only Pulumi writes the run's job.json and its launches; the job.json of a
-    sweep's trial is the master's. The master alone reads the text and makes its tokens, which trainers read. Every
-    machine may have to fetch Docker.
+    A machine reads and writes below its run. Only Pulumi writes the run's job.json and, with the controller, its
+    launches. The master alone writes the job.json of a sweep's trial and the wish to end, reads the text, and makes its
+    tokens, which trainers read. Every machine may have to fetch Docker.
     """
     run, trains = paths.run(job.run), role != "ps"
     tokens = (paths.tokens(job.fingerprint, job.data.tokens_key()),) if trains else ()
@@ -76,7 +76,7 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
     if role == "master":
         written = Objects(folders=(run, *tokens), without=(launches, paths.job(job.run)))
     else:
-        written = Objects(folders=(run,), without=(launches,), without_named=(paths.JOB,))
+        written = Objects(folders=(run,), without=(launches, f"{paths.ends(job.run)}/"), without_named=(paths.JOB,))
     yield Right(config.bucket, WRITE, written)
     needed = list(_inputs(job, role))
     if docker.needs_archive(config):

@@ -120,17 +120,16 @@ class MachineSettings(options.Strict):
     )
     zones: list[str] = Field(
         [],
-        description="Zones of gcp:region to run in. All machines of a run share a zone. It is the one where Google"
-        " likely has them, and the run moves by itself when they do not come. By default all zones that are known to"
-        " have the machines.",
+        description="Zones of gcp:region to run in. The machines of a run share one: where Google likely has them."
+        " The run moves to another if they do not come. By default all zones that are known to have the machines.",
     )
     reservation: str | None = Field(
         None, description="The name of a reservation whose machines master and workers use."
     )
     flex_start: bool = Field(
         False,
-        description="Wait in Google's queue for machines, which may take days; they then run for at most 7 days. Only"
-        " for machines with GPUs built in.",
+        description="Wait in Google's queue for machines, which may take days. They stay for 7 days at most. Only for"
+        " machines with GPUs built in.",
     )
     compact_placement: bool = Field(
         False,

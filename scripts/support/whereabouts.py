@@ -12,7 +12,7 @@ def whereabouts(snapshot: Snapshot) -> list[str]:
     lines = [f"in {zone}"] if zone else []
     if placement is None:
         return lines
-    lines += [f"{what} at {_clock(when)}" for when, what in moves_made(placement)]
+    lines += [f"{move} at {_clock(when)}, {count}" for when, move, count in moves_made(placement)]
     if placement.waiting_since is not None and not snapshot.final:
         left = len(placement.moves) < MOST_MOVES
         onward = "it moves to another zone if this lasts" if left else "it has no moves left"

@@ -51,6 +51,7 @@ class Account:
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
         self._counts: Counter[tuple[str, str]] = Counter()
+        self.stacks = 0  # that were made, by their networks
 
     def begin(self, kind: str, name: str, **what: Any) -> None:
         with self._lock:
@@ -80,6 +81,9 @@ class Account:
         for disk in wanted.template.get("disks") or [{}]:
             kind, gigabytes = disk.get("diskType") or "pd-standard", float(disk.get("diskSizeGb") or DEFAULT_DISK)
             self.begin("disk", name, type=kind.rpartition("/")[2], gb=gigabytes, zone=wanted.zone)
+        for interface in wanted.template.get("networkInterfaces") or []:
+            for _ in interface.get("accessConfigs") or []:
+                self.begin("address", name)
 
     def machine_off(self, machine: Machine) -> None:
         self.end(f"{machine.wanted.name}/{machine.id}")
@@ -117,7 +121,7 @@ class Account:
             state = scheduler_of(self._cloud).describe(job.id)
             if state["state"] == "ENABLED":
                 found.append(f"scheduler job {job.state['name']} fires at {state['scheduleTime']}")
-        if not self._cloud.find(NETWORK):  # the stack was destroyed, or never made
+        if self.stacks and not self._cloud.find(NETWORK):  # all stacks were destroyed
             with self._lock:
                 open_entries = [e for e in self._entries if e.until is None and e.kind not in ("VM", "disk")]
             found += [f"{entry.kind} {entry.name} is billed since {stamp(entry.since)}" for entry in open_entries]
@@ -145,6 +149,7 @@ def register(cloud: Cloud) -> list[Route]:
     account = account_of(cloud)
 
     def made(resource: Resource) -> None:
+        account.stacks += resource.token == NETWORK
         if resource.token in STANDING:
             account.begin(STANDING[resource.token], resource.id)
 
@@ -158,6 +163,7 @@ def register(cloud: Cloud) -> list[Route]:
         "on": account.machine_on,
         "off": account.machine_off,
         "request": account.operation,
+        "steps": functools.partial(account.count, "workflow steps"),
     }
 
     def whole(_: Request, __: re.Match[str]) -> tuple[int, Json]:

@@ -109,7 +109,8 @@ class Cloud:
         self.faults: list[Fault] = []
         self.delay = 0.0  # seconds that every provider call takes
         self.closing: list[Callable[[], None]] = []  # these are called when the daemon ends (stop VMs, timers)
-        # account.py listens: "made", "gone" (a Resource), "on", "off" (a Machine), "request" (of a VM to storage).
+        # account.py listens to "made" and "gone" (a Resource), "on" and "off" (a Machine), "request" (a VM's name,
+        # and the verb and path of its request to storage) and "steps" (a workflow's name, and how many it took).
         self.listeners: dict[str, Callable[..., None]] = {}
         self._numbers = 1000000000
 

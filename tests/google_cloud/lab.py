@@ -172,7 +172,7 @@ def laboratory(folder: Path, gcs_address: str) -> Iterator[Lab]:
     """Start a lab; at its end there must be no violation, and no process of a VM."""
     storage, base = f"http://{gcs_address}", without_google()
     folder.mkdir()
-    daemon = start_daemon(folder, {**base, "STORAGE_EMULATOR_HOST": storage})
+    daemon = start_daemon(folder, {**base, "STORAGE_EMULATOR_HOST": storage, "STAND_IN_WORKFLOW_SPEED": "60"})
     url = ""
     try:
         url = wait_for(lambda: daemon_url(folder, daemon), "the daemon")

@@ -74,7 +74,13 @@ def test_unknown_values_secrets_and_assets_are_legal_anywhere() -> None:
 
 
 SPOT = {"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False}
-DEEP_LEARNING = [{"boot": True, "sourceImage": "projects/deeplearning-platform-release/global/images/family/f"}]
+DEEP_LEARNING = [
+    {
+        "boot": True,
+        "sourceImage": "projects/deeplearning-platform-release/global/images/family/f",
+        "diskType": "pd-balanced",
+    }
+]
 LIMITED = {"automaticRestart": False, "instanceTerminationAction": "DELETE", "maxRunDuration": {"seconds": 3600}}
 GPU = {"guestAccelerators": [{"type": "nvidia-tesla-t4", "count": 1}]}
 

@@ -13,6 +13,7 @@ from tests.google_cloud import vm_image
 from trainer.contract import paths
 from trainer.runs.metrics_reader import MetricsReader, read_metrics
 
+from .bill import table
 from .conftest import wait_for
 from .life import BUCKET, FIREWALL, GROUP, PATIENCE, Life, no_violations
 
@@ -30,6 +31,20 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     said = cloud.script("scripts.generate", "--stack", "dev", "one plus two is", "--tokens", "8")
     assert "one plus two is" in said
     no_violations(cloud)
+
+    # The account of the run: machines to their end, operations, and nothing of an old checkpoint in the buckets.
+    account = cloud.account()
+    billed = {kind: [one for one in account["entries"] if one["kind"] == kind] for kind in ("VM", "disk")}
+    assert sorted(vm["what"]["type"] for vm in billed["VM"]) == ["n1-standard-2"] * 2
+    assert sorted(vm["what"]["spot"] for vm in billed["VM"]) == [False, True]
+    assert {disk["what"]["gb"] for disk in billed["disk"]} == {200}
+    for vm, disk in zip(billed["VM"], billed["disk"], strict=True):
+        assert 0 < vm["until"] - vm["since"] == pytest.approx(disk["until"] - disk["since"], abs=5)
+    assert {count["what"] for count in account["counts"]} == {"class A", "class B"}
+    left = account["stored"][f"{cloud.project}-dev-gpt2"]
+    assert left["0"]["noncurrent"] < left["0"]["live"]
+    assert left["8"] == {"live": left["0"]["live"], "noncurrent": 0, "softDeleted": 0}
+    print(table(account))
 
     # A finished run stays finished, and is no drift.
     assert "nothing is left to do" in cloud.up("--refresh", "--expect-no-changes")
@@ -61,6 +76,9 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     now = run.status()
     assert now is not None
     assert now.state == "SUCCEEDED"
+    account = cloud.account()
+    assert account["runs_on"] == []
+    assert [one["name"] for one in account["entries"] if one["until"] is None] == []
     cloud.up()
     assert set(run.sizes().values()) == {0}
     cloud.edit("dev", "gpt2-training:platform", "gpt2-training:keepArtifacts: false\n  gpt2-training:platform")

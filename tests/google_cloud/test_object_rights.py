@@ -11,7 +11,7 @@ import pytest
 from google.api_core import exceptions as api
 from google.cloud import storage as gcs
 
-from infra.google.object_rights import WRITE, Objects, Right, machine_rights
+from infra.google.object_rights import WRITE, Objects, Right, controller_rights, machine_rights
 from infra.stack.config import StackConfig
 from tests.google_cloud import buckets, iam
 from tests.google_cloud.cloud import Cloud
@@ -161,6 +161,7 @@ OF_OTHERS: dict[str, tuple[tuple[Role, ...], Ask]] = {
         ("worker", "ps"),
         lambda r, j, role: r.machine(role).write(paths.job(paths.trial_id(j.run, 1)), b""),
     ),
+    "end the run": (("worker", "ps"), lambda r, j, role: r.machine(role).write(paths.end(j.run, 1), b"")),
     "replace the tokens": (("worker", "ps"), lambda r, j, role: r.machine(role).write(_tokens(j), b"")),
     "read the text": (
         ("worker", "ps"),
@@ -238,15 +239,29 @@ def test_large_upload_is_permitted_by_the_name_in_its_body(rights: Rights, job: 
         stolen.compose([source], retry=None)
 
 
-def test_grant_of_launches_for_the_controller_holds_for_them_alone(rights: Rights, job: JobSpec) -> None:
+def test_controller_reads_the_records_of_its_launch_and_writes_its_placement_alone(
+    rights: Rights, job: JobSpec
+) -> None:
     for old in rights.cloud.find(MEMBER):
         rights.cloud.delete(MEMBER, old.id, rights.project)
-    rights.grant("ps", Right(rights.config.bucket, WRITE, Objects(folders=(paths.launches(job.run),))))
+    for right in controller_rights(rights.config, job):
+        rights.grant("ps", right)
     bucket = rights.machine("ps")
-    bucket.write(paths.launch(job.run, 2), b"{}")
-    for path in (paths.job(job.run), paths.status(job.run), paths.CURRENT, paths.launch(OTHER, 2)):
+    with pytest.raises(FileNotFoundError):
+        bucket.read(paths.placement(job.run, 1))
+    bucket.write(paths.placement(job.run, 1), b"{}")
+    bucket.write(paths.placement(job.run, 1), b"{ }")
+    with pytest.raises(FileNotFoundError):
+        bucket.read(paths.end(job.run, 1))
+    assert [bucket.read(path) for path in (paths.CURRENT, paths.launch(job.run, 1))] == [b"{}", b"{}"]
+    for path in (paths.launch(job.run, 1), paths.end(job.run, 1), paths.CURRENT, paths.placement(OTHER, 1)):
         with pytest.raises(Refused):
             bucket.write(path, b"{}")
+    for path in (paths.job(job.run), paths.status(job.run), paths.launch(OTHER, 1)):
+        with pytest.raises(Refused):
+            bucket.read(path)
+    with pytest.raises(Refused):
+        bucket.list(paths.run(job.run))
 
 
 def test_condition_that_google_refuses_is_refused_here(rights: Rights) -> None:

@@ -11,7 +11,7 @@ from infra.fleet.boot_image import image_project
 from infra.google.groups import BOOT
 from tests.google_cloud import names, vm_image
 from tests.google_cloud.images import REPOSITORY
-from tests.google_cloud.lab import GROUP, PROJECT, REGION, Json, Lab, wait_until
+from tests.google_cloud.lab import GROUP, PROJECT, REGION, REGIONAL, Json, Lab, wait_until
 
 ADDRESS = f"{REGION}-docker.pkg.dev/{PROJECT}/gpt2-dev/trainer"
 
@@ -27,7 +27,15 @@ def image(lab: Lab) -> str:
 
 
 def attributes(image: str, **further: str) -> Json:
-    known = {"run": "gpt2-0123abcd", "role": "worker", "gpus": "2", "bucket": "gs://none", "image": image, **further}
+    known = {
+        "run": "gpt2-0123abcd",
+        "launch": "1",
+        "role": "worker",
+        "gpus": "2",
+        "bucket": "gs://none",
+        "image": image,
+        **further,
+    }
     return {
         "startup-script": BOOT.read_text(),
         **{f"gpt2-{name.replace('_', '-')}": value for name, value in known.items()},
@@ -62,7 +70,7 @@ def test_vm_whose_image_has_docker_gives_the_container_its_gpus(
 ) -> None:
     vm = boot(lab, family, attributes(image))
     assert options == {"--device", "--volume", "--runtime"} & set(vm["container"])
-    lab.delete(GROUP, f"projects/{PROJECT}/regions/{REGION}/instanceGroupManagers/g")
+    lab.delete(GROUP, f"{REGIONAL}/instanceGroupManagers/g")
     said = lab.serial(vm)
     assert "gpt2-training: told to shut down: stopping the trainer\n" in said
     assert "gpt2-training: the trainer has left\n" in said
@@ -86,3 +94,4 @@ def test_vm_whose_image_has_no_docker_brings_it_from_the_bucket(
     vm = boot(lab, "common-cu129-ubuntu-2204-nvidia-580", attributes(image, **further))
     assert "gpt2-training: this image has no Docker: bringing it\n" in lab.serial(vm)
     assert vm["container"]["--runtime"] == ["nvidia"]
+    lab.delete(GROUP, f"{REGIONAL}/instanceGroupManagers/g")

@@ -27,7 +27,7 @@ REAL = (
     "bash cat chmod cp curl date env grep gzip head id ln ls mkdir mktemp mv nice rm sed setsid sh sha256sum sleep sort"
 )
 REAL += " tail tar touch tr true uname wc"
-SYSTEM_PYTHON = shutil.which("python3") or sys.executable
+SYSTEM_PYTHON = str(Path(sys.base_prefix, "bin", "python3"))  # not of PATH, where it may be a script of pyenv
 
 
 def kind_of(image: str) -> str:

@@ -525,7 +525,7 @@ def test_log_and_picture_report_where_the_run_is_and_each_move(cloud_run: FakeRu
         "in us-central1-a",
         f"waits for machines in us-central1-a since {waited}; it moves to another zone if this lasts",
         "in us-central1-c",
-        f"moved from us-central1-a to us-central1-c, 1 of 6 moves at {moved}",
+        f"moved from us-central1-a to us-central1-c at {moved}, 1 of 6 moves",
     ]
 
 

@@ -82,11 +82,15 @@ def launch(run_id: str, number: int) -> str:
 
 
 def placement(run_id: str, number: int) -> str:
-    return f"{RUNS}/{run_id}/launches/{number}.placement.json"
+    return f"{launches(run_id)}/{number}.placement.json"
+
+
+def ends(run_id: str) -> str:
+    return f"{RUNS}/{run_id}/ends"
 
 
 def end(run_id: str, number: int) -> str:
-    return f"{RUNS}/{run_id}/ends/{number}.json"
+    return f"{ends(run_id)}/{number}.json"
 
 
 def lease(run_id: str) -> str:

@@ -101,7 +101,7 @@ def events(this: Outcome) -> list[tuple[float, str, str]]:
     rows = [(event.time - began, m.name, event_text(event)) for m in this.machines for event in m.history]
     rows += [(a.began - began, "run", f"attempt {a.number} took its first step, {a.first:,}") for a in this.attempts]
     if this.placement is not None:
-        rows += [(time - began, "run", text) for time, text in moves_made(this.placement)]
+        rows += [(time - began, "run", f"{move}, {count}") for time, move, count in moves_made(this.placement)]
     for notice in this.notices:
         text = f"the checkpoint of step {notice.step:,} was whole {notice.notice_seconds:.1f} s after the notice"
         rows.append((notice.time - began, "run", text))

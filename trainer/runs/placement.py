@@ -67,9 +67,9 @@ def zone_of(placement: Placement | None, machines: Iterable[MachineStatus]) -> s
     return newest.environment.get("zone", "") if newest else ""
 
 
-def moves_made(placement: Placement) -> list[tuple[float, str]]:
-    """Return (time, what happened) of each change of zone."""
+def moves_made(placement: Placement) -> list[tuple[float, str, str]]:
+    """Return (time, from where to where, which of the moves) of each change of zone."""
     return [
-        (move.time, f"moved from {move.origin} to {move.to}, {number} of {MOST_MOVES} moves")
+        (move.time, f"moved from {move.origin} to {move.to}", f"{number} of {MOST_MOVES} moves")
         for number, move in enumerate(placement.moves, 1)
     ]

@@ -213,8 +213,8 @@ def test_cost_includes_everything_that_google_bills_besides_machines(root: Path)
     out = costs(network={"nat": True})["way out"]
     hours = estimated(google(root), []).hours
     assert hours is not None
-    # Small runs are in the free tier of the controller; 720 steps an hour are 0.0072 USD.
-    assert found["controller"].amount == Range(0, pytest.approx(0.1 + hours.high * 0.0072))
+    # Small runs are in the free tier of the controller; 1,800 steps an hour are 0.018 USD.
+    assert found["controller"].amount == Range(0, pytest.approx(0.1 + hours.high * 0.018))
     assert found["operations"].amount.low > hours.low * (4380 * 0.005 + 13_380 * 0.0004) / 1000
     assert found["image"].amount == Range(0.5, 0.5)
     assert found["logs"].amount == Range(0, pytest.approx(hours.high * 14 * 0.001 * 0.5))

@@ -31,16 +31,16 @@ MACHINE = {
     ("roles/storage.objectViewer", "artifacts"),
     ("roles/artifactregistry.reader", "repository"),
 }
-# The objects that each role's machines may read and write. Only a master writes the job.json of a sweep's trials,
-# makes tokens from the text, and looks whether the stack declares another run.
-OWN = {"the run's files", "a trial's files", "the wish to end"}
+# The objects that each role's machines may read and write. Only a master writes the job.json of a sweep's trials, asks
+# for the end, makes tokens from the text, and looks whether the stack declares another run.
+OWN = {"the run's files", "a trial's files"}
 WRITTEN = {
-    "master": OWN | {"a trial's job", "the tokens"},
+    "master": OWN | {"a trial's job", "the tokens", "the wish to end"},
     "worker": OWN,
     "ps": OWN,
     "controller": {"where a launch is"},
 }
-SERVED = OWN | {"the job", "a launch", "where a launch is", "a trial's job"}
+SERVED = OWN | {"the job", "a launch", "where a launch is", "the wish to end", "a trial's job"}
 RECORDS = {"a launch", "where a launch is", "the wish to end", "current.json"}
 TRAINED = SERVED | {"the tokens", "the model to start from"}
 READ = {"master": TRAINED | {"current.json", "the text", "the vocabulary"}, "worker": TRAINED, "ps": SERVED}
