@@ -47,7 +47,7 @@ def test_templates_of_a_family_are_taken(root: Path, family: str, compact: bool)
             changed({"trainingInput": training, "machines": settings, "limits": {}, "model": {"size": "tiny"}}), root
         )
         fleet = resolve_fleet(stack)
-        template = camel(template_arguments(stack, fleet, job_spec(stack, fleet), fleet.master, 24))
+        template = camel(template_arguments(stack, job_spec(stack, fleet), fleet.master, hours=24))
         template["networkInterfaces"] = [{"nicType": "GVNIC"}]
         if not flex:
             template["scheduling"]["terminationTime"] = "2030-01-01T00:00:00Z"
