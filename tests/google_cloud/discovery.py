@@ -179,8 +179,9 @@ class Api:
                 for index, item in enumerate(value):
                     self._check_value(f"{where}[{index}]", schema["items"], item, asked)
             case "string":
-                if isinstance(value, int) and not isinstance(value, bool) and schema.get("format") in BOUNDS:
-                    value = str(value)  # Google also reads these as numbers
+                number = isinstance(value, int) and not isinstance(value, bool)
+                if asked and number and schema.get("format") in BOUNDS:
+                    value = str(value)  # Google also reads 64-bit numbers as numbers; it writes them as texts
                 if not isinstance(value, str):
                     raise Refused(f"{where} is a string, not {_short(value)}")
                 self._check_string(where, schema, value)

@@ -176,3 +176,6 @@ def test_answer_that_google_could_not_give_is_refused() -> None:
         compute.check_answer(method, {"name": "dev-worker-0a1b2c3d", "size": 3})
     with pytest.raises(Refused, match="is an integer"):
         compute.check_answer(method, {"targetSize": "3"})
+    compute.check_answer(method, {"id": "8123456789012345678"})
+    with pytest.raises(Refused, match="id is a string"):  # a 64-bit number
+        compute.check_answer(method, {"id": 8123456789012345678})

@@ -83,7 +83,7 @@ def test_bucket_is_made_as_the_stack_declares_it(
     google: FakeGoogle, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", google.url)
-    google.on("storage", "POST", "b", lambda call: {"name": DATA, **call.body})
+    google.on("storage", "POST", "b", {"name": DATA})
     assert buckets.ensure_bucket(load.from_file("dev", checkout))
     asked = google.calls[-1]
     assert asked.query["project"] == ["test-project"]
