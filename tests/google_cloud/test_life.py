@@ -26,6 +26,7 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     cloud, first = run.cloud, run.job().run
     assert run.changes()["worker-us-central1-a-group"] == "create"
     cloud.up()
+    assert len(cloud.resources()["gcp:monitoring/alertPolicy:AlertPolicy"]) == 3  # their metrics are seconds old
     run.finished()
     assert "downloaded and verified" in cloud.script("scripts.download_model", "--stack", "dev")
     said = cloud.script("scripts.generate", "--stack", "dev", "one plus two is", "--tokens", "8")
