@@ -2,7 +2,8 @@
 
 Sources: SkyPilot's catalog (skypilot-org/skypilot-catalog, gcp/vms.csv, early 2026) for A100, H100, H200 and B200; a
 public copy of Google's page "GPU regions and zones" of 2026-02-05 (stewartpark/private-llm, cli) for L4 and RTX PRO
-6000; that page and Google's GKE samples for T4. Zones change: `scripts.preflight` asks Google about each of them.
+6000; that page and Google's GKE samples for T4, but for us-east4, where no source was found. Zones change:
+`scripts.preflight` asks Google about each of them.
 """
 
 # All zones of the regions that have known GPUs; N1, E2, N2 and N2D machines are in nearly all of them.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pulumi
 
+from infra.fleet.caveats import network_caveats
 from infra.fleet.fleet import Fleet
 from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.stack.config import StackConfig
@@ -24,6 +25,8 @@ def report(
     connect: Callable[[], GoogleApi] = GoogleApi,
 ) -> None:
     """Warn of each thing that Google will not give, and log one line of what could not be checked. Never raises."""
+    for sentence in network_caveats(fleet):
+        pulumi.log.warn(sentence, parent)
     try:
         api = connect()
         checks = machine_types(api, config, fleet, zones)

@@ -37,7 +37,7 @@ class Existing:
     placement: Placement | None = None  # the record of where it has moved
     left: str = ""  # the zone in which the launch before it ended
     finished: bool = False  # the run has nothing left to do in this launch
-    expired: bool = False  # the run is not finished, but the time of this launch is over
+    expired: bool = False  # the run is not finished, but this launch is over
     asked: bool = True  # False if Google could not be asked: without a login a preview continues without knowing
 
 
@@ -65,12 +65,18 @@ def find_existing(
     except pulumi.RunError:
         raise
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = _reason(error)
         if not pulumi.runtime.is_dry_run():
             raise pulumi.RunError(f"gcp:project {config.project} cannot be looked at ({line})") from None
         pulumi.log.warn(f"what is there already is not known, so all is shown as new ({line})", parent)
         existing.asked = False
     return existing
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of what the provider said: its first one ends with "1 error occurred:"."""
+    lines = [line.strip(" \t*") for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line), type(error).__name__)
 
 
 class _Search:
@@ -134,20 +140,25 @@ class _Search:
         if existing.launched is None and job.launch > 1:
             launched, placement = self._records(bucket, job.launch - 1)
             existing.left = (placement and placement.zone) or (launched.zone if launched else "")
-        launched, limits = existing.launched, config.file.limits
-        hours = min(launch_hours(limits, self._fleet), kept_hours(limits, self._fleet, launched))
-        if not existing.finished and launched and time.time() > launched.started + hours * HOUR:
+        if not existing.finished and (over := self._over(bucket, existing.launched)):
             existing.expired = True
-            notice = (
-                True,
-                (
-                    f"run {job.run}: the time of launch {job.launch} is over (limits: {hours:.1f} h); set"
-                    f" gpt2-training:launch to {job.launch + 1} to continue from its newest checkpoint"
-                ),
-            )
+            then = f"set gpt2-training:launch to {job.launch + 1} to continue from its newest checkpoint"
+            notice = (True, f"run {job.run}: {over}; {then}")
         if notice is not None:
             attention, line = notice
             (pulumi.log.warn if attention else pulumi.log.info)(line, self._parent)
+
+    def _over(self, bucket: str, launched: Launched | None) -> str:
+        """Return why the declared launch is over although its run is not; empty if it is not over."""
+        job, limits = self._job, self._config.file.limits
+        hours = min(launch_hours(limits, self._fleet), kept_hours(limits, self._fleet, launched))
+        if launched is None:
+            return ""
+        if time.time() > launched.started + hours * HOUR:
+            return f"the time of launch {job.launch} is over (limits: {hours:.1f} h)"
+        if self._read(bucket, paths.end(job.run, job.launch)):  # the controller does not guard another try
+            return f"its master gave up in launch {job.launch}, and {paths.machine(job.run, 'master-0')} says why"
+        return ""
 
     def _records(self, bucket: str, launch: int) -> tuple[Launched | None, Placement | None]:
         """Return the records of a launch, None for one that is not there. Raise RunError if one cannot be read."""

@@ -51,6 +51,7 @@ class Access:
     taken: tuple[Grant, ...]
     exposed: tuple[str, ...]  # newly open to everybody
     settings: tuple[str, ...]  # other changes of who has access
+    followed: tuple[str, ...]  # grants that hold for another run's objects now, which gives nobody more
 
 
 def access(preview: Preview) -> Access:
@@ -64,15 +65,16 @@ def access(preview: Preview) -> Access:
     moved = {(old, new): runs for old in taken for new in given if (runs := _moved(old, new))}
     given = [grant for grant in given if grant not in {new for _, new in moved}]
     taken = [grant for grant in taken if grant not in {old for old, _ in moved}]
-    settings = [
+    followed = [
         f"{count} grant{'s' if count > 1 else ''} on objects of {old} now hold{'' if count > 1 else 's'} for {new}"
         for (old, new), count in Counter(moved.values()).items()
     ]
+    settings: list[str] = []
     for step in preview.steps:
         opened = sorted(set(_open(step, step.after)) - set(_open(step, step.before)))
         exposed += opened
         settings += _settings(step, {"sourceRanges"} if opened else set())
-    return Access(tuple(given), tuple(taken), tuple(exposed), tuple(settings))
+    return Access(tuple(given), tuple(taken), tuple(exposed), tuple(settings), tuple(followed))
 
 
 def _order(grant: Grant) -> tuple[str, str, str, str]:

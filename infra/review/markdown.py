@@ -127,7 +127,7 @@ def _access(review: Review) -> Iterator[str]:
             + (f" where {code(readable(grant.condition))}" if grant.condition else "")
             for grant in grants
         ]
-    yield from _list("Access", [*lines, *map(code, changes.settings)])
+    yield from _list("Access", [*lines, *map(code, (*changes.settings, *changes.followed))])
 
 
 # Money. -------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ ROLES = {  # the permissions that this project's machines and people use; "*" is
     "roles/owner": ("*",),
     "roles/editor": ("*",),
     "roles/storage.objectViewer": _OBJECTS_READ,
+    "roles/storage.legacyObjectReader": ("storage.objects.get",),
     "roles/storage.objectCreator": ("storage.objects.create",),
     "roles/storage.objectUser": _OBJECTS_WRITE,
     "roles/storage.objectAdmin": _OBJECTS_WRITE,

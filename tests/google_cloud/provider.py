@@ -219,8 +219,10 @@ class Provider(provider_pb2_grpc.ResourceProviderServicer):
         try:
             return self.client.call(f"/provider/{operation}", {**body, "project": self.project})
         except Refused as error:
-            what = f"{type_of(urn).rpartition(':')[2]} {name_of(urn)!r}" if urn else body["token"]
-            context.abort(grpc.StatusCode.UNKNOWN, f"{operation} of {what}: {error}")
+            said = f"{operation} of {type_of(urn).rpartition(':')[2]} {name_of(urn)!r}: {error}" if urn else ""
+            # The real provider wraps the error of a look-up in these lines.
+            wrapped = f"invoking {body['token']}: 1 error occurred:\n\t* {error}\n\n"
+            context.abort(grpc.StatusCode.UNKNOWN, said or wrapped)
             raise
 
     @staticmethod

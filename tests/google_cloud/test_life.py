@@ -26,6 +26,7 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     cloud, first = run.cloud, run.job().run
     assert run.changes()["worker-us-central1-a-group"] == "create"
     cloud.up()
+    assert len(cloud.resources()["gcp:monitoring/alertPolicy:AlertPolicy"]) == 3  # their metrics are seconds old
     run.finished()
     assert "downloaded and verified" in cloud.script("scripts.download_model", "--stack", "dev")
     said = cloud.script("scripts.generate", "--stack", "dev", "one plus two is", "--tokens", "8")
@@ -40,7 +41,7 @@ def test_stack_goes_from_nothing_to_a_model_and_back_and_up_again(life: Callable
     assert {disk["what"]["gb"] for disk in billed["disk"]} == {200}
     for vm, disk in zip(billed["VM"], billed["disk"], strict=True):
         assert 0 < vm["until"] - vm["since"] == pytest.approx(disk["until"] - disk["since"], abs=5)
-    assert {count["what"] for count in account["counts"]} == {"class A", "class B"}
+    assert {count["what"] for count in account["counts"]} == {"class A", "class B", "workflow steps"}
     left = account["stored"][f"{cloud.project}-dev-gpt2"]
     assert left["0"]["noncurrent"] < left["0"]["live"]
     assert left["8"] == {"live": left["0"]["live"], "noncurrent": 0, "softDeleted": 0}
@@ -168,6 +169,9 @@ def test_run_that_hangs_is_ended_by_its_deadline(life: Callable[..., Life]) -> N
     run.storage.write(path, long_ago)
     run.cloud.up()
     assert run.sizes() == {"master": 1}
+    # A launch that its master gave up needs a new one, as nothing would end its machines.
+    run.storage.write(paths.end(run.job().run, 1), b'{"reason": "the master gave up", "time": 1}')
+    assert "its master gave up in launch 1" in run.cloud.pulumi("preview")
 
 
 def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Callable[..., Life]) -> None:
@@ -232,7 +236,8 @@ def test_missing_credentials_stop_up_and_not_a_preview(life: Callable[..., Life]
     assert "what is there already is not known, so all is shown as new" in said
     assert "not checked: quotas and machine types (Google could not be asked)" in said
     said = run.cloud.up(ok=False)
-    assert f"gcp:project {run.cloud.project} cannot be looked at" in said
+    reason = "googleapi: Error 401: Request had invalid authentication credentials., authError"
+    assert f"gcp:project {run.cloud.project} cannot be looked at ({reason})" in said
     assert "Traceback" not in said
     assert BUCKET not in run.cloud.resources()
 

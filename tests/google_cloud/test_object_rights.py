@@ -264,6 +264,18 @@ def test_controller_reads_the_records_of_its_launch_and_writes_its_placement_alo
         bucket.list(paths.run(job.run))
 
 
+def test_account_that_may_not_list_or_delete_learns_of_no_absence_and_replaces_nothing(rights: Rights) -> None:
+    member = f"serviceAccount:gpt2-dev-ps@{rights.project}.iam.gserviceaccount.com"
+    for role in ("legacyObjectReader", "objectCreator"):
+        rights.create(MEMBER, bucket=rights.config.bucket[5:], role=f"roles/storage.{role}", member=member)
+    bucket = rights.machine("ps")
+    bucket.write("new", b"1")
+    assert bucket.read("new") == b"1"
+    for ask in (lambda: bucket.read("absent"), lambda: bucket.write("new", b"2"), lambda: bucket.delete("new")):
+        with pytest.raises(Refused):
+            ask()
+
+
 def test_condition_that_google_refuses_is_refused_here(rights: Rights) -> None:
     many = Objects(folders=tuple(map(str, range(14))))
     with pytest.raises(CloudError, match="13 logical operators"):

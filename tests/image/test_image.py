@@ -20,7 +20,7 @@ from tests.image import base, contents
 from tests.image import engine as engines
 from tests.image.contents import UID
 from tests.image.engine import TOKEN, Engine
-from tests.trainer.google_vm import JOBS, Vm, into_bucket
+from tests.trainer.google_vm import JOB, Vm, into_bucket
 from tests.trainer.running import PATIENCE, ROOT, Run
 from trainer.contract import metric_names
 from trainer.contract.log_phrases import SUCCEEDED
@@ -54,7 +54,8 @@ class Machine:
         folder.mkdir()
         self._engine, self._folder, self.container = engine, folder, f"gpt2-test-{os.getpid()}-{role}"
         attributes = {"gpt2-bucket": run.storage.url, "gpt2-run": RUN, "gpt2-image": image, "gpt2-gpus": "0"}
-        self.vm = Vm(folder, role, **attributes)
+        self.vm = Vm(folder, role, **attributes, **{"gpt2-launch": "1"})
+        self.vm.rest.end_vm = self.shut_down  # as the controller does, which the master asks for that
         (folder / "docker").write_text(DOCKER)
         (folder / "docker").chmod(0o755)
         self.boot: subprocess.Popen[bytes] | None = None
@@ -80,6 +81,10 @@ class Machine:
         """Wait until the script has ended without an error."""
         assert self.boot is not None
         assert self.boot.wait(PATIENCE) == 0, self.said() + self.printed()
+
+    def shut_down(self) -> None:
+        assert self.boot is not None
+        self.boot.send_signal(signal.SIGTERM)
 
     def said(self) -> str:
         return (self._folder / "boot.log").read_text()
@@ -191,8 +196,7 @@ def test_containers_train_to_the_end(
 
     # A machine is shut down: process 1 of its container gets the signal, saves its own files and leaves in time.
     worker = machines["worker"]
-    assert worker.boot is not None
-    worker.boot.send_signal(signal.SIGTERM)
+    worker.shut_down()
     worker.wait()
     assert worker.said().splitlines()[-1] == "gpt2-training: the trainer has left"
     assert worker.inspect("{{.State.Status}}") == ""  # nothing is left of the container
@@ -217,7 +221,7 @@ def test_containers_train_to_the_end(
     # `wrong`.
     master = machines["master"].vm
     assert [machine.vm.rest.wrong for machine in machines.values()] == [[], [], []]
-    assert master.rest.paths("cloudscheduler") == [f"{job}:run" for job in JOBS]
+    assert master.rest.paths("cloudscheduler") == [f"{JOB}:run"]
     assert master.rest.points(metric_names.STEP)[-1] == STEPS
     assert f"{SUCCEEDED}{RUN}\n" in machines["master"].printed()
     assert not [role for role, machine in machines.items() if TOKEN in machine.said() + machine.printed()]

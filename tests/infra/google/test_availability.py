@@ -107,3 +107,19 @@ def test_all_zones_where_the_run_may_be_are_asked_for(
     zones = {path.split("/")[3] for path in ready.paths("compute") if "zones" in path}
     assert zones == {"us-central1-b", "us-central1-f"}
     assert lines == ["not checked: whether machines are free in us-central1-b or us-central1-f"]
+
+
+def test_network_that_is_only_partly_used_is_a_warning(
+    google: FakeGoogle,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = {"masterType": "a3-highgpu-8g", "workerType": "a3-highgpu-8g", "workerCount": 1}
+    training |= {"hyperparameters": {"batchSize": 8}}
+    google.deny("compute", message="Compute Engine API has not been used in project 123456 before")
+    google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
+    large = load.from_file("dev", project(tmp_path, trainingInput=training, machines=None))
+    (warning,), _ = said(large, monkeypatch)
+    assert warning.startswith(
+        "a3-highgpu-8g: machines use one of their network cards, which carries 200 of 1,000 Gbit/s"
+    )
