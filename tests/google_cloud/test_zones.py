@@ -24,7 +24,7 @@ def spread(shape: str = "ANY", **lifecycle: Any) -> dict[str, Any]:
     }
 
 
-MOVES = {"onRepair": {"allowChangingZone": "YES"}}
+MOVES: dict[str, Any] = {"onRepair": {"allowChangingZone": "YES"}}
 
 
 def test_group_of_any_shape_gets_its_machine_in_a_zone_with_capacity(lab: Lab) -> None:

@@ -46,6 +46,7 @@ def test_launch_begins_without_what_the_same_launch_left_before_a_destroy(storag
 
 def test_launch_whose_zones_change_keeps_its_start_and_stays_where_it_may_be(storage: Storage) -> None:
     olds = PROVIDER.create(declared(storage, A, B, C)).outs
+    assert olds is not None
     moved(storage, C)
     assert PROVIDER.diff("id", olds, declared(storage, A, B, C)).changes is False
     for zones, now in (((A, C), C), ((B, A), B)):
