@@ -26,7 +26,7 @@ from infra.google.zones import LaunchZones
 from infra.stack.config import StackConfig
 from trainer.contract import paths
 from trainer.contract.spec import JobSpec
-from trainer.runs.placement import MOST_MOVES, Launched
+from trainer.runs.placement import MOST_MOVES, Launched, read_placement
 from trainer.storage.base import NoBucket
 from trainer.storage.factory import open_storage
 
@@ -53,7 +53,14 @@ class LaunchProvider(Provider):
         return DiffResult(changes=bool(names), replaces=sorted(names - KEEPS_RUNNING))
 
     def update(self, _id: str, olds: Properties, news: Properties) -> UpdateResult:
-        return UpdateResult(_recorded({**plain(news), "started": plain(olds)["started"]}))
+        olds, news = plain(olds), plain(news)
+        storage, run, launch = open_storage(news["bucket"]), news["run"], news["launch"]
+        placement = read_placement(storage, run, launch)
+        if (
+            placement is not None and placement.zone not in news["zones"]
+        ):  # its groups go: the stack file lacks the zone
+            storage.delete(paths.placement(run, launch))
+        return UpdateResult(_recorded({**news, "started": olds["started"]}))
 
     def delete(self, _id: str, props: Properties) -> None:
         props = plain(props)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from tests.google_cloud.lab import REGIONAL, Lab, wait_until
+from tests.google_cloud.lab import FAMILY, REGIONAL, Lab, wait_until
 
+pytestmark = pytest.mark.runs_on("the groups are the subject, and the lab ends their VMs")
 A, B, C = (f"us-central1-{letter}" for letter in "abc")
 UPDATE = {
     "type": "OPPORTUNISTIC", "minimalAction": "REPLACE", "replacementMethod": "RECREATE",
@@ -23,7 +24,7 @@ def spread(shape: str = "ANY", **lifecycle: Any) -> dict[str, Any]:
     }
 
 
-MOVES = {"onRepair": {"allowChangingZone": "YES"}}
+MOVES: dict[str, Any] = {"onRepair": {"allowChangingZone": "YES"}}
 
 
 def test_group_of_any_shape_gets_its_machine_in_a_zone_with_capacity(lab: Lab) -> None:
@@ -89,7 +90,8 @@ def test_flex_start_machine_waits_without_an_error_until_its_group_is_resized_to
         "provisioningModel": "FLEX_START", "preemptible": False, "maxRunDuration": {"seconds": 3600},
     }  # fmt: skip
     policy = spread(defaultActionOnFailure="DO_NOTHING")
-    group = lab.group(policy=policy, machineType="a2-highgpu-1g", scheduling=scheduling)
+    disks = [{"boot": True, "sourceImage": FAMILY, "diskType": "pd-balanced"}]
+    group = lab.group(policy=policy, machineType="a2-highgpu-1g", scheduling=scheduling, disks=disks)
     assert [vm["status"] for vm in lab.vms()] == ["TERMINATED"]
     assert lab.rest("GET", f"compute/v1/{group}/listErrors").json().get("items", []) == []
     assert lab.rest("POST", f"compute/v1/{group}/resize?size=0").status_code == 200

@@ -13,6 +13,7 @@ from scripts.support import common
 from scripts.support.common import UserError
 from tests.scripts.google import FakeGoogle, project
 
+ELSEWHERE = {"name": "dev-worker-76543210", "targetSize": 0}  # the group of a zone where the run is not
 GROUPS = "projects/test-project/regions/us-central1/instanceGroupManagers"
 
 
@@ -32,7 +33,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def machines(google: FakeGoogle, *instances: dict[str, Any], size: int = 3) -> None:
-    google.on("compute", "GET", GROUPS, {"items": [{"name": "dev-worker-01234567", "targetSize": size}]})
+    google.on("compute", "GET", GROUPS, {"items": [{"name": "dev-worker-01234567", "targetSize": size}, ELSEWHERE]})
     google.on("compute", "POST", f"{GROUPS}/.*/listManagedInstances", {"managedInstances": list(instances)})
     google.on("compute", "GET", f"{GROUPS}/.*/listErrors", {})
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from infra.review.steps import Preview
+from infra.review.interruption import machines
+from infra.review.resource_types import GROUP
+from infra.review.steps import Preview, parse_preview
 from infra.stack import reading
 from policy import rules
 from scripts import review
@@ -478,3 +480,12 @@ def test_mistakes_of_the_command_are_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             review.main(arguments)
+
+
+def test_machines_of_a_run_that_moved_are_counted_once_and_do_not_end() -> None:
+    steps = [
+        step("update", GROUP, "worker-us-central1-a-group", {"targetSize": 10}, {"targetSize": 0}),
+        step("update", GROUP, "worker-us-central1-c-group", {"targetSize": 0}, {"targetSize": 10}),
+    ]
+    (workers,) = machines(parse_preview(json.dumps({"steps": steps})))
+    assert (workers.count, workers.ended, workers.changed) == ((10, 10), False, False)
