@@ -215,10 +215,7 @@ class CheckpointStore:
         return True
 
     def _prune(self) -> None:
-        """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says.
-
-        Each file goes with its generation, so a bucket keeps no old version of it: checkpoints are large.
-        """
+        """Delete what is older than the newest `keep` whole ones, unfinished ones too, as the policy says, for good."""
         files, whole = self._found()
         whole = [checkpoint for checkpoint in whole if checkpoint not in self.bad]
         keep, keep_every = self._policy.keep, self._policy.keep_every
@@ -235,11 +232,8 @@ class CheckpointStore:
             candidate = entry.path.removeprefix(f"{self._prefix}/").split("/")[0]
             if paths.parse_checkpoint(candidate):
                 candidate_files.setdefault(candidate, []).append(entry)
-        whole = [
-            name
-            for name, entries in candidate_files.items()
-            if f"{self._prefix}/{name}/{paths.MANIFEST}" in {entry.path for entry in entries}
-        ]
+        last = f"/{paths.MANIFEST}"
+        whole = [c for c, files in candidate_files.items() if any(file.path.endswith(c + last) for file in files)]
         return candidate_files, sorted(whole, key=order, reverse=True)
 
     # -- reading ---------------------------------------------------------------------------------------------------
