@@ -99,6 +99,14 @@ class Controlled:
         assert execution["state"] == "SUCCEEDED", execution.get("error")
         return str(json.loads(execution["result"]))
 
+    def execute_until(self, result: str) -> None:
+        """Execute until this result, as the schedule does: on a busy machine one execution may not see the end."""
+        results: list[str] = []
+        while len(results) < 6 and results[-1:] != [result]:
+            results.append(self.execute())
+            assert results[-1] == result or "machines left" in results[-1], results
+        assert results[-1] == result, results
+
     def executions(self) -> list[Json]:
         found: list[Json] = requests.get(f"{self.lab.url}/executions", timeout=10).json()
         return found
@@ -152,7 +160,7 @@ def test_run_that_is_over_is_scaled_down_although_three_tries_fail(run: Controll
     run.put(paths.CURRENT, {"run": "run-2", "launch": 1})  # the end of this launch remains its own
     run.put(paths.end("run-1", 1), {"reason": "SUCCEEDED", "time": 1})
     lab.post("/rest/faults", {"method": "resize.*worker", "status": 503, "times": 3})
-    assert run.execute() == "ended: no machine is left"
+    run.execute_until("ended: no machine is left")
     lab.gone()
     assert run.paused()
     assert run.execute() == "ended: no machine is left"  # the master may have asked twice
@@ -175,7 +183,7 @@ def test_master_stays_until_the_others_are_seen_gone_but_not_beyond_the_deadline
     assert run.sizes() == {"master-a": 0, "worker-a": 0}
     lab.delete(GROUP, run.names["master-a"])  # a group that is deleted has no machines
     lab.post("/rest/faults", {})
-    assert run.execute() == "ended: no machine is left"
+    run.execute_until("ended: no machine is left")
     assert run.paused()
 
 
@@ -188,7 +196,7 @@ def test_controller_without_a_right_does_not_pause_its_job(run: Controlled) -> N
     assert not run.paused()
     assert "master-a is not resized" in " ".join(run.executions()[-1]["log"])
     run.lab.grant(f"controller@{PROJECT}.iam.gserviceaccount.com", "compute.instanceGroupManagers.update")
-    assert run.execute() == "ended: no machine is left"
+    run.execute_until("ended: no machine is left")
 
 
 def test_run_moves_out_of_two_zones_without_capacity_and_stays_in_the_third(run: Controlled) -> None:
@@ -211,7 +219,7 @@ def test_run_moves_out_of_two_zones_without_capacity_and_stays_in_the_third(run:
             assert run.execute() == "moving: a group could not be resized"
             assert (run.placement()["zone"], sum(run.sizes().values())) == (new, 0)
             lab.post("/rest/faults", {})
-        assert run.execute() == f"moved to {new}"
+        run.execute_until(f"moved to {new}")
         assert {name: size for name, size in run.sizes().items() if size} == {
             f"master-{new[-1]}": 1,
             f"worker-{new[-1]}": 3,
@@ -224,6 +232,11 @@ def test_run_moves_out_of_two_zones_without_capacity_and_stays_in_the_third(run:
     moves = run.placement()["moves"]
     assert [(move["from"], move["to"]) for move in moves] == list(itertools.pairwise(ZONES))
     assert moves[0]["time"] >= since + 1200
+
+    # An `up` that did not know of the move yet has given a group of the old zone its size again.
+    lab.rest("POST", f"compute/v1/{run.names['worker-' + ZONES[0][-1]]}/resize?size=3")
+    assert run.execute() == "enough machines"
+    assert run.sizes()[f"worker-{ZONES[0][-1]}"] == 0
 
     # A run that lost more than it can spare waits, and stops waiting when Google brings machines back.
     lab.fault("capacity", zone=ZONES[2], available=False)
@@ -256,7 +269,7 @@ def test_run_without_moves_or_time_left_waits_where_it_is(run: Controlled) -> No
     assert run.execute() == "machines are missing, and the moves or the time are used up"
     assert run.sizes() == {"master-a": 1, "master-b": 0}
     run.lab.fault("clock", ahead=1200)
-    assert run.execute() == "ended: no machine is left"
+    run.execute_until("ended: no machine is left")
 
 
 @pytest.mark.runs_on("an execution that ends nothing is the subject")
