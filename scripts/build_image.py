@@ -92,7 +92,7 @@ def start(api: GoogleApi, config: StackConfig, tag: str, path: str, generation: 
     bucket = config.data_bucket.removeprefix("gs://")
     body = {
         "source": {"storageSource": {"bucket": bucket, "object": path, "generation": str(generation)}},
-        "steps": [{"name": BUILDER, "args": ["build", "--tag", image, "."]}],
+        "steps": [{"name": BUILDER, "args": ["build", "--tag", image, "."], "env": ["DOCKER_BUILDKIT=1"]}],
         "images": [image],  # pushed after the last step
         "timeout": TIMEOUT,
         "options": {"logging": "CLOUD_LOGGING_ONLY"},

@@ -5,16 +5,18 @@ images are built of the same code. One installs its requirements and trains. The
 this environment's packages as a volume, because a registry takes minutes for PyTorch's layer.
 """
 
+import io
 import os
-import shutil
 import signal
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from scripts.support.build_context import pack
 from scripts.support.downloading import fetched
 from tests.image import base, contents
 from tests.image import engine as engines
@@ -106,15 +108,17 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
+    """Return an engine that builds as Cloud Build does."""
     with engines.running(keep=True) as found:
-        yield found
+        yield Engine(found.client, found.host, DOCKER_BUILDKIT="1")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the folder trainer/ at the start of the test, with two files that belong in no image."""
+    """Unpack what Cloud Build gets of trainer/, and add two files that belong in no image."""
     folder = tmp_path_factory.mktemp("image") / "trainer"
-    shutil.copytree(ROOT / "trainer", folder)
+    with tarfile.open(fileobj=io.BytesIO(pack(ROOT / "trainer"))) as archive:
+        archive.extractall(folder, filter="data")
     (folder / "key.json").write_text("secret")
     (folder / "__pycache__").mkdir(exist_ok=True)
     (folder / "__pycache__/old.pyc").write_text("")

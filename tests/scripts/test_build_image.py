@@ -72,7 +72,11 @@ def test_build_uploads_the_code_and_returns_the_pushed_digest(ready: FakeGoogle)
     assert content == pack(TRAINER)
     assert asked["images"] == [f"{IMAGE}:{tag}"]
     assert asked["steps"] == [
-        {"name": "gcr.io/cloud-builders/docker", "args": ["build", "--tag", f"{IMAGE}:{tag}", "."]}
+        {
+            "name": "gcr.io/cloud-builders/docker",
+            "args": ["build", "--tag", f"{IMAGE}:{tag}", "."],
+            "env": ["DOCKER_BUILDKIT=1"],
+        }
     ]
     assert asked["options"] == {"logging": "CLOUD_LOGGING_ONLY"}
     words = [line.partition(" after ")[0] for line in said]
