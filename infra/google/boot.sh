@@ -241,16 +241,16 @@ leave() {
 }
 trap leave TERM INT
 
-retry "the metadata server" attribute gpt2-run
-run=$(attribute gpt2-run)
-launch=$(attribute gpt2-launch)
-role=$(attribute gpt2-role)
-image=$(attribute gpt2-image)
-gpus=$(attribute gpt2-gpus)
-bucket=$(attribute gpt2-bucket)
-address=$(metadata instance/network-interfaces/0/ip)
-instance=$(metadata instance/name)
-zone=$(metadata instance/zone)
+known() { retry "the metadata server" metadata "instance/$1"; } # `said` is the value
+known attributes/gpt2-run && run=$said
+known attributes/gpt2-launch && launch=$said
+known attributes/gpt2-role && role=$said
+known attributes/gpt2-image && image=$said
+known attributes/gpt2-gpus && gpus=$said
+known attributes/gpt2-bucket && bucket=$said
+known network-interfaces/0/ip && address=$said
+known name && instance=$said
+known zone && zone=$said
 if [[ $role == master ]]; then name=master-0; else name=$role-${instance##*-}; fi
 
 [[ $image =~ ^[^@[:space:]]+@sha256:[0-9a-f]{64}$ ]] ||

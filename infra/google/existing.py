@@ -19,7 +19,7 @@ from trainer.contract.options import Strict
 from trainer.contract.spec import JobSpec
 from trainer.contract.wording import few
 from trainer.gcloud.api import API_OFF
-from trainer.runs.placement import Launched, Placement
+from trainer.runs.placement import DEADLINE, End, Launched, Placement
 from trainer.runs.records import Status
 
 NOT_FOUND = ("Error 404", "not found")  # the provider's words for a resource that does not exist
@@ -156,9 +156,13 @@ class _Search:
             return ""
         if time.time() > launched.started + hours * HOUR:
             return f"the time of launch {job.launch} is over (limits: {hours:.1f} h)"
-        if self._read(bucket, paths.end(job.run, job.launch)):  # the controller does not guard another try
-            return f"its master gave up in launch {job.launch}, and {paths.machine(job.run, 'master-0')} says why"
-        return ""
+        # The controller's job is paused when all machines are gone, so it would not guard another try.
+        end = self._parsed(End, bucket, paths.end(job.run, job.launch))
+        if end is None:
+            return ""
+        if end.reason == DEADLINE:
+            return f"the time of launch {job.launch} is over (it ended by the limits and machines that it had)"
+        return f"its master gave up in launch {job.launch}, and {paths.machine(job.run, 'master-0')} says why"
 
     def _records(self, bucket: str, launch: int) -> tuple[Launched | None, Placement | None]:
         """Return the records of a launch, None for one that is not there. Raise RunError if one cannot be read."""

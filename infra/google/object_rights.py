@@ -92,11 +92,14 @@ def machine_rights(config: StackConfig, job: JobSpec, role: Role) -> Iterator[Ri
 
 
 def controller_rights(config: StackConfig, job: JobSpec) -> Iterator[Right]:
-    """Yield the rights that the controller needs: it reads the records of a launch, and writes where the run is."""
+    """Yield the rights that the controller needs.
+
+    It reads the records of a launch, and writes where the run is and that its time is over.
+    """
     run, launch = job.run, job.launch
-    placement = paths.placement(run, launch)
-    yield Right(config.bucket, WRITE, Objects(files=(placement,)))
-    records = (paths.CURRENT, paths.launch(run, launch), paths.end(run, launch), placement)
+    written = (paths.placement(run, launch), paths.end(run, launch))
+    yield Right(config.bucket, WRITE, Objects(files=written))
+    records = (paths.CURRENT, paths.launch(run, launch), *written)
     yield Right(config.bucket, READ, Objects(files=records))
 
 

@@ -19,6 +19,7 @@ from tests.google_cloud.iam import SERVICE_IDENTITY
 from tests.google_cloud.lab import GROUP, JOB, PROJECT, REGION, Lab, wait_until
 from tests.google_cloud.workflows import WORKFLOW, problem
 from trainer.contract import paths
+from trainer.runs.placement import DEADLINE
 
 SOURCE = (Path(__file__).parents[2] / "infra" / "google" / "controller.yaml").read_text()
 RIGHTS = (
@@ -185,6 +186,17 @@ def test_master_stays_until_the_others_are_seen_gone_but_not_beyond_the_deadline
     lab.post("/rest/faults", {})
     run.execute_until("ended: no machine is left")
     assert run.paused()
+    assert run.get(paths.end("run-1", 1))["reason"] == DEADLINE  # so no `up` makes machines under a paused job
+
+
+def test_deadline_ends_the_machines_although_the_bucket_cannot_be_read(run: Controlled) -> None:
+    run.group("master", 1)
+    run.declare()
+    run.lab.running(1)
+    run.lab.fault("storage", status=400, only="^GET")
+    run.lab.fault("clock", epoch=run.argument["ends"] + 1)
+    run.execute_until("ended: no machine is left")
+    run.lab.fault("storage")
 
 
 def test_controller_without_a_right_does_not_pause_its_job(run: Controlled) -> None:

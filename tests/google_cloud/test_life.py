@@ -172,6 +172,9 @@ def test_run_that_hangs_is_ended_by_its_deadline(life: Callable[..., Life]) -> N
     # A launch that its master gave up needs a new one, as nothing would end its machines.
     run.storage.write(paths.end(run.job().run, 1), b'{"reason": "the master gave up", "time": 1}')
     assert "its master gave up in launch 1" in run.cloud.pulumi("preview")
+    # The same if the controller ended it at a deadline that was earlier than today's, with more machines for instance.
+    run.storage.write(paths.end(run.job().run, 1), b'{"reason": "deadline", "time": 1}')
+    assert "the time of launch 1 is over (it ended by the limits and machines" in run.cloud.pulumi("preview")
 
 
 def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Callable[..., Life]) -> None:

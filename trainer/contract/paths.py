@@ -11,7 +11,7 @@
     runs/<run>/status.json              Status, changed by conditional writes
     runs/<run>/launches/<launch>.json   Launched: on Google Cloud, where a launch has a deadline and a zone
     runs/<run>/launches/<launch>.placement.json   Placement: where it has moved since (trainer/runs/placement.py)
-    runs/<run>/ends/<launch>.json       {"reason", "time"}: on Google Cloud, the wish of a master to end all machines
+    runs/<run>/ends/<launch>.json       End: on Google Cloud, its end, as its master asked for it or at the deadline
     runs/<run>/cluster.json             the lease of the Lighthouse's host, and the attempt (trainer/cluster/lease.py)
     runs/<run>/machines/<name>.json     MachineStatus: a machine's heartbeat, history and last words
     runs/<run>/machines/<name>.lock     on this machine: held while its process lives; <name>.log is what it printed

@@ -19,6 +19,7 @@ from trainer.contract.spec import JobSpec, Role
 from trainer.gcloud.api import ApiError, GoogleApi
 from trainer.machine.cloud_metrics import Monitoring
 from trainer.machine.metadata import Metadata, Vm
+from trainer.runs.placement import End
 from trainer.runs.records import Status
 from trainer.storage.base import Storage, StorageError
 from trainer.storage.factory import open_storage
@@ -146,7 +147,7 @@ def request_end(job: str, reason: str, machine: Supervised, storage: Storage, sp
         storage: the run's bucket.
         spec: the run.
     """
-    end, pause, last_line = json.dumps({"reason": reason, "time": time.time()}).encode(), PAUSE, ""
+    end, pause, last_line = End(reason=reason, time=time.time()).model_dump_json().encode(), PAUSE, ""
     while not _replaced(storage, spec):
         try:
             storage.write(paths.end(spec.run, spec.launch), end)

@@ -1,6 +1,7 @@
-"""Where a launch is on Google Cloud: the record of its start, and where its machines have moved since.
+"""Where a launch is on Google Cloud: records of its start, of where its machines have moved since, and of its end.
 
-`pulumi up` writes Launched, and the controller of the stack writes Placement.
+`pulumi up` writes Launched, the controller of the stack Placement. A master writes End to have all machines ended, and
+the controller when it has ended them at the deadline.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from trainer.contract.options import Strict
 from trainer.runs.records import MachineStatus
 from trainer.storage.base import Storage
 
+DEADLINE = "deadline"  # the reason that the controller gives (infra/google/controller.yaml)
 MOST_MOVES = 6  # of a launch: after these, machines wait for capacity where they are
 
 
@@ -40,6 +42,13 @@ class Placement(Strict):
     zone: str
     moves: list[Move] = Field([])
     waiting_since: float | None = None  # since when machines are missing without which no step is taken
+
+
+class End(Strict):
+    """ends/<launch>.json: the end of a launch."""
+
+    reason: str
+    time: float  # seconds since the epoch
 
 
 def placement_of(launched: Launched, placement: Placement | None) -> Placement:
