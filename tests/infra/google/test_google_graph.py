@@ -38,7 +38,7 @@ WRITTEN = {
     "master": OWN | {"a trial's job", "the tokens", "the wish to end"},
     "worker": OWN,
     "ps": OWN,
-    "controller": {"where a launch is"},
+    "controller": {"where a launch is", "the wish to end"},
 }
 SERVED = OWN | {"the job", "a launch", "where a launch is", "the wish to end", "a trial's job"}
 RECORDS = {"a launch", "where a launch is", "the wish to end", "current.json"}
