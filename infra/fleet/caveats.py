@@ -48,8 +48,8 @@ def waiting_caveats(fleet: Fleet) -> list[str]:
     if fleet.size < 2 or not any(machines.flex_start for machines in fleet.roles):
         return []
     sentence = (
-        "machines.flexStart: machines come one by one, and those that came first are paid for while they wait for the"
-        " others, until the deadline at most; keep limits.maxHours low, or use one machine"
+        "machines.flexStart: machines may come one by one, and those that came first are paid for while they wait for"
+        " the others, until the deadline at most; keep limits.maxHours low, or use one machine"
     )
     return [sentence]
 
