@@ -126,9 +126,9 @@ def show(config: StackConfig, estimated: Estimate, notes: list[str], origins: bo
                 ("", "", "origin"),
                 [(figure.name, figure.value, figure.origin) for figure in estimated.figures],
             )
-        console.print(_parts("time", estimated.time, span, origins))
+        _parts(console, "time", estimated.time, span, origins)
         if config.google:
-            console.print(_parts("USD", estimated.costs, lambda cost: dollars(cost), origins))
+            _parts(console, "USD", estimated.costs, dollars, origins)
         columns = ("memory of", "least", "usual", "has", *(("what takes it",) if origins else ()))
         _rows(
             console,
@@ -148,15 +148,11 @@ def show(config: StackConfig, estimated: Estimate, notes: list[str], origins: bo
         console.print(Text(f"- {note}"))
 
 
-def _parts(title: str, parts: tuple[Part, ...], format_amount: Any, origins: bool) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("part", title, "share", *(("origin",) if origins else ())):
-        table.add_column(column, overflow="fold")
+def _parts(console: Console, title: str, parts: tuple[Part, ...], format_amount: Any, origins: bool) -> None:
     whole = sum(part.amount.mean for part in parts) or 1.0
-    for part in parts:
-        share = f"{part.amount.mean / whole:.0%}"
-        table.add_row(*map(Text, (part.name, format_amount(part.amount), share, *((part.origin,) if origins else ()))))
-    return table
+    rows = [(p.name, format_amount(p.amount), f"{p.amount.mean / whole:.0%}", p.origin) for p in parts]
+    shown = 4 if origins else 3
+    _rows(console, title, ("part", title, "share", "origin")[:shown], [row[:shown] for row in rows])
 
 
 def _rows(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from infra.estimate import measured
 from infra.fleet.boot_image import contents, image_project
-from infra.fleet.caveats import network_caveats, untried_caveats
+from infra.fleet.caveats import image_caveats, network_caveats, untried_caveats, waiting_caveats
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.org_policies import policy_checks
@@ -23,8 +23,9 @@ from infra.google.quotas import Check, QuotaLimits, check_quotas
 from infra.job import job_spec
 from infra.stack.config import ConfigError, StackConfig
 from scripts.support.common import google_stack, run_main
-from scripts.support.controller_checks import check_controller
+from scripts.support.controller_checks import check_regions
 from scripts.support.findings import FindingRow, print_findings
+from scripts.support.service_agents import check_agents
 from trainer.contract.errors import InputError
 from trainer.gcloud.api import API_OFF, CHECK_NETWORK, ApiError, GoogleApi
 
@@ -75,8 +76,9 @@ def run(config: StackConfig, connect: Callable[[], GoogleApi] = GoogleApi) -> li
     if any(machines.accelerators for machines in fleet.roles):
         fix += "; an account on Google's free trial gets no GPU until it is upgraded"
     checks.append(Check("billing", "unknown", "a deployer cannot see it", fix))
-    checks += [_apis(api, config), _permissions(api, config), _agent(api, config.project, number)]
-    checks += check_controller(api, config, number)
+    regions = check_regions(api, config)
+    checks += [_apis(api, config), _permissions(api, config), *regions.values()]
+    checks += check_agents(api, config, number, [name for name, check in regions.items() if check.state != "unknown"])
     checks += policy_checks(api, config, image_project(config.file.machines.image_family))
     checks += machine_types(api, config, fleet, fleet.zones)
     checks += [_image(api, config), *_caveats(config, fleet)]
@@ -176,27 +178,6 @@ def _permissions(api: GoogleApi, config: StackConfig) -> Check:
     return Check("your permissions", "problem", f"missing: {', '.join(missing)}", fix)
 
 
-def _agent(api: GoogleApi, project: str, number: str) -> Check:
-    """Check the rights of the Google APIs service agent, in whose name instance groups make machines."""
-    name = "Google APIs service agent"
-    if not number:
-        return Check(name, "unknown", "the project's number is not known, and so not its name")
-    member = f"serviceAccount:{number}@cloudservices.gserviceaccount.com"
-    try:
-        policy = api.call("cloudresourcemanager", "POST", f"projects/{project}:getIamPolicy", body={})
-    except ApiError as error:
-        return unknown(name, error, "without roles/editor or the like, groups make no machines")
-    roles = [b["role"] for b in policy.get("bindings", []) if member in b.get("members", []) and "condition" not in b]
-    if "roles/editor" in roles or "roles/owner" in roles:
-        return Check(name, "ok", f"has {'roles/editor' if 'roles/editor' in roles else 'roles/owner'}")
-    fix = f"grant roles/editor to {member.partition(':')[2]}, or roles/compute.admin and roles/iam.serviceAccountUser"
-    if {"roles/compute.admin", "roles/iam.serviceAccountUser"} <= set(roles):
-        return Check(name, "ok", "has roles/compute.admin and roles/iam.serviceAccountUser")
-    if roles:
-        return Check(name, "unknown", f"has {', '.join(roles)}, which may not let groups make machines", fix)
-    return Check(name, "problem", "has no role in the project, so groups make no machines", fix)
-
-
 def _image(api: GoogleApi, config: StackConfig) -> Check:
     name, machines = "image family", config.file.machines
     family = machines.image_family
@@ -229,6 +210,8 @@ def _caveats(config: StackConfig, fleet: Fleet) -> list[Check]:
     """Return notes on the machines that no question to Google answers."""
     tried = {run.machine for run in measured.read(config.root)}
     named = [("network of machines", sentence) for sentence in network_caveats(fleet)]
+    named += [("image of machines", sentence) for sentence in image_caveats(fleet, config.file.machines.image_family)]
+    named += [("waiting for machines", sentence) for sentence in waiting_caveats(fleet)]
     named += [("machines tried", sentence) for sentence in untried_caveats(fleet, tried)]
     return [Check(name, "note", *sentence.split("; ", 1)) for name, sentence in named]
 

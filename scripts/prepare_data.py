@@ -99,7 +99,7 @@ def prepare_for_google(stack: config.StackConfig) -> None:
 
 def fetch_docker(target: Path) -> None:
     """Fetch Docker's static build and check it. Raise UserError or InputError if it is not available, or another."""
-    if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == docker.SHA256:
+    if target.is_file() and docker.is_intact(target):
         print(f"{target} is there: kept")
         return
     import requests  # 0.1 s of imports that only Docker's archive needs

@@ -162,6 +162,11 @@ def _capacity_problems(config: StackConfig, named: Mapping[Role, str | None]) ->
                     f"machines.flexStart: {machine.name} (trainingInput.{TYPE_KEYS[role]}) cannot wait for capacity,"
                     " only machines with built-in GPUs can (a2, a3, a4, g2, g4); use one of those, or remove flexStart"
                 )
+        if config.servers:
+            problems.append(
+                "machines.flexStart: parameter servers do not wait for capacity, so they would be paid for until the"
+                " GPUs come, which may take days; set trainingInput.parameterServerCount: 0, or remove flexStart"
+            )
         if config.file.limits.max_hours > FLEX_HOURS:
             problems.append(
                 f"limits.maxHours: found {config.file.limits.max_hours:g}, more than the {FLEX_HOURS} hours that"

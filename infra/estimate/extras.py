@@ -16,8 +16,8 @@ TOKENS = Range(0.5, 2)  # bytes of tokens for a byte of text: two for each token
 # Bytes that are written again and again, and days until the lifecycle rules, which Google looks at about once a day,
 # have deleted the old versions. Ours.
 BEAT, SEGMENT, UNTIL_DELETED = 8e3, 128e3, Range(1, 2)
-# The controller's executions, and the steps of one that changes nothing, for three roles in four zones: as counted on
-# the stand-in cloud (tests/google_cloud/test_controller.py). One zone takes less than 20.
+# The controller's executions, and the steps of one that changes nothing, for three roles in four zones, one more than
+# a run may have: as counted on the stand-in cloud (tests/google_cloud/test_controller.py). One zone takes less than 20.
 TICKS_AN_HOUR, STEPS_A_TICK = 12, 150
 LOG_BYTES = 1e6  # of each machine in an hour, at most. Ours
 IMAGE_GB = 5.0

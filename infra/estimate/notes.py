@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 from infra.estimate.parts import HOUR, Figure
 from infra.estimate.step import StepTime
-from infra.fleet.caveats import network_caveats, untried_caveats
+from infra.fleet.caveats import image_caveats, network_caveats, untried_caveats, waiting_caveats
 from infra.fleet.deadline import launch_hours
 from infra.fleet.fleet import Fleet
 from infra.sizing.ranges import Range
@@ -87,7 +87,8 @@ def notes_of(
                 f"{machines.role}: one GPU of {machines.machine.name} trains, {number - 1} idle and are paid for;"
                 " parallelism: fsdp uses all"
             )
-    notes += network_caveats(fleet) + untried_caveats(fleet, tried)
+    notes += network_caveats(fleet) + image_caveats(fleet, config.file.machines.image_family)
+    notes += waiting_caveats(fleet) + untried_caveats(fleet, tried)
     if unpriced:
         notes.append(f"the cost is a lower bound: not priced are {', '.join(unpriced)}")
     limits = config.file.limits

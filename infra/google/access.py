@@ -1,8 +1,8 @@
 """Declare what only an owner of the project decides about a stack with a pipeline, as a program of its own.
 
-It is what lets an account become another one or gain rights: the APIs, the accounts of machines and jobs, the custom
-roles, every grant on the project, and the pipeline's login. `scripts.bootstrap` runs it once, with a person's login.
-`pulumi up` of the stack then needs none of these rights, and so a job that runs it has none.
+It is what lets an account become another one or gain rights: the APIs, the accounts of the machines and of the
+controller, the custom roles, every grant on the project, and the pipeline's login. `scripts.bootstrap` runs it once,
+with a person's login. `pulumi up` of the stack then needs none of these rights, and so a job that runs it has none.
 """
 
 from typing import get_args

@@ -1,8 +1,9 @@
 """End the machines even if nobody is watching: a lost laptop or a hung trainer must not keep billing.
 
 `Launch` records when a launch was declared; maxHours and maxCostUsd make a deadline of that. Google itself enforces it:
-every VM has a termination time, and the controller resizes all groups to zero and looks until the machines are gone.
-The master of a run that is over asks the controller for that earlier. It exists before any group does.
+every VM has a termination time (with flex-start a longest run time instead), and the controller resizes all groups to
+zero and looks until the machines are gone. The master of a run that is over asks the controller for that earlier. It
+exists before any group does.
 """
 
 import base64
@@ -56,9 +57,8 @@ class LaunchProvider(Provider):
         olds, news = plain(olds), plain(news)
         storage, run, launch = open_storage(news["bucket"]), news["run"], news["launch"]
         placement = read_placement(storage, run, launch)
-        if (
-            placement is not None and placement.zone not in news["zones"]
-        ):  # its groups go: the stack file lacks the zone
+        # The run was in a zone that the stack file no longer names, and whose groups go.
+        if placement is not None and placement.zone not in news["zones"]:
             storage.delete(paths.placement(run, launch))
         return UpdateResult(_recorded({**news, "started": olds["started"]}))
 

@@ -82,7 +82,7 @@ class Pipeline(pulumi.ComponentResource):
             config: the stack.
             settings: the repository.
             existing_roles: ids of the custom roles that an earlier stack of this name left.
-            identity: the accounts that the deployer hands to machines and scheduler jobs.
+            identity: the accounts that the deployer hands to the machines and to the controller.
             opts: the parent.
         """
         super().__init__("gpt2-training:google:Pipeline", "pipeline", {}, opts)

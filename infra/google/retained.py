@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DAY = 86400  # seconds
 KEEP_OLD_VERSIONS = 7  # days in which a person can restore what was overwritten or deleted, and Google bills it
-OLD_VERSIONS = 2  # of one object at most: machines write status, heartbeats and metrics again every few seconds
+OLD_VERSIONS = 2  # of one object at most: machines write status, heartbeats and metrics again and again
 KEEP_IMAGES = 10  # the newest; all others are deleted when they are a month old
 MONTH = f"{30 * DAY}s"
 

@@ -4,6 +4,8 @@ A machine without internet can install no package. `scripts.prepare_data` fetche
 into the bucket, and boot.sh checks and unpacks it.
 """
 
+import hashlib
+from functools import cache
 from pathlib import Path
 
 from infra.fleet.boot_image import has_docker
@@ -28,10 +30,28 @@ def needs_archive(config: StackConfig) -> bool:
 
 
 def archive_problem(config: StackConfig) -> str | None:
-    """Return that the archive is missing, if the machines need it, without the project's name."""
-    if not needs_archive(config) or archive_file(config).is_file():
+    """Return that the archive is missing or damaged, if the machines need it, without the project's name."""
+    if not needs_archive(config):
         return None
-    return (
-        f"machines.imageFamily: {config.file.machines.image_family} may have no Docker, and machines without internet"
-        f" cannot fetch it; run `python -m scripts.prepare_data --stack {config.stack}`"
-    )
+    archive, fix = archive_file(config), f"run `python -m scripts.prepare_data --stack {config.stack}`"
+    if not archive.is_file():
+        return (
+            f"machines.imageFamily: {config.file.machines.image_family} may have no Docker, and machines without"
+            f" internet cannot fetch it; {fix}"
+        )
+    if not is_intact(archive):
+        return f"machines.imageFamily: {archive} is damaged: its sha256 is not the pinned one; {fix} to fetch it again"
+    return None
+
+
+def is_intact(archive: Path) -> bool:
+    """Return whether a file is the pinned archive."""
+    state = archive.stat()
+    return _sha256(archive, state.st_size, state.st_mtime_ns) == SHA256
+
+
+@cache
+def _sha256(file: Path, _size: int, _modified: int) -> str:
+    """Hash a file once, as 80 MB take a while, and again only if it has another size or date."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

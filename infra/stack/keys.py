@@ -115,8 +115,9 @@ class MachineSettings(options.Strict):
     )
     image_family: str = Field(
         IMAGE_FAMILY,
-        description="The family of images that machines boot from: of Container-Optimized OS (cos-...), Ubuntu"
-        " (ubuntu-...) or Deep Learning VM (others). Of the latter two the driver must be for CUDA 13.",
+        description="The family of images that machines boot from: of Container-Optimized OS (cos-...), Ubuntu with"
+        " NVIDIA's driver (ubuntu-accelerator-...), Ubuntu without it (other ubuntu-..., for machines without GPUs) or"
+        " Deep Learning VM (others). A driver of the image must be for CUDA 13.",
     )
     zones: list[str] = Field(
         [],

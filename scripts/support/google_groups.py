@@ -154,7 +154,7 @@ def _stockout(stack: Stack, group: InstanceGroup, message: str, details: list[Js
     if stack.spans:
         onward = f"Google keeps trying in {', '.join(stack.zones)}"
     elif stack.moves:
-        onward = "Google keeps trying, and the run moves to another zone if this lasts"
+        onward = "Google keeps trying, and the run moves to another zone if this lasts, unless the deadline is near"
     else:
         raised = f"raise gpt2-training:launch to {stack.launch + 1}"
         onward = f"Google keeps trying, or add another zone to gpt2-training:machines.zones and {raised}"

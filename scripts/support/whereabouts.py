@@ -15,7 +15,9 @@ def whereabouts(snapshot: Snapshot) -> list[str]:
     lines += [f"{move} at {_clock(when)}, {count}" for when, move, count in moves_made(placement)]
     if placement.waiting_since is not None and not snapshot.final:
         left = len(placement.moves) < MOST_MOVES
-        onward = "it moves to another zone if this lasts" if left else "it has no moves left"
+        onward = (
+            "it moves to another zone if this lasts, unless the deadline is near" if left else "it has no moves left"
+        )
         lines.append(f"waits for machines in {zone} since {_clock(placement.waiting_since)}; {onward}")
     return lines
 

@@ -209,7 +209,7 @@ def test_failed_run_continues_from_its_checkpoint_in_the_next_launch(life: Calla
 
 
 def test_data_bucket_has_the_text_uploaded_before_the_first_up_and_the_docker_that_an_image_lacks(
-    life: Callable[..., Life],
+    life: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = life(workers=0)
     cloud = run.cloud
@@ -217,6 +217,7 @@ def test_data_bucket_has_the_text_uploaded_before_the_first_up_and_the_docker_th
     hashed = vm_image.docker_archive(run.root / "data" / docker.ARCHIVE)
     pinned = run.root / "infra" / "inputs" / "docker.py"  # the stack pins the archive of the stand-in's Docker
     pinned.write_text(pinned.read_text().replace(docker.SHA256, hashed))
+    monkeypatch.setattr(docker, "SHA256", hashed)
     cloud.script("scripts.upload_data", "data/text.txt", "--stack", "dev")
     (run.root / "data" / "text.txt").unlink()
     assert (run.root / "data" / "text.txt.lock.json").exists()

@@ -163,8 +163,8 @@ def attempt(lab: Lab, name: str) -> Json:
 def test_master_scales_down_by_the_scheduler_only_with_grants(lab: Lab) -> None:
     group = lab.group(size=2)
     vm = lab.running(2)[0]
-    reaper = lab.account("reaper")
-    name = job(lab, group, reaper)
+    caller = lab.account("caller")
+    name = job(lab, group, caller)
     run = f"cloudscheduler/v1/{name}:run"
     assert lab.rest("POST", run, "no-such-token", {}).status_code == 401
     assert lab.rest("POST", run, lab.token(vm), {}).status_code == 403
@@ -172,9 +172,9 @@ def test_master_scales_down_by_the_scheduler_only_with_grants(lab: Lab) -> None:
     direct = lab.rest("POST", f"compute/v1/{group}/resize?size=0", lab.token(vm))
     assert direct.status_code == 403  # the VM itself may resize nothing
     assert lab.rest("POST", run, lab.token(vm), {}).status_code == 200
-    assert attempt(lab, name)["code"] == 7  # the reaper has no permission yet
+    assert attempt(lab, name)["code"] == 7  # the account has no permission yet
     assert len(lab.running(2)) == 2
-    lab.grant(reaper, "compute.instanceGroupManagers.update")
+    lab.grant(caller, "compute.instanceGroupManagers.update")
     assert lab.rest("POST", run, lab.token(vm), {}).status_code == 200
     lab.gone()
     read = lab.post("/provider/read", {"token": GROUP, "id": group, "project": PROJECT})
@@ -184,10 +184,10 @@ def test_master_scales_down_by_the_scheduler_only_with_grants(lab: Lab) -> None:
 def test_deadline_fires_at_its_date(lab: Lab) -> None:
     group = lab.group()
     lab.running(1)
-    reaper = lab.account("reaper")
-    lab.grant(reaper, "compute.instanceGroupManagers.update")
+    caller = lab.account("caller")
+    lab.grant(caller, "compute.instanceGroupManagers.update")
     date = datetime.fromtimestamp(time.time() + 86400, UTC).replace(second=0, microsecond=0)
-    name = job(lab, group, reaper, date)
+    name = job(lab, group, caller, date)
     lab.fault("clock", epoch=date.timestamp() - 60)
     assert "lastAttemptTime" not in requests.get(f"{lab.url}/jobs/{name}", timeout=10).json()
     assert len(lab.running(1)) == 1
@@ -199,11 +199,11 @@ def test_deadline_fires_at_its_date(lab: Lab) -> None:
 def test_failed_job_is_tried_again(lab: Lab) -> None:
     group = lab.group()
     lab.running(1)
-    reaper = lab.account("reaper")
-    name = job(lab, group, reaper, retries=2)
+    caller = lab.account("caller")
+    name = job(lab, group, caller, retries=2)
     assert lab.rest("POST", f"cloudscheduler/v1/{name}:run", body={}).status_code == 200
     assert attempt(lab, name)["code"] == 7
-    lab.grant(reaper, "compute.instanceGroupManagers.update")
+    lab.grant(caller, "compute.instanceGroupManagers.update")
     lab.fault("clock", ahead=60)
     lab.gone()
 

@@ -258,7 +258,7 @@ def test_fresh_project_with_disabled_apis_is_unknown_and_never_ok(ready: FakeGoo
     assert "gcloud services enable cloudresourcemanager.googleapis.com" in checks()["project"].fix
     assert found.pop("machines tried") == "note"
     assert set(found.values()) == {"unknown"}
-    assert {"project", "APIs", "your permissions", "Google APIs service agent", "image family"} <= set(found)
+    assert {"project", "APIs", "your permissions", "service agents", "image family"} <= set(found)
     assert {"machines in us-central1-a", "quota NVIDIA_T4_GPUS", "quota GPUS_ALL_REGIONS"} <= set(found)
 
 
@@ -275,6 +275,25 @@ def test_machines_that_were_never_tried_are_noted(ready: FakeGoogle, tmp_path: P
         "GPUDirect is not built here, so the exchange of gradients is the limit",
     )
     assert "200 of 1,800 Gbit/s at most" in network.found
+
+
+def test_image_of_a3_high_and_the_price_of_waiting_are_noted(ready: FakeGoogle, tmp_path: Path) -> None:
+    large = {"masterType": "a3-highgpu-8g", "workerType": "a3-highgpu-8g", "workerCount": 1}
+    project(tmp_path, trainingInput=large | {"hyperparameters": {"batchSize": 8}}, machines={"flexStart": True})
+    found = checks()
+    image, waiting = found["image of machines"], found["waiting for machines"]
+    assert (image.state, image.fix) == ("note", "start with one machine, or set machines.imageFamily: cos-121-lts")
+    assert (waiting.state, waiting.fix) == ("note", "keep limits.maxHours low, or use one machine")
+
+
+def test_grants_on_the_project_are_read_once(ready: FakeGoogle) -> None:
+    read = []
+    policy = {"bindings": []}
+    ready.on("cloudresourcemanager", "POST", f"{P}:getIamPolicy", lambda call: read.append(call) or policy)
+    found = checks()
+    assert found["Google APIs service agent"].state == "problem"
+    assert found["agents of Cloud Scheduler and Workflows"].state == "problem"
+    assert len(read) == 1
 
 
 def test_free_trial_is_named_where_a_stack_wants_gpus(ready: FakeGoogle, tmp_path: Path) -> None:

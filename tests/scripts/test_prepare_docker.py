@@ -50,6 +50,10 @@ def test_prepare_data_fetches_docker_once_for_an_image_without_it(
     prepare_data.fetch_docker(target)
     assert capsys.readouterr().out.endswith("docker-29.9.0.tgz is there: kept\n")
     target.write_bytes(b"other")
+    assert docker.archive_problem(stack) == (
+        f"machines.imageFamily: {target} is damaged: its sha256 is not the pinned one; run"
+        " `python -m scripts.prepare_data --stack dev` to fetch it again"
+    )
     with pytest.raises(
         UserError, match=r"cannot be fetched .* or get the file elsewhere and put it at .*29\.9\.0\.tgz"
     ):

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,8 @@ class CheckpointStore:
             return False
         self._copy(shard.vectors)
         state = {"step": progress.step, "attempt": attempt, "progress": progress.to_json(), "layout": shard.layout}
-        held = _held(shard.vectors, shard.ranges)
-        arguments = (state, shard.part, shard.parts, held, before)
-        self._writing = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        copied = replace(shard, vectors=self._copies, ranges=_held(shard.vectors, shard.ranges))
+        self._writing = threading.Thread(target=self._write, args=(state, copied, before), name="checkpoint")
         self._writing.start()
         return True
 
@@ -168,19 +167,19 @@ class CheckpointStore:
         if any(vector.is_cuda for vector in vectors.values()):
             torch.cuda.current_stream().synchronize()
 
-    def _write(self, state: dict[str, Any], part: int, parts: int, ranges: Ranges, before: Callable[[], None]) -> None:
-        target = paths.checkpoint_name(state["step"], state["attempt"])
-        path = f"{self._prefix}/{target}/{_part(part, parts)}"
+    def _write(self, state: dict[str, Any], shard: CheckpointShard, before: Callable[[], None]) -> None:
+        target, name = paths.checkpoint_name(state["step"], state["attempt"]), _part(shard.part, shard.parts)
+        path = f"{self._prefix}/{target}/{name}"
         try:
             with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=self._scratch) as scratch:
-                file = Path(scratch) / f"{_part(part, parts)}.safetensors"
-                save_file(self._copies, file)
+                file = Path(scratch) / f"{name}.safetensors"
+                save_file(shard.vectors, file)
                 entry: dict[str, Any] = {**manifest.describe(file)}
                 entry["generation"] = self._storage.upload(file, f"{path}.safetensors", if_generation=0)
             before()
-            description = {**entry, "ranges": ranges, "lineage": state["progress"]["lineage"]}
+            description = {**entry, "ranges": shard.ranges, "lineage": state["progress"]["lineage"]}
             self._storage.write(f"{path}.json", json.dumps(description).encode(), if_generation=0)
-            if self._commit(target, parts, state):
+            if self._commit(target, shard.parts, state):
                 self._prune()
         except Conflict:  # of two writers one wins, and neither changes what the other wrote
             self._log(f"checkpoint {target} is there already, or was begun; the next one is tried")

@@ -246,6 +246,14 @@ def test_plan_names_the_fewest_machines_with_which_a_step_is_taken(root: Path) -
     assert {role: group.required for role, group in plan.items()} == {"master": 1, "worker": 4, "ps": 3}
 
 
+def test_flex_start_is_refused_with_parameter_servers_that_would_be_paid_for_while_gpus_wait(root: Path) -> None:
+    servers = {"parameterServerType": "n1-highmem-8", "parameterServerCount": 1}
+    large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}, **servers}
+    (line,) = problems(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)
+    assert line.startswith("gpt2-training:machines.flexStart: parameter servers do not wait for capacity, ")
+    assert line.endswith("set trainingInput.parameterServerCount: 0, or remove flexStart")
+
+
 def test_plan_with_flex_start_or_a_reservation_declares_it(root: Path) -> None:
     large = {"masterType": "a2-highgpu-1g", "hyperparameters": {"batchSize": 8}}
     read = load(changed({"trainingInput": large, "machines": {"flexStart": True}, "limits": {}}), root)

@@ -382,7 +382,7 @@ def waiting(values: dict[str, Any]) -> dict[str, Any]:
     """Return the stack file with machines that wait for capacity."""
     values = legal(values)
     training = values["gpt2-training:trainingInput"]
-    training |= {"masterType": "a2-highgpu-1g", "workerType": "g2-standard-8"}
+    training |= {"masterType": "a2-highgpu-1g", "workerType": "g2-standard-8", "parameterServerCount": 0}
     machines = values["gpt2-training:machines"] | {"flexStart": True, "spot": False}
     values["gpt2-training:machines"] = {k: v for k, v in machines.items() if k not in ("accelerator", "reservation")}
     values["gpt2-training:limits"] = {"maxHours": min(values["gpt2-training:limits"]["maxHours"], 168)}

@@ -82,7 +82,8 @@ def test_stock_out_names_the_zone_and_the_machine_and_that_the_run_moves() -> No
     (line,) = said(group)
     assert line == (
         "worker: zone us-central1-b has no n1-highmem-16 with nvidia-tesla-t4 now (Google names us-central1-a,"
-        " us-central1-f instead); Google keeps trying, and the run moves to another zone if this lasts"
+        " us-central1-f instead); Google keeps trying, and the run moves to another zone if this lasts,"
+        " unless the deadline is near"
     )
 
 
