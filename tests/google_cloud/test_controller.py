@@ -201,6 +201,7 @@ def test_deadline_ends_the_machines_although_the_bucket_cannot_be_read(run: Cont
 
 def test_controller_without_a_right_does_not_pause_its_job(run: Controlled) -> None:
     run.group("master", 1)
+    run.argument["groups"][0]["zone"] = ""  # as of a run of one machine, which may be in any zone
     run.declare("compute.instanceGroupManagers.get", "cloudscheduler.jobs.pause", "workflows.executions.create")
     run.lab.running(1)
     run.put(paths.end("run-1", 1), {"reason": "SUCCEEDED", "time": 1})

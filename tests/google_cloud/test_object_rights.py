@@ -239,7 +239,7 @@ def test_large_upload_is_permitted_by_the_name_in_its_body(rights: Rights, job: 
         stolen.compose([source], retry=None)
 
 
-def test_controller_reads_the_records_of_its_launch_and_writes_its_placement_alone(
+def test_controller_reads_the_records_of_its_launch_and_writes_its_placement_and_end_alone(
     rights: Rights, job: JobSpec
 ) -> None:
     for old in rights.cloud.find(MEMBER):
@@ -254,7 +254,9 @@ def test_controller_reads_the_records_of_its_launch_and_writes_its_placement_alo
     with pytest.raises(FileNotFoundError):
         bucket.read(paths.end(job.run, 1))
     assert [bucket.read(path) for path in (paths.CURRENT, paths.launch(job.run, 1))] == [b"{}", b"{}"]
-    for path in (paths.launch(job.run, 1), paths.end(job.run, 1), paths.CURRENT, paths.placement(OTHER, 1)):
+    bucket.write(paths.end(job.run, 1), b"{}")
+    others = (paths.placement(OTHER, 1), paths.end(OTHER, 1), paths.end(job.run, 2))
+    for path in (paths.launch(job.run, 1), paths.CURRENT, *others):
         with pytest.raises(Refused):
             bucket.write(path, b"{}")
     for path in (paths.job(job.run), paths.status(job.run), paths.launch(OTHER, 1)):
