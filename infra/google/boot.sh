@@ -12,6 +12,7 @@ set -euo pipefail
 
 readonly PATIENCE=${BOOT_PATIENCE:-600} PAUSE=${BOOT_PAUSE:-2} LIFE=${BOOT_LIFE:-3600} REFUSAL=${BOOT_REFUSAL:-60}
 readonly AGAIN=${BOOT_AGAIN:-240} RESTARTS=5 LONGEST_PAUSE=60 ROOT=${BOOT_ROOT:-}
+readonly STORAGE=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}
 readonly METADATA=http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1
 readonly NVIDIA=$ROOT/var/lib/nvidia # where Container-Optimized OS has the driver's libraries and commands
 
@@ -73,14 +74,13 @@ call() { # ADDRESS [JSON to POST], as this machine's account; curl reads the tok
 }
 
 write() { # FILE, its slashes as %2F; CONTENT
-    local base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}
-    call "$base/upload/storage/v1/b/${bucket#gs://}/o?uploadType=media&name=$1" "$2" >/dev/null
+    call "$STORAGE/upload/storage/v1/b/${bucket#gs://}/o?uploadType=media&name=$1" "$2" >/dev/null
 }
 
 last_words() { # as a MachineStatus (trainer/runs/records.py), unless the newest container left its own, which tell more
-    local base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com} file=runs%2F$run%2Fmachines%2F$name.json
+    local file=runs%2F$run%2Fmachines%2F$name.json
     local there beat='"heartbeat": ([0-9]+)' message
-    there=$(call "$base/storage/v1/b/${bucket#gs://}/o/$file?alt=media") || there=
+    there=$(call "$STORAGE/storage/v1/b/${bucket#gs://}/o/$file?alt=media") || there=
     if [[ $there == *'"state": "failed"'* && $there =~ $beat ]] && ((BASH_REMATCH[1] >= since)); then return; fi
     message=$(printf %.500s "$1" | LC_ALL=C tr -c ' -~' ' ' | sed 's/["\\]/\\&/g')
     write "$file" \
@@ -124,10 +124,9 @@ admit_tcp() { iptables --wait -C INPUT -p tcp -j ACCEPT 2>/dev/null || iptables 
 
 # Docker's static build, which the stack has put into a bucket: a machine without internet cannot install a package.
 bring_docker() {
-    local archive=$ROOT/var/tmp/docker.tgz from=${docker_archive#gs://} base
-    base=${STORAGE_EMULATOR_HOST:-https://storage.googleapis.com}/storage/v1/b/${from%%/*}/o
-    from=${from#*/}
-    call "$base/${from//\//%2F}?alt=media" >"$archive" || return
+    local archive=$ROOT/var/tmp/docker.tgz from=${docker_archive#gs://} file
+    file=${from#*/}
+    call "$STORAGE/storage/v1/b/${from%%/*}/o/${file//\//%2F}?alt=media" >"$archive" || return
     sha256sum --check --quiet <<<"$docker_sha256  $archive" || return
     tar --extract --gzip --file "$archive" --directory "$ROOT/usr/local/bin" --strip-components 1 || return
     rm "$archive"
