@@ -22,7 +22,8 @@ def run_id(
     The hash leaves out the path of the text, the number of machines, how often the run is evaluated, and the launch.
     """
     parameters = hyperparameters.to_json()
-    parameters.pop("microBatchSize", None)  # changes the order of a sum, not what is computed
+    for key in ("microBatchSize", "recompute"):  # they change the order of a sum, not what is computed
+        parameters.pop(key, None)
     identity = {
         "model": model.to_json(),
         "data": [fingerprint, data.tokens_key()],

@@ -230,6 +230,12 @@ class Hyperparameters(Strict):
         description="The most sequences in one forward pass. It changes memory and speed, not the result; by default"
         " as many as fit.",
     )
+    recompute: Literal["none", "attention", "block"] = Field(
+        "none",
+        description="The activations that the backward pass computes again instead of keeping them: none, those of each"
+        " attention, or those of each transformer block, which saves most memory and takes up to a third longer. The"
+        " result is the same.",
+    )
 
 
 class Evaluation(Strict):
@@ -322,8 +328,15 @@ class Parallel(Strict):
 
     parallelism: Literal["replicas", "fsdp"] = Field(
         "replicas",
-        description="replicas: each trainer has the whole model. fsdp: the GPUs of one machine share it, each with a"
-        " part, without workers and parameter servers.",
+        description="replicas: each GPU has the whole model. fsdp: the GPUs of a machine share it, each with a part,"
+        " for a model that does not fit in one.",
+    )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="The processes of each trainer machine, where it computes on its CPU; by default one. A machine"
+        " with GPUs has one for each GPU.",
     )
     plan: Literal["auto", "star", "hierarchical"] = Field(
         "auto",

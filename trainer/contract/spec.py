@@ -21,7 +21,8 @@ class Cluster(Strict):
     min_workers: int = Field(0, ge=0)
     parameter_servers: int = Field(0, ge=0)
     threads: int = Field(1, ge=1)  # CPU threads of each trainer process
-    processes: int = Field(1, ge=1)  # processes of each trainer machine: with fsdp one for each GPU
+    processes: int = Field(1, ge=1)  # processes of each trainer machine: one for each GPU
+    gpus: int = Field(0, ge=0)  # GPUs of each trainer machine; 0 where it computes on its CPU
     trainer_gbps: float | None = Field(None, gt=0)  # Gbit/s of a trainer's network; None if not known
     server_gbps: float | None = Field(None, gt=0)  # the same of a parameter server
 
