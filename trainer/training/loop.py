@@ -1,9 +1,10 @@
 """The training loop of a master or worker.
 
-A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
-until the vote is in, so a lost member costs the others only the time to notice. Micro-batch
-i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
-the members change neither the global batch nor the order of the data. With pairs, only the tokens of completions count.
+Every process of a machine runs it. A step is: quorum, gradient of my micro-batches, one sum over all processes, one
+vote, commit. Nothing of a step is kept until the vote is in, so a lost member costs the others only the time to notice.
+Micro-batches are dealt to the processes once the quorum is known, and the summed gradient is divided by the batch's
+tokens: the members change neither the global batch nor the order of the data. With pairs, only the tokens of
+completions count.
 
 The engine (trainer/parallel/) holds parameters and optimizer state, and sums gradients.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Quorum
+from trainer.cluster.quorum import Quorum
 from trainer.contract.geometry import micro_batch_rows
 from trainer.data.batches import Batches, Examples, Indices, PairBatches, Windows, pieces
 from trainer.evaluation.sampler import Sampler
@@ -43,11 +44,12 @@ class Training:
     device: torch.device
     scaled: bool  # fp16, whose loss is scaled
     stopping: Callable[[], bool]
-    sampler: Sampler | None = None  # None with fsdp, where no process has the whole model
+    sampler: Sampler | None = None  # of the first process; with fsdp no process has the whole model
 
     def __post_init__(self) -> None:
         self.spec, self.membership, self.journal = self.context.spec, self.context.membership, self.context.journal
-        self.leads = False
+        self.processes = self.context.processes
+        self.leads = False  # whether this machine is the first member
 
     @property
     def progress(self) -> Progress:
@@ -64,7 +66,8 @@ class Training:
             try:
                 quorum = self.membership.quorum(self.progress.position, self.engine.announcement)
                 if not quorum.enough:  # the leaving member may have led: then this trainer writes what all wait for
-                    self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
+                    writes = quorum.rank == 0 and self.processes.rank == 0
+                    self.journal.status.set(leads=writes and self.progress.step > 0)
                     continue
                 self.leads = quorum.rank == 0
                 if not self.engine.prepare(quorum):
@@ -80,19 +83,25 @@ class Training:
                 if self.stopping():  # perhaps this machine itself gave the step up
                     raise Stopping from error
                 self.membership.failed()
-                self.journal.recovering(self.progress.step, error, leads=self.leads)
+                if self.processes.rank == 0:
+                    self.journal.recovering(self.progress.step, error, leads=self.leads)
+
+    @property
+    def writes(self) -> bool:
+        """Return whether this process writes the run's records and status."""
+        return self.engine.writes and self.leads and self.processes.rank == 0
 
     def step(self, quorum: Quorum) -> None:
         """Take one step with these members, or raise GroupFailed and have taken none."""
         engine = self.engine
         engine.start(quorum)
         vote = self.gradient(self.progress.step, quorum, engine.backward_begins)
-        engine.backward_ends()
+        engine.backward_ends(self._passes(quorum))
         tally = engine.sum(vote)
         decision = decide(self.spec.hyperparameters, self.progress, tally)
         engine.commit(decision, quorum.key, self.scaled)
-        writes, waited = engine.writes and self.leads, tally.waited / len(quorum.trainers)
-        self.journal.step(quorum, self.progress, decision, waited, writes=writes)
+        waited = tally.waited / (len(quorum.trainers) * self.processes.size)
+        self.journal.step(quorum, self.progress, decision, waited, writes=self.writes)
         if self.progress.step % self.spec.checkpoints.every == 0:
             engine.save(quorum.attempt, leads=self.leads)
 
@@ -103,8 +112,8 @@ class Training:
         last backward pass.
         """
         hyper = self.spec.hyperparameters
-        declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
-        rank, size = (quorum.rank, len(quorum.trainers)) if quorum else (0, declared)
+        declared = (quorum.declared if quorum else self.spec.cluster.trainers) * self.processes.size
+        rank, size = self._place(quorum) if quorum else (self.processes.rank, declared)
         parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
         self.zero()
         indices = self.batches.batch(step)
@@ -125,6 +134,17 @@ class Training:
             tokens += self.batches.counted(indices[parts[i]])
         return Vote(summed, tokens)
 
+    def _place(self, quorum: Quorum) -> tuple[int, int]:
+        """Return this process's number among all that compute, and how many they are."""
+        each = self.processes.size
+        return quorum.rank * each + self.processes.rank, len(quorum.trainers) * each
+
+    def _passes(self, quorum: Quorum) -> int:
+        """Return the micro-batches of a step that the busiest process has."""
+        hyper, (_, size) = self.spec.hyperparameters, self._place(quorum)
+        declared = quorum.declared * self.processes.size
+        return -(-len(pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)) // size)
+
     def _rows(self, batches: Windows | Examples, indices: Indices) -> tuple[Tensor, Tensor]:
         inputs, targets = (torch.from_numpy(rows) for rows in batches.rows(indices))
         if self.device.type == "cuda":
@@ -143,17 +163,19 @@ class Training:
         loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         training = self.model.training
         self.model.eval()
+        number, size = self._place(quorum)
         with torch.no_grad():
-            for part in parts[quorum.rank :: len(quorum.trainers)]:
+            for part in parts[number::size]:
                 inputs, targets = self._rows(self.validation, part)
                 loss += self.loss(inputs, targets, 1.0)
                 tokens += self.validation.counted(part)
-        self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
+        self.engine.forward_ends(-(-len(parts) // size))
         if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
             self.sampler.take(self.progress.step)
         self.model.train(training)
-        self.progress.evaluated(mean_loss(quorum.group, loss, tokens))
-        self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
+        sums = torch.stack([loss, torch.full_like(loss, tokens)]).to(quorum.lane.device)
+        self.progress.evaluated(mean_loss([quorum.group.sum(sums)]))
+        self.journal.evaluation(quorum, self.progress, writes=self.writes)
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
@@ -169,9 +191,9 @@ class Training:
         else:
             quorum = self.membership.leave(self.progress.position, self.engine.announcement)
             self.membership.silence()
-            if quorum is None or not quorum.servers:
+            if quorum is None or not quorum.servers or self.processes.rank > 0:
                 return
             step, attempt = quorum.servers[0].progress.step, quorum.attempt  # where the servers are
             whole = step > 0 and self.context.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
-        if whole:
+        if whole and self.processes.rank == 0:
             self.journal.notice(step, attempt, since_told())

@@ -20,7 +20,8 @@ from trainer.cluster.announcement import NOTHING, Announcement, Position, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lease import Lease, NoProgress
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Membership, Quorum
+from trainer.cluster.membership import Membership
+from trainer.cluster.quorum import Quorum
 from trainer.contract.spec import Cluster, JobSpec
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage

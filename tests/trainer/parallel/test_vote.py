@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.trainer.together import server, small, together
 from trainer.cluster.group import GroupFailed
-from trainer.cluster.membership import Quorum
+from trainer.cluster.quorum import Quorum
 from trainer.parallel.diloco_server import DilocoServer
 from trainer.parallel.ps_server import PsServer
 from trainer.training.member_context import MemberContext
