@@ -71,6 +71,11 @@ class Quorum:
     group: MemberGroup
 
     @property
+    def lanes(self) -> tuple[MemberGroup, ...]:
+        """The group of each lane that this member is in: a parameter server is in all, a trainer's process in one."""
+        return (self.group,)
+
+    @property
     def trainers(self) -> tuple[Member, ...]:
         return tuple(member for member in self.members if not member.serves)
 

@@ -19,7 +19,7 @@ from trainer.contract.errors import InputError
 from trainer.model.flat import Flat
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Ownership, norm_block
+from trainer.parallel.ownership import Lane, Ownership, norm_block
 from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision, Progress
 from trainer.training.vote import Vote
@@ -41,6 +41,7 @@ class PsTrainer:
         self._begin, self._untouched = begin, True  # whether `flat` still holds a new run's parameters
         self._holds = -1  # lineage of the parameters that are here
         self._ownership = Ownership(len(flat.parameters), spec.cluster.parameter_servers)
+        self._lane = Lane(((0, self._ownership.total),))
         self._blocks = -(-self._ownership.total // norm_block(self._ownership.total))
         self._interleaved = protocol.interleaved(spec)
         self._mover = ThreadPoolExecutor(1, "exchange")
@@ -71,7 +72,8 @@ class PsTrainer:
         if not protocol.servers_agree(quorum):
             return False
         if quorum.key != self._key:
-            self._made_exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._log)
+            lanes = protocol.tell_lanes(quorum, self._lane)
+            (self._made_exchange,) = protocol.make_exchanges(quorum, self._spec, self._ownership, lanes, self._log)
             self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
             self._pulled = 0.0
         first = len(quorum.trainers)  # rank of the first server

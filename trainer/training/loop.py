@@ -26,7 +26,7 @@ from trainer.training.checkpoint import LAST_PARTS
 from trainer.training.engine import Engine
 from trainer.training.member_context import MemberContext
 from trainer.training.progress import Progress, decide
-from trainer.training.vote import Vote, mean_loss
+from trainer.training.vote import Vote, loss_sums, mean_loss
 
 
 @dataclass
@@ -152,7 +152,7 @@ class Training:
         if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
             self.sampler.take(self.progress.step)
         self.model.train(training)
-        self.progress.evaluated(mean_loss(quorum.group, loss, tokens))
+        self.progress.evaluated(mean_loss([loss_sums(quorum.group, loss, tokens)]))
         self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
 
     # -- leaving ---------------------------------------------------------------------------------------------------
