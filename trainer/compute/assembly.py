@@ -17,9 +17,11 @@ from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.sampler import PROMPT_TOKENS, Sampler
 from trainer.model import gpt2 as model_module
+from trainer.model import recompute
+from trainer.model.compilation import Compiler
 from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
-from trainer.model.loss import compiled, make_loss
+from trainer.model.loss import make_loss
 from trainer.parallel.all_reduce_trainer import AllReduceTrainer
 from trainer.parallel.diloco_trainer import DilocoTrainer, DilocoTraining
 from trainer.parallel.ps_trainer import PsTrainer
@@ -175,13 +177,14 @@ def _make_shard(context: MemberContext, network: _Network) -> Shard:
     """Give the model to this process's shard."""
     spec, hyper = context.spec, context.spec.hyperparameters
     model, device, masked = network.model, network.device, spec.data.format == "pairs"
-    loss = make_loss(model, network.precision, device, masked=masked)
-    if hyper.compile:
-        loss = compiled(loss, context.host.log, dynamic=masked)
-    # A compiled graph calls no hooks in between, and nobody listens where no other process trains.
+    compiler = Compiler(context.host.log, widths=masked) if hyper.compile else None
+    recompute.apply(model, hyper.recompute)
+    if compiler is not None:
+        compiler.blocks(model)
+    loss = make_loss(model, network.precision, device, compiler, masked=masked)
+    # Nobody listens to hooks where no other process trains.
     alone = spec.cluster.trainers + spec.cluster.parameter_servers + context.processes.size == 2
-    pulls = spec.cluster.parameter_servers > 0
-    return Replica(model, loss, device, context.processes, hooks=not hyper.compile and not alone, pulls=pulls)
+    return Replica(model, loss, device, context.processes, hooks=not alone, pulls=spec.cluster.parameter_servers > 0)
 
 
 def _make_engine(context: MemberContext, network: _Network, shard: Shard, announcement: Announcement) -> Engine:

@@ -122,11 +122,16 @@ class Readiness:
             parameters[name].register_post_accumulate_grad_hook(lambda _, hook=hook: hook())
 
     def hook_modules(self, flat: Flat) -> None:
-        """Let each module of the forward pass wait for its parameters."""
-        places = {name: (start, size) for name, start, size, _ in flat.layout}
-        for name, module in flat.model.named_modules():
-            own = [f"{name}.{short}" for short, _ in module.named_parameters(recurse=False)]
-            needed = sorted({k for tensor in own if tensor in places for k in self._buckets_of(*places[tensor])})
+        """Let the embeddings, each block and the last norm of the forward pass wait for their parameters.
+
+        The inside of a block may be compiled, and then calls no hooks.
+        """
+        transformer = flat.model.transformer
+        parts = {f"transformer.h.{i}": block for i, block in enumerate(transformer.h)}
+        parts |= {f"transformer.{name}": getattr(transformer, name) for name in ("wte", "wpe", "ln_f")}
+        for name, module in parts.items():
+            own = [(start, size) for tensor, start, size, _ in flat.layout if tensor.startswith(f"{name}.")]
+            needed = sorted({bucket for start, size in own for bucket in self._buckets_of(start, size)})
             if needed:
                 module.register_forward_pre_hook(lambda *_, needed=needed: self._until_here(needed))
 

@@ -43,7 +43,7 @@ class Replica:
             hooks: whether the model calls hooks in its passes, so that buckets travel meanwhile.
             pulls: whether parameters come from parameter servers during the forward pass.
         """
-        self._processes, self.device, self.loss = processes, device, loss
+        self._processes, self.device, self._loss = processes, device, loss
         every = lanes(total(layout_of(model)), processes.size)
         self.lane = every[processes.rank]
         self.length = max(lane.ranges[-1][1] for lane in every)
@@ -65,6 +65,10 @@ class Replica:
         self.flat.parameters.copy_(Flat(model, torch.device("cpu"), self.length).parameters)
         if self._processes.size > 1:
             self.parameters.copy_(torch.cat([self.flat.parameters[start:stop] for start, stop in self.lane.ranges]))
+
+    @property
+    def loss(self) -> Loss:
+        return self._loss
 
     def zero(self) -> None:
         self.flat.gradients.zero_()

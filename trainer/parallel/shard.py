@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from trainer.model.layout import Layout, Ranges
+from trainer.model.loss import Loss
 from trainer.parallel.ownership import Lane
 from trainer.parallel.readiness import Readiness
 from trainer.training.optimizer import squares
@@ -30,8 +31,9 @@ class Shard(Protocol):
     waits: bool  # whether the forward pass waits for the parameters that it needs
     whole: bool  # whether this process has the whole model, so that it can sample from it
 
-    def loss(self, inputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-        """Return the summed cross-entropy in nats of this process's rows."""
+    @property
+    def loss(self) -> Loss:
+        """The loss of this process's rows."""
 
     def zero(self) -> None:
         """Set the gradients to zero."""
