@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 from trainer.cluster.announcement import Announcement
 from trainer.contract import errors
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import micro_batch_rows
 from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
@@ -118,6 +119,7 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
         batches=batches,
         validation=validation,
         device=device,
+        micro_batch_rows=micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size),
         scaled=scaled,
         stopping=context.host.stopping if context.processes is None else lambda: False,
     )

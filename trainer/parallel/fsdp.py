@@ -18,7 +18,8 @@ from transformers import GPT2LMHeadModel
 
 from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.membership import Quorum
-from trainer.data.batches import pieces
+from trainer.contract.geometry import micro_batch_rows, piece_rows
+from trainer.data.batches import Dealing
 from trainer.model.flat import layout_of
 from trainer.model.layout import Ranges
 from trainer.model.loss import make_loss
@@ -77,8 +78,9 @@ class Sharded:
         self._checkpoints, self._journal = context.checkpoints, context.journal
         self._saved = -1  # step of the newest checkpoint
         self._passes = 0  # forward passes since zero() or start()
-        parts = pieces(hyper.batch_size, hyper.sequence_length, mesh.size(), hyper.micro_batch_size)
-        self._passes_of_step = -(-len(parts) // mesh.size())
+        piece = piece_rows(hyper, mesh.size()) if model.training else None
+        most = micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size)
+        self._passes_of_step = Dealing(hyper.batch_size, most, piece).passes(mesh.size())
         self.exported: GPT2LMHeadModel | None = None
         self.layout = layout_of(model)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
