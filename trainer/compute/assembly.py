@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 from trainer.cluster.announcement import Announcement
 from trainer.contract import errors
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import micro_batch_rows
 from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
@@ -41,10 +42,10 @@ class TrainingMember(Training):
     exported: Callable[[], GPT2LMHeadModel | None]
 
     def prepare(self) -> None:
-        """Restore the newest checkpoint, and compute a step that does not count: compiling and allocating are slow."""
+        """Restore the newest checkpoint, and compute a step that does not count."""
         self.engine.restore()
         self.journal.report("warming up")
-        self.gradient(0, None)
+        self.warm_up()
 
     def finish(self) -> None:
         """Write the model, and its scores if the job has a task."""
@@ -123,6 +124,7 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
         batches=batches,
         validation=validation,
         device=device,
+        micro_batch_rows=micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size),
         scaled=scaled,
         stopping=context.host.stopping if context.processes.size == 1 else lambda: False,
     )

@@ -86,8 +86,8 @@ class AllReduceTrainer:
             self._mover.begin(self._reduce)
 
     def backward_ends(self, passes: int) -> None:
-        """Send the rest: all gradients of this process are final."""
-        if not self._mover.busy:  # it had no part in this step's batch
+        """Send the rest: all gradients of this process are final. Before the first quorum nothing is sent."""
+        if self._group is not None and not self._mover.busy:  # it had no part in this step's batch
             self.backward_begins()
         self._shard.backward_ends(passes)
 

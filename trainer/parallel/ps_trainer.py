@@ -158,7 +158,10 @@ class PsTrainer:
                 self._exchange.push(gradients, reduced, event)
 
     def backward_ends(self, passes: int) -> None:
-        """Send the rest: all gradients of this process are final."""
+        """Send the rest: all gradients of this process are final. Before the first quorum nothing is sent."""
+        if self._group is None:
+            self._shard.backward_ends(passes)
+            return
         if not self._pushing:  # it had no part in this step's batch
             self.backward_begins()
         self._shard.backward_ends(passes)
