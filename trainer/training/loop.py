@@ -10,7 +10,7 @@ The engine (trainer/parallel/) holds parameters and optimizer state, and sums gr
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -145,7 +145,9 @@ class Training:
     def _evaluate(self, quorum: Quorum) -> None:
         """Compute the mean loss of the held-out windows or examples, with all other trainers."""
         windows = self.validation.first(self.spec.evaluation.sequences)
-        dealing, (number, processes) = Dealing(len(windows), self.micro_batch_rows), self._place(quorum)
+        number, processes = self._place(quorum)
+        dealing = Dealing(len(windows), self.micro_batch_rows)
+        dealing = replace(dealing, piece=dealing.rows(processes))  # adjacent examples have similar lengths
         self.engine.start(quorum)
         self.engine.ready()
         loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
