@@ -38,11 +38,13 @@ class _Root(nn.Module):
         super().__init__()
         self.model, self._precision, self._device, self._masked = model, precision, device, masked
 
-    def forward(self, inputs: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, scale: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
         loss = make_loss(
             self.model, self._precision, self._device, masked=self._masked
         )  # made here, from the parameters that are gathered now
-        return loss(inputs, targets, scale)
+        return loss(inputs, targets, scale, counted)
 
 
 class Sharded:
@@ -147,10 +149,12 @@ class Sharded:
         for _, whole in self._whole:
             whole.grad = None
 
-    def loss(self, inputs: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
+    def loss(
+        self, inputs: Tensor, targets: Tensor, scale: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
         """Return the summed cross-entropy in nats, like make_loss. Each process has rows of its own."""
         self._passes += 1
-        result: Tensor = self._root(inputs, targets, scale)
+        result: Tensor = self._root(inputs, targets, scale, counted)
         return result
 
     def backward_begins(self) -> None:
@@ -168,7 +172,7 @@ class Sharded:
     def _even_out(self, passes: int) -> None:
         nothing = torch.zeros((1, self._hyper.sequence_length), dtype=torch.int64, device=self._device)
         while self._passes < passes:
-            loss = self.loss(nothing, nothing, 0.0)  # with scale 0 its gradient is zero
+            loss = self.loss(nothing, nothing, torch.zeros((), device=self._device))  # so its gradient is zero
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
 

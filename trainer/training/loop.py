@@ -109,7 +109,7 @@ class Training:
         seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
         parts = self._dealing(quorum).micro_batches(number, processes)
         self.zero()
-        self._scale.fill_(self.progress.scale)
+        scale = self._scale.fill_(self.progress.scale) if self.scaled else None
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i, micro_batch in enumerate(self._prefetch.take(step, parts)):
             if quorum is not None and quorum.group.failed:
@@ -117,7 +117,7 @@ class Training:
             rows = micro_batch.to(self.device)
             if self._dropout:  # it depends on seed, step and place in the batch, not on the process that computes it
                 torch.manual_seed(zlib.crc32(f"{seed}/{step}/{parts[i].start}".encode()))
-            loss = self.loss(rows.inputs, rows.targets, self._scale)
+            loss = self.loss(rows.inputs, rows.targets, scale, rows.counted)
             if i == len(parts) - 1:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -155,7 +155,7 @@ class Training:
         with torch.no_grad():
             for part in dealing.micro_batches(number, processes):
                 rows = read(self.validation, windows[part], pinned=self.device.type == "cuda").to(self.device)
-                loss += self.loss(rows.inputs, rows.targets, self._scale)
+                loss += self.loss(rows.inputs, rows.targets, counted=rows.counted)
                 tokens += rows.tokens
         self.engine.forward_ends(dealing.passes(processes))
         if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
