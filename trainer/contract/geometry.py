@@ -86,19 +86,6 @@ def micro_batch_rows(sequence_length: int, most: int | None = None) -> int:
     return most or max(1, MICRO_BATCH_TOKENS // sequence_length)
 
 
-def micro_batches(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> int:
-    """Return into how many micro-batches a batch is cut: at least one a trainer where there are rows enough.
-
-    Args:
-        batch_size: sequences of a batch.
-        sequence_length: tokens of a sequence.
-        trainers: processes that compute, as they are declared.
-        most: sequences of a micro-batch at most; None chooses.
-    """
-    rows = micro_batch_rows(sequence_length, most)
-    return min(batch_size, trainers * -(-batch_size // (rows * trainers)))
-
-
 def piece_rows(hyper: options.Hyperparameters, processes: int) -> int:
     """Return how many sequences each piece of a batch has with dropout, which draws its numbers once a piece.
 
