@@ -67,9 +67,8 @@ def headline(snapshot: Snapshot) -> Text:
 
 def _in_each(cluster: Cluster) -> str:
     """Return what computes in each trainer machine; empty if it is one process on a CPU."""
-    if cluster.gpus:
-        return f" x {_count(cluster.gpus, 'GPU')}"
-    return f" x {cluster.processes} processes" if cluster.processes > 1 else ""
+    each = _count(cluster.gpus, "GPU") if cluster.gpus else f"{cluster.processes} processes"
+    return f" x {each}" if cluster.gpus or cluster.processes > 1 else ""
 
 
 def presence(snapshot: Snapshot) -> str:
