@@ -97,7 +97,7 @@ class Run:
     def step(self) -> None:
         gradients = self._flat.gradients
         gradients.zero_()
-        self._loss(self._inputs, self._targets, 1.0).backward()  # type: ignore[no-untyped-call]
+        self._loss(self._inputs, self._targets).backward()  # type: ignore[no-untyped-call]
         size = norm(squares(gradients, self._block))
         gradients.mul_(1.0 / (size + 1e-6))
         self._optimizer.update(1e-4)

@@ -36,7 +36,7 @@ from benchmarks.links import LinksUnavailable, address, enter, links
 from trainer.cluster.group import MemberGroup
 from trainer.contract import exchange_cost
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import Ownership
+from trainer.parallel.ownership import Lane, Ownership
 
 PORT = 29500
 TIMEOUT = timedelta(seconds=120)
@@ -94,8 +94,10 @@ def member(setting: Setting, rank: int, namespace: str, orders: Connection) -> N
     everyone = join("everyone", rank, setting.size)
     trainers = join("trainers", rank, setting.trainers) if rank < setting.trainers else None
     shards = Ownership(setting.elements, setting.servers, setting.bucket)
+    lane = Lane(((0, setting.elements),))
     exchanges = {
-        plan: Exchange(everyone, setting.trainers, shards, plan, torch.float32) for plan in ("star", "hierarchical")
+        plan: Exchange(everyone, setting.trainers, shards, lane, plan, torch.float32)
+        for plan in ("star", "hierarchical")
     }
     total = expected(setting)
     serves = rank >= setting.trainers

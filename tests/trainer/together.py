@@ -57,7 +57,7 @@ def server(made: MemberContext, kind: type[PsServer] | None = None) -> PsServer:
 
 
 def _take_part(run: Run, process: Process, make: Make) -> None:
-    made = context.make_context(process, run.storage, run.spec)
+    made = context.make_context(process, run.storage, run.spec, serves=process.name.startswith("ps-"))
     try:
         with SEEDED:
             member = make(made)

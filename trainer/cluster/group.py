@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.distributed import AllreduceOptions, BroadcastOptions, ReduceOp
 
 from trainer.contract.errors import first_line
+
+POLL = 0.0001  # seconds between two looks at the device
 
 
 class GroupFailed(Exception):
@@ -24,7 +27,7 @@ class Pending:
         self._group, self._works = group, works
 
     def wait(self) -> None:
-        """Wait until its output is there. Raise GroupFailed."""
+        """Wait until its output is there; with NCCL, let the current stream wait. Raise GroupFailed."""
         for work in self._works:
             self._group.finish(work)
 
@@ -43,22 +46,29 @@ class MemberGroup:
         """
         self._members, self.rank, self.size, self.device = members, rank, size, device
         self._lock = threading.Lock()
-        self.failed = False
+        self.failed, self._reason = False, "the group was given up"
         self._begun = 0  # all-to-alls so far, which tag their messages
 
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over all members, in place."""
-        if self.size > 1:
-            options = AllreduceOptions()
-            options.reduceOp = ReduceOp.SUM
-            self.run(lambda: self._members.allreduce([tensor], options))
+        self.begin_sum(tensor).wait()
+        self._settle()
+
+    def begin_sum(self, tensor: Tensor) -> Pending:
+        """Begin to sum a tensor over all members, in place. All members must begin their collectives in one order."""
+        if self.size == 1:
+            return Pending(self, [])
+        options = AllreduceOptions()
+        options.reduceOp = ReduceOp.SUM
+        return Pending(self, [self._begin(lambda: self._members.allreduce([tensor], options))])
 
     def broadcast(self, tensor: Tensor, root: int) -> None:
         """Give all members root's tensor, in place."""
         if self.size > 1:
             options = BroadcastOptions()
             options.rootRank = root
-            self.run(lambda: self._members.broadcast([tensor], options))
+            self.finish(self._begin(lambda: self._members.broadcast([tensor], options)))
+            self._settle()
 
     def broadcast_json(self, value: Any, root: int) -> Any:
         """Return root's JSON value, on every member."""
@@ -97,22 +107,38 @@ class MemberGroup:
 
     def _begin(self, call: Callable[[], Any]) -> Any:
         if self.failed:
-            raise GroupFailed("the group has failed before")
+            raise GroupFailed(self._reason)
         try:
             return call()
         except Exception as error:
             raise self._fail(error) from error
 
-    def run(self, call: Callable[[], Any]) -> None:
-        """Begin a collective and wait for it."""
-        self.finish(self._begin(call))
-
     def finish(self, work: Any) -> None:
-        """Wait for a collective that was begun."""
+        """Wait for a collective that was begun; with NCCL, let the current stream wait."""
         if self.failed:
-            raise GroupFailed("the group has failed before")
+            raise GroupFailed(self._reason)
         try:
             work.wait()
+            error = None if self.device.type == "cuda" else self._members.errored()  # NCCL's waits for the device
+            if error is not None:
+                raise error
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def _settle(self) -> None:
+        """Wait until the device has done the collectives that its current stream waits for.
+
+        NCCL reports a lost member only to those that look. A call that waits for the device would not return.
+        """
+        if self.device.type != "cuda" or self.size == 1:
+            return
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        while not done.query():  # type: ignore[no-untyped-call]
+            if self.failed:
+                raise GroupFailed(self._reason)
+            time.sleep(POLL)
+        try:
             error = self._members.errored()
             if error is not None:
                 raise error
@@ -120,9 +146,10 @@ class MemberGroup:
             raise self._fail(error) from error
 
     def _fail(self, error: Exception) -> GroupFailed:
-        self.failed = True
+        if not self.failed:  # the first error is the reason
+            self._reason = first_line(error)
         self.close()
-        return GroupFailed(first_line(error))
+        return GroupFailed(self._reason)
 
     def close(self) -> None:
         """End the group at once: the others notice it within a second instead of at the time-out."""

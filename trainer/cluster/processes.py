@@ -1,34 +1,32 @@
-"""The processes of one machine, one for each GPU, as a group that never changes: if one is lost, all end.
+"""The processes of one machine, one for each GPU. They never change: if one is lost, all end.
 
 The supervisor starts the first process, which starts the others with its own command line. The kernel ends them with
 it, and it ends itself when one of them has failed; the supervisor then starts all again.
 """
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import init_device_mesh
-
-from trainer.cluster.announcement import NOTHING, Announcement, Position
-from trainer.cluster.group import MemberGroup
-from trainer.cluster.host import Host
-from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Member, Membership, Quorum
-from trainer.contract.spec import JobSpec
-from trainer.storage.base import Storage
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 LOCALHOST = "127.0.0.1"
 RANK, PORT = "GPT2_TRAINING_LOCAL_RANK", "GPT2_TRAINING_LOCAL_PORT"
-COLLECTIVE = timedelta(minutes=10)  # also the wait for the slowest writer of a last checkpoint
+COLLECTIVE = timedelta(minutes=10)
+# The first process asks for a quorum and waits for as long as machines are missing. The others wait for it.
+FOREVER = timedelta(days=1000)
+MESSAGE = 4096  # bytes of the first part of a shared value
 
 
 def local_rank() -> int:
@@ -37,17 +35,22 @@ def local_rank() -> int:
 
 
 class Processes:
-    """This process as one of `size`, once all of them run.
+    """This process as one of `size`, once all of them run. One alone has nothing to wait for.
 
-    `mesh` is torch's device mesh of all of them. CUDA's current device is this process's own.
+    All must call the same methods in the same order. Those that a thread of its own calls, `reduce` and `gather`, have
+    an order of their own. CUDA's current device is this process's own.
     """
 
     def __init__(self, size: int, peaceful: tuple[int, ...], log: Callable[[str], None]) -> None:
         """Start or meet the others. peaceful: exit codes with which a process may end without ending the others."""
         self.rank, self.size, self._peaceful, self._log = local_rank(), size, peaceful, log
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
         self._others: list[subprocess.Popen[bytes]] = []
+        self._mesh: DeviceMesh | None = None
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(self.rank)
+        if size == 1:
+            return
         listener = None
         if self.rank == 0:
             listener = socket.create_server((LOCALHOST, 0))
@@ -61,12 +64,91 @@ class Processes:
             use_libuv=True,
             master_listen_fd=listener.detach() if listener else None,
         )
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(self.rank)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=size, timeout=COLLECTIVE)
-        self.mesh = init_device_mesh("cuda" if cuda else "cpu", (size,))
+        self._control = _new_group("gloo", FOREVER)
+        self._traffic = _new_group(backend, COLLECTIVE)  # of the thread that moves buckets
+        self._mesh = init_device_mesh("cuda" if cuda else "cpu", (size,))
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """torch's device mesh of all processes of the machine."""
+        assert self._mesh is not None
+        return self._mesh
+
+    # -- what the processes tell each other ------------------------------------------------------------------------
+
+    def share(self, value: Any = None) -> Any:
+        """Return the first process's JSON value, on every process. The others wait for it as long as it takes."""
+        if self.size == 1:
+            return value
+        body = json.dumps(value).encode() if self.rank == 0 else b""
+        message = torch.zeros(MESSAGE, dtype=torch.uint8)
+        if self.rank == 0:
+            head = len(body).to_bytes(8, "big") + body[: MESSAGE - 8]
+            message[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        dist.broadcast(message, 0, group=self._control)
+        received = bytes(message.numpy())
+        length = int.from_bytes(received[:8], "big")
+        received = received[8 : 8 + length]
+        if length > len(received):
+            rest = torch.empty(length - len(received), dtype=torch.uint8)
+            if self.rank == 0:
+                rest.copy_(torch.frombuffer(bytearray(body[len(received) :]), dtype=torch.uint8))
+            dist.broadcast(rest, 0, group=self._control)
+            received += bytes(rest.numpy())
+        return json.loads(received)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is true in any process."""
+        return self.greatest(int(flag)) > 0
+
+    def greatest(self, value: int) -> int:
+        """Return the greatest value of all processes."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self._control)
+        return int(values)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    # -- the traffic of gradients and parameters ------------------------------------------------------------------
+
+    def reduce(self, parts: Tensor, total: Tensor) -> None:
+        """Sum over the processes, and leave each its own part.
+
+        gloo's own reduce-scatter reduces everything everywhere, and took twice to four times as long.
+
+        Args:
+            parts: fp32 [size * n], of which part k becomes process k's.
+            total: fp32 [n], filled with the sum of this process's part, on a CPU in the order of the ranks.
+        """
+        if parts.is_cuda:
+            dist.reduce_scatter_tensor(total, parts, group=self._traffic)
+            return
+        pieces = torch.split(parts, len(total))
+        received = [torch.empty_like(total) if rank != self.rank else pieces[rank] for rank in range(self.size)]
+        works = []
+        for distance in range(1, self.size):  # each process begins with another partner
+            sender, receiver = (self.rank - distance) % self.size, (self.rank + distance) % self.size
+            works.append(dist.irecv(received[sender], group=self._traffic, group_src=sender))
+            works.append(dist.isend(pieces[receiver], group=self._traffic, group_dst=receiver))
+        for work in works:
+            assert work is not None
+            work.wait()
+        total.copy_(received[0])
+        for other in received[1:]:
+            total.add_(other)
+
+    def gather(self, whole: Tensor, part: Tensor) -> None:
+        """Fill `whole`, [size * n], with the parts of all processes, [n] each."""
+        dist.all_gather_into_tensor(whole, part, group=self._traffic)
+
+    # -- their lives -----------------------------------------------------------------------------------------------
 
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, RANK: str(rank), "GPT2_TRAINING_SUPERVISOR": str(os.getpid())}
@@ -78,9 +160,13 @@ class Processes:
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         code = process.wait()
-        if code not in self._peaceful:
+        if code in self._peaceful:
+            return
+        if code <= 1:  # else its own last line says why
             self._log(f"process {rank} of this machine ended with code {code}: all end, to start again")
-            os._exit(max(code, 1))  # the kernel ends the others with this one
+        if code < 0:  # a signal is no error of the program: so the supervisor sees it
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(code)  # the kernel ends the others with this one
 
     def wait(self) -> None:
         """Wait, in the first process, for the others to end: they would end with it."""
@@ -88,40 +174,8 @@ class Processes:
             process.wait()
 
 
-class _ProcessesGroup(MemberGroup):
-    """The group of one machine's processes, over which evaluations are summed."""
-
-    def sum(self, tensor: Tensor) -> None:
-        dist.all_reduce(tensor)
-
-
-class FixedMembership(Membership):
-    """The membership of one machine's processes: always the same members. The first process counts the attempts.
-
-    Any of their hosts may be stopping: all leave after the same step.
-    """
-
-    def __init__(self, processes: Processes, storage: Storage, spec: JobSpec, host: Host, device: torch.device) -> None:
-        super().__init__(storage, spec, host, device)
-        self._processes = processes
-        self._group = _ProcessesGroup(None, processes.rank, processes.size, device)
-        self._names = [f"{host.name}/gpu-{i}" for i in range(processes.size)]
-
-    def join(self, step_seconds: float) -> None:
-        if self._processes.rank == 0:
-            super().join(step_seconds)
-        attempt = torch.tensor(self.attempt)
-        dist.broadcast(attempt, 0)
-        self._lighthouse.attempt = int(attempt)
-
-    def give_up(self) -> None:
-        """Do nothing: the processes leave together, after a step."""
-
-    def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
-        stop = torch.tensor(int(self._host.stopping()))
-        dist.all_reduce(stop, dist.ReduceOp.MAX)
-        if stop:
-            raise Stopping
-        members = tuple(Member(name, progress, self._processes.size, announced=announcement) for name in self._names)
-        key = f"{self.attempt}-together"
-        return Quorum(members, (), True, self._processes.rank, key, self.attempt, self._group)
+def _new_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+    """Return another group of all processes of the machine."""
+    group = dist.new_group(backend=backend, timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group

@@ -11,20 +11,23 @@ from transformers import GPT2LMHeadModel
 from trainer.cluster.announcement import Announcement
 from trainer.contract import errors
 from trainer.contract.errors import InputError
+from trainer.contract.geometry import micro_batch_rows
 from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.sampler import PROMPT_TOKENS, Sampler
 from trainer.model import gpt2 as model_module
+from trainer.model import recompute
+from trainer.model.compilation import Compiler
 from trainer.model.device import peak_speed, pick
 from trainer.model.export import export
-from trainer.model.flat import Flat
-from trainer.model.loss import Loss, compiled, make_loss
+from trainer.model.loss import make_loss
+from trainer.parallel.all_reduce_trainer import AllReduceTrainer
 from trainer.parallel.diloco_trainer import DilocoTrainer, DilocoTraining
-from trainer.parallel.fsdp import Sharded
 from trainer.parallel.ps_trainer import PsTrainer
-from trainer.parallel.replicas import Replicas
+from trainer.parallel.replica import Replica
+from trainer.parallel.shard import Shard
 from trainer.runs import scores
 from trainer.training.engine import Engine
 from trainer.training.loop import Training
@@ -36,13 +39,13 @@ class TrainingMember(Training):
 
     prepared: Prepared
     tokenizer: Tokenizer
-    exported: Callable[[], GPT2LMHeadModel]
+    exported: Callable[[], GPT2LMHeadModel | None]
 
     def prepare(self) -> None:
-        """Restore the newest checkpoint, and compute a step that does not count: compiling and allocating are slow."""
+        """Restore the newest checkpoint, and compute a step that does not count."""
         self.engine.restore()
         self.journal.report("warming up")
-        self.gradient(0, None)
+        self.warm_up()
 
     def finish(self) -> None:
         """Write the model, and its scores if the job has a task."""
@@ -52,7 +55,9 @@ class TrainingMember(Training):
             "validation_loss": self.progress.validation_loss or math.nan,
             "unigram_entropy": self.prepared.manifest.validation.unigram_entropy,
         }
-        written = export(self.context.storage, self.spec, self.exported(), self.tokenizer, facts, self.context.scratch)
+        model = self.exported()
+        assert model is not None
+        written = export(self.context.storage, self.spec, model, self.tokenizer, facts, self.context.scratch)
         if self.spec.evaluation.task is not None:
             self._score(written, self.spec.evaluation.task)
 
@@ -98,33 +103,35 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
         )
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
     model.train(hyper.dropout > 0 or (spec.model.lora is not None and spec.model.lora.dropout > 0))
-    network = _Network(model, tokenizer, device, precision)
 
     # How the trainers share a step. With pairs only some of the computed tokens count, and with LoRA only some of the
     # gradients are computed: then there is no peak to compare with.
     pairs, scaled = spec.data.format == "pairs", precision == torch.float16
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
-    bound = _bind_engine(context, network, Announcement(peak=peak, scaled=scaled))
+    network = _Network(model, tokenizer, device, precision)
+    shard = _make_shard(context, network)
+    engine = _make_engine(context, network, shard, Announcement(peak=peak, scaled=scaled))
 
-    # The loop over the data. The processes of one machine leave together: FixedMembership.quorum says when.
+    # The loop over the data. The processes of a machine leave together: Membership.quorum says when.
     batches, validation = _pairs(context, prepared) if pairs else _text(context, prepared)
     kind = DilocoTrainingMember if spec.parallel.synchronization == "local" else TrainingMember
     trainer = kind(
         context,
-        engine=bound.engine,
+        engine=engine,
         model=model,
-        loss=bound.loss,
-        zero=bound.zero,
+        loss=shard.loss,
+        zero=shard.zero,
         batches=batches,
         validation=validation,
         device=device,
+        micro_batch_rows=micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size),
         scaled=scaled,
-        stopping=context.host.stopping if context.processes is None else lambda: False,
+        stopping=context.host.stopping if context.processes.size == 1 else lambda: False,
     )
-    if context.processes is None:
+    if context.processes.rank == 0 and shard.whole:
         prompt = _prompt(prepared, pairs, model.config.n_positions // 2)
         trainer.sampler = Sampler(context.storage, spec, model, tokenizer, prompt, context.host.log)
-    trainer.exported, trainer.prepared, trainer.tokenizer = bound.exported, prepared, tokenizer
+    trainer.exported, trainer.prepared, trainer.tokenizer = shard.exported, prepared, tokenizer
     return trainer
 
 
@@ -168,40 +175,29 @@ class _Network:
     precision: torch.dtype | None  # None is fp32
 
 
-@dataclass(frozen=True)
-class _BoundEngine:
-    """An engine, and the functions that depend on where it has the parameters."""
+def _make_shard(context: MemberContext, network: _Network) -> Shard:
+    """Give the model to this process's shard."""
+    spec, hyper = context.spec, context.spec.hyperparameters
+    model, device, masked = network.model, network.device, spec.data.format == "pairs"
+    compiler = Compiler(context.host.log, widths=masked) if hyper.compile else None
+    recompute.apply(model, hyper.recompute)
+    if compiler is not None:
+        compiler.blocks(model)
+    loss = make_loss(model, network.precision, device, compiler, masked=masked)
+    # Nobody listens to hooks where no other process trains.
+    alone = spec.cluster.trainers + spec.cluster.parameter_servers + context.processes.size == 2
+    return Replica(model, loss, device, context.processes, hooks=not alone, pulls=spec.cluster.parameter_servers > 0)
 
-    engine: Engine
-    loss: Loss
-    zero: Callable[[], object]
-    exported: Callable[[], GPT2LMHeadModel]  # the whole model, when the engine has finished
 
-
-def _bind_engine(context: MemberContext, network: _Network, announcement: Announcement) -> _BoundEngine:
-    """Give the model to the engine that the run's `parallel` and `cluster` ask for."""
-    spec, hyper, log = context.spec, context.spec.hyperparameters, context.host.log
-    model, device, precision = network.model, network.device, network.precision
-    masked = spec.data.format == "pairs"
-    if context.processes is not None:
-        if hyper.compile:
-            log("hyperparameters.compile means nothing to fsdp: going on without it")
-        sharded = Sharded(context, model, device, precision, announcement)
-        return _BoundEngine(sharded, sharded.loss, sharded.zero, lambda: sharded.exported or model)
-    flat = Flat(model, device)
-    loss = make_loss(model, precision, device, masked=masked)
-    if hyper.compile:
-        loss = compiled(loss, log, dynamic=masked)
+def _make_engine(context: MemberContext, network: _Network, shard: Shard, announcement: Announcement) -> Engine:
+    """Make the engine that the run's `parallel` and `cluster` ask for."""
+    spec = context.spec
 
     def begin() -> None:
-        new = model_module.build(spec.model, network.tokenizer, 0.0, hyper.seed)
-        flat.parameters.copy_(Flat(new, device).parameters)
+        shard.take(model_module.build(spec.model, network.tokenizer, 0.0, spec.hyperparameters.seed))
 
-    engine: Engine
     if spec.parallel.synchronization == "local":
-        engine = DilocoTrainer(context, flat, begin, announcement)
-    elif spec.cluster.parameter_servers:
-        engine = PsTrainer(context, flat, begin, announcement)
-    else:
-        engine = Replicas(context, flat, announcement)
-    return _BoundEngine(engine, loss, flat.gradients.zero_, lambda: model)
+        return DilocoTrainer(context, shard, begin, announcement)
+    if spec.cluster.parameter_servers:
+        return PsTrainer(context, shard, begin, announcement)
+    return AllReduceTrainer(context, shard, announcement)

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import torch
 
-from trainer.cluster.membership import Membership, Quorum
-from trainer.cluster.processes import FixedMembership, Processes
+from trainer.cluster.membership import Membership
+from trainer.cluster.processes import Processes
+from trainer.cluster.quorum import Quorum
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
 from trainer.contract import paths
@@ -53,23 +54,19 @@ class Runnable(Protocol):
         """Leave the others, and see that a checkpoint is written. since_told: seconds since the notice."""
 
 
-def make_context(process: Process, storage: Storage, spec: JobSpec) -> MemberContext:
+def make_context(process: Process, storage: Storage, spec: JobSpec, *, serves: bool = False) -> MemberContext:
     """Make what this process needs to be a member, whether it trains or serves."""
+    processes = Processes(1 if serves else spec.cluster.processes, (0, LEFT), process.log)
     status = StatusWriter(storage, spec.run, spec.launch, process.log)
-    metrics = Metrics(storage, spec.run, process.name, process.log)
     host = MemberHost(process, status)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processes: Processes | None = None
-    if spec.parallel.parallelism == "fsdp":
-        processes = Processes(spec.cluster.processes, (0, LEFT), process.log)
-        membership: Membership = FixedMembership(processes, storage, spec, host, device)
-        scratch = _scratch(storage, spec.run, f"{process.name}-{processes.rank}")
-    else:
-        membership = Membership(storage, spec, host, device)
-        scratch = _scratch(storage, spec.run, process.name)
+    device = torch.device("cuda", processes.rank) if torch.cuda.is_available() else torch.device("cpu")
+    membership = Membership(storage, spec, host, device, processes, spec.cluster.processes if serves else 1)
+    name = process.name if processes.rank == 0 else f"{process.name}-{processes.rank}"
+    metrics = Metrics(storage, spec.run, name, process.log)
+    scratch = _scratch(storage, spec.run, name)
     checkpoints = CheckpointStore(storage, spec.run, spec.checkpoints, process.log, scratch, membership.fenced)
-    journal = Journal(metrics, status, membership, host)
-    return MemberContext(storage, spec, host, membership, checkpoints, journal, scratch, processes)
+    journal = Journal(metrics, status, membership, host, speaks=processes.rank == 0)
+    return MemberContext(storage, spec, host, membership, checkpoints, journal, processes, scratch)
 
 
 def _scratch(storage: Storage, run: str, name: str) -> Path | None:

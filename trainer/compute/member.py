@@ -29,58 +29,81 @@ def make_server(context: MemberContext) -> PsServer:
     return DilocoServer(context) if context.spec.parallel.synchronization == "local" else PsServer(context)
 
 
-def run_member(process: Process, storage: Storage, spec: JobSpec, make: Callable[[MemberContext], Runnable]) -> int:
+def run_member(
+    process: Process,
+    storage: Storage,
+    spec: JobSpec,
+    make: Callable[[MemberContext], Runnable],
+    *,
+    serves: bool = False,
+) -> int:
     """Make the member, let it join the cluster and work to the run's end; return the exit code.
 
-    Garbage collection is turned on once everything is imported and made.
+    All processes of a machine come here. Garbage collection is turned on once everything is imported and made.
+
+    Args:
+        process: this one.
+        storage: the bucket.
+        spec: the run.
+        make: makes the member.
+        serves: whether it is a parameter server.
     """
     # Make the member.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", spec.cluster.threads)))
-    context = make_context(process, storage, spec)
+    context = make_context(process, storage, spec, serves=serves)
     membership, journal = context.membership, context.journal
     member = make(context)
     gc.enable()
     started = time.monotonic()
     member.prepare()
-    # Join, and work to the last step. The first member then writes the model, and the others wait for it.
+    # Join, and work to the last step. The first process of the first member then writes the model; others wait for it.
     process.report("joining the cluster")
     process.give_up = membership.give_up
-    code = 0
+    processes, first, code = context.processes, context.processes.rank == 0, 0
     try:
         membership.join((time.monotonic() - started) * spec.parallel.every)
         while True:
             quorum = member.run()
             if quorum.rank == 0:
-                process.report("writing the model")
-                journal.metrics.close()
-                member.finish()
-                journal.status.close()
-                now = time.time()
-                changes = {"step": spec.hyperparameters.steps, "attempt": quorum.attempt, "finished": now}
-                status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
-                process.log(f"finished: the model is at {storage.url}/{paths.model(spec.run)}")
-                if context.processes is not None:
-                    context.processes.wait()
+                if first:
+                    _finish(process, storage, spec, context, member, quorum.attempt)
                 break
-            if context.processes is not None:  # the machine's first process does the rest
-                break
-            if _wait_for_the_end(process, storage, spec, quorum.members[0].name, context.host.stopping):
+            over = first and _wait_for_the_end(process, storage, spec, quorum.members[0].name, context.host.stopping)
+            if processes.share(over):
                 break
     except Stopping:
-        if journal.status.fenced:  # the run is over, or continues without this process, which then must come back
-            process.log(f"leaving: {journal.status.fenced}")
-            code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
+        fenced = journal.status.fenced
+        if processes.share(bool(fenced)):  # the run is over, or continues without this machine, which must come back
+            if first:
+                process.log(f"leaving: {fenced}")
+                code = 0 if status_file.is_over(storage, spec.run, spec.launch) else 1
         else:
             code = LEFT
             process.report("leaving")
             member.leave(process.since_told)
-            process.log("left")
+            if first:
+                process.log("left")
     finally:  # also for a run that fails, whose last steps explain it
         membership.close()
         context.checkpoints.wait()
         journal.metrics.close()
         journal.status.close()
+    if first:
+        processes.wait()
     return code
+
+
+def _finish(
+    process: Process, storage: Storage, spec: JobSpec, context: MemberContext, member: Runnable, attempt: int
+) -> None:
+    """Write the model, and declare the run over."""
+    process.report("writing the model")
+    context.journal.metrics.close()
+    member.finish()
+    context.journal.status.close()
+    changes = {"step": spec.hyperparameters.steps, "attempt": attempt, "finished": time.time()}
+    status_file.update_status(storage, spec.run, spec.launch, state="SUCCEEDED", **changes)
+    process.log(f"finished: the model is at {storage.url}/{paths.model(spec.run)}")
 
 
 def _wait_for_the_end(

@@ -27,7 +27,7 @@ def _serve(process: Process, storage: Storage, spec: JobSpec) -> int:
     gc.disable()  # a sixth of the time that torch takes to import would go to looking for garbage
     from trainer.compute.member import make_server, run_member  # 1.5 s, as the module says
 
-    return run_member(process, storage, spec, make_server)
+    return run_member(process, storage, spec, make_server, serves=True)
 
 
 def _train(process: Process, storage: Storage, spec: JobSpec, role: Role) -> int:

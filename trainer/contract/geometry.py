@@ -69,15 +69,16 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a step that the busiest trainer computes."""
+    """The part of a step that the busiest process computes."""
 
     rows: int  # sequences of a micro-batch, at most
     passes: int  # micro-batches
     length: int  # tokens of a sequence
+    sequences: int  # those of all its micro-batches, which may differ by one sequence
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.passes * self.length
+        return self.sequences * self.length
 
 
 def micro_batch_rows(sequence_length: int, most: int | None = None) -> int:
@@ -85,20 +86,34 @@ def micro_batch_rows(sequence_length: int, most: int | None = None) -> int:
     return most or max(1, MICRO_BATCH_TOKENS // sequence_length)
 
 
-def micro_batches(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> int:
-    """Return into how many micro-batches a batch is cut: at least one a trainer where there are rows enough.
+def piece_rows(hyper: options.Hyperparameters, processes: int) -> int:
+    """Return how many sequences each piece of a batch has with dropout, which draws its numbers once a piece.
+
+    Only what is declared counts, so that the result does not depend on the processes that are present or on the memory
+    of a GPU. A piece is at most a quarter of a process's part, so that a missing process costs the others little.
+    """
+    quarter = max(1, -(-hyper.batch_size // processes) // 4)
+    return min(quarter, micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size))
+
+
+def share(hyper: options.Hyperparameters, processes: int, fitting: int | None = None) -> Share:
+    """Return the busiest process's part of a step.
+
+    A batch's sequences are dealt one by one, and what a process has is cut evenly into micro-batches. With dropout,
+    pieces of a fixed size are dealt.
 
     Args:
-        batch_size: sequences of a batch.
-        sequence_length: tokens of a sequence.
-        trainers: processes that compute, as they are declared.
-        most: sequences of a micro-batch at most; None chooses.
+        hyper: the batch; its microBatchSize, if given, bounds a micro-batch.
+        processes: those that compute.
+        fitting: the sequences of a micro-batch that fit (contract/memory.py), where no microBatchSize is given; None
+            for as many as MICRO_BATCH_TOKENS allow.
     """
-    rows = micro_batch_rows(sequence_length, most)
-    return min(batch_size, trainers * -(-batch_size // (rows * trainers)))
-
-
-def share(hyper: options.Hyperparameters, trainers: int) -> Share:
-    """Return the busiest trainer's part of a step, of so many trainers (processes that compute)."""
-    count = micro_batches(hyper.batch_size, hyper.sequence_length, trainers, hyper.micro_batch_size)
-    return Share(-(-hyper.batch_size // count), -(-count // trainers), hyper.sequence_length)
+    if hyper.dropout > 0:
+        rows = piece_rows(hyper, processes)
+        pieces = -(-hyper.batch_size // rows)
+        passes = -(-pieces // processes)
+        return Share(rows, passes, hyper.sequence_length, min(rows * passes, hyper.batch_size))
+    sequences = -(-hyper.batch_size // processes)
+    most = hyper.micro_batch_size or fitting or micro_batch_rows(hyper.sequence_length)
+    passes = -(-sequences // most)
+    return Share(-(-sequences // passes), passes, hyper.sequence_length, sequences)

@@ -5,14 +5,13 @@ A checkpoint therefore saves nothing about the data, and a resumed run skips not
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-from trainer.contract.geometry import micro_batches
 
 TOKEN = np.dtype("<u2")  # a token in a file
 # An example of pairs in its part's tokens: the index of its first token, the number of its prompt's tokens, and the
@@ -222,18 +221,39 @@ class PairBatches(_Epochs, Examples):
         return order
 
 
-def pieces(batch_size: int, sequence_length: int, trainers: int, most: int | None) -> list[slice]:
-    """Return the slices that cut a batch's rows into micro-batches.
+@dataclass(frozen=True)
+class Dealing:
+    """The rule by which the rows of a batch are dealt to processes and cut into micro-batches.
 
-    They depend on the declared numbers alone, never on which trainers are present. There is at least one per trainer if
-    there are enough rows, and their sizes differ by at most one row.
+    Row i goes to process i mod N, so that all have equally many rows, and equally long ones where rows are sorted. One
+    process of N that is missing therefore costs each of the others its share and at most one row.
 
     Args:
-        batch_size: rows of a batch.
-        sequence_length: tokens of a row.
-        trainers: the number of trainers that the run declares.
-        most: most rows of a micro-batch (microBatchSize); None for as many as PIECE_TOKENS allow.
+        batch_size: rows of the batch.
+        most: rows of a micro-batch, at most.
+        piece: the rows of a fixed piece. If given, whole pieces are dealt instead of rows, and each is a micro-batch:
+            with dropout a result must not depend on the processes that are present. None deals rows.
     """
-    count = micro_batches(batch_size, sequence_length, trainers, most)
-    bounds = [batch_size * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in pairwise(bounds)]
+
+    batch_size: int
+    most: int
+    piece: int | None = None
+
+    def micro_batches(self, number: int, processes: int) -> list[slice]:
+        """Return the rows of the micro-batches of process `number` of `processes`, as slices of the batch.
+
+        Without pieces, a process has as many micro-batches as any other, or as many as its rows allow. Their sizes
+        differ by at most one row.
+        """
+        if self.piece is not None:
+            starts = range(number * self.piece, self.batch_size, processes * self.piece)
+            return [slice(start, min(start + self.piece, self.batch_size)) for start in starts]
+        rows = len(range(number, self.batch_size, processes))
+        busiest = -(-self.batch_size // processes)
+        count = min(rows, -(-busiest // self.most))
+        bounds = [number + processes * (rows * i // count) for i in range(count + 1)] if count else []
+        return [slice(start, min(stop, self.batch_size), processes) for start, stop in pairwise(bounds)]
+
+    def passes(self, processes: int) -> int:
+        """Return how many micro-batches the busiest of `processes` has, which is the first."""
+        return len(self.micro_batches(0, processes))

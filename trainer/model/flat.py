@@ -27,13 +27,14 @@ class Flat:
     Args:
         model: the model, whose parameters become views.
         device: the device of both vectors, which are fp32.
+        length: of both vectors in elements, if they are longer than the layout.
     """
 
-    def __init__(self, model: GPT2LMHeadModel, device: torch.device) -> None:
+    def __init__(self, model: GPT2LMHeadModel, device: torch.device, length: int | None = None) -> None:
         self.model = model
         self.layout = layout_of(model)
         parameters = dict(model.named_parameters())
-        self.parameters = torch.zeros(total(self.layout), device=device)
+        self.parameters = torch.zeros(length or total(self.layout), device=device)
         self.gradients = torch.zeros_like(self.parameters)
         for name, start, size, _ in self.layout:
             parameter = parameters[name]

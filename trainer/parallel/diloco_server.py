@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from trainer.cluster.announcement import Announcement, Tally
-from trainer.cluster.membership import Quorum
+from trainer.cluster.quorum import Quorum
 from trainer.model.layout import Layout, Ranges
 from trainer.parallel.ps_server import PsServer
+from trainer.parallel.served_lanes import ServedLane
 from trainer.training.progress import Decision, decide_meeting
 
 UNWRITTEN = 60.0  # seconds without a checkpoint after which the next meeting writes one
@@ -59,13 +60,13 @@ class DilocoServer(PsServer):
         self._written = time.monotonic() if due else self._written
         return due
 
-    def _serve(self) -> None:
+    def _serve(self, lane: ServedLane) -> None:
         for vector in (self._parameters, *self._optimizer.vectors):
-            self._exchange.serve(vector)
+            lane.exchange.serve(vector)
 
-    def _collect(self) -> None:
+    def _collect(self, lane: ServedLane) -> None:
         for vector in (self._gradients, *self._moments):
-            self._exchange.collect(vector)
+            lane.exchange.collect(vector)
 
     def _decide(self, tally: Tally) -> Decision:
         return decide_meeting(self._spec.hyperparameters, self.progress.step + self._steps - 1, tally)

@@ -1,4 +1,7 @@
-"""Move gradients to the parameter servers and parameters back: in buckets, over one group of all members.
+"""Move gradients to the parameter servers and parameters back: in buckets, over the group of one lane's members.
+
+A lane's members are one process of each trainer machine, and all servers. With several processes a machine, each
+server has an exchange for each lane, and each exchange moves the lane's part of every bucket.
 
 Two plans. *Star*: every trainer sends each server its part of every bucket, and the server adds. *Hierarchical*: the
 trainers exchange a bucket among themselves, each adds up one slice of it and sends that sum to the slice's owners;
@@ -21,7 +24,8 @@ from torch import Tensor
 from trainer.cluster.group import MemberGroup, Pending
 from trainer.contract.exchange_cost import Plan
 from trainer.model.layout import ALIGNMENT
-from trainer.parallel.ownership import Ownership
+from trainer.parallel.ownership import Lane, Ownership
+from trainer.parallel.staging import Event, Segments, Staging, no_event
 
 Sizes = Callable[[int, int, int], int]  # (bucket, sender, receiver) -> elements that go from one to the other
 Stage = Callable[[int], Pending]  # begins a bucket's next collective
@@ -37,66 +41,100 @@ class Exchange:
     """The traffic of one group, whose ranks are the trainers and then the servers.
 
     While trainers call push, pull, push_and_pull or fill, servers call collect, serve, collect_and_serve or fill. All
-    calls raise GroupFailed when a member is lost. With star a server has buffers of 3·W times its piece of a bucket,
-    with hierarchical and fp32 none; a trainer's buffers hold three buckets.
+    calls raise GroupFailed when a member is lost. A trainer's vectors are the lane's own: with one process a machine,
+    the flat vector. A server's are its own, all lanes in them; an exchange reads and writes its lane's elements only,
+    so that the exchanges of several lanes can run at the same time.
+
+    With star a server has buffers of 3·W times its piece of a bucket, with hierarchical and fp32 none, or three pieces
+    where they are not contiguous; a trainer's buffers hold three buckets.
     """
 
-    def __init__(self, group: MemberGroup, trainers: int, ownership: Ownership, plan: Plan, wire: torch.dtype) -> None:
-        """Exchange what `ownership` shares out, by a plan.
+    def __init__(
+        self, group: MemberGroup, trainers: int, ownership: Ownership, lane: Lane, plan: Plan, wire: torch.dtype
+    ) -> None:
+        """Exchange what `ownership` shares out of a lane, by a plan.
 
         Args:
             group: of all trainers and servers.
             trainers: how many there are.
             ownership: of the flat vector.
+            lane: the part of the flat vector that these trainers hold.
             plan: star or hierarchical.
             wire: float32 or bfloat16, in which gradients and parameters travel.
         """
         assert group.size == trainers + ownership.servers
-        self._group, self._trainers, self._ownership, self._plan, self._wire = group, trainers, ownership, plan, wire
+        self._group, self._trainers, self._plan, self._wire = group, trainers, plan, wire
         self._me = group.rank
         self._serves = self._me >= trainers
-        self._places = ownership.places(self._me - trainers) if self._serves else []
-        self._slices = [_cut(start, stop, trainers) for start, stop in ownership.buckets]
-        self._buffers: dict[tuple[str, int, torch.dtype], Tensor] = {}
-        self._stream: torch.cuda.Stream | None = None
+        self._parts = ownership.parts(lane)
+        self._places = [(parts[0][0], parts[-1][1]) for parts in self._parts]  # of buckets, in the lane's own vector
+        self._slices = [_cut(start, stop, trainers) for start, stop in self._places]
+        self._staging = Staging(AHEAD)
+        segments = ownership.segments(self._me - trainers, lane) if self._serves else []
+        self._own = Segments(segments, self._staging)
 
     # -- trainers --------------------------------------------------------------------------------------------------
 
-    def push(self, vector: Tensor, ready: Callable[[int], None] = nothing) -> None:
-        """Send `vector`, laid out like the parameters, to be added up.
+    def push(self, vector: Tensor, ready: Callable[[int], None] = nothing, event: Event = no_event) -> None:
+        """Send `vector`, the lane's own, to be added up.
 
-        `ready(k)` blocks until bucket k of it is final; it is called once for each k, ascending.
+        Args:
+            vector: laid out like the lane's parameters.
+            ready: ready(k) blocks until the work that writes bucket k is queued; called once for each k, ascending.
+            event: event(k) marks the end of that work on a GPU.
         """
-        self._pipeline(self._ascending, *self._push(vector, ready))
+        self._pipeline(self._ascending, *self._push(vector, ready, event))
 
-    def pull(self, vector: Tensor, arrived: Callable[[int], None] = nothing, *, exact: bool = False) -> None:
+    def pull(
+        self,
+        vector: Tensor,
+        arrived: Callable[[int], None] = nothing,
+        event: Event = no_event,
+        *,
+        exact: bool = False,
+    ) -> None:
         """Fill `vector` with the servers' parameters, the last bucket first: the order of a forward pass.
 
-        `arrived(k)` is called when bucket k is there. exact: as fp32, whatever the wire.
+        Args:
+            vector: the lane's own.
+            arrived: arrived(k) is called when bucket k is there.
+            event: event(k) marks the end of a GPU's work that reads or writes bucket k's former values.
+            exact: as fp32, whatever the wire.
         """
-        self._pipeline(reversed(self._ascending), *self._pull(vector, arrived, exact))
+        self._pipeline(reversed(self._ascending), *self._pull(vector, arrived, event, exact))
 
-    def push_and_pull(self, gradients: Tensor, parameters: Tensor, ready: Callable[[int], None] = nothing) -> None:
-        """Push gradients, and pull a bucket's new parameters while the next buckets of gradients are on their way."""
-        push, _ = self._push(gradients, ready)
-        pull, finish = self._pull(parameters, nothing, exact=False)
+    def push_and_pull(
+        self,
+        gradients: Tensor,
+        parameters: Tensor,
+        ready: Callable[[int], None] = nothing,
+        event: Event = no_event,
+    ) -> None:
+        """Push gradients, and pull a bucket's new parameters while the next buckets of gradients are on their way.
+
+        A bucket's parameters are not read any more when its gradients are final: `event` is for both.
+        """
+        push, _ = self._push(gradients, ready, event)
+        pull, finish = self._pull(parameters, nothing, event, exact=False)
         self._pipeline(self._ascending, [*push, *pull], finish)
 
     # -- servers ---------------------------------------------------------------------------------------------------
 
     def collect(self, vector: Tensor) -> None:
-        """Fill this server's own vector, fp32 [ownership.size(server)], with the sum of what the trainers push."""
+        """Fill the lane's elements of this server's own vector, fp32 [ownership.size(server)], with the pushed sum."""
         self._pipeline(self._ascending, *self._collect(vector))
 
     def serve(self, vector: Tensor, *, exact: bool = False) -> None:
-        """Send this server's own vector to all trainers, which pull."""
-        self._pipeline(reversed(self._ascending), *self._serve(lambda bucket: self._own(vector, bucket), exact))
+        """Send the lane's elements of this server's own vector to all trainers, which pull."""
+        self._pipeline(
+            reversed(self._ascending), *self._serve(lambda bucket: self._own.gathered(vector, bucket), exact)
+        )
 
     def collect_and_serve(self, gradients: Tensor, update: Callable[[int], Tensor]) -> None:
         """Serve push_and_pull.
 
-        As soon as this server's piece of bucket k is summed in `gradients`, `update(k)` returns that piece of the new
-        parameters, fp32.
+        As soon as the lane's elements of this server's piece of bucket k are summed in `gradients`, `update(k)` returns
+        those of the new parameters, fp32.
         """
         collect, collected = self._collect(gradients)
 
@@ -117,22 +155,27 @@ class Exchange:
 
         def stage(bucket: int) -> Pending:
             if self._serves:
-                return self._issue(sizes, bucket, output=self._own(vector, bucket))
+                return self._issue(sizes, bucket, output=self._own.receiving(vector, bucket))
             if self._me > 0:
                 return self._issue(sizes, bucket)
-            return self._issue(sizes, bucket, self._outgoing(self._whole(vector, bucket), bucket, torch.float32))
+            part = self._staging.outgoing(self._part(vector, bucket), bucket, torch.float32)
+            return self._issue(sizes, bucket, part)
 
-        self._pipeline(self._ascending, [stage], nothing)
+        def finish(bucket: int) -> None:
+            if self._serves:
+                self._own.received(vector, bucket)
+
+        self._pipeline(self._ascending, [stage], finish)
 
     # -- the plans: each half's stages, and what remains after the last one ----------------------------------------
 
-    def _push(self, vector: Tensor, ready: Callable[[int], None]) -> tuple[list[Stage], Finish]:
+    def _push(self, vector: Tensor, ready: Callable[[int], None], event: Event) -> tuple[list[Stage], Finish]:
         def outgoing(bucket: int) -> Tensor:
             ready(bucket)
-            return self._outgoing(self._whole(vector, bucket), bucket, self._wire)
+            return self._staging.outgoing(self._part(vector, bucket), bucket, self._wire, event)
 
         def slices(bucket: int) -> Tensor:
-            return self._buffer("slices", bucket, self._trainers * self._slice(bucket, self._me), self._wire)
+            return self._staging.buffer("slices", bucket, self._trainers * self._slice(bucket, self._me), self._wire)
 
         def send(bucket: int) -> Pending:
             return self._issue(self._to_owners, bucket, outgoing(bucket))
@@ -141,38 +184,44 @@ class Exchange:
             return self._issue(self._among_trainers, bucket, outgoing(bucket), slices(bucket))
 
         def forward(bucket: int) -> Pending:
-            total = self._buffer("sum", bucket, self._slice(bucket, self._me), torch.float32)
+            total = self._staging.buffer("sum", bucket, self._slice(bucket, self._me), torch.float32)
             self._add(slices(bucket), total)
             return self._issue(self._slice_to_owners, bucket, total)
 
         return ([send] if self._plan == "star" else [scatter, forward]), nothing
 
     def _collect(self, vector: Tensor) -> tuple[list[Stage], Finish]:
-        def parts(bucket: int) -> Tensor:
-            return self._buffer("parts", bucket, self._trainers * len(self._own(vector, bucket)), self._wire)
+        def copies(bucket: int) -> Tensor:
+            return self._staging.buffer("copies", bucket, self._trainers * self._own.elements(bucket), self._wire)
 
         def receive(bucket: int) -> Pending:
-            return self._issue(self._to_owners, bucket, output=parts(bucket))
+            return self._issue(self._to_owners, bucket, output=copies(bucket))
 
         def add(bucket: int) -> None:
-            self._add(parts(bucket), self._own(vector, bucket))
+            self._add(copies(bucket), self._own.receiving(vector, bucket))
+            self._own.received(vector, bucket)
 
         def scatter(bucket: int) -> Pending:
             return self._issue(self._among_trainers, bucket)
 
         def receive_sums(bucket: int) -> Pending:
-            return self._issue(self._slice_to_owners, bucket, output=self._own(vector, bucket))
+            return self._issue(self._slice_to_owners, bucket, output=self._own.receiving(vector, bucket))
 
-        return ([receive], add) if self._plan == "star" else ([scatter, receive_sums], nothing)
+        def received(bucket: int) -> None:
+            self._own.received(vector, bucket)
 
-    def _pull(self, vector: Tensor, arrived: Callable[[int], None], exact: bool) -> tuple[list[Stage], Finish]:
+        return ([receive], add) if self._plan == "star" else ([scatter, receive_sums], received)
+
+    def _pull(
+        self, vector: Tensor, arrived: Callable[[int], None], event: Event, exact: bool
+    ) -> tuple[list[Stage], Finish]:
         wire = torch.float32 if exact else self._wire
 
         def incoming(bucket: int) -> Tensor:
-            return self._incoming(self._whole(vector, bucket), bucket, wire)
+            return self._staging.incoming(self._part(vector, bucket), bucket, wire)
 
         def own_slice(bucket: int) -> Tensor:
-            return self._buffer("slice", bucket, self._slice(bucket, self._me), wire, stages=2)
+            return self._staging.buffer("slice", bucket, self._slice(bucket, self._me), wire, stages=2)
 
         def receive(bucket: int) -> Pending:
             return self._issue(_back(self._to_owners), bucket, output=incoming(bucket))
@@ -184,7 +233,7 @@ class Exchange:
             return self._issue(_back(self._among_trainers), bucket, own_slice(bucket), incoming(bucket), to_all=True)
 
         def finish(bucket: int) -> None:
-            self._land(incoming(bucket), self._whole(vector, bucket))
+            self._staging.land(incoming(bucket), self._part(vector, bucket), bucket, event)
             arrived(bucket)
 
         return ([receive] if self._plan == "star" else [receive_slice, spread]), finish
@@ -193,10 +242,12 @@ class Exchange:
         wire = torch.float32 if exact else self._wire
 
         def send(bucket: int) -> Pending:
-            return self._issue(_back(self._to_owners), bucket, self._outgoing(piece(bucket), bucket, wire), to_all=True)
+            part = self._staging.outgoing(piece(bucket), bucket, wire)
+            return self._issue(_back(self._to_owners), bucket, part, to_all=True)
 
         def send_slices(bucket: int) -> Pending:
-            return self._issue(_back(self._slice_to_owners), bucket, self._outgoing(piece(bucket), bucket, wire))
+            part = self._staging.outgoing(piece(bucket), bucket, wire)
+            return self._issue(_back(self._slice_to_owners), bucket, part)
 
         def spread(bucket: int) -> Pending:
             return self._issue(_back(self._among_trainers), bucket)
@@ -227,10 +278,10 @@ class Exchange:
     # -- transfers from trainers to servers; parameters take the same ways back -----------------------------------
 
     def _to_owners(self, bucket: int, sender: int, receiver: int) -> int:
-        """Return the elements where a trainer sends each server its piece of the bucket."""
+        """Return the elements where a trainer sends each server its part of the bucket."""
         if not sender < self._trainers <= receiver:
             return 0
-        start, stop = self._ownership.pieces[bucket][receiver - self._trainers]
+        start, stop = self._parts[bucket][receiver - self._trainers]
         return stop - start
 
     def _among_trainers(self, bucket: int, sender: int, receiver: int) -> int:
@@ -242,7 +293,7 @@ class Exchange:
         if not sender < self._trainers <= receiver:
             return 0
         start, stop = self._slices[bucket][sender]
-        first, last = self._ownership.pieces[bucket][receiver - self._trainers]
+        first, last = self._parts[bucket][receiver - self._trainers]
         return max(0, min(stop, last) - max(start, first))
 
     def _slice(self, bucket: int, trainer: int) -> int:
@@ -266,29 +317,16 @@ class Exchange:
         parts = [source if size else source[:0] for size in outgoing] if to_all else torch.split(source, outgoing)
         return self._group.all_to_all(torch.split(output, incoming), parts)
 
-    # -- places and buffers ----------------------------------------------------------------------------------------
+    # -- places ----------------------------------------------------------------------------------------------------
 
     @property
     def _ascending(self) -> range:
-        return range(len(self._ownership.buckets))
+        return range(len(self._parts))
 
-    def _whole(self, vector: Tensor, bucket: int) -> Tensor:
-        start, stop = self._ownership.buckets[bucket]
-        return vector[start:stop]
-
-    def _own(self, vector: Tensor, bucket: int) -> Tensor:
+    def _part(self, vector: Tensor, bucket: int) -> Tensor:
+        """Return the bucket of a trainer's vector."""
         start, stop = self._places[bucket]
         return vector[start:stop]
-
-    def _buffer(
-        self, name: str, bucket: int, elements: int, dtype: torch.dtype, pinned: bool = False, stages: int = 1
-    ) -> Tensor:
-        """Return host memory that a bucket uses for so many stages; later buckets reuse it (see _pipeline)."""
-        key = (name, bucket % (AHEAD * stages + 1), dtype)
-        buffer = self._buffers.get(key)
-        if buffer is None or len(buffer) < elements:
-            buffer = self._buffers[key] = torch.empty(elements, dtype=dtype, pin_memory=pinned)
-        return buffer[:elements]
 
     def _add(self, parts: Tensor, total: Tensor) -> None:
         """Sum the trainers' parts, which follow each other in `parts`, in rank order, in fp32."""
@@ -296,33 +334,6 @@ class Exchange:
         total.copy_(first)
         for other in others:
             total.add_(other)
-
-    def _outgoing(self, part: Tensor, bucket: int, dtype: torch.dtype) -> Tensor:
-        """Return `part` as it travels: itself where that is possible, else a copy."""
-        host = self._incoming(part, bucket, dtype, "outgoing")
-        self._land(part, host)
-        return host
-
-    def _incoming(self, part: Tensor, bucket: int, dtype: torch.dtype, name: str = "incoming") -> Tensor:
-        """Return where `part` is received: `part` itself where that is possible, else a buffer."""
-        if part.device.type == "cpu" and part.dtype == dtype:
-            return part
-        return self._buffer(name, bucket, len(part), dtype, pinned=part.is_cuda)
-
-    def _land(self, source: Tensor, target: Tensor) -> None:
-        """Copy between a buffer and a part of a vector; a GPU copies on a stream of its own."""
-        if source.data_ptr() == target.data_ptr():  # it travelled without a buffer
-            return
-        if source.device == target.device:
-            target.copy_(source)
-            return
-        self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        gpu = source.device if source.is_cuda else target.device
-        self._stream.wait_stream(torch.cuda.current_stream(gpu))  # a gradient is final when its kernels have run
-        with torch.cuda.stream(self._stream):  # half of fp32 crosses the bus where the wire is bf16
-            moved = source.to(target.dtype) if source.is_cuda else source.to(target.device, non_blocking=True)
-            target.copy_(moved, non_blocking=True)
-        self._stream.synchronize()
 
 
 def _back(sizes: Sizes) -> Sizes:

@@ -5,6 +5,13 @@ all-reduce over all members, gives loss, tokens and norm to all, and each member
 missed the vote sees in the next quorum that another committed, and rolls forward with the tally that it announces. A
 server without its state takes all back to the newest checkpoint: a copy of every step would double memory and traffic.
 
+With several processes a machine each lane has a group and a vote of its own. A server enters no lane's vote before it
+has the gradients of all lanes, and commits with the votes of all lanes. A vote that a lane's member has was entered by
+all of the lane's members, and servers are in every lane: so where one server has committed, all have prepared, and each
+that missed a vote, in one lane or more, rolls forward. A lane that fails at a server takes the other lanes' groups with
+it, because none of them can commit there. Trainers may have counted a step that no server committed: they keep nothing,
+and take the servers' position in the next group.
+
 It loads no model and no data: the layout of the flat vector comes with the first parameters or the checkpoint. Memory:
 16 bytes a parameter of its part (parameters, gradient and AdamW's two moments), 12 for the copy from which checkpoints
 are written, and a few buckets.
@@ -18,16 +25,16 @@ from torch import Tensor
 from trainer.cluster.announcement import Announcement, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Quorum
+from trainer.cluster.quorum import Quorum
 from trainer.model.layout import ALIGNMENT, Layout, Ranges, total
 from trainer.parallel import protocol
-from trainer.parallel.exchange import Exchange
 from trainer.parallel.ownership import Ownership, norm_block
+from trainer.parallel.served_lanes import ServedLane, ServedLanes
 from trainer.training.checkpoint import LAST_PARTS, CheckpointShard, order
 from trainer.training.member_context import MemberContext
 from trainer.training.optimizer import Optimizer, segments, squares
 from trainer.training.progress import Decision, Progress, decide, learning_rate
-from trainer.training.vote import Vote, mean_loss
+from trainer.training.vote import Vote, loss_sums, mean_loss, sum_lanes
 
 
 class PsServer:
@@ -41,8 +48,7 @@ class PsServer:
         self._place: int | None = None
         self.progress = Progress()
         self._layout: Layout = []
-        self._key = ""
-        self._made_exchange: Exchange | None = None
+        self._lanes = ServedLanes(self._spec, self._journal.log)
         self._scaled = False  # whether the trainers' loss is (fp16)
         self._prepared = ""  # key of the group whose summed gradient is here
         self._tally: Tally | None = None  # of the last step that a vote decided here
@@ -192,7 +198,9 @@ class PsServer:
     def _make_room(self, layout: Layout) -> tuple[dict[str, Tensor], Ranges]:
         """Allocate vectors for this server's part of a model, and return them with the ranges that they hold."""
         self._layout = layout
-        self._ownership = Ownership(total(layout) if layout else 0, self._servers)
+        self._ownership = Ownership(
+            total(layout) if layout else 0, self._servers, processes=self._spec.cluster.processes
+        )
         self._block = norm_block(self._ownership.total)
         place = self._place or 0
         self._ranges, size = self._ownership.owned(place), self._ownership.size(place)
@@ -201,7 +209,7 @@ class PsServer:
         self._optimizer = Optimizer(self._parameters, self._gradients, parts, self._spec.hyperparameters)
         self._vectors = {"parameters": self._parameters}
         self._vectors |= {f"moment{i + 1}": vector for i, vector in enumerate(self._optimizer.vectors)}
-        self._key = ""
+        self._lanes.forget()
         return self._vectors, self._ranges
 
     # -- what a group does -----------------------------------------------------------------------------------------
@@ -210,24 +218,20 @@ class PsServer:
         """Take the first parameters, and tell trainers where the run is: the counterpart of PsTrainer.prepare."""
         first = len(quorum.trainers)
         fills = not protocol.servers_filled(quorum)
+        self._lanes.meet(quorum)
         if fills:
-            start = quorum.group.broadcast_json(None, 0)
+            start, *_ = [group.broadcast_json(None, 0) for group in quorum.lanes]
             self._make_room([(name, begin, size, decayed) for name, begin, size, decayed in start["layout"]])
             self.progress = Progress(scale=start["scale"])
-        if quorum.key != self._key:
-            self._made_exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._journal.log)
-            self._key = quorum.key
+        assert self._place is not None
+        self._lanes.prepare(quorum, self._ownership, self._place)
         if fills:
-            self._exchange.fill(self._parameters)
+            self._lanes.each(lambda lane: lane.exchange.fill(self._parameters))
             self._filled = True
         if protocol.trainer_differs(quorum):
             state = {"progress": self.progress.to_json(), "total": self._ownership.total}
-            quorum.group.broadcast_json(state, first)
-
-    @property
-    def _exchange(self) -> Exchange:
-        assert self._made_exchange is not None
-        return self._made_exchange
+            for group in quorum.lanes:
+                group.broadcast_json(state, first)
 
     def _step(self, quorum: Quorum) -> None:
         """Take one step with these members.
@@ -235,38 +239,41 @@ class PsServer:
         After GroupFailed the step was taken nowhere, or this server can roll forward.
         """
         if protocol.pull_needed(quorum):
-            self._serve()
+            self._lanes.each(self._serve)
 
         # The summed gradient, and the sums of squares of the blocks that this server owns.
         self._scaled, self._prepared = quorum.trainers[0].announced.scaled, ""
-        self._collect()
+        self._lanes.each(self._collect)
         blocks = -(-self._ownership.total // self._block)
         whole, own = torch.zeros(blocks, dtype=torch.float64), squares(self._gradients, self._block)
         for start, stop in self._ranges:
             first, last = start // self._block, -(-stop // self._block)
             whole[first:last], own = own[: last - first], own[last - first :]
 
-        # The vote decides the step for all members.
-        vote = Vote(squares=whole).to_tensor(whole.device)
+        # The votes decide the step for all members.
+        nothing = torch.zeros_like(whole)
         self._prepared = quorum.key
-        self.vote(quorum, vote)
-        self._tally = Vote.from_tensor(vote).tally()
-        self._commit(quorum, self._tally, quorum.key, self._tally.waited / len(quorum.trainers))
+        votes = self._lanes.each(lambda lane: self.vote(lane, whole if lane.first else nothing))
+        self._tally = Vote.from_tensor(sum_lanes(votes)).tally()
+        waited = self._tally.waited / (len(quorum.trainers) * len(self._lanes))
+        self._commit(quorum, self._tally, quorum.key, waited)
 
-    def _serve(self) -> None:
-        """Send the trainers all that they need for the next step."""
-        self._exchange.serve(self._parameters)
+    def _serve(self, lane: ServedLane) -> None:
+        """Send a lane's trainers all that they need for the next step."""
+        lane.exchange.serve(self._parameters)
 
-    def _collect(self) -> None:
-        """Sum all that trainers send in a step."""
+    def _collect(self, lane: ServedLane) -> None:
+        """Sum all that a lane's trainers send in a step."""
         if protocol.interleaved(self._spec):  # the vote decides only whether the update counts
-            self._exchange.collect_and_serve(self._gradients, self._tentative)
+            lane.exchange.collect_and_serve(self._gradients, lambda bucket: self._tentative(lane, bucket))
         else:
-            self._exchange.collect(self._gradients)
+            lane.exchange.collect(self._gradients)
 
-    def vote(self, quorum: Quorum, vote: Tensor) -> None:
-        """Sum the vote, which decides the step. A method of its own, so that a test can lose it."""
-        quorum.group.sum(vote)
+    def vote(self, lane: ServedLane, block_squares: Tensor) -> Tensor:
+        """Return the sum of a lane's vote. A method of its own, so that a test can lose it."""
+        votes = Vote(squares=block_squares).to_tensor(block_squares.device)
+        lane.group.sum(votes)
+        return votes
 
     def _decide(self, tally: Tally) -> Decision:
         return decide(self._spec.hyperparameters, self.progress, tally)
@@ -290,15 +297,19 @@ class PsServer:
         self._gradients.mul_(decision.factor)
         self._optimizer.update(decision.rate)
 
-    def _tentative(self, bucket: int) -> Tensor:
-        """Return the parameters of a bucket as the step will make them if it counts, by the arithmetic of _apply."""
+    def _tentative(self, lane: ServedLane, bucket: int) -> Tensor:
+        """Return a lane's parameters of a bucket as the step will make them if it counts, by the arithmetic of _apply.
+
+        Only for lanes that are cut at multiples of 64 elements: see protocol.interleaved.
+        """
         hyper = self._spec.hyperparameters
         assert self._place is not None
-        start, stop = self._ownership.places(self._place)[bucket]
+        own = lane.segments[bucket]
         factor = 1.0 / (hyper.batch_size * hyper.sequence_length * self.progress.scale)  # like decide()
-        gradients = self._gradients[start:stop] * factor
-        vectors = [vector[start:stop].clone() for vector in self._vectors.values()]
-        parts = segments(self._layout, self._ownership.total, [self._ownership.pieces[bucket][self._place]])
+        gradients = _cut(self._gradients, own).mul_(factor)
+        vectors = [_cut(vector, own) for vector in self._vectors.values()]
+        held = lane.ranges.held(*self._ownership.pieces[bucket][self._place])
+        parts = segments(self._layout, self._ownership.total, held)
         optimizer = Optimizer(vectors[0], gradients, parts, hyper, vectors[1:])
         optimizer.updates = self.progress.updates
         optimizer.update(learning_rate(hyper, self.progress.step))
@@ -306,14 +317,14 @@ class PsServer:
 
     def _evaluate(self, quorum: Quorum) -> None:
         if protocol.pull_needed(quorum):
-            self._serve()
-        self.progress.evaluated(mean_loss(quorum.group))
+            self._lanes.each(self._serve)
+        self.progress.evaluated(mean_loss(self._lanes.each(lambda lane: loss_sums(lane.group))))
         self._journal.evaluation(quorum, self.progress, writes=self.leads)
 
     def _finish(self, quorum: Quorum) -> bool:
         """Write the last checkpoint; once all servers have, send the exact parameters and return True."""
         if protocol.servers_done(quorum):
-            self._exchange.serve(self._parameters, exact=True)
+            self._lanes.each(lambda lane: lane.exchange.serve(self._parameters, exact=True))
             return True
         self._checkpoints.wait()
         self._save(quorum.attempt)
@@ -329,3 +340,8 @@ class PsServer:
             flush = self._journal.metrics.flush if self.leads else lambda: None  # one writes for all
             saving = self._checkpoints.save(shard, self.progress, attempt, before=flush)
             self._saved = version if saving else self._saved
+
+
+def _cut(vector: Tensor, ranges: Ranges) -> Tensor:
+    """Return a copy of some ranges of a vector, end to end."""
+    return torch.cat([vector[:0], *(vector[start:stop] for start, stop in ranges)])

@@ -1,64 +1,56 @@
 """A trainer's half of parameter servers: it pulls parameters, pushes gradients, and keeps nothing between steps.
 
-A thread moves buckets, so that gradients travel while the backward pass computes the next ones, and the forward pass
-begins when its first parameters have arrived. ps_server.py is the other half.
+Each process of a machine exchanges its lane with the servers, so that the machine's link carries each byte once. A
+thread moves buckets: gradients travel while the backward pass computes the next ones, and the forward pass begins when
+its first parameters have arrived. ps_server.py is the other half.
 """
 
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 
 from trainer.cluster.announcement import Announcement, Tally
-from trainer.cluster.group import GroupFailed, MemberGroup
-from trainer.cluster.membership import Quorum
+from trainer.cluster.group import GroupFailed
+from trainer.cluster.quorum import Quorum
+from trainer.cluster.step_group import StepGroup
 from trainer.contract.errors import InputError
-from trainer.model.flat import Flat
 from trainer.parallel import protocol
 from trainer.parallel.exchange import Exchange
+from trainer.parallel.mover import Mover
 from trainer.parallel.ownership import Ownership, norm_block
+from trainer.parallel.shard import Shard
 from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision, Progress
 from trainer.training.vote import Vote
 
 
 class PsTrainer:
-    """The engine of one trainer among parameter servers."""
+    """The engine of one process of a trainer among parameter servers."""
 
     writes = False  # the first server writes records and status: its record of a step lasts as long as the step
 
     def __init__(
-        self, context: MemberContext, flat: Flat, begin: Callable[[], object], announcement: Announcement
+        self, context: MemberContext, shard: Shard, begin: Callable[[], object], announcement: Announcement
     ) -> None:
-        """Hook into the model of `flat`. begin: puts a new run's parameters into it."""
-        spec = context.spec
+        """Make the engine of `shard`. begin: puts a new run's parameters into it."""
+        spec, self._processes = context.spec, context.processes
         self.progress = Progress(step=-1)  # the servers say where the run is
         self._scale = Progress.at_start(announcement.scaled).scale
-        self._spec, self._flat, self._log, self._announcement = spec, flat, context.host.log, announcement
-        self._begin, self._untouched = begin, True  # whether `flat` still holds a new run's parameters
+        self._spec, self._shard, self._announcement = spec, shard, announcement
+        self._log = context.host.log
+        self._begin, self._untouched = begin, True  # whether `shard` still holds a new run's parameters
         self._holds = -1  # lineage of the parameters that are here
-        self._ownership = Ownership(len(flat.parameters), spec.cluster.parameter_servers)
+        self._ownership = Ownership(shard.total, spec.cluster.parameter_servers, processes=self._processes.size)
         self._blocks = -(-self._ownership.total // norm_block(self._ownership.total))
         self._interleaved = protocol.interleaved(spec)
-        self._mover = ThreadPoolExecutor(1, "exchange")
-        self._moving: Future[None] | None = None
-        self._error: BaseException | None = None
-        self._here = [threading.Event() for _ in self._ownership.buckets]  # its parameters have arrived
-        self._final = [threading.Event() for _ in self._ownership.buckets]  # its gradient will not change any more
-        self._missing = [0] * len(self._final)  # tensors of the bucket whose gradient is not final
+        self._mover = Mover(shard.device)
         self._key = ""
-        self._group: MemberGroup | None = None
+        self._group: StepGroup | None = None
         self._made_exchange: Exchange | None = None
         self._pulling = self._pushing = self._first = False
-        self._waited = self._pulled = 0.0
-        for event in self._here:
-            event.set()
-        self._buckets = {start: self._touched(start, size) for _, start, size, _ in flat.layout}
-        if not spec.hyperparameters.compile:  # a compiled graph calls no hooks in between
-            self._hook()
+        self._pulled = 0.0
 
     @property
     def announcement(self) -> Announcement:
@@ -70,25 +62,33 @@ class PsTrainer:
         """Learn the servers' position; at the very start, give them their first parameters."""
         if not protocol.servers_agree(quorum):
             return False
-        if quorum.key != self._key:
-            self._made_exchange = protocol.make_exchange(quorum, self._spec, self._ownership, self._log)
-            self._key, self._group, self._first = quorum.key, quorum.group, quorum.rank == 0
-            self._pulled = 0.0
         first = len(quorum.trainers)  # rank of the first server
-        if not protocol.servers_filled(quorum):
-            if not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
-                self._begin()
-            quorum.group.broadcast_json({"layout": self._flat.layout, "scale": self._scale}, 0)
-            self._exchange.fill(self._flat.parameters)
-        if protocol.trainer_differs(quorum):
-            state = quorum.group.broadcast_json(None, first)
-            if state["total"] != self._ownership.total:
-                raise InputError(
-                    f"the newest checkpoint of {self._spec.run} holds another model ({state['total']} elements instead"
-                    f" of {self._ownership.total}); move its checkpoints away"
-                )
-            self.progress = Progress(**state["progress"])
+        fills = not protocol.servers_filled(quorum)
+        if fills and not self._untouched and quorum.rank == 0:  # servers were lost before the first checkpoint
+            self._begin()
+        with quorum.group.agreed():
+            if quorum.key != self._key:
+                self._meet(quorum)
+            if fills:
+                quorum.lane.broadcast_json({"layout": self._shard.layout, "scale": self._scale}, 0)
+                self._exchange.fill(self._shard.parameters)
+            if protocol.trainer_differs(quorum):
+                state = quorum.lane.broadcast_json(None, first)
+                if state["total"] != self._ownership.total:
+                    raise InputError(
+                        f"the newest checkpoint of {self._spec.run} holds another model ({state['total']} elements"
+                        f" instead of {self._ownership.total}); move its checkpoints away"
+                    )
+                self.progress = Progress(**state["progress"])
         return True
+
+    def _meet(self, quorum: Quorum) -> None:
+        """Make the exchange of a new group."""
+        lanes = protocol.tell_lanes(quorum, self._shard.lane)
+        log = self._log if self._processes.rank == 0 else lambda _: None
+        (self._made_exchange,) = protocol.make_exchanges(quorum, self._spec, self._ownership, lanes, log)
+        self._key, self._group, self._pulled = quorum.key, quorum.group, 0.0
+        self._first = quorum.rank == 0 and self._processes.rank == 0
 
     @property
     def _exchange(self) -> Exchange:
@@ -97,26 +97,42 @@ class PsTrainer:
 
     def start(self, quorum: Quorum) -> None:
         """Begin to pull the parameters, unless they are here; ready() or the forward pass's hooks wait for them."""
-        self._waited = 0.0
+        self._mover.waited = self._shard.readiness.waited = 0.0
         self._untouched = False
         if protocol.pull_needed(quorum):
             self._holds = -1
-            for event in self._here:
-                event.clear()
             self._pulling = True
-            self._move(self._pull)
-            if self._spec.hyperparameters.compile:  # nothing in a compiled graph waits for a bucket
+            self._shard.readiness.fetch()
+            self._mover.begin(self._pull)
+            if not self._shard.waits:
                 self.ready()
 
     def _pull(self) -> None:
-        started = time.monotonic()
-        self._exchange.pull(self._flat.parameters, lambda k: self._here[k].set())
+        started, last_first = time.monotonic(), range(len(self._shard.buckets) - 1, -1, -1)
+
+        def arrived(bucket: int) -> None:
+            self._shard.gather(bucket)
+            self._shard.readiness.arrived(bucket)
+
+        try:
+            self._pull_vectors(self._all_of(last_first, arrived))
+        except BaseException as error:
+            self._shard.readiness.fail(error)
+            raise
         self._pulled = time.monotonic() - started
+
+    def _pull_vectors(self, arrived: "_AllOf") -> None:
+        with arrived:
+            self._exchange.pull(self._shard.parameters, arrived, self._mover.event)
+
+    def _all_of(self, buckets: Iterable[int], call: Callable[[int], None]) -> "_AllOf":
+        return _AllOf(buckets, call, alone=self._processes.size == 1)
 
     def ready(self) -> None:
         """Wait for all parameters."""
         if self._pulling:
-            self._wait_for_mover()
+            self._mover.wait()
+            self._shard.readiness.arrive_all()
             self._pulling, self._holds = False, self.progress.lineage
 
     # -- a step ----------------------------------------------------------------------------------------------------
@@ -124,32 +140,38 @@ class PsTrainer:
     def backward_begins(self) -> None:
         """Let gradients that become final travel: the next backward pass is the step's last."""
         self.ready()
-        self._missing = [0] * len(self._final)
-        for buckets in self._buckets.values():
-            for k in buckets:
-                self._missing[k] += 1
-        for event in self._final:
-            event.clear()
+        self._shard.backward_begins()
         self._pushing = True
-        gradients, parameters = self._flat.gradients, self._flat.parameters
-        if self._interleaved:
-            self._move(lambda: self._exchange.push_and_pull(gradients, parameters, self._until_final))
-        else:
-            self._move(lambda: self._exchange.push(gradients, self._until_final))
+        self._mover.begin(self._push)
 
-    def backward_ends(self) -> None:
-        """Send the rest: all gradients of this trainer are final."""
+    def _push(self) -> None:
+        def final(bucket: int) -> None:
+            self._shard.reduce(bucket)
+            if self._group is None or self._group.failed:
+                raise GroupFailed("the step was given up")
+
+        gradients, parameters, event = self._shard.gradients, self._shard.parameters, self._mover.event
+        with self._all_of(range(len(self._shard.buckets)), final) as reduced:
+            if self._interleaved:
+                self._exchange.push_and_pull(gradients, parameters, reduced, event)
+            else:
+                self._exchange.push(gradients, reduced, event)
+
+    def backward_ends(self, passes: int) -> None:
+        """Send the rest: all gradients of this process are final. Before the first quorum nothing is sent."""
+        if self._group is None:
+            self._shard.backward_ends(passes)
+            return
         if not self._pushing:  # it had no part in this step's batch
             self.backward_begins()
-        for event in self._final:
-            event.set()
+        self._shard.backward_ends(passes)
         self._pushed()
         self._pushing = False
 
     def _pushed(self) -> None:
         """Wait until everything on its way has arrived."""
         started = time.monotonic()
-        self._wait_for_mover()
+        self._mover.wait()
         if self._first:  # to compare with the cost model's prediction for this group
             self._first = False
             megabytes = self._ownership.total * protocol.WIRE[self._spec.parallel.wire].itemsize / 1e6
@@ -160,33 +182,35 @@ class PsTrainer:
             )
 
     def forward_ends(self, passes: int) -> None:
-        """Do nothing: each trainer evaluates on its own."""
+        self._shard.forward_ends(passes)
 
     def sum(self, vote: Vote) -> Tally:
         """Sum the votes. The servers have summed the gradients, and add the sums of squares."""
         assert self._group is not None
         blocks = torch.zeros(self._blocks, dtype=torch.float64)
-        votes = replace(vote, waited=self._waited, squares=blocks).to_tensor(blocks.device)
-        self._group.sum(votes)
-        return Vote.from_tensor(votes).tally()
+        waited = self._mover.waited + self._shard.readiness.waited
+        sums = self._group.sum(replace(vote, waited=waited, squares=blocks).to_tensor(blocks.device))
+        return Vote.from_tensor(sums).tally()
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
         self.progress.commit(decision, key, scaled)
         self._holds = self.progress.lineage if self._interleaved and decision.finite else -1
+        if self._holds >= 0:
+            self._gather()
+
+    def _gather(self) -> None:
+        for bucket in range(len(self._shard.buckets)):
+            self._shard.gather(bucket)
 
     def abandon(self) -> None:
         """Forget the parameters, which do not count after a failed step, and free the thread that moves buckets."""
         self._holds, self._key = -1, ""
         if self._group is not None:
-            self._group.close()
-        for event in self._final:
-            event.set()
-        if self._moving is not None:
-            self._moving.exception()  # until it has seen that the group is gone
-        self._moving, self._error = None, None
+            self._group.lane.close()
+        self._shard.readiness.finish()
+        self._mover.forget()  # once it has seen that the group is gone
         self._pulling = self._pushing = False
-        for event in self._here:
-            event.set()
+        self._shard.readiness.arrive_all()
 
     # -- the ends --------------------------------------------------------------------------------------------------
 
@@ -198,64 +222,35 @@ class PsTrainer:
         """Pull the exact model once the servers have written the last checkpoint."""
         if not protocol.servers_done(quorum):
             return False
-        self._exchange.pull(self._flat.parameters, exact=True)
+        with quorum.group.agreed():
+            self._exchange.pull(self._shard.parameters, exact=True)
+        self._gather()
         return True
 
     def restore(self) -> None:
         """Do nothing: the servers restore checkpoints."""
 
-    # -- the thread that moves buckets -----------------------------------------------------------------------------
 
-    def _move(self, work: Callable[[], None]) -> None:
-        def moved() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self._error = error
-                for event in self._here:  # threads that wait for one must see the error
-                    event.set()
-                raise
+class _AllOf:
+    """A call for each bucket, which an exchange makes one after the other.
 
-        self._moving = self._mover.submit(moved)
+    The processes of a machine wait for each other in it. So where an exchange fails, the rest is made up for, unless
+    this process is alone; the step's vote then fails in all of them.
+    """
 
-    def _wait_for_mover(self) -> None:
-        assert self._moving is not None
-        started = time.monotonic()
-        self._moving.result()
-        self._waited += time.monotonic() - started
+    def __init__(self, buckets: Iterable[int], call: Callable[[int], None], *, alone: bool) -> None:
+        self._left, self._call, self._alone = list(buckets), call, alone
 
-    def _until_final(self, bucket: int) -> None:
-        self._final[bucket].wait()
-        if self._group is None or self._group.failed:
-            raise GroupFailed("the step was given up")
+    def __call__(self, bucket: int) -> None:
+        self._call(bucket)
+        self._left.remove(bucket)
 
-    def _touched(self, start: int, size: int) -> list[int]:
-        """Return the buckets that hold a part of a tensor."""
-        return [k for k, (begin, end) in enumerate(self._ownership.buckets) if begin < start + size and start < end]
+    def __enter__(self) -> "_AllOf":
+        return self
 
-    def _hook(self) -> None:
-        starts = {name: start for name, start, _, _ in self._flat.layout}
-        for name, parameter in self._flat.model.named_parameters():
-            buckets = self._buckets[starts[name]]
-            parameter.register_post_accumulate_grad_hook(lambda _, buckets=buckets: self._became_final(buckets))
-        for name, module in self._flat.model.named_modules():
-            own = [f"{name}.{short}" for short, _ in module.named_parameters(recurse=False)]
-            needed = sorted({k for tensor in own if tensor in starts for k in self._buckets[starts[tensor]]})
-            if needed:
-                module.register_forward_pre_hook(lambda *_, needed=needed: self._until_here(needed))
-
-    def _became_final(self, buckets: list[int]) -> None:
-        if self._pushing:
-            for k in buckets:
-                self._missing[k] -= 1
-                if not self._missing[k]:
-                    self._final[k].set()
-
-    def _until_here(self, buckets: list[int]) -> None:
-        if self._pulling:
-            started = time.monotonic()
-            for k in buckets:
-                self._here[k].wait()
-            self._waited += time.monotonic() - started
-            if self._error is not None:
-                raise self._error
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if self._alone or not isinstance(error, GroupFailed):
+            return False
+        while self._left:
+            self(self._left[0])
+        return True

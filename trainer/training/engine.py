@@ -3,13 +3,17 @@
 from typing import Protocol
 
 from trainer.cluster.announcement import Announcement, Tally
-from trainer.cluster.membership import Quorum
+from trainer.cluster.quorum import Quorum
 from trainer.training.progress import Decision, Progress
 from trainer.training.vote import Vote
 
 
 class Engine(Protocol):
-    """One trainer's parameters and gradients, and their exchange. After GroupFailed no step was taken."""
+    """One process's parameters and gradients, and their exchange. After GroupFailed no step was taken.
+
+    All processes of a machine call the same methods in the same order. Of each call that raises GroupFailed in one of
+    them, it raises it in all.
+    """
 
     progress: Progress
     writes: bool  # whether the first trainer writes records and status
@@ -33,14 +37,14 @@ class Engine(Protocol):
     def backward_begins(self) -> None:
         """Let gradients that become final travel: the step's last backward pass begins."""
 
-    def backward_ends(self) -> None:
-        """Send the rest: all gradients of this trainer are final."""
+    def backward_ends(self, passes: int) -> None:
+        """Send the rest: all gradients of this process are final. passes: micro-batches of the busiest process."""
 
     def forward_ends(self, passes: int) -> None:
-        """End an evaluation, in which the busiest trainer computed so many micro-batches."""
+        """End an evaluation, in which the busiest process computed so many micro-batches."""
 
     def sum(self, vote: Vote) -> Tally:
-        """Sum the gradients and the votes over all members, and return the tally."""
+        """Sum the gradients and the votes over all processes of all members, and return the tally."""
 
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
         """Take the step. key: of the group; scaled: whether the loss is scaled (fp16)."""

@@ -5,7 +5,8 @@ import math
 import time
 
 from trainer.cluster.host import Host
-from trainer.cluster.membership import Membership, Quorum
+from trainer.cluster.membership import Membership
+from trainer.cluster.quorum import Quorum
 from trainer.runs.metrics import Metrics
 from trainer.runs.records import Record
 from trainer.runs.status import StatusWriter
@@ -15,9 +16,16 @@ LOG_EVERY = 10.0  # seconds
 
 
 class Journal:
-    """The journal of one member. One member writes for the run: a trainer, or the first of the parameter servers."""
+    """The journal of one process. One member writes for the run: a trainer, or the first of the parameter servers.
 
-    def __init__(self, metrics: Metrics, status: StatusWriter, membership: Membership, host: Host) -> None:
+    The first process of a machine speaks for all of them.
+    """
+
+    def __init__(
+        self, metrics: Metrics, status: StatusWriter, membership: Membership, host: Host, *, speaks: bool = True
+    ) -> None:
+        """speaks: whether this process is the first of its machine."""
+        self._speaks = speaks
         self.metrics, self.status, self._membership = metrics, status, membership
         self.log, self.report = host.log, host.report
         self._last_step, self._started, self._last_line = time.monotonic(), time.time(), 0.0
@@ -43,6 +51,8 @@ class Journal:
         if self._steps == 1:
             gc.collect()
             gc.freeze()  # nothing older than the first step is garbage: no long collections in the middle of a step
+        if not self._speaks:
+            return
         speed = decision.tokens / seconds
         trainers = len(quorum.trainers)
         peaks = [member.announced.peak for member in quorum.trainers if member.announced.peak]
@@ -81,6 +91,8 @@ class Journal:
         mean = progress.validation_loss
         assert mean is not None
         self._last_step = time.monotonic()  # so that the next step's speed is its own
+        if not self._speaks:
+            return
         record = Record(step=progress.step, time=time.time(), attempt=quorum.attempt, validation_loss=mean)
         self.metrics.add(record, leads=writes)
         if writes or quorum.rank == 0:

@@ -1,9 +1,10 @@
 """The training loop of a master or worker.
 
-A step is: quorum, gradient of my micro-batches, one sum over all members, one vote, commit. Nothing of a step is kept
-until the vote is in, so a lost member costs the others only the time to notice. Micro-batch
-i of a step goes to trainer i mod W once the quorum is known, and the summed gradient is divided by the batch's tokens:
-the members change neither the global batch nor the order of the data. With pairs, only the tokens of completions count.
+Every process of a machine runs it. A step is: quorum, gradient of my micro-batches, one sum over all processes, one
+vote, commit. Nothing of a step is kept until the vote is in, so a lost member costs the others only the time to notice.
+The rows of a batch are dealt to the processes once the quorum is known, and the summed gradient is divided by the
+batch's tokens: the members change neither the global batch nor the order of the data. With pairs, only the tokens of
+completions count.
 
 The engine (trainer/parallel/) holds parameters and optimizer state, and sums gradients.
 """
@@ -13,18 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Quorum
-from trainer.contract.geometry import micro_batch_rows
-from trainer.data.batches import Batches, Examples, Indices, PairBatches, Windows, pieces
+from trainer.cluster.quorum import Quorum
+from trainer.contract.geometry import piece_rows
+from trainer.data.batches import Batches, Dealing, Examples, PairBatches, Windows
 from trainer.evaluation.sampler import Sampler
 from trainer.model.loss import Loss
 from trainer.training.checkpoint import LAST_PARTS
 from trainer.training.engine import Engine
 from trainer.training.member_context import MemberContext
+from trainer.training.prefetch import Prefetch, read
 from trainer.training.progress import Progress, decide
 from trainer.training.vote import Vote, mean_loss
 
@@ -41,13 +42,18 @@ class Training:
     batches: Batches | PairBatches
     validation: Windows | Examples
     device: torch.device
+    micro_batch_rows: int  # sequences of a micro-batch, at most
     scaled: bool  # fp16, whose loss is scaled
     stopping: Callable[[], bool]
-    sampler: Sampler | None = None  # None with fsdp, where no process has the whole model
+    sampler: Sampler | None = None  # of the first process; with fsdp no process has the whole model
 
     def __post_init__(self) -> None:
         self.spec, self.membership, self.journal = self.context.spec, self.context.membership, self.context.journal
-        self.leads = False
+        self.processes = self.context.processes
+        self.leads = False  # whether this machine is the first member
+        self._dropout = self.model.training
+        self._scale = torch.ones((), device=self.device)  # of the loss: a tensor, so that compiled code keeps it open
+        self._prefetch = Prefetch(self.batches, self.device)
 
     @property
     def progress(self) -> Progress:
@@ -64,7 +70,8 @@ class Training:
             try:
                 quorum = self.membership.quorum(self.progress.position, self.engine.announcement)
                 if not quorum.enough:  # the leaving member may have led: then this trainer writes what all wait for
-                    self.journal.status.set(leads=quorum.rank == 0 and self.progress.step > 0)
+                    writes = quorum.rank == 0 and self.processes.rank == 0
+                    self.journal.status.set(leads=writes and self.progress.step > 0)
                     continue
                 self.leads = quorum.rank == 0
                 if not self.engine.prepare(quorum):
@@ -80,80 +87,102 @@ class Training:
                 if self.stopping():  # perhaps this machine itself gave the step up
                     raise Stopping from error
                 self.membership.failed()
-                self.journal.recovering(self.progress.step, error, leads=self.leads)
+                if self.processes.rank == 0:
+                    self.journal.recovering(self.progress.step, error, leads=self.leads)
+
+    @property
+    def writes(self) -> bool:
+        """Return whether this process writes the run's records and status."""
+        return self.engine.writes and self.leads and self.processes.rank == 0
 
     def step(self, quorum: Quorum) -> None:
         """Take one step with these members, or raise GroupFailed and have taken none."""
         engine = self.engine
         engine.start(quorum)
         vote = self.gradient(self.progress.step, quorum, engine.backward_begins)
-        engine.backward_ends()
+        engine.backward_ends(self._passes(quorum))
         tally = engine.sum(vote)
         decision = decide(self.spec.hyperparameters, self.progress, tally)
         engine.commit(decision, quorum.key, self.scaled)
-        writes, waited = engine.writes and self.leads, tally.waited / len(quorum.trainers)
-        self.journal.step(quorum, self.progress, decision, waited, writes=writes)
+        waited = tally.waited / (len(quorum.trainers) * self.processes.size)
+        self.journal.step(quorum, self.progress, decision, waited, writes=self.writes)
         if self.progress.step % self.spec.checkpoints.every == 0:
             engine.save(quorum.attempt, leads=self.leads)
 
     def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Vote:
-        """Add up the gradients of this trainer's micro-batches of a step, from zero, and return its vote.
+        """Add up the gradients of this process's micro-batches of a step, from zero, and return its vote.
 
-        Without a quorum, it computes what the first of all declared trainers would. before_last: called before the
+        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before the
         last backward pass.
         """
-        hyper = self.spec.hyperparameters
-        declared = quorum.declared if quorum else self.spec.cluster.trainers * self.spec.cluster.processes
-        rank, size = (quorum.rank, len(quorum.trainers)) if quorum else (0, declared)
-        parts = pieces(hyper.batch_size, hyper.sequence_length, declared, hyper.micro_batch_size)
+        seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
+        parts = self._dealing(quorum).micro_batches(number, processes)
         self.zero()
-        indices = self.batches.batch(step)
+        self._scale.fill_(self.progress.scale)
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        own_indices = range(rank, len(parts), size)
-        for i in own_indices:
+        for i, micro_batch in enumerate(self._prefetch.take(step, parts)):
             if quorum is not None and quorum.group.failed:
                 raise GroupFailed("the step was given up")
-            inputs, targets = self._rows(self.batches, indices[parts[i]])
-            if self.model.training:  # dropout depends on seed, step and index, not on the trainer that computes it
-                torch.manual_seed(zlib.crc32(f"{hyper.seed}/{step}/{i}".encode()))
-            loss = self.loss(inputs, targets, self.progress.scale)
-            if i == own_indices[-1]:
+            rows = micro_batch.to(self.device)
+            if self._dropout:  # it depends on seed, step and place in the batch, not on the process that computes it
+                torch.manual_seed(zlib.crc32(f"{seed}/{step}/{parts[i].start}".encode()))
+            loss = self.loss(rows.inputs, rows.targets, self._scale)
+            if i == len(parts) - 1:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
             self.journal.report()  # alive: a step may take long
             summed += loss.detach()
-            tokens += self.batches.counted(indices[parts[i]])
+            tokens += rows.tokens
         return Vote(summed, tokens)
 
-    def _rows(self, batches: Windows | Examples, indices: Indices) -> tuple[Tensor, Tensor]:
-        inputs, targets = (torch.from_numpy(rows) for rows in batches.rows(indices))
-        if self.device.type == "cuda":
-            inputs, targets = (t.pin_memory().to(self.device, non_blocking=True) for t in (inputs, targets))
-        return inputs, targets
+    def _place(self, quorum: Quorum | None) -> tuple[int, int]:
+        """Return this process's number among the processes that compute, and how many these are."""
+        if quorum is None:
+            return self.processes.rank, self._declared(quorum)
+        each = self.processes.size
+        return quorum.rank * each + self.processes.rank, len(quorum.trainers) * each
+
+    def _declared(self, quorum: Quorum | None) -> int:
+        """Return how many processes the run declares to compute."""
+        return (quorum.declared if quorum else self.spec.cluster.trainers) * self.processes.size
+
+    def _dealing(self, quorum: Quorum | None) -> Dealing:
+        """Return how a step's batch is dealt to the processes."""
+        hyper = self.spec.hyperparameters
+        piece = piece_rows(hyper, self._declared(quorum)) if self._dropout else None
+        return Dealing(hyper.batch_size, self.micro_batch_rows, piece)
+
+    def _passes(self, quorum: Quorum | None) -> int:
+        """Return how many micro-batches of a step the busiest process has."""
+        return self._dealing(quorum).passes(self._place(quorum)[1])
+
+    def warm_up(self) -> None:
+        """Compute a step that does not count, before others wait for this machine: compiling and allocating are slow."""
+        self.gradient(0, None)
+        self.engine.backward_ends(self._passes(None))
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _evaluate(self, quorum: Quorum) -> None:
         """Compute the mean loss of the held-out windows or examples, with all other trainers."""
         windows = self.validation.first(self.spec.evaluation.sequences)
-        rows = micro_batch_rows(self.spec.hyperparameters.sequence_length)
-        parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
+        dealing, (number, processes) = Dealing(len(windows), self.micro_batch_rows), self._place(quorum)
         self.engine.start(quorum)
         self.engine.ready()
         loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            for part in parts[quorum.rank :: len(quorum.trainers)]:
-                inputs, targets = self._rows(self.validation, part)
-                loss += self.loss(inputs, targets, 1.0)
-                tokens += self.validation.counted(part)
-        self.engine.forward_ends(-(-len(parts) // len(quorum.trainers)))
+            for part in dealing.micro_batches(number, processes):
+                rows = read(self.validation, windows[part], pinned=self.device.type == "cuda").to(self.device)
+                loss += self.loss(rows.inputs, rows.targets, self._scale)
+                tokens += rows.tokens
+        self.engine.forward_ends(dealing.passes(processes))
         if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
             self.sampler.take(self.progress.step)
-        self.model.train(training)
-        self.progress.evaluated(mean_loss(quorum.group, loss, tokens))
-        self.journal.evaluation(quorum, self.progress, writes=self.engine.writes and self.leads)
+        self.model.train(self._dropout)
+        sums = torch.stack([loss, torch.full_like(loss, tokens)]).to(quorum.lane.device)
+        self.progress.evaluated(mean_loss([quorum.group.sum(sums)]))
+        self.journal.evaluation(quorum, self.progress, writes=self.writes)
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
@@ -169,9 +198,9 @@ class Training:
         else:
             quorum = self.membership.leave(self.progress.position, self.engine.announcement)
             self.membership.silence()
-            if quorum is None or not quorum.servers:
+            if quorum is None or not quorum.servers or self.processes.rank > 0:
                 return
             step, attempt = quorum.servers[0].progress.step, quorum.attempt  # where the servers are
             whole = step > 0 and self.context.checkpoints.becomes_whole(step, attempt, LAST_PARTS - since_told())
-        if whole:
+        if whole and self.processes.rank == 0:
             self.journal.notice(step, attempt, since_told())

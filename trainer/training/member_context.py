@@ -14,7 +14,7 @@ from trainer.training.journal import Journal
 
 @dataclass(frozen=True)
 class MemberContext:
-    """One member of a run: its job, its process, its place among the others, and where it writes."""
+    """One process of a member: its job, its place among the others, and where it writes."""
 
     storage: Storage
     spec: JobSpec
@@ -22,5 +22,5 @@ class MemberContext:
     membership: Membership
     checkpoints: CheckpointStore
     journal: Journal
+    processes: Processes  # of this machine
     scratch: Path | None = None  # where files are made; None is the system's own place
-    processes: Processes | None = None  # of this machine, if they share one model

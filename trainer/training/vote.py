@@ -1,5 +1,6 @@
 """The sums that decide a step or make an evaluation: each member adds its part, and all get the same result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -44,9 +45,28 @@ class Vote:
         return Tally(float(self.loss), self.tokens, size, self.waited)
 
 
-def mean_loss(group: MemberGroup, loss: Tensor | float = 0.0, tokens: int = 0) -> float:
-    """Return the mean loss of an evaluation in nats: each member adds the loss of its tokens; servers add nothing."""
+def sum_lanes(lanes: Sequence[Tensor]) -> Tensor:
+    """Return the sum of all lanes' votes, or of their other sums, in the order of lanes: so all members get the same.
+
+    A lane's members have summed its own before. Only the first lane's vote has sums of squares, and zeros are in the
+    others' places: their sum is exact.
+    """
+    first, *others = lanes
+    summed = first.clone()
+    for other in others:
+        summed += other
+    return summed
+
+
+def loss_sums(group: MemberGroup, loss: Tensor | float = 0.0, tokens: int = 0) -> Tensor:
+    """Sum an evaluation's loss in nats and its tokens over a lane's members, float64 [2]. Servers add nothing."""
     sums = torch.zeros(2, dtype=torch.float64, device=group.device)
     sums[0], sums[1] = loss, tokens
     group.sum(sums)
-    return float(sums[0] / sums[1])
+    return sums
+
+
+def mean_loss(lanes: Sequence[Tensor]) -> float:
+    """Return the mean loss of an evaluation in nats from the loss_sums() of all lanes."""
+    loss, tokens = sum_lanes(lanes).tolist()
+    return float(loss / tokens)

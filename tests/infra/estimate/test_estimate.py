@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from infra.estimate import estimate, extras, measured, parts
 from infra.estimate.alternatives import Choice, compare, regions
@@ -31,9 +29,8 @@ from infra.stack.config import ConfigError, StackConfig
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
 from tests.infra.google_graph import read as load
 from trainer.contract import geometry
-from trainer.contract.options import SIZES, Hyperparameters, Parallel
+from trainer.contract.options import SIZES, Parallel
 from trainer.contract.spec import Cluster, JobSpec
-from trainer.data.batches import pieces
 from trainer.runs.records import Status
 from trainer.storage.factory import open_storage
 
@@ -106,19 +103,6 @@ def test_dimensions_of_published_models_have_their_published_parameters_and_flop
     found = geometry.Dimensions(layers, width, 1024, 50304)
     assert found.parameters == parameters
     assert found.flops_a_token(1024) / 1e9 == pytest.approx(gigaflops, abs=6e-4)
-
-
-@given(st.integers(1, 300), st.sampled_from([8, 128, 1000, 1024, 20000]), st.integers(1, 40), st.integers(0, 9))
-def test_share_of_the_busiest_trainer_is_that_of_the_cut_batch(
-    batch: int, length: int, trainers: int, most: int
-) -> None:
-    trainers = min(trainers, batch)
-    cut = pieces(batch, length, trainers, most or None)
-    found = geometry.share(
-        Hyperparameters(batch_size=batch, sequence_length=length, micro_batch_size=most or None), trainers
-    )
-    assert found.passes == max(len(cut[rank::trainers]) for rank in range(trainers))
-    assert found.rows == max(piece.stop - piece.start for piece in cut)
 
 
 def test_dimensions_of_a_start_checkpoint_are_read_from_its_config(tmp_path: Path, root: Path) -> None:

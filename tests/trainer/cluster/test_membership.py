@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from trainer.cluster import delegate as delegate_module
 from trainer.cluster import lighthouse
-from trainer.cluster import membership as membership_module
 from trainer.cluster.announcement import NOTHING, Announcement, Position, Tally
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lease import Lease, NoProgress
 from trainer.cluster.lighthouse import Stopping
-from trainer.cluster.membership import Membership, Quorum
+from trainer.cluster.membership import Membership
+from trainer.cluster.processes import Processes
+from trainer.cluster.quorum import Quorum
 from trainer.contract.spec import Cluster, JobSpec
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
@@ -43,7 +45,7 @@ class Member:
             self.stop.is_set,
         )
         spec = JobSpec.model_construct(run="a-run", cluster=declared)
-        self.membership = Membership(storage, spec, self, torch.device("cpu"))
+        self.membership = Membership(storage, spec, self, torch.device("cpu"), Processes(1, (), print))
 
     def report(self, message: str | None = None, step: int | None = None, patience: float | None = None) -> None:
         self.said += [message] if message else []
@@ -143,16 +145,16 @@ def test_group_sums_broadcasts_and_exchanges_tensors(machines: Machines) -> None
     members = together(machines, ["master-0", "worker-0", "worker-1"])
     quorums = each([member.quorum() for member in members])
     tensors = [torch.full((1000,), float(10**i)) for i in range(3)]
-    each([m.start(q.group.sum, t) for m, q, t in zip(members, quorums, tensors, strict=True)])
+    each([m.start(q.lane.sum, t) for m, q, t in zip(members, quorums, tensors, strict=True)])
     assert all(bool((t == 111.0).all()) for t in tensors)
 
     values = [torch.full((10,), float(i)) for i in range(3)]
-    each([m.start(q.group.broadcast, v, 1) for m, q, v in zip(members, quorums, values, strict=True)])
+    each([m.start(q.lane.broadcast, v, 1) for m, q, v in zip(members, quorums, values, strict=True)])
     assert all(bool((v == 1.0).all()) for v in values)
 
     told = [{"rank": rank, "words": "Größe" * rank} for rank in range(3)]
     calls = zip(members, told, quorums, strict=True)
-    heard = each([m.start(q.group.broadcast_json, value, 2) for m, value, q in calls])
+    heard = each([m.start(q.lane.broadcast_json, value, 2) for m, value, q in calls])
     assert heard == [told[2]] * 3
 
     # Some receivers get nothing.
@@ -164,7 +166,7 @@ def test_group_sums_broadcasts_and_exchanges_tensors(machines: Machines) -> None
     def exchange(rank: int) -> None:
         received = [sizes[sender][rank] for sender in range(3)]
         parts = sources[rank].split(sizes[rank])
-        quorums[rank].group.all_to_all(outputs[rank].split(received), parts).wait()
+        quorums[rank].lane.all_to_all(outputs[rank].split(received), parts).wait()
 
     each([member.start(exchange, rank) for rank, member in enumerate(members)])
     assert all(torch.equal(output, tensor) for output, tensor in zip(outputs, wanted, strict=True))
@@ -176,11 +178,11 @@ def test_quorum_of_one_trainer_needs_no_other_member(machines: Machines) -> None
         quorum = alone.membership.quorum((5, 0, 0))
         assert (names(quorum), quorum.rank, quorum.declared) == (["master-0"], 0, 1)
         tensor = torch.ones(3)
-        quorum.group.sum(tensor)
+        quorum.lane.sum(tensor)
         assert tensor.tolist() == [1.0] * 3
-        assert quorum.group.broadcast_json({"a": 1}, 0) == {"a": 1}
+        assert quorum.lane.broadcast_json({"a": 1}, 0) == {"a": 1}
         output = torch.zeros(3)
-        quorum.group.all_to_all([output], [tensor]).wait()
+        quorum.lane.all_to_all([output], [tensor]).wait()
         assert output.tolist() == [1.0] * 3
         assert machines.lease()["attempt"] == alone.membership.attempt == attempt
 
@@ -191,20 +193,20 @@ def test_member_that_leaves_fails_the_group_and_the_others_form_a_new_one(machin
     for member in members:
         member.membership.stepped(0.1)
     stays = members[:2]
-    sums = [m.start(q.group.sum, torch.ones(1000)) for m, q in zip(stays, first, strict=False)]
+    sums = [m.start(q.lane.sum, torch.ones(1000)) for m, q in zip(stays, first, strict=False)]
     members[2].membership.close()
     for future in sums:
         with pytest.raises(GroupFailed):
             future.result(PATIENCE)
     for quorum in first[:2]:  # the group stays failed, whichever collective is called
         with pytest.raises(GroupFailed):
-            quorum.group.sum(torch.ones(1))
+            quorum.lane.sum(torch.ones(1))
     each([member.start(member.membership.failed) for member in stays])
     quorums = each([member.quorum(1) for member in stays])
     assert [names(q) for q in quorums] == [["master-0", "worker-0"]] * 2
     assert quorums[0].key == quorums[1].key != first[0].key
     tensors = [torch.ones(2), torch.ones(2)]
-    each([m.start(q.group.sum, t) for m, q, t in zip(stays, quorums, tensors, strict=True)])
+    each([m.start(q.lane.sum, t) for m, q, t in zip(stays, quorums, tensors, strict=True)])
     assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
 
 
@@ -222,7 +224,7 @@ def test_first_quorum_waits_for_all_declared_trainers(machines: Machines) -> Non
 def test_first_quorum_without_a_declared_trainer_starts_after_a_bounded_wait(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(membership_module, "GATHER", 1.0)
+    monkeypatch.setattr(delegate_module, "GATHER", 1.0)
     members = [machines.add(name, trainers=3) for name in ("master-0", "worker-0")]
     each([member.join() for member in members])
     quorums = each([member.quorum() for member in members])
@@ -338,8 +340,8 @@ def test_member_that_lost_the_lease_follows_the_new_holder(machines: Machines) -
     for member in (master, worker):
         member.membership.stepped(0.1)
     usurper = machines.add("worker-1", trainers=2)
-    usurper.membership._lighthouse._lease.read()
-    assert usurper.membership._lighthouse._take(2)
+    usurper.membership._delegate._lighthouse._lease.read()
+    assert usurper.membership._delegate._lighthouse._take(2)
     quorum = master.quorum(1).result(PATIENCE)
     while master.membership.attempt == 1:
         quorum = master.quorum(1).result(PATIENCE)
@@ -481,7 +483,7 @@ def test_quorum_shows_which_server_leaves_and_the_step_it_holds(machines: Machin
         assert [m.name for m in quorum.servers] == ["ps-0", "ps-1"]  # the step that the leaving server holds counts
         assert not quorum.enough  # the members are not enough to take a step
     assert [q.rank for q in (*seen, own)] == [0, 1, -1]
-    assert {q.group for q in seen} == {q.group for q in first[:2]}  # no group is made for a quorum that takes no step
+    assert {q.lane for q in seen} == {q.lane for q in first[:2]}  # no group is made for a quorum that takes no step
 
 
 def test_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
@@ -500,14 +502,14 @@ def test_trainer_that_leaves_is_not_waited_for(machines: Machines) -> None:
     tensors = [torch.ones(2), torch.ones(2)]
     stays = (members[0], members[2])
     # The others sum at once, in a new group.
-    each([m.start(q.group.sum, t) for m, q, t in zip(stays, seen, tensors, strict=True)])
+    each([m.start(q.lane.sum, t) for m, q, t in zip(stays, seen, tensors, strict=True)])
     assert [t.tolist() for t in tensors] == [[2.0, 2.0]] * 2
 
 
 def test_leave_waits_a_bounded_time_for_the_others_to_hear_it(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(membership_module, "LEAVING", 0.5)
+    monkeypatch.setattr(delegate_module, "LEAVING", 0.5)
     members = together(machines, ["master-0", "ps-0"])
     each([member.quorum() for member in members])  # ps-0 then computes, and asks for no quorum
     assert members[0].start(members[0].membership.leave, (1, 0, 0)).result(PATIENCE) is None
@@ -528,10 +530,10 @@ def test_leave_just_after_the_lighthouses_host_left_is_heard_at_another_lighthou
 def test_members_that_never_reach_each_other_give_up_after_a_bounded_number_of_tries(machines: Machines) -> None:
     master, worker = together(machines, ["master-0", "worker-0"])
     each([master.quorum(), worker.quorum()])
-    for _ in range(membership_module.FAILURES - 1):
+    for _ in range(delegate_module.FAILURES - 1):
         master.membership.failed()
     master.membership.stepped(0.1)  # a step was taken, so the count of failures begins anew
-    for _ in range(membership_module.FAILURES - 1):
+    for _ in range(delegate_module.FAILURES - 1):
         master.membership.failed()
     with pytest.raises(NoProgress, match="10 groups in a row failed without a step; the last one: master-0, worker-0"):
         master.membership.failed()

@@ -134,7 +134,7 @@ def saved_loss(run: Run) -> float:
     assert checkpoints.restore({"parameters": flat.parameters}, layout=flat.layout) is not None
     inputs, targets = validation_rows(run)
     with torch.no_grad():
-        return float(make_loss(model, None, torch.device("cpu"))(inputs, targets, 1.0)) / targets.numel()
+        return float(make_loss(model, None, torch.device("cpu"))(inputs, targets)) / targets.numel()
 
 
 def validation_rows(run: Run) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainer.contract.geometry import PEAKS, Dimensions, padded_vocabulary
+from trainer.contract.geometry import MICRO_BATCH_TOKENS, PEAKS, Dimensions, padded_vocabulary, piece_rows, share
+from trainer.contract.options import Hyperparameters
 from trainer.model import device as device_module
 from trainer.model.device import peak_speed
 
@@ -30,6 +31,34 @@ def test_parameter_count_of_dimensions_equals_that_of_the_real_model(
     with torch.device("meta"):
         model = GPT2LMHeadModel(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == size.parameters
+
+
+@given(st.integers(1, 600), st.sampled_from([8, 1000, 1024, 20000]), st.integers(1, 1100), st.integers(0, 9))
+def test_share_of_the_busiest_process_is_that_of_rows_dealt_one_by_one(
+    batch: int, length: int, processes: int, most: int
+) -> None:
+    found = share(Hyperparameters(batch_size=batch, sequence_length=length, micro_batch_size=most or None), processes)
+    busiest = len(range(0, batch, processes))  # rows 0, N, 2N, ...
+    assert (found.sequences, found.tokens) == (busiest, busiest * length)
+    assert found.rows <= (most or max(1, MICRO_BATCH_TOKENS // length))
+    assert found.rows * (found.passes - 1) < busiest <= found.rows * found.passes
+
+
+@pytest.mark.parametrize("processes", [11, 32, 100, 1000])
+def test_share_with_one_process_missing_grows_by_its_part_and_one_row(processes: int) -> None:
+    hyper = Hyperparameters(batch_size=4 * processes, micro_batch_size=2)
+    all_there, one_missing = share(hyper, processes).sequences, share(hyper, processes - 1).sequences
+    assert one_missing <= all_there * processes / (processes - 1) + 1
+
+
+@given(st.integers(1, 600), st.integers(1, 40), st.integers(0, 9))
+def test_pieces_with_dropout_are_a_quarter_of_a_process_at_most(batch: int, processes: int, most: int) -> None:
+    hyper = Hyperparameters(batch_size=batch, dropout=0.1, micro_batch_size=most or None)
+    found, rows = share(hyper, processes), piece_rows(hyper, processes)
+    assert found.rows == rows <= max(1, -(-batch // processes) / 4)
+    pieces = -(-batch // rows)
+    assert found.passes == len(range(0, pieces, processes))
+    assert batch / processes <= found.sequences <= min(batch, rows * found.passes)
 
 
 @pytest.mark.parametrize(

@@ -8,35 +8,66 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.contract.geometry import MICRO_BATCH_TOKENS
-from trainer.data.batches import TOKEN, Batches, Tokens, Windows, pieces
+from trainer.contract import geometry
+from trainer.contract.options import Hyperparameters
+from trainer.data.batches import TOKEN, Batches, Dealing, Tokens, Windows
+
+
+def rows_of(parts: list[slice], batch: int) -> list[int]:
+    return [row for part in parts for row in range(batch)[part]]
 
 
 @given(
-    batch=st.integers(1, 500),
-    length=st.integers(8, 4096),
-    trainers=st.integers(1, 64),
-    most=st.none() | st.integers(1, 64),
+    batch=st.integers(1, 300),
+    processes=st.integers(1, 40),
+    most=st.integers(1, 64),
+    piece=st.none() | st.integers(1, 16),
 )
-def test_pieces_cover_a_batch_evenly(batch: int, length: int, trainers: int, most: int | None) -> None:
-    parts = pieces(batch, length, trainers, most)
-    rows = [row for part in parts for row in range(batch)[part]]
-    assert rows == list(range(batch))  # every row appears once, in order
-    sizes = [part.stop - part.start for part in parts]
-    assert min(sizes) >= 1
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= (most or max(1, MICRO_BATCH_TOKENS // length))
-    assert len(parts) >= min(batch, trainers)
-    work = [sum(sizes[rank::trainers]) for rank in range(trainers)]
-    assert max(work) <= -(-len(parts) // trainers) * max(sizes)
+def test_dealing_gives_every_row_to_one_process(batch: int, processes: int, most: int, piece: int | None) -> None:
+    dealing = Dealing(batch, most, piece)
+    dealt = [dealing.micro_batches(number, processes) for number in range(processes)]
+    assert sorted(row for parts in dealt for row in rows_of(parts, batch)) == list(range(batch))
+    sizes = [[len(range(batch)[part]) for part in parts] for parts in dealt]
+    assert all(1 <= size <= (piece or most) for each in sizes for size in each)
+    assert dealing.passes(processes) == max(map(len, sizes))
 
 
-@given(batch=st.integers(1, 200), most=st.integers(1, 32), trainers=st.sampled_from([1, 2, 3, 4]))
-def test_number_of_pieces_is_a_multiple_of_the_trainers_where_the_batch_allows_it(
-    batch: int, most: int, trainers: int
-) -> None:
-    count = len(pieces(batch, 8, trainers, most))
-    assert count % trainers == 0 or count == batch
+@given(batch=st.integers(1, 300), processes=st.integers(1, 40), most=st.integers(1, 64))
+def test_dealing_by_rows_gives_all_processes_equal_work(batch: int, processes: int, most: int) -> None:
+    dealing = Dealing(batch, most)
+    dealt = [dealing.micro_batches(number, processes) for number in range(processes)]
+    work = [len(rows_of(parts, batch)) for parts in dealt]
+    assert max(work) - min(work) <= 1
+    assert min(work) >= (1 if batch >= processes else 0)
+    for parts in filter(None, dealt):  # as many passes as the others, of equal sizes
+        sizes = [len(range(batch)[part]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert len(parts) == min(sum(sizes), dealing.passes(processes))
+    # The estimate counts the same.
+    share = geometry.share(Hyperparameters(batch_size=batch, micro_batch_size=most), processes)
+    assert (share.sequences, share.passes) == (max(work), dealing.passes(processes))
+    assert share.rows == max(len(range(batch)[part]) for part in dealt[0])
+
+
+@pytest.mark.parametrize("declared", [11, 32, 100, 1000])
+@given(extra=st.integers(0, 3000))
+def test_dealing_without_one_process_costs_the_others_its_share_and_one_row(declared: int, extra: int) -> None:
+    batch = declared + extra
+
+    def slowest(processes: int) -> int:
+        return len(rows_of(Dealing(batch, 16).micro_batches(0, processes), batch))
+
+    assert slowest(declared - 1) <= slowest(declared) * declared / (declared - 1) + 1
+
+
+@given(batch=st.integers(1, 300), declared=st.integers(1, 40), there=st.integers(1, 40))
+def test_pieces_of_a_batch_are_the_same_whoever_is_there(batch: int, declared: int, there: int) -> None:
+    piece = geometry.piece_rows(Hyperparameters(batch_size=batch, dropout=0.1), declared)
+    dealing = Dealing(batch, 64, piece)
+    together = [part for number in range(there) for part in dealing.micro_batches(number, there)]
+    assert sorted(together, key=lambda part: part.start) == dealing.micro_batches(0, 1)
+    if there <= min(declared, batch):
+        assert all(dealing.micro_batches(number, there) for number in range(there))
 
 
 @pytest.fixture

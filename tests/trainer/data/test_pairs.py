@@ -5,7 +5,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from trainer.data.prepare import check_enough, prepare
 from trainer.data.prepared import Prepared, find_prepared
 from trainer.data.tokenizer import from_bytes
 from trainer.model.gpt2 import build
-from trainer.model.loss import compiled, make_loss
+from trainer.model.loss import counted_positions, make_loss
 from trainer.storage.base import Storage
 from trainer.storage.factory import open_storage
 
@@ -280,7 +279,7 @@ def test_masked_loss_equals_that_of_transformers_with_labels(prepared: Prepared)
     model = build(Model(layers=2, heads=2, width=16, positions=LENGTH), from_bytes(), 0.0, 1)
     order = batches(prepared)
     inputs, targets = map(torch.from_numpy, order.rows(order.batch(1)))
-    loss = make_loss(model, None, CPU, masked=True)(inputs, targets, 1.0)
+    loss = make_loss(model, None, CPU)(inputs, targets, None, counted_positions(targets))
     loss.backward()  # type: ignore[no-untyped-call]
     ours = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
@@ -294,25 +293,6 @@ def test_masked_loss_equals_that_of_transformers_with_labels(prepared: Prepared)
     for mine, parameter in zip(ours, model.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_compiled_loss_of_any_length_equals_the_eager_loss(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is traced and differentiated for all lengths at once.
-
-    It is not compiled to C++, which takes minutes for free lengths.
-    """
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
-    model = build(Model(layers=1, heads=2, width=16, positions=LENGTH), from_bytes(), 0.0, 1)
-    order, said = batches(prepared), list[str]()
-    eager = make_loss(model, None, CPU, masked=True)
-    fast = compiled(eager, said.append, dynamic=True)
-    for step in range(4):
-        inputs, targets = map(torch.from_numpy, order.rows(order.batch(step)))
-        loss = fast(inputs, targets, 1.0)
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert float(loss.detach()) == pytest.approx(float(eager(inputs, targets, 1.0).detach()), rel=1e-4)
-    assert said == []
 
 
 def run_of_pairs(new_run: Callable[..., Run], hyper: dict[str, Any] | None = None, **more: Any) -> Run:

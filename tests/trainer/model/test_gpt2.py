@@ -22,7 +22,7 @@ from trainer.model.export import _exportable
 from trainer.model.flat import Flat
 from trainer.model.gpt2 import EXPORTED_ACTIVATION, TRAINED_ACTIVATION, build
 from trainer.model.layout import ALIGNMENT
-from trainer.model.loss import compiled, make_loss
+from trainer.model.loss import make_loss
 from trainer.storage.base import Entries, Refused
 from trainer.storage.factory import open_storage
 from trainer.storage.local import FileStorage
@@ -68,7 +68,7 @@ def test_loss_is_that_of_transformers_times_the_tokens(model: GPT2LMHeadModel) -
     with torch.no_grad():
         # The model predicts the token after each but the last.
         own = model(tokens, labels=tokens).loss * tokens[:, 1:].numel()
-        ours = make_loss(model, None, CPU)(tokens[:, :-1], tokens[:, 1:], 1.0)
+        ours = make_loss(model, None, CPU)(tokens[:, :-1], tokens[:, 1:])
     assert float(ours) == pytest.approx(float(own), rel=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_gradients_of_the_loss_are_those_of_cross_entropy(model: GPT2LMHeadModel
     reference(model, inputs, targets).backward()
     wanted = gradients(model)
     model.zero_grad()
-    make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
+    make_loss(model, None, CPU)(inputs, targets).backward()  # type: ignore[no-untyped-call]
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -88,12 +88,12 @@ def test_loss_in_chunks_equals_the_whole_loss(
 ) -> None:
     inputs, targets = batch()
     loss = make_loss(model, None, CPU)
-    whole = loss(inputs, targets, 1.0)
+    whole = loss(inputs, targets)
     whole.backward()  # type: ignore[no-untyped-call]
     wanted = gradients(model)
     model.zero_grad()
     monkeypatch.setattr(geometry, "LOGIT_CHUNK", chunk)
-    parts = loss(inputs, targets, 1.0)
+    parts = loss(inputs, targets)
     parts.backward()  # type: ignore[no-untyped-call]
     assert float(parts.detach()) == pytest.approx(float(whole.detach()), rel=1e-6)
     for name, gradient in gradients(model).items():
@@ -103,11 +103,11 @@ def test_loss_in_chunks_equals_the_whole_loss(
 def test_loss_with_a_scale_multiplies_the_gradient_alone(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
     loss = make_loss(model, None, CPU)
-    plain = loss(inputs, targets, 1.0)
+    plain = loss(inputs, targets)
     plain.backward()  # type: ignore[no-untyped-call]
     wanted = gradients(model)
     model.zero_grad()
-    scaled = loss(inputs, targets, 8.0)
+    scaled = loss(inputs, targets, torch.tensor(8.0))
     scaled.backward()  # type: ignore[no-untyped-call]
     assert scaled.item() == plain.item()
     for name, gradient in gradients(model).items():
@@ -117,15 +117,15 @@ def test_loss_with_a_scale_multiplies_the_gradient_alone(model: GPT2LMHeadModel)
 def test_loss_without_gradients_has_the_same_value(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
     with torch.no_grad():
-        loss = make_loss(model, None, CPU)(inputs, targets, 1.0)
+        loss = make_loss(model, None, CPU)(inputs, targets)
     assert not loss.requires_grad
     assert float(loss) == pytest.approx(float(reference(model, inputs, targets)), rel=1e-5)
 
 
 def test_loss_in_bf16_is_near_that_in_fp32(model: GPT2LMHeadModel) -> None:
     inputs, targets = batch()
-    exact = float(make_loss(model, None, CPU)(inputs, targets, 1.0))
-    half = make_loss(model, torch.bfloat16, CPU)(inputs, targets, 1.0)
+    exact = float(make_loss(model, None, CPU)(inputs, targets))
+    half = make_loss(model, torch.bfloat16, CPU)(inputs, targets)
     half.backward()  # type: ignore[no-untyped-call]
     assert float(half) == pytest.approx(exact, rel=2e-2)
     assert float(half) != exact  # the precision did change
@@ -156,14 +156,14 @@ def test_flat_vectors_hold_the_models_parameters(model: GPT2LMHeadModel) -> None
 def test_gradients_are_summed_in_the_flat_vector(model: GPT2LMHeadModel) -> None:
     flat = Flat(model, CPU)
     inputs, targets = batch()
-    make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
+    make_loss(model, None, CPU)(inputs, targets).backward()  # type: ignore[no-untyped-call]
     once = flat.gradients.clone()
     assert float(once.abs().sum()) > 0
     for (_, start, size, _), parameter in zip(flat.layout, reversed(list(model.parameters())), strict=True):
         assert parameter.grad is not None
         assert parameter.grad.data_ptr() == flat.gradients[start : start + size].data_ptr()
         assert bool((flat.gradients[start + size : -(-(start + size) // ALIGNMENT) * ALIGNMENT] == 0).all())
-    make_loss(model, None, CPU)(inputs, targets, 1.0).backward()  # type: ignore[no-untyped-call]
+    make_loss(model, None, CPU)(inputs, targets).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(flat.gradients, 2 * once)  # Micro-batches add up
 
 
@@ -338,56 +338,3 @@ def test_checkpoint_with_weights_of_another_size_is_refused(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_embd": 32}))
     refused(tokenizer, folder)
-
-
-# -- torch.compile -----------------------------------------------------------------------------------------------------
-
-
-def test_compiled_loss_without_a_compiler_falls_back_to_the_eager_one(
-    model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compile_(loss: object, **_: object) -> Callable[..., torch.Tensor]:
-        def fails(*_: object) -> torch.Tensor:
-            raise RuntimeError("no C++ compiler\nand a long explanation")
-
-        return fails
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    said: list[str] = []
-    eager = make_loss(model, None, CPU)
-    loss = compiled(eager, said.append)
-    inputs, targets = batch()
-    values = [float(loss(inputs, targets, 1.0)) for _ in range(3)]
-    assert values == [float(eager(inputs, targets, 1.0))] * 3
-    assert said == ["torch.compile failed (no C++ compiler); continuing without it"]
-
-
-def test_compiled_loss_in_a_torch_without_compile_falls_back_to_the_eager_one(
-    model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compile_(*_: object, **__: object) -> None:
-        raise RuntimeError("torch.compile is not supported on Python 3.99")
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    said: list[str] = []
-    loss = compiled(make_loss(model, None, CPU), said.append)
-    assert float(loss(*batch(), 1.0)) > 0
-    assert len(said) == 1
-
-
-@pytest.mark.slow
-def test_compiled_loss_has_the_value_and_gradients_of_the_eager_one(tokenizer: Tokenizer) -> None:
-    model = build(Model(layers=1, heads=1, width=8, positions=16), tokenizer, dropout=0.0, seed=1).eval()
-    flat, said = Flat(model, CPU), []
-    eager = make_loss(model, None, CPU)
-    loss = compiled(eager, said.append)
-    inputs, targets = batch()
-    expected = eager(inputs, targets, 1.0)
-    expected.backward()  # type: ignore[no-untyped-call]
-    wanted = flat.gradients.clone()
-    flat.gradients.zero_()
-    found = loss(inputs, targets, 1.0)
-    found.backward()  # type: ignore[no-untyped-call]
-    assert said == []
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
-    torch.testing.assert_close(flat.gradients, wanted, rtol=1e-4, atol=1e-5)

@@ -104,7 +104,7 @@ def test_lora_gradients_are_those_that_autograd_computes(base: Path, precision: 
     assert sum(size for _, _, size, _ in flat.layout) == TRAINED
     with torch.no_grad():  # this includes the matrices that begin as zero
         flat.parameters.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
-    make_loss(model, precision, cpu)(tokens(), tokens(), 1.0).backward()  # type: ignore[no-untyped-call]
+    make_loss(model, precision, cpu)(tokens(), tokens()).backward()  # type: ignore[no-untyped-call]
     ours = flat.gradients.clone()
     flat.gradients.zero_()
     with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
@@ -179,7 +179,7 @@ def test_lora_dropout_depends_on_seed_step_and_index_alone(base: Path) -> None:
     def found(train: bool, seed: int) -> float:
         model.train(train)
         torch.manual_seed(seed)
-        return float(loss(tokens(), tokens(), 1.0).detach())
+        return float(loss(tokens(), tokens()).detach())
 
     assert found(True, 1) == found(True, 1) != found(True, 2)
     assert found(False, 1) == found(False, 2)

@@ -23,9 +23,10 @@ from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.processes import FixedMembership, Processes
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import die_with_parent
+from trainer.contract.geometry import micro_batch_rows
 from trainer.contract.options import Checkpoints, Data, Hyperparameters, Model
 from trainer.contract.spec import Cluster, JobSpec
-from trainer.data.batches import pieces
+from trainer.data.batches import Dealing
 from trainer.data.tokenizer import from_bytes
 from trainer.model.gpt2 import build
 from trainer.parallel.fsdp import Sharded
@@ -92,7 +93,8 @@ def main(task: Task) -> int:
     engine.restore()
     membership.join(0.0)
     found: dict[str, Any] = {"from": engine.progress.step, "losses": [], "norms": [], "said": said}
-    parts = pieces(HYPER.batch_size, HYPER.sequence_length, 2, HYPER.micro_batch_size)
+    most = micro_batch_rows(HYPER.sequence_length, HYPER.micro_batch_size)
+    parts = Dealing(HYPER.batch_size, most).micro_batches(rank, 2)
     code = 0
     try:
         while engine.progress.step < task.steps:
@@ -106,7 +108,7 @@ def main(task: Task) -> int:
             inputs, targets = rows(step)
             engine.zero()
             summed, tokens = 0.0, 0
-            for part in parts[rank::2]:
+            for part in parts:
                 loss = engine.loss(inputs[part], targets[part])
                 loss.backward()  # type: ignore[no-untyped-call]
                 summed, tokens = summed + loss.item(), tokens + targets[part].numel()

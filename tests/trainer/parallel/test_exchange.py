@@ -18,7 +18,7 @@ from trainer.cluster.membership import _local_store
 from trainer.contract import exchange_cost
 from trainer.contract.exchange_cost import Links, Plan
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import NORM_BLOCKS, Ownership, norm_block
+from trainer.parallel.ownership import NORM_BLOCKS, Lane, Ownership, norm_block
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -94,7 +94,7 @@ class Members:
         return [future.result(PATIENCE) for future in futures]
 
     def exchanges(self, plan: Plan, wire: torch.dtype) -> list[Exchange]:
-        return [Exchange(group, self.trainers, self.shards, plan, wire) for group in self.groups]
+        return [Exchange(group, self.trainers, self.shards, Lane(((0, TOTAL),)), plan, wire) for group in self.groups]
 
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Return each server's part of a flat vector."""

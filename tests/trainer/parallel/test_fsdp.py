@@ -49,7 +49,7 @@ class Plain:
         while self.progress.step < steps:
             inputs, targets = rows(self.progress.step)
             self.flat.gradients.zero_()
-            loss = self.loss(inputs, targets, 1.0)
+            loss = self.loss(inputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             size = norm(squares(self.flat.gradients, 65536))
             decision = decide(HYPER, self.progress, Tally(loss.item(), targets.numel(), size))
@@ -119,7 +119,7 @@ def test_fsdp_evaluates_and_exports_the_whole_model(trained: tuple[Path, dict[st
     model.load_state_dict(torch.load(folder / "exported.pt", weights_only=True))
     inputs, targets = rows(10_000)
     with torch.no_grad():
-        loss = make_loss(model, None, torch.device("cpu"))(inputs[:3], targets[:3], 1.0)
+        loss = make_loss(model, None, torch.device("cpu"))(inputs[:3], targets[:3])
     assert found["evaluated"] == pytest.approx(float(loss), rel=1e-5)
     at_the_end = Plain().restore(folder)
     for name, parameter in at_the_end.flat.model.named_parameters():

@@ -12,7 +12,7 @@ import torch
 
 from tests.trainer.running import Run
 from tests.trainer.together import small, together
-from trainer.parallel.ownership import Ownership
+from trainer.parallel import ownership
 
 pytestmark = pytest.mark.slow
 STEPS = 50
@@ -23,8 +23,8 @@ BUCKETS = 8
 def many_buckets() -> Any:
     """Cut the model's 30,000 parameters into many buckets."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(Ownership.__init__, "__defaults__", (4096,))
-    assert len(Ownership(30_000, 2).buckets) == BUCKETS
+    patch.setattr(ownership, "BUCKET_ELEMENTS", 4096)
+    assert len(ownership.Ownership(30_000, 2).buckets) == BUCKETS
     yield
     patch.undo()
 

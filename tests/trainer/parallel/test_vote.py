@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tests.trainer.together import server, small, together
 from trainer.cluster.group import GroupFailed
-from trainer.cluster.membership import Quorum
 from trainer.parallel.diloco_server import DilocoServer
 from trainer.parallel.ps_server import PsServer
+from trainer.parallel.served_lanes import ServedLane
 from trainer.training.member_context import MemberContext
 from trainer.training.progress import Decision
 
@@ -31,15 +31,16 @@ class Forgetful(PsServer):
     before: set[int]
     after: set[int]
 
-    def vote(self, quorum: Quorum, vote: Tensor) -> None:
+    def vote(self, lane: ServedLane, block_squares: Tensor) -> Tensor:
         step = self.progress.step
         if step in self.before:
             self.before.remove(step)
             raise GroupFailed("lost before the vote")
-        super().vote(quorum, vote)
+        votes = super().vote(lane, block_squares)
         if step in self.after:
             self.after.remove(step)
             raise GroupFailed("lost after the vote")
+        return votes
 
 
 class ForgetfulOuter(Forgetful, DilocoServer):

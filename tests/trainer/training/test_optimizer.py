@@ -186,6 +186,23 @@ def test_norm_equals_torchs(size: int) -> None:
     assert norm(squares(vector, BLOCK)) == pytest.approx(float(torch.linalg.vector_norm(vector.double())), rel=1e-12)
 
 
+@pytest.mark.parametrize("block", [BLOCK, 2**17])
+def test_squares_are_those_of_each_block_whatever_the_number_of_threads(block: int) -> None:
+    """Servers have one thread and trainers several. A block is alone in the last part that is computed at once."""
+    size = 2**18 + 2**17 + 2**15 + 640
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, size)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(squares(vector, block))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    expected = [float(part.double().square().sum()) for part in torch.split(vector, block)]
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
 def test_norm_of_zeros_is_zero() -> None:
     assert norm(squares(torch.zeros(100), BLOCK)) == 0.0
 
