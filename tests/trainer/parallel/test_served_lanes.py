@@ -272,7 +272,7 @@ def many_buckets() -> Any:
         yield
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module")
 def calm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tensor, Run]:
     """Return the settings, and the end of an undisturbed run whose machines have one process."""
     parameters, run, _ = lives(tmp_path_factory.mktemp("calm"), lanes(TOTAL, 1), set(), **SETTINGS[request.param])
@@ -301,7 +301,15 @@ CASES: dict[str, tuple[Callable[[], list[Lane]], Lost, list[int]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("calm", "case"),
+    [
+        *(("clipped", case) for case in CASES),
+        ("interleaved", "second-lane-of-slices"),
+        ("local", "first-lane-of-rows"),
+    ],
+    indirect=["calm"],
+)
 def test_commit_when_a_server_missed_the_vote_of_one_of_two_lanes_has_the_bits_of_one_undisturbed_lane(
     tmp_path: Path, calm: tuple[str, Tensor, Run], case: str
 ) -> None:
