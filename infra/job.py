@@ -4,7 +4,6 @@ from typing import Any
 
 from infra.checks.host import disk_problem, host_problems
 from infra.fleet.fleet import Fleet, resolve_fleet
-from infra.fleet.host import gpus
 from infra.inputs.resolve import Inputs, resolve
 from infra.stack.config import PROJECT, ConfigError, StackConfig
 from trainer.contract import identity, spec
@@ -26,7 +25,7 @@ def declare(config: StackConfig, fleet: Fleet) -> tuple[Inputs, spec.JobSpec]:
         ConfigError: the inputs or this machine cannot carry the run out; one line for each problem.
         InputError: the text's lock file cannot be used.
     """
-    inputs = resolve(config, on_host=() if config.google else host_problems(config))
+    inputs = resolve(config, on_host=() if config.google else host_problems(config, fleet))
     file, training = config.file, config.file.training_input
     data = file.data.model_copy(update=inputs.data)
 
@@ -39,7 +38,7 @@ def declare(config: StackConfig, fleet: Fleet) -> tuple[Inputs, spec.JobSpec]:
     if not config.google and (problem := disk_problem(config, run)):
         raise ConfigError([f"{PROJECT}:{problem}"])
 
-    cluster = _local_cluster(config, fleet) if fleet.local else _google_cluster(fleet)
+    cluster = _local_cluster(fleet) if fleet.local else _google_cluster(fleet)
     # Leave counts of zero out: a preview lists every key of a changed object that the program passed.
     counts = {"min_workers": training.min_workers, "parameter_servers": config.servers}
     cluster |= {name: count for name, count in counts.items() if count}
@@ -62,27 +61,32 @@ def declare(config: StackConfig, fleet: Fleet) -> tuple[Inputs, spec.JobSpec]:
 
 def _google_cluster(fleet: Fleet) -> dict[str, Any]:
     """Return the fields of spec.Cluster that machine types of Google Cloud decide."""
-    trainers, processes = [machines.machine for machines in fleet.trainer_roles], fleet.processes_per_trainer
+    trainers = [machines.machine for machines in fleet.trainer_roles]
     # Hyperthreads do not speed matrix products up: one thread for each core. All trainers of a run use as many.
-    cluster: dict[str, Any] = {"threads": max(1, min(machine.vcpus for machine in trainers) // 2 // processes)}
-    if processes > 1:
-        cluster["processes"] = processes
+    cores = min(machine.vcpus for machine in trainers) // 2
+    cluster: dict[str, Any] = {"threads": max(1, cores // fleet.processes_per_trainer), **_processes(fleet)}
     if fleet.servers is not None:  # only the cost model of parameter servers asks how fast the network is
         cluster["trainer_gbps"] = min(machine.gbps for machine in trainers)
         cluster["server_gbps"] = fleet.servers.machine.gbps
     return cluster
 
 
-def _local_cluster(config: StackConfig, fleet: Fleet) -> dict[str, Any]:
+def _local_cluster(fleet: Fleet) -> dict[str, Any]:
     """Return the fields of spec.Cluster that this machine decides."""
-    processes = gpus() if config.file.parallel.parallelism == "fsdp" else 1
     # With more threads than cores, trainers are 20 times slower, and here they share the cores. Parameter servers get
     # none of them: they compute, with one thread, while trainers wait.
     cores = fleet.master.machine.vcpus
-    cluster: dict[str, Any] = {"threads": max(1, cores // ((1 + config.workers) * processes))}
-    if processes > 1:
-        cluster["processes"] = processes
-    return cluster
+    return {"threads": max(1, cores // fleet.trainers), **_processes(fleet)}
+
+
+def _processes(fleet: Fleet) -> dict[str, Any]:
+    """Return the processes and GPUs of each trainer machine. One process and no GPU are left out, as above."""
+    counts: dict[str, Any] = {}
+    if fleet.processes_per_trainer > 1:
+        counts["processes"] = fleet.processes_per_trainer
+    if fleet.gpus_per_trainer:
+        counts["gpus"] = fleet.gpus_per_trainer
+    return counts
 
 
 def _hardware(fleet: Fleet) -> dict[spec.Role, spec.Hardware]:
@@ -99,11 +103,11 @@ def _hardware(fleet: Fleet) -> dict[spec.Role, spec.Hardware]:
     }
 
 
-def division(config: StackConfig) -> str | None:
+def division(config: StackConfig, fleet: Fleet) -> str | None:
     """Return how trainers share a batch that does not divide evenly, which is no error; None if it does."""
-    batch, trainers = config.file.training_input.hyperparameters.batch_size, 1 + config.workers
-    least, rest = divmod(batch, trainers)
+    batch, shares = config.file.training_input.hyperparameters.batch_size, fleet.trainers
+    least, rest = divmod(batch, shares)
     if not rest:
         return None
-    busy = batch / trainers / (least + 1)
-    return f"batch {batch} over {trainers} trainers: {least} or {least + 1} each, {busy:.0%} busy"
+    among = f"{shares} {'trainers' if fleet.processes_per_trainer == 1 else 'processes'}"
+    return f"batch {batch} over {among}: {least} or {least + 1} each, {batch / shares / (least + 1):.0%} busy"

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from infra.checks.combinations import combination_problems
 from infra.checks.google import project_problems, stack_problems
+from infra.checks.sharing import sharing_problems
 from infra.fleet.fleet import resolve_fleet
-from infra.sizing.memory import memory_problems
+from infra.sizing.remedies import memory_problems
 from infra.stack.config import PROJECT, ROOT, ConfigError, StackConfig, bucket_url, google_bucket, plain_text
 from infra.stack.explain import explain
 from infra.stack.keys import DEFAULT_TEXT, StackFile
@@ -59,7 +60,9 @@ def load(
     if config.google:
         problems += stack_problems(config)
         if not problems:  # unknown machines have no known memory
-            problems += [f"{PROJECT}:{problem}" for problem in memory_problems(config, resolve_fleet(config))]
+            fleet = resolve_fleet(config)
+            found = sharing_problems(config, fleet) or memory_problems(config, fleet)
+            problems += [f"{PROJECT}:{problem}" for problem in found]
     if problems:
         raise ConfigError(problems)
     return config

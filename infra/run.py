@@ -5,6 +5,7 @@ from typing import Any
 import pulumi
 from pulumi.runtime.config import CONFIG
 
+from infra.fleet.caveats import sharing_caveats
 from infra.fleet.fleet import Fleet
 from infra.inputs.resolve import Inputs
 from infra.job import division
@@ -46,8 +47,10 @@ class TrainingRun(pulumi.ComponentResource):
         if secrets := secret_keys():  # a later review finds them in the state even if the stack file has lost them
             properties["secretKeys"] = secrets
         super().__init__("gpt2-training:run:TrainingRun", "training", properties, opts)
-        if (note := division(config)) is not None:
+        if (note := division(config, fleet)) is not None:
             pulumi.log.info(note, self)
+        for sentence in sharing_caveats(config, fleet):
+            pulumi.log.warn(sentence, self)
         # A stack on this machine is spared 0.2 s of imports, Google's packages.
         if config.google:
             from infra.google import resources as on_google

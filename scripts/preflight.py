@@ -15,7 +15,7 @@ from rich.console import Console
 
 from infra.estimate import measured
 from infra.fleet.boot_image import contents, image_project
-from infra.fleet.caveats import image_caveats, network_caveats, untried_caveats, waiting_caveats
+from infra.fleet.caveats import image_caveats, network_caveats, sharing_caveats, untried_caveats, waiting_caveats
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.google.availability import NO_QUOTA_PROJECT, machine_types, unknown
 from infra.google.org_policies import policy_checks
@@ -211,6 +211,7 @@ def _caveats(config: StackConfig, fleet: Fleet) -> list[Check]:
     tried = {run.machine for run in measured.read(config.root)}
     named = [("network of machines", sentence) for sentence in network_caveats(fleet)]
     named += [("image of machines", sentence) for sentence in image_caveats(fleet, config.file.machines.image_family)]
+    named += [("sharing of a step", sentence) for sentence in sharing_caveats(config, fleet)]
     named += [("waiting for machines", sentence) for sentence in waiting_caveats(fleet)]
     named += [("machines tried", sentence) for sentence in untried_caveats(fleet, tried)]
     return [Check(name, "note", *sentence.split("; ", 1)) for name, sentence in named]

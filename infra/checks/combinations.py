@@ -60,7 +60,7 @@ def combination_problems(file: StackFile) -> list[str]:
     if keep is not None and (problem := _multiple("checkpoints.keepEvery", keep, "checkpoints.every", often)):
         problems.append(problem)
     problems += _model_problems(file, servers)
-    problems += _parallel_problems(file, workers, servers)
+    problems += _parallel_problems(file, servers)
     if file.sweep is not None:
         problems += search_space.problems(file.sweep, parameters, 1 + workers, file.model.positions)
     if file.platform == "local":
@@ -102,21 +102,14 @@ def _model_problems(file: StackFile, servers: int) -> list[str]:
     return problems
 
 
-def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]:
+def _parallel_problems(file: StackFile, servers: int) -> list[str]:
     """Return what is wrong with the way in which trainers share the work."""
     parallel, problems = file.parallel, []
-    if parallel.parallelism == "fsdp" and (workers or servers):
+    if not servers and parallel.plan != "auto":
         problems.append(
-            "parallel.parallelism: fsdp shares a model among the GPUs of the master alone, and there are"
-            f" {workers} workers and {servers} parameter servers; use 0 of both, or parallelism: replicas"
+            f"parallel.plan: found {parallel.plan}, and there are no parameter servers that it could mean; remove it,"
+            " or set trainingInput.parameterServerCount to 1 or more"
         )
-    if not servers:
-        for name, given, usual in (("plan", parallel.plan, "auto"), ("wire", parallel.wire, "fp32")):
-            if given != usual:
-                problems.append(
-                    f"parallel.{name}: found {given}, and there are no parameter servers that it could mean; remove it,"
-                    " or set trainingInput.parameterServerCount to 1 or more"
-                )
     if parallel.synchronization == "step":
         if parallel.every > 1:
             problems.append(
@@ -128,6 +121,11 @@ def _parallel_problems(file: StackFile, workers: int, servers: int) -> list[str]
         problems.append(
             "parallel.synchronization: local needs parameter servers, which hold what the trainers agree on, and there"
             " are none; set trainingInput.parameterServerCount to 1 or more, or use step"
+        )
+    if parallel.parallelism == "fsdp":
+        problems.append(
+            "parallel.synchronization: local keeps a whole copy of the parameters for each machine, and fsdp is for"
+            " models of which no process has one; use step, or parallelism: replicas"
         )
     if parallel.every < 2:
         problems.append(

@@ -39,13 +39,6 @@ def stack_problems(config: StackConfig) -> list[str]:
     if fleet is not None and not region:  # wrong zones and limits would only follow from a wrong region
         own = cluster_problems(config, fleet) + _zone_problems(config, fleet) + _limit_problems(config, fleet)
     own += _capacity_problems(config, named) + image_problems(config, named) + _other_problems(config)
-    fsdp = config.file.parallel.parallelism == "fsdp"
-    if fleet is not None and not own and fsdp and fleet.master.accelerators < 2:
-        own.append(
-            "parallel.parallelism: fsdp shares a model among the GPUs of one machine, and the master has"
-            f" {fleet.master.accelerators}; use machines.accelerator.count 2 or more, or a masterType with several"
-            " built in, for example a2-highgpu-2g"
-        )
     return names + region + [f"gpt2-training:{problem}" for problem in own]
 
 

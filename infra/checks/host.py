@@ -7,7 +7,9 @@ from pathlib import Path
 
 import psutil
 
-from infra.fleet.host import gpus
+from infra.checks.sharing import sharing_problems
+from infra.fleet.fleet import Fleet
+from infra.fleet.host import host_gpus
 from infra.inputs.checkpoint import FOLDER
 from infra.sizing.memory import SERVER_BYTES, SERVERS_BYTES_PER_PARAMETER, TRAINER_BYTES
 from infra.sizing.workload import dimensions_of
@@ -16,12 +18,15 @@ from infra.stack.keys import data_format
 from trainer.contract import paths
 
 BYTES_PER_PARAMETER = 12  # in a checkpoint: fp32 parameters and AdamW's two moments
-TRAINER_BYTES_PER_PARAMETER = 16  # fp32 parameters, gradients and two moments
+PARAMETER_BYTES = 4  # of a parameter, a gradient or a moment
 MARGIN = 200_000_000  # bytes that stay free for logs, metrics and other programs
 
 
-def host_problems(config: StackConfig) -> list[str]:
-    """Return what this computer cannot do for a local stack, a line each, without the project's name."""
+def host_problems(config: StackConfig, fleet: Fleet) -> list[str]:
+    """Return what this computer cannot do for a local stack, a line each, without the project's name.
+
+    fleet: the stack's machines, which are processes of this computer.
+    """
     problems = []
     system, processor, version = platform.system(), platform.machine(), sys.version_info[:2]
     if not (system == "Linux" and processor in ("x86_64", "AMD64") and (3, 11) <= version <= (3, 13)):
@@ -33,16 +38,12 @@ def host_problems(config: StackConfig) -> list[str]:
             if count
         ]
     file = config.file
-    if file.parallel.parallelism == "fsdp" and (own_gpus := gpus()) < 2:
-        problems.append(
-            f"parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has {own_gpus}; use"
-            " replicas"
-        )
+    problems += _gpu_problems(config) or sharing_problems(config, fleet)
     precision = file.training_input.hyperparameters.precision
-    if precision == "fp16" and not gpus():
+    if precision == "fp16" and not host_gpus():
         problems.append("trainingInput.hyperparameters.precision: fp16 needs a GPU, and here is none; use auto or fp32")
     trainers, members = 1 + config.workers, f"{1 + config.workers} trainers"
-    need = trainers * (TRAINER_BYTES + TRAINER_BYTES_PER_PARAMETER * _parameters(config))
+    need = trainers * _trainer_bytes(config, fleet)
     if config.servers:
         members += f" and {config.servers} parameter servers"
         need += config.servers * SERVER_BYTES + SERVERS_BYTES_PER_PARAMETER[
@@ -58,6 +59,41 @@ def host_problems(config: StackConfig) -> list[str]:
     if value and value.startswith(FOLDER) and not (config.root / Path(value).expanduser()).exists():
         problems.append(f"data.vocabularyPath: there is no folder {value}; check the path")
     return problems
+
+
+def _gpu_problems(config: StackConfig) -> list[str]:
+    """Return why the trainers cannot share out this computer's GPUs, without the project's name."""
+    gpus, trainers = host_gpus(), 1 + config.workers
+    problems = []
+    if 0 < len(gpus) < trainers:
+        use = f"use at most {len(gpus) - 1}" if len(gpus) > 1 else "use 0"
+        problems.append(
+            f"trainingInput.workerCount: found {trainers} trainers (master and {config.workers} workers), and this"
+            f" machine has {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}; {use}, or set CUDA_VISIBLE_DEVICES to nothing"
+            " to train on its CPU"
+        )
+    of_model: dict[str, list[str]] = {}
+    for gpu in gpus:
+        if gpu.model:
+            of_model.setdefault(gpu.model, []).append(gpu.device)
+    if len(of_model) > 1:
+        found = ", ".join(f"{len(devices)} x {model}" for model, devices in of_model.items())
+        most = max(of_model.values(), key=len)
+        problems.append(
+            f"platform: local would train on GPUs of several models, {found}, and each gets the same part of a step;"
+            f" choose those of one model, for example CUDA_VISIBLE_DEVICES={','.join(most)}"
+        )
+    return problems
+
+
+def _trainer_bytes(config: StackConfig, fleet: Fleet) -> int:
+    """Return the bytes of this computer's memory that a trainer takes: all its processes together."""
+    processes, parameters = fleet.processes_per_trainer, _parameters(config)
+    if fleet.gpus_per_trainer:  # each process makes the model here, then moves it to its GPU
+        return processes * (TRAINER_BYTES + PARAMETER_BYTES * parameters)
+    # Parameters and gradients are of each process, with fsdp shared; the two moments are always shared.
+    copies = 1 if config.file.parallel.parallelism == "fsdp" else processes
+    return processes * TRAINER_BYTES + 2 * (copies + 1) * PARAMETER_BYTES * parameters
 
 
 def _parameters(config: StackConfig) -> int:

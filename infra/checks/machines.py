@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping
 
 from infra.fleet.catalog import ACCELERATORS, LEAST_COMPUTE_CAPABILITY, MACHINE_TYPES, TOO_OLD, MachineType, Way
-from infra.fleet.fleet import Fleet
+from infra.fleet.fleet import Fleet, RoleMachines
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
 from trainer.contract.settings import TYPE_KEYS
@@ -55,8 +55,16 @@ def way_problems(config: StackConfig, named: Mapping[Role, str | None]) -> list[
 
 
 def cluster_problems(config: StackConfig, fleet: Fleet) -> list[str]:
-    """Return what is wrong with several machines together: networks that are not built, and their placement."""
+    """Return what is wrong with several machines together: unlike GPUs, networks that are not built, placement."""
     problems = []
+    master, *workers = fleet.trainer_roles
+    for machines in workers:
+        if (machines.accelerator, machines.accelerators) != (master.accelerator, master.accelerators):
+            problems.append(
+                f"trainingInput.{TYPE_KEYS[machines.role]}: {machines.machine.name} has {_gpus(machines)}, and the"
+                f" master, {master.machine.name}, has {_gpus(master)}; trainers share each step evenly, so give both"
+                " the same GPUs"
+            )
     direct = [machines for machines in fleet.roles if machines.machine.links == "RDMA"]
     if sum(machines.count for machines in direct) > 1:
         names = " and ".join(dict.fromkeys(machines.machine.name for machines in direct))
@@ -79,6 +87,11 @@ def cluster_problems(config: StackConfig, fleet: Fleet) -> list[str]:
     if config.file.machines.reservation is not None:
         problems.append(f"{key}: cannot go with machines.reservation, which has a placement of its own; remove one")
     return problems
+
+
+def _gpus(machines: RoleMachines) -> str:
+    """Return the GPUs of one machine in words."""
+    return f"{machines.accelerators} x {machines.accelerator}" if machines.accelerators else "no GPUs"
 
 
 def _way(config: StackConfig, role: Role) -> Way:

@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 from infra.fleet.boot_image import CONTAINER_OPTIMIZED, image_project
 from infra.fleet.fleet import Fleet
+from infra.fleet.host import host_gpus
+from infra.stack.config import StackConfig
 
 # Gbit/s of all network cards that Google offers with a machine, where only one is declared here.
 ALL_CARDS = {"a3-highgpu-8g": 1000, "a3-megagpu-8g": 1800}
@@ -52,6 +54,23 @@ def waiting_caveats(fleet: Fleet) -> list[str]:
         " the others, until the deadline at most; keep limits.maxHours low, or use one machine"
     )
     return [sentence]
+
+
+def sharing_caveats(config: StackConfig, fleet: Fleet) -> list[str]:
+    """Return what is unusual in the way in which trainers share GPUs and steps."""
+    sentences = []
+    gpus, trainers = len(host_gpus()) if fleet.local else 0, 1 + config.workers
+    if trainers <= gpus and gpus % trainers:
+        each = fleet.gpus_per_trainer
+        sentences.append(
+            f"{gpus} GPUs over {trainers} trainers: {each} each, and {gpus % trainers} stay unused; another"
+            " trainingInput.workerCount may use all"
+        )
+    if config.file.parallel.wire == "bf16" and config.file.training_input.hyperparameters.precision == "fp32":
+        sentences.append(
+            "parallel.wire: bf16 rounds on the way what precision: fp32 computes; use fp32 for both, or precision: auto"
+        )
+    return sentences
 
 
 def untried_caveats(fleet: Fleet, tried: Collection[str]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from infra.fleet.catalog import MACHINE_TYPES, MachineType, known_zones, machine_label
-from infra.fleet.host import host_cores, host_label
+from infra.fleet.host import host_cores, host_gpus, host_label
 from infra.fleet.prices import Cost, machine_cost
 from infra.stack.config import StackConfig
 from infra.stack.keys import TIER_ACCELERATOR, Accelerator, StackFile
@@ -55,12 +55,14 @@ class Fleet:
 
     roles: those that have machines, master first.
     zones: where the run may be. Empty for a local stack.
-    processes_per_trainer: how many processes of a trainer machine compute: one for each GPU with fsdp, else one.
+    gpus_per_trainer: GPUs of each trainer machine. The trainers of a local stack share out those of this computer.
+    processes_per_trainer: processes of each trainer machine: one for each GPU; on CPUs as many as the file says.
     """
 
     local: bool
     roles: tuple[RoleMachines, ...]
     zones: tuple[str, ...] = ()
+    gpus_per_trainer: int = 0
     processes_per_trainer: int = 1
 
     @property
@@ -102,17 +104,18 @@ def resolve_fleet(config: StackConfig) -> Fleet:
     """Resolve the machines of a stack. On Google Cloud its machine types and GPUs must have been checked."""
     if not config.google:
         computer = MachineType(host_label(), host_cores(), memory_gb=0)
-        processes = tuple(RoleMachines(role, count, computer) for role, count in role_counts(config).items())
-        return Fleet(local=True, roles=processes)
+        machines = tuple(RoleMachines(role, count, computer) for role, count in role_counts(config).items())
+        gpus = len(host_gpus()) // (1 + config.workers)
+        return Fleet(True, machines, gpus_per_trainer=gpus, processes_per_trainer=_processes(config, gpus))
     roles = tuple(_rented(config, role, count) for role, count in role_counts(config).items())
     zones = config.file.machines.zones or _common_zones(config.region, roles)
-    fsdp = config.file.parallel.parallelism == "fsdp"
-    return Fleet(
-        local=False,
-        roles=roles,
-        zones=tuple(zones),
-        processes_per_trainer=max(1, roles[0].accelerators) if fsdp else 1,
-    )
+    gpus = roles[0].accelerators
+    return Fleet(False, roles, tuple(zones), gpus_per_trainer=gpus, processes_per_trainer=_processes(config, gpus))
+
+
+def _processes(config: StackConfig, gpus: int) -> int:
+    """Return the processes of a trainer machine with so many GPUs."""
+    return gpus or config.file.parallel.processes or 1
 
 
 def role_counts(config: StackConfig) -> dict[Role, int]:

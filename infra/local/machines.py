@@ -7,6 +7,7 @@ import pulumi
 from pulumi.dynamic import CheckResult, CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from infra.dynamic import Properties, Provider, changed, plain
+from infra.fleet.host import host_gpus
 from infra.local import processes
 from infra.local.storage import folder
 from trainer.contract.spec import JobSpec, Role
@@ -17,7 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class MachineProvider(Provider):
-    """The inputs name the machine. `start` counts its processes, so that a dead one shows as a difference."""
+    """The inputs name the machine. `start` counts its processes, so that a dead one shows as a difference.
+
+    `devices` are the GPUs that all trainers of the stack share out, as CUDA_VISIBLE_DEVICES names them; it is left out
+    where there are none.
+    """
 
     def check(self, olds: Properties, news: Properties) -> CheckResult:
         inputs = plain(news)
@@ -39,7 +44,8 @@ class MachineProvider(Provider):
         if not _is_over(props):
             command = [sys.executable, "-m", "trainer", "--bucket", props["bucket"], "--run", props["run"]]
             command += ["--name", props["name"], "--role", props["role"]]
-            processes.start(machine, props["launch"], command, ROOT)
+            variables = {"CUDA_VISIBLE_DEVICES": props["devices"]} if "devices" in props else {}
+            processes.start(machine, props["launch"], command, ROOT, variables)
         return CreateResult(f"{props['run']}/{props['launch']}/{props['name']}", {**props, "log": str(machine.log)})
 
     def update(self, _id: str, _olds: Properties, news: Properties) -> UpdateResult:
@@ -57,6 +63,8 @@ class Machine(Resource, module="local", name="Machine"):
 
     def __init__(self, name: str, role: Role, bucket: str, job: JobSpec, opts: pulumi.ResourceOptions | None = None):
         props = {"bucket": bucket, "run": job.run, "launch": job.launch, "name": name, "role": role}
+        if job.cluster.gpus and role != "ps":
+            props["devices"] = ",".join(gpu.device for gpu in host_gpus())
         super().__init__(MachineProvider(), name, {**props, "log": None}, opts)
 
 

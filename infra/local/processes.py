@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,22 @@ class MachineProcess:
         return self.folder / paths.machine_log(self.run, self.name)
 
 
-def start(machine: MachineProcess, launch: int, command: Sequence[str], cwd: Path) -> int:
+def start(
+    machine: MachineProcess, launch: int, command: Sequence[str], cwd: Path, variables: Mapping[str, str] | None = None
+) -> int:
     """Start the machine's process, unless it lives already for this launch, and return its process number.
 
-    Processes of an earlier launch, or those that a killed process left, are ended first. Raise ProcessError if a
-    process that is not ours has the lock.
+    Processes of an earlier launch, or those that a killed process left, are ended first.
+
+    Args:
+        machine: the machine.
+        launch: the launch of its run.
+        command: what to start.
+        cwd: the folder in which it starts.
+        variables: of its environment, besides those that it takes over from this process.
+
+    Raises:
+        ProcessError: a process that is not ours has the lock.
     """
     machine.lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + PATIENCE
@@ -74,7 +85,7 @@ def start(machine: MachineProcess, launch: int, command: Sequence[str], cwd: Pat
             if _take(lock):
                 stop(machine.mark)  # end the orphans of a killed process
                 _write(lock, {"launch": launch})
-                pid = _spawn(machine, lock, command, cwd)
+                pid = _spawn(machine, lock, command, cwd, variables or {})
                 _write(lock, {"launch": launch, "pid": pid})
                 return pid
             holder = _read(lock)
@@ -85,9 +96,9 @@ def start(machine: MachineProcess, launch: int, command: Sequence[str], cwd: Pat
     raise ProcessError(f"{machine.lock} is locked by a process that is not ours; find it with: fuser {machine.lock}")
 
 
-def _spawn(machine: MachineProcess, lock: int, command: Sequence[str], cwd: Path) -> int:
+def _spawn(machine: MachineProcess, lock: int, command: Sequence[str], cwd: Path, variables: Mapping[str, str]) -> int:
     environment = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith(KEPT_PREFIXES)}
-    environment |= {MARK: machine.mark, "PYTHONUNBUFFERED": "1"}
+    environment |= {**variables, MARK: machine.mark, "PYTHONUNBUFFERED": "1"}
     with machine.log.open("ab") as log:
         process = subprocess.Popen(  # in a session of its own, which Ctrl-C and the end of a terminal do not reach
             command,

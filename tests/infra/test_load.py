@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ import yaml
 
 from infra import load
 from infra.fleet import fleet
+from infra.fleet.caveats import sharing_caveats
+from infra.fleet.host import host_gpus
 from infra.job import division, job_spec
 from infra.run import from_pulumi
 from infra.stack import plain_yaml, reading
@@ -58,19 +60,29 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def give_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return a function that sets the number of GPUs that the driver's tool reports; at first there are none."""
+def give_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Return a function that sets the GPUs that the driver's tool reports: so many, and others by their models.
+
+    At first there are none.
+    """
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def give(count: int) -> None:
-        lines = [f"echo 'GPU {i}: NVIDIA H100 80GB HBM3 (UUID: GPU-{i})'; echo '  MIG 1g.10gb'" for i in range(count)]
+    def give(count: int, *others: str) -> None:
+        models = [*["NVIDIA H100 80GB HBM3"] * count, *others]
+        lines = [
+            f"echo 'GPU {i}: {model} (UUID: GPU-{i})'; echo '  MIG 1g.10gb     Device  0: (UUID: MIG-{i})'"
+            for i, model in enumerate(models)
+        ]
         tool.write_text("\n".join(["#!/bin/sh", *(lines or ["echo 'No devices were found'; exit 6"]), ""]))
         tool.chmod(0o755)
+        host_gpus.cache_clear()
 
     give(0)
-    return give
+    yield give
+    host_gpus.cache_clear()
 
 
 def problems(everything: dict[str, Any], root: Path) -> list[str]:
@@ -109,7 +121,7 @@ MISTAKES: list[tuple[str, Any, str | None]] = [
     ("trainingInput.workerCount", "-1", "found '-1', must be a whole number"),
     ("trainingInput.workerCount", "two", "found 'two', must be a whole number"),
     ("trainingInput.minWorkers", 2, "found 2, more than the 1 workers there will be; use at most 1"),
-    ("parallel.parallelism", "fsdp", "there are 1 workers and 1 parameter servers; use 0 of both, or parallelism"),
+    ("parallel.parallelism", "fsdp", "and a trainer has one process; use parallel.processes: 2 or more, or replicas"),
     ("parallel.plan", "ring", "found 'ring', must be one of auto, star, hierarchical"),
     ("parallel.every", 2, "found 2, but trainers meet at every step; add synchronization: local, or remove it"),
     ("checkpoints.keepEvery", 300, "found 300, must be a multiple of checkpoints.every, 250; use 250"),
@@ -298,7 +310,7 @@ def test_committed_local_stack_file_gives_this_job(root: Path, monkeypatch: pyte
     assert job.cluster.threads == 4  # servers compute while trainers wait, and get no cores of their own
     assert job.data.path == f"data/{identity.fingerprint(root / 'data/default.txt')}/default.txt"
     assert read.words() == values()
-    assert division(read) is None
+    assert division(read, fleet.resolve_fleet(read)) is None
     assert spec.JobSpec.model_validate(job.to_json()) == job
 
 
@@ -350,13 +362,23 @@ ALONE = {"workerCount": 0, "parameterServerCount": 0}
     [
         (
             shared({"parameterServerCount": 0}, plan="star", wire="bf16"),
-            [
-                "parallel.plan: found star, and there are no parameter servers that it could mean",
-                "parallel.wire: found bf16, and there are no parameter servers that it could mean",
-            ],
+            ["parallel.plan: found star, and there are no parameter servers that it could mean"],
         ),
+        (shared(ALONE, wire="bf16"), ["parallel.wire: found bf16, and there is one process, which sends nothing"]),
+        (
+            shared({}, parallelism="fsdp", processes=2, synchronization="local", every=50),
+            ["parallel.synchronization: local keeps a whole copy of the parameters for each machine, and fsdp is"],
+        ),
+        (
+            shared({}, processes=9),
+            ["trainingInput.hyperparameters.batchSize: found 16, less than the 18 processes of 2 trainers; use at"],
+        ),
+        (
+            shared(ALONE, processes=17),
+            ["trainingInput.hyperparameters.batchSize: found 16, less than the 17 processes of 1 trainer; use at"],
+        ),
+        (shared({}, processes=65), ["parallel.processes: found 65, must be a whole number, at least 1 and at most 64"]),
         (shared({}, synchronization="local"), ["parallel.every: found 1, but with synchronization: local it is"]),
-        (shared({"workerCount": 0}, parallelism="fsdp"), ["parallel.parallelism: fsdp shares a model among the GPUs"]),
         (
             shared({"parameterServerCount": 0}, synchronization="local", every=50),
             ["parallel.synchronization: local needs parameter servers"],
@@ -395,27 +417,98 @@ def test_parallel_settings_that_fit_go_into_the_job(root: Path) -> None:
     assert (job.cluster.parameter_servers, job.cluster.trainer_gbps) == (1, None)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_fsdp_without_several_gpus_is_refused(root: Path, give_gpus: Callable[[int], None], count: int) -> None:
-    give_gpus(count)
-    (line,) = problems(shared(ALONE, parallelism="fsdp"), root)
+def test_fsdp_with_one_gpu_for_each_trainer_is_refused(root: Path, give_gpus: Callable[[int], None]) -> None:
+    give_gpus(2)
+    (line,) = problems(shared({}, parallelism="fsdp"), root)
     assert line == (
-        "gpt2-training:parallel.parallelism: fsdp shares a model among the GPUs of one machine, and this one has"
-        f" {count}; use replicas"
+        "gpt2-training:parallel.parallelism: fsdp shares a model among the GPUs of a machine, and a trainer has 1 here;"
+        " use fewer workers, or replicas"
     )
 
 
-def test_fsdp_starts_a_process_for_each_gpu(
+@pytest.mark.parametrize("parallelism", ["replicas", "fsdp"])
+def test_local_trainers_share_out_the_gpus_with_a_process_for_each(
+    root: Path, give_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, parallelism: str
+) -> None:
+    monkeypatch.setattr(fleet, "host_cores", lambda: 16)
+
+    def cluster(gpus: int, workers: int) -> tuple[int, int, int]:
+        give_gpus(gpus)
+        everything = shared({"workerCount": workers}, parallelism=parallelism)
+        declared = job_spec(load.load(everything, "local", root)).cluster
+        return declared.gpus, declared.processes, declared.threads
+
+    assert cluster(8, 0) == (8, 8, 2)
+    assert cluster(8, 1) == (4, 4, 2)
+    assert cluster(8, 2) == (2, 2, 2)  # two stay unused
+
+
+@pytest.mark.parametrize(("chosen", "gpus"), [("2,3", 2), ("GPU-1, GPU-3", 2), ("1,9,2", 1), ("", 0), ("-1", 0)])
+def test_local_trainers_share_out_the_gpus_that_the_shell_has_chosen(
+    root: Path, give_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, chosen: str, gpus: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    give_gpus(4)
+    assert job_spec(load.load(shared(ALONE), "local", root)).cluster.gpus == gpus
+
+
+def test_more_local_trainers_than_gpus_are_refused(root: Path, give_gpus: Callable[[int], None]) -> None:
+    give_gpus(2)
+    (line,) = problems(shared({"workerCount": 2}), root)
+    assert line == (
+        "gpt2-training:trainingInput.workerCount: found 3 trainers (master and 2 workers), and this machine has 2 GPUs;"
+        " use at most 1, or set CUDA_VISIBLE_DEVICES to nothing to train on its CPU"
+    )
+
+
+def test_local_gpus_of_two_models_are_refused_unless_the_shell_chooses(
+    root: Path, give_gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_gpus(2, "NVIDIA T4")
+    (line,) = problems(shared(ALONE), root)
+    assert line == (
+        "gpt2-training:platform: local would train on GPUs of several models, 2 x NVIDIA H100 80GB HBM3, 1 x NVIDIA T4,"
+        " and each gets the same part of a step; choose those of one model, for example"
+        " CUDA_VISIBLE_DEVICES=GPU-0,GPU-1"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0,GPU-1")
+    give_gpus(2, "NVIDIA T4")
+    assert job_spec(load.load(shared(ALONE), "local", root)).cluster.gpus == 2
+
+
+def test_processes_are_those_of_the_file_on_cpus_and_those_of_the_gpus_elsewhere(
     root: Path, give_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "host_cores", lambda: 8)
-    give_gpus(4)
-    everything = shared(ALONE, parallelism="fsdp")
-    job = job_spec(load.load(everything, "local", root))
-    assert (job.cluster.processes, job.cluster.threads) == (4, 2)
+    job = job_spec(load.load(shared({}, processes=2, parallelism="fsdp"), "local", root))
+    assert (job.cluster.processes, job.cluster.gpus, job.cluster.threads) == (2, 0, 2)
     give_gpus(2)
-    other = job_spec(load.load(everything, "local", root))
-    assert (other.run, other.cluster.processes) == (job.run, 2)
+    (line,) = problems(shared(ALONE, processes=3), root)
+    assert line == (
+        "gpt2-training:parallel.processes: found 3, and a trainer has 2 GPUs here, each with a process of its own;"
+        " remove it"
+    )
+    assert job_spec(load.load(shared(ALONE, processes=2), "local", root)).cluster.processes == 2
+
+
+def test_sweep_of_batches_smaller_than_the_processes_is_refused(root: Path) -> None:
+    sizes = {"parameterName": "batchSize", "type": "DISCRETE", "discreteValues": [2, 8]}
+    everything = shared({}, processes=2) | {"sweep": {"params": [sizes]}}
+    (line,) = problems(everything, root)
+    assert line == "gpt2-training:sweep.params[0]: batchSize 2.0 is less than the 4 trainers; use at least 4"
+
+
+def test_unused_gpus_and_rounding_on_the_way_are_said(root: Path, give_gpus: Callable[[int], None]) -> None:
+    give_gpus(8)
+    everything = shared({"workerCount": 2}, wire="bf16")
+    everything["trainingInput"]["hyperparameters"]["precision"] = "fp32"
+    read = load.load(everything, "local", root)
+    assert sharing_caveats(read, fleet.resolve_fleet(read)) == [
+        "8 GPUs over 3 trainers: 2 each, and 2 stay unused; another trainingInput.workerCount may use all",
+        "parallel.wire: bf16 rounds on the way what precision: fp32 computes; use fp32 for both, or precision: auto",
+    ]
+    plain = load.load(shared({"workerCount": 1}), "local", root)
+    assert not sharing_caveats(plain, fleet.resolve_fleet(plain))
 
 
 def test_min_workers_goes_into_the_job_and_not_into_its_name(root: Path) -> None:
@@ -428,7 +521,9 @@ def test_division_of_an_uneven_batch_is_reported(root: Path) -> None:
     everything = changed(f"{HYPER}.batchSize", 32)
     everything["trainingInput"]["workerCount"] = 10
     read = load.load(everything, "local", root)
-    assert division(read) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
+    assert division(read, fleet.resolve_fleet(read)) == "batch 32 over 11 trainers: 2 or 3 each, 97% busy"
+    several = load.load(everything | {"parallel": {"processes": 2}}, "local", root)
+    assert division(several, fleet.resolve_fleet(several)) == "batch 32 over 22 processes: 1 or 2 each, 73% busy"
 
 
 def test_stack_file_is_read_as_pulumi_reads_it(root: Path) -> None:

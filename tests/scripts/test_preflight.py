@@ -267,7 +267,7 @@ def test_machines_that_were_never_tried_are_noted(ready: FakeGoogle, tmp_path: P
     assert found.state == "note"
     assert found.found.endswith("knows: n1-highmem-16 + 1 x nvidia-tesla-t4, n1-highmem-8")
     large = {"masterType": "a3-megagpu-8g", "workerType": "a3-megagpu-8g", "workerCount": 1}
-    large |= {"hyperparameters": {"batchSize": 8}}
+    large |= {"hyperparameters": {"batchSize": 16}}
     project(tmp_path, trainingInput=large, machines=None)
     network = checks()["network of machines"]
     assert (network.state, network.fix) == (
@@ -279,7 +279,7 @@ def test_machines_that_were_never_tried_are_noted(ready: FakeGoogle, tmp_path: P
 
 def test_image_of_a3_high_and_the_price_of_waiting_are_noted(ready: FakeGoogle, tmp_path: Path) -> None:
     large = {"masterType": "a3-highgpu-8g", "workerType": "a3-highgpu-8g", "workerCount": 1}
-    project(tmp_path, trainingInput=large | {"hyperparameters": {"batchSize": 8}}, machines={"flexStart": True})
+    project(tmp_path, trainingInput=large | {"hyperparameters": {"batchSize": 16}}, machines={"flexStart": True})
     found = checks()
     image, waiting = found["image of machines"], found["waiting for machines"]
     assert (image.state, image.fix) == ("note", "start with one machine, or set machines.imageFamily: cos-121-lts")

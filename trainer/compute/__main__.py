@@ -2,7 +2,7 @@
 
 Started by `python -m trainer`, which restarts it and reports for it. Exit codes: 0, the run is over; INPUT, the user's
 input cannot be trained, and trying again is no use; LEFT, the machine was asked to leave (a notice, a stop); AWAY, the
-bucket or the other members were out of reach, which is no failure of the program. Any other code is a failure.
+bucket, the other members or GPUs were out of reach, which is no failure of the program. Any other code is a failure.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from trainer.cluster.lease import NoProgress
 from trainer.compute.exit_codes import AWAY, INPUT
 from trainer.compute.process import Process, die_with_parent
 from trainer.compute.run import take_part
-from trainer.contract.errors import InputError
+from trainer.contract.errors import InputError, MissingGpus
 from trainer.runs.status import Fenced
 from trainer.storage.base import StorageError, Unavailable
 from trainer.storage.factory import open_storage
@@ -32,9 +32,9 @@ def main() -> int:
     except InputError as error:
         print(error, flush=True)
         return INPUT
-    except (StorageError, Fenced, NoProgress) as error:  # one line is enough; the supervisor tries again
+    except (StorageError, Fenced, NoProgress, MissingGpus) as error:  # one line is enough; the supervisor tries again
         print(error, flush=True)
-        return AWAY if isinstance(error, Unavailable | NoProgress) else 1
+        return AWAY if isinstance(error, Unavailable | NoProgress | MissingGpus) else 1
 
 
 if __name__ == "__main__":

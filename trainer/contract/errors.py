@@ -9,6 +9,10 @@ class InputError(Exception):
     """The user's input cannot be trained, and trying again is no use. The message is one line: finding and fix."""
 
 
+class MissingGpus(Exception):
+    """The machine has fewer GPUs than its job declares; another try may find them. The message is one line."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, to be put into a sentence: at most 200 characters, no full stop.
 

@@ -14,17 +14,18 @@ from pathlib import Path
 SMI_PATIENCE = 20.0  # seconds: without its daemon, NVIDIA's driver takes a few to wake up
 
 
-def environment() -> dict[str, str]:
+def environment(devices: str = "") -> dict[str, str]:
     """Return what is known of this machine, in words.
 
-    The keys are `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch`, `image` and `zone`.
+    The keys are `system`, `cpu`, `cores`, `memory`, `gpu`, `driver`, `python`, `torch`, `image` and `zone`. Of several
+    machines on one computer each has a part of its GPUs: `devices`, as CUDA_VISIBLE_DEVICES names them; empty for all.
     """
     values = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
-        "cores": str(_cores()),
+        "cores": str(cores()),
         "memory": _memory(),
-        **_gpus(),
+        **_gpus(devices),
         "python": platform.python_version(),
         "torch": _torch(),
         "image": os.environ.get("GPT2_TRAINING_IMAGE", ""),  # boot.sh knows it, and the zone
@@ -42,7 +43,7 @@ def _cpu() -> str:
     return platform.processor()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores this machine's processes may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -58,21 +59,26 @@ def _memory() -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _gpus() -> dict[str, str]:
+def _gpus(devices: str) -> dict[str, str]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return {}
-    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    query = [command, "--query-gpu=index,uuid,name,driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_PATIENCE, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    gpus = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 1]
-    if not gpus:
+    rows = [[part.strip() for part in line.split(",")] for line in answer.splitlines() if line.count(",") == 3]
+    chosen = devices.split(",")
+    names = [
+        name
+        for index, uuid, name, _ in rows
+        if not devices or index in chosen or any(device and uuid.startswith(device) for device in chosen)
+    ]
+    if not names:
         return {}
-    names = [name for name, _ in gpus]
     counted = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
-    return {"gpu": counted, "driver": gpus[0][1]}
+    return {"gpu": counted, "driver": rows[0][3]}
 
 
 def _torch() -> str:
@@ -99,9 +105,15 @@ def interface_of(address: str) -> str | None:
 
 
 def memory_mb(pid: int) -> int | None:
-    """Return the resident memory of a process in MiB; None where the system does not say (not Linux)."""
+    """Return the resident memory of a process and its children in MiB; None where the system does not say (not Linux).
+
+    The children are the other processes of a machine that has several. Memory that they share is counted for each.
+    """
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
         return None
+    with suppress(OSError, IndexError, ValueError):  # a child may end at any moment
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pages += int(Path(f"/proc/{child}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // 1024**2

@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from trainer.compute.exit_codes import AWAY, INPUT, LEFT
 from trainer.contract import pace, paths
 from trainer.contract.spec import JobSpec, Role
-from trainer.machine.environment import environment, interface_of, memory_mb
+from trainer.machine.environment import environment, memory_mb
+from trainer.machine.process_environment import devices, process_environment, unused_gpus
 from trainer.runs import history
 from trainer.runs.records import Exit, MachineStatus, Status
 from trainer.runs.status import Fenced, is_over, read_spec, update_status
@@ -55,7 +56,8 @@ class Supervisor:
         self._child: subprocess.Popen[str] | None = None
         self._former: MachineStatus | None = None  # the status that an earlier boot of this machine left
         self._heard, self._patience = time.monotonic(), SILENCE
-        self._status = here(name=name, role=role, state="starting", environment=environment())
+        machine = environment(devices(spec, name, role, os.environ))
+        self._status = here(name=name, role=role, state="starting", environment=machine)
         self._lock = threading.Lock()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
@@ -136,7 +138,7 @@ class Supervisor:
         except (StorageError, OSError, ValidationError):
             return False
         old = self._spec.cluster
-        if (new.parameter_servers, new.processes) != (old.parameter_servers, old.processes):
+        if any(getattr(new, count) != getattr(old, count) for count in ("parameter_servers", "processes", "gpus")):
             return True
         return self._status.role != "ps" and (new.threads != old.threads or old.trainers == 1 < new.trainers)
 
@@ -224,7 +226,7 @@ class Supervisor:
                 return 0
             if self._status.step > before:
                 crashes = kills = 0
-            # LEFT: only the process was asked to leave, not the machine. AWAY: the bucket or members were out of reach.
+            # LEFT: only the process was asked to leave, not the machine. AWAY: bucket, members or GPUs out of reach.
             killed = code < 0 or code in (LEFT, AWAY)
             crashes, kills = (crashes, kills + 1) if killed else (crashes + 1, kills)
             if code == INPUT or crashes >= CRASHES or kills >= KILLS:
@@ -248,19 +250,21 @@ class Supervisor:
             "--name", self._status.name, "--role", self._status.role, "--address", self._address,
         ]
         # fmt: on
+        chosen, lines = process_environment(self._spec, self._status.name, self._status.role, self._address, os.environ)
+        found = self._status.environment.get("gpu", "")
+        for line in filter(None, [*lines, unused_gpus(self._spec, self._status.role, found, os.environ)]):
+            self.note(line)
         environment = {
             **os.environ,
+            **chosen,
             "GPT2_TRAINING_REPORT_FD": str(writing),
             "GPT2_TRAINING_SUPERVISOR": str(os.getpid()),
             "GPT2_TRAINING_GRACE": str(self.grace),
-            "OMP_NUM_THREADS": "1" if self._status.role == "ps" else str(self._spec.cluster.threads),
             "PYTHONUNBUFFERED": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
-        if interface := interface_of(self._address):
-            environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
         self._heard = time.monotonic()
         self._traceback.clear()
         os.set_inheritable(writing, True)

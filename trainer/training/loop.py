@@ -11,7 +11,7 @@ The engine (trainer/parallel/) holds parameters and optimizer state, and sums gr
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -113,13 +113,13 @@ class Training:
     def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Vote:
         """Add up the gradients of this process's micro-batches of a step, from zero, and return its vote.
 
-        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before the
-        last backward pass.
+        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before
+        the last backward pass.
         """
         seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
         parts = self._dealing(quorum).micro_batches(number, processes)
         self.zero(self._passes(quorum))
-        self._scale.fill_(self.progress.scale)
+        scale = self._scale.fill_(self.progress.scale) if self.scaled else None
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i, micro_batch in enumerate(self._prefetch.take(step, parts)):
             if quorum is not None and quorum.group.failed:
@@ -127,7 +127,7 @@ class Training:
             rows = micro_batch.to(self.device)
             if self._dropout:  # it depends on seed, step and place in the batch, not on the process that computes it
                 torch.manual_seed(zlib.crc32(f"{seed}/{step}/{parts[i].start}".encode()))
-            loss = self.loss(rows.inputs, rows.targets, self._scale, rows.counted)
+            loss = self.loss(rows.inputs, rows.targets, scale, rows.counted)
             if i == len(parts) - 1:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -186,11 +186,12 @@ class Training:
     def _validate(self, windows: Indices, number: int, processes: int) -> tuple[Tensor, int]:
         """Return the summed loss of this process's part of some held-out rows, and how many targets count."""
         dealing = Dealing(len(windows), self.micro_batch_rows)
+        dealing = replace(dealing, piece=dealing.rows(processes))  # adjacent examples have similar lengths
         loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self.model.eval()
         for part in dealing.micro_batches(number, processes):
             rows = read(self.validation, windows[part], pinned=self.device.type == "cuda").to(self.device)
-            loss += self.loss(rows.inputs, rows.targets, None, rows.counted)
+            loss += self.loss(rows.inputs, rows.targets, counted=rows.counted)
             tokens += rows.tokens
         self.engine.forward_ends(dealing.passes(processes))
         self.model.train(self._dropout)

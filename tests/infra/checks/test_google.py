@@ -105,11 +105,25 @@ PINNED = "us-docker.pkg.dev/p/r/trainer@sha256:" + "0" * 64
         ({"data.path": "gs://b/o.txt"}, "data.path", "run `python -m scripts.upload_data gs://b/o.txt`"),
         ({"model": {"initialize": "gpt2"}}, "model.initialize", "the machines have no internet; set network.nat: true"),
         ({"trainingInput.scaleTier": "BASIC"}, "trainingInput.masterType", "scaleTier BASIC sets it"),
-        ({"parallel.parallelism": "fsdp"}, "parallel.parallelism", "there are 10 workers and 3 parameter servers; use"),
         (
-            {"parallel.parallelism": "fsdp", "machines.spot": ...} | ALONE,
+            {"parallel.parallelism": "fsdp"},
             "parallel.parallelism",
-            "and the master has 1; use machines.accelerator.count 2 or more, or a masterType with several built in",
+            "and a trainer has 1; use machines.accelerator.count 2 or more, or machine types with several built in",
+        ),
+        (
+            {"parallel.parallelism": "fsdp", "machines.accelerator": ..., "limits": {}},
+            "parallel.parallelism",
+            "or its processes, and a trainer has one process; use parallel.processes: 2 or more, or replicas",
+        ),
+        (
+            {f"{ACCELERATOR}.count": 4, "limits": {}},
+            "trainingInput.hyperparameters.batchSize",
+            "found 32, less than the 44 processes of 11 trainers; use at least 44, or fewer workers",
+        ),
+        (
+            {"parallel.processes": 2},
+            "parallel.processes",
+            "found 2, and a trainer has 1 GPU here, each with a process of its own; remove it",
         ),
     ],
 )
@@ -266,14 +280,20 @@ def test_plan_with_flex_start_or_a_reservation_declares_it(root: Path) -> None:
     assert "reservation_affinity" not in plan["ps"]
 
 
-def test_job_with_fsdp_has_a_process_for_each_gpu_of_the_master(root: Path) -> None:
-    fsdp = {"parallel.parallelism": "fsdp", "machines.spot": ..., **ALONE}
-    job = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 4}), root))
-    assert (job.cluster.processes, job.cluster.threads) == (4, 2)
-    two = job_spec(load(changed({**fsdp, f"{ACCELERATOR}.count": 2}), root))
-    assert (two.run, two.cluster.processes) == (job.run, 2)
-    built_in = {**fsdp, "machines.accelerator": ..., "trainingInput.masterType": "a2-highgpu-8g", "limits": {}}
-    assert job_spec(load(changed(built_in), root)).cluster.processes == 8
+@pytest.mark.parametrize("parallelism", ["replicas", "fsdp"])
+def test_job_has_a_process_for_each_gpu_of_a_trainer(root: Path, parallelism: str) -> None:
+    """Spot workers and parameter servers are allowed in each."""
+
+    def cluster(changes: dict[str, Any]) -> tuple[str, int, int, int]:
+        job = job_spec(load(changed({"parallel.parallelism": parallelism, "limits": {}} | changes), root))
+        return job.run, job.cluster.gpus, job.cluster.processes, job.cluster.threads
+
+    run, *two = cluster({f"{ACCELERATOR}.count": 2})
+    assert two == [2, 2, 4]
+    assert cluster({f"{ACCELERATOR}.count": 4, "trainingInput.workerCount": 7}) == (run, 4, 4, 2)
+    types = {f"trainingInput.{role}Type": "a2-highgpu-8g" for role in ("master", "worker")}
+    built_in = {"machines.accelerator": ..., "trainingInput.workerCount": 1} | types
+    assert cluster(built_in) == (run, 8, 8, 6)
 
 
 def test_job_with_parameter_servers_has_the_speed_of_the_network(root: Path) -> None:

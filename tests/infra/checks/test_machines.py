@@ -98,10 +98,33 @@ def test_machine_is_refused_in_a_way_in_which_google_does_not_give_it_out(
 
 
 def test_spot_workers_may_be_of_a_type_that_is_not_available_on_demand(root: Path) -> None:
+    """Only the number of its GPUs differs here from the master's."""
     mixed = on("a3-highgpu-8g", 2, spot=True)
-    mixed["trainingInput"]["workerType"] = "a3-highgpu-1g"
-    fleet = resolve_fleet(load(changed(mixed), root))
-    assert [machines.label for machines in fleet.roles if machines.spot] == ["a3-highgpu-1g + 1 x nvidia-h100-80gb"]
+    mixed["trainingInput"]["workerType"] = "a3-highgpu-4g"
+    (line,) = problems(changed(mixed), root)
+    assert line == (
+        "gpt2-training:trainingInput.workerType: a3-highgpu-4g has 4 x nvidia-h100-80gb, and the master,"
+        " a3-highgpu-8g, has 8 x nvidia-h100-80gb; trainers share each step evenly, so give both the same GPUs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("master", "worker", "said"),
+    [
+        ("g2-standard-8", "a2-highgpu-1g", "a2-highgpu-1g has 1 x nvidia-tesla-a100, and the master, g2-standard-8, "),
+        ("n1-standard-8", "g2-standard-8", "g2-standard-8 has 1 x nvidia-l4, and the master, n1-standard-8, has no GP"),
+        ("g2-standard-8", "n1-standard-8", "n1-standard-8 has no GPUs, and the master, g2-standard-8, has 1 x nvidia"),
+        ("g2-standard-8", "g2-standard-32", ""),
+    ],
+)
+def test_trainers_with_unlike_gpus_are_refused(root: Path, master: str, worker: str, said: str) -> None:
+    mixed = on(master, 2)
+    mixed["trainingInput"]["workerType"] = worker
+    if not said:
+        assert resolve_fleet(load(changed(mixed), root)).gpus_per_trainer == 1
+        return
+    (line,) = problems(changed(mixed), root)
+    assert line.startswith(f"gpt2-training:trainingInput.workerType: {said}")
 
 
 @pytest.mark.parametrize("machine", ["a3-ultragpu-8g", "a4-highgpu-8g"])

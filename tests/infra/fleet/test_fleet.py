@@ -87,11 +87,13 @@ def test_zones_in_turn_begin_with_the_next_one_at_each_launch_and_after_the_last
     assert [[zone[-1] for zone in found.zones_in_turn(launch)] for launch in (1, 2, 3)] == [[*"cf"], [*"fc"], [*"cf"]]
 
 
-@pytest.mark.parametrize(("parallelism", "processes"), [("fsdp", 8), ("replicas", 1)])
-def test_processes_per_trainer_with_fsdp_are_the_masters_gpus(parallelism: str, processes: int) -> None:
-    alone = {"masterType": "a2-highgpu-8g", "workerType": None, "workerCount": 0}
-    found = on_google({}, alone, parallel={"parallelism": parallelism})
-    assert (found.processes_per_trainer, found.trainers) == (processes, processes)
+@pytest.mark.parametrize("parallelism", ["fsdp", "replicas"])
+def test_processes_per_trainer_are_its_gpus_and_on_cpus_those_of_the_file(parallelism: str) -> None:
+    eight = {"masterType": "a2-highgpu-8g", "workerType": "a2-highgpu-8g"}
+    found = on_google({}, eight, parallel={"parallelism": parallelism})
+    assert (found.gpus_per_trainer, found.processes_per_trainer, found.trainers) == (8, 8, 24)
+    on_cpus = on_google({}, parallel={"parallelism": parallelism, "processes": 2})
+    assert (on_cpus.gpus_per_trainer, on_cpus.processes_per_trainer, on_cpus.trainers) == (0, 2, 6)
 
 
 def test_flex_start_applies_to_machines_with_gpus_alone() -> None:

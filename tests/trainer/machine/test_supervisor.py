@@ -16,6 +16,7 @@ from tests.trainer.running import PATIENCE, ROOT, STEPS, Run
 from trainer.cluster.lease import NoProgress
 from trainer.compute.__main__ import main
 from trainer.compute.exit_codes import AWAY
+from trainer.contract.errors import MissingGpus
 from trainer.data import prepare
 from trainer.machine.supervisor import Supervisor
 from trainer.runs.status import update_status
@@ -111,8 +112,10 @@ def test_process_that_is_killed_ten_times_without_a_step_fails_the_run(new_run: 
     assert len(seen) == 10
 
 
-@pytest.mark.parametrize(("error", "code"), [(Unavailable, AWAY), (StorageError, 1), (NoProgress, AWAY)])
-def test_outage_of_the_bucket_exits_with_the_code_of_an_outage(
+@pytest.mark.parametrize(
+    ("error", "code"), [(Unavailable, AWAY), (StorageError, 1), (NoProgress, AWAY), (MissingGpus, AWAY)]
+)
+def test_outage_of_the_bucket_or_of_gpus_exits_with_the_code_of_an_outage(
     error: type[Exception], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """AWAY counts like a kill: ten in a row without a step fail the run, three do not."""
