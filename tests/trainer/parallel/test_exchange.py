@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchft import ProcessGroupGloo
 
-from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.delegate import _local_store
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.contract import exchange_cost
 from trainer.contract.exchange_cost import Links, Plan
 from trainer.parallel.exchange import Exchange
