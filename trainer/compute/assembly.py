@@ -12,7 +12,8 @@ from trainer.cluster.announcement import Announcement
 from trainer.cluster.quorum import Quorum
 from trainer.contract import errors
 from trainer.contract.errors import InputError
-from trainer.contract.geometry import micro_batch_rows
+from trainer.contract.geometry import Dimensions
+from trainer.contract.memory import TrainerProcess, fitting_rows, keeps_whole_gradients
 from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
@@ -101,7 +102,7 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     spec, hyper = context.spec, context.spec.hyperparameters
 
     # The model, on this machine's device.
-    device, precision = pick(hyper.precision)
+    device, precision = pick(hyper.precision, context.processes.rank)
     tokenizer = prepared.tokenizer()
     model = model_module.build(spec.model, tokenizer, hyper.dropout, hyper.seed)
     if hyper.sequence_length > model.config.n_positions:  # of a checkpoint, which has its own
@@ -117,7 +118,8 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     pairs, scaled = spec.data.format == "pairs", precision == torch.float16
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
     network = _Network(model, tokenizer, device, precision)
-    shard = _make_shard(context, network)
+    fit = _fit(context, network)
+    shard = _make_shard(context, network, fit)
     engine = _make_engine(context, network, shard, Announcement(peak=peak, scaled=scaled))
 
     # The loop over the data. The processes of a machine leave together: Membership.quorum says when.
@@ -132,7 +134,7 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
         batches=batches,
         validation=validation,
         device=device,
-        micro_batch_rows=micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size),
+        micro_batch_rows=fit.rows,
         scaled=scaled,
         stopping=context.host.stopping if context.processes.size == 1 else lambda: False,
     )
@@ -183,7 +185,33 @@ class _Network:
     precision: torch.dtype | None  # None is fp32
 
 
-def _make_shard(context: MemberContext, network: _Network) -> Shard:
+@dataclass(frozen=True)
+class _Fit:
+    """What fits into the memory of this process's device."""
+
+    rows: int  # of a micro-batch, at most
+    whole_gradients: bool  # whether fsdp has room for a whole gradient while it adds up micro-batches
+
+
+def _fit(context: MemberContext, network: _Network) -> _Fit:
+    spec, config = context.spec, network.model.config
+    on_gpu = network.device.type == "cuda"
+    process = TrainerProcess(
+        Dimensions(config.n_layer, config.n_embd, config.n_positions, config.vocab_size),
+        spec.hyperparameters,
+        spec.parallel,
+        sum(parameter.numel() for parameter in network.model.parameters() if parameter.requires_grad),
+        processes=context.processes.size,
+        half=network.precision is not None,
+        servers=spec.cluster.parameter_servers > 0,
+        gpu=on_gpu,
+    )
+    memory = torch.cuda.get_device_properties(network.device).total_memory if on_gpu else math.inf
+    rows = max(1, fitting_rows(process, memory))  # a preview has said where none fits; then this process tries one
+    return _Fit(rows, keeps_whole_gradients(process, rows, memory))
+
+
+def _make_shard(context: MemberContext, network: _Network, fit: _Fit) -> Shard:
     """Give the model to this process's shard."""
     spec, hyper = context.spec, context.spec.hyperparameters
     model, device, masked = network.model, network.device, spec.data.format == "pairs"
@@ -200,7 +228,7 @@ def _make_shard(context: MemberContext, network: _Network) -> Shard:
             network.precision,
             lambda: model_module.build(spec.model, network.tokenizer, 0.0, hyper.seed),
             sequence_length=hyper.sequence_length,
-            accumulates=True,
+            accumulates=fit.whole_gradients,
         )
     model.to(device)
     # Nobody listens to hooks where no other process trains.
