@@ -28,7 +28,7 @@ for word; do
     esac
 done
 """
-COMPILER = "g++"  # Debian's package that trainer/Dockerfile installs
+DEBIAN = ("g++", "openssl")  # Debian's packages that trainer/Dockerfile installs
 NOT_PACKED = re.compile(
     r"/usr/share/.*|.*/(lto1|lto-dump|[^/]*-lto-dump)[^/]*"
 )  # documents, and link-time optimization
@@ -47,9 +47,9 @@ PIP_KEYS = ("default-timeout", "extra-index-url", "index-url", "proxy", "timeout
 
 
 def bare(engine: Engine) -> str:
-    """Return a base that has Python, pip, this machine's certificates and settings of pip, and the compiler's package.
+    """Return a base that has Python, pip, this machine's certificates and settings of pip, and DEBIAN.
 
-    The package and all that it needs are this machine's files, without what Debian only recommends.
+    A package and all that it needs are this machine's files, without what Debian only recommends.
     """
     return _base(engine, "gpt2-training-test-base", furnished=False)
 
@@ -75,8 +75,9 @@ def _base(engine: Engine, tag: str, *, furnished: bool) -> str:
                 for path in sorted(INSTALLED.glob("*.dist-info/METADATA")):
                     _copy(tar, path, PACKAGES / path.parent.name / path.name)
             else:
-                _pack(COMPILER, Path(folder, "package"))
-                _copy(tar, Path(folder, "package"), Path("/archives", f"{COMPILER}.tar"))
+                for package in DEBIAN:
+                    _pack(package, Path(folder, "package"))
+                    _copy(tar, Path(folder, "package"), Path("/archives", f"{package}.tar"))
         Path(folder, "Dockerfile").write_text("FROM scratch\nADD base.tar /\n")
         engine.build(Path(folder), tag)
     return tag
