@@ -10,7 +10,7 @@ from infra.checks.combinations import combination_problems
 from infra.checks.google import project_problems, stack_problems
 from infra.checks.sharing import sharing_problems
 from infra.fleet.fleet import resolve_fleet
-from infra.sizing.memory import memory_problems
+from infra.sizing.remedies import memory_problems
 from infra.stack.config import PROJECT, ROOT, ConfigError, StackConfig, bucket_url, google_bucket, plain_text
 from infra.stack.explain import explain
 from infra.stack.keys import DEFAULT_TEXT, StackFile

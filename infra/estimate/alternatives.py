@@ -10,7 +10,8 @@ from infra.estimate.parts import Estimate
 from infra.fleet import prices
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, MachineType
 from infra.fleet.fleet import Fleet, resolve_fleet
-from infra.sizing import memory, workload
+from infra.sizing import workload
+from infra.sizing.remedies import fitting_micro_batch, memory_problems
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
 from trainer.contract.options import Parallel
@@ -197,10 +198,10 @@ def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackCon
     if any(_is_of_machines(problem) for problem in stack_problems(changed)):
         return None
     fleet, size = resolve_fleet(changed), workload.dimensions(changed)
-    rows = None if size is None else memory.fitting_rows(changed, fleet, size)
+    rows = None if size is None else fitting_micro_batch(changed, fleet, size)
     if rows is None:
         return None
-    if memory.memory_problems(changed, fleet):
+    if memory_problems(changed, fleet):
         hyper = training.hyperparameters.model_copy(update={"micro_batch_size": rows})
         update = {"training_input": training.model_copy(update={"hyperparameters": hyper})}
         changed = replace(changed, file=changed.file.model_copy(update=update))

@@ -1,30 +1,25 @@
-"""Calculate what each role holds in memory, and report what cannot fit: at preview, before anyone pays.
+"""Predict what each role holds in memory, before anyone pays; trainer/contract/memory.py counts a trainer's tensors.
 
 `least` counts the tensors that must be in memory at the same time; only a machine with less than that is refused.
 `usual` adds libraries, allocators and the copies that checkpoints take. Its figures are ours, but for parameter servers
 and processes, which were measured.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES
+from infra.fleet.catalog import ACCELERATORS
 from infra.fleet.fleet import Fleet, RoleMachines
 from infra.sizing import workload
 from infra.sizing.speed import half_precision
 from infra.stack.config import StackConfig
 from trainer.contract import geometry
-from trainer.contract.settings import TYPE_KEYS
+from trainer.contract import memory as trainer_memory
+from trainer.contract.memory import TrainerProcess
 from trainer.contract.spec import Role
 
 GIB = 2**30
-# Bytes that a token keeps for the backward pass, for each layer and element of the width: 17 numbers of fp32; under
-# autocast 2 inputs of norms stay fp32 and 15 are halved (counted from transformers' GPT2Block with scaled dot-product
-# attention).
-KEPT, KEPT_HALF = 17 * 4, 2 * 4 + 15 * 2
-COMPILED = 0.5  # the least part of them that torch.compile keeps; it may compute the rest again
-LOGITS, LOGITS_HALF = 8, 10  # bytes of a logit: the product, its logarithm, under autocast a copy
-CUDA = 600_000_000  # bytes of a CUDA context and its libraries
-FRAGMENTS = 1.15  # what allocators take for each byte of the tensors
+# GiB of a GPU that torch reports, as its messages about memory quote them; of others it is 98.5 % of the nominal size.
+REPORTED_GIB = {"nvidia-tesla-t4": 14.6, "nvidia-l4": 22.0}
 # Measured, whatever the model: bytes of a process.
 TRAINER_BYTES = 900_000_000
 SERVER_BYTES = 620_000_000
@@ -33,11 +28,11 @@ SERVERS_BYTES_PER_PARAMETER = {"step": 28, "local": 44}  # of all parameter serv
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that one machine of a role holds in its GPU or in its own memory.
+    """Bytes that one machine of a role holds in each of its GPUs, or in its own memory.
 
     gpu: the model of the GPU; empty for the machine's own memory.
     fixed: the least with micro-batches of one sequence. least, usual: see above. has: 0 if nobody knows.
-    of, of_one: what `least` and `fixed` count, in words.
+    of, of_one: the parts of `least` and `fixed`, in words.
     """
 
     role: Role
@@ -54,76 +49,106 @@ class MemoryNeed:
         return f"{self.gpu}, each GPU" if self.gpu else "memory"
 
 
-@dataclass(frozen=True)
-class _Held:
-    """The least bytes that a trainer holds, and what they are, in words."""
+def gpu_bytes(gpu: str) -> float:
+    """Return the memory of a GPU model of Google's that a process can use."""
+    return REPORTED_GIB.get(gpu, 0.985 * ACCELERATORS[gpu].memory_gb) * GIB
 
-    bytes: float
-    of: str
+
+def process_of(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, gpu: str) -> TrainerProcess:
+    """Return a process of a trainer whose GPU is of this model; "" computes on its CPU."""
+    hyper = config.file.training_input.hyperparameters
+    return TrainerProcess(
+        size=size,
+        hyper=hyper,
+        parallel=config.file.parallel,
+        trained=workload.trained(config, size),
+        processes=fleet.processes_per_trainer,
+        half=half_precision(gpu, hyper.precision),
+        servers=fleet.servers is not None,
+        gpu=bool(gpu),
+    )
+
+
+def share(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> geometry.Share:
+    """Return the busiest process's part of a step, with the micro-batch that trainers choose by their memory."""
+    hyper, fitting = config.file.training_input.hyperparameters, []
+    for gpu in {machines.accelerator for machines in fleet.trainer_roles} - {""}:
+        fitting.append(trainer_memory.fitting_rows(process_of(config, fleet, size, gpu), gpu_bytes(gpu)))
+    return geometry.share(hyper, fleet.trainers, max(1, min(fitting)) if fitting else None)
 
 
 def needs(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> list[MemoryNeed]:
     """Return what the machines of each role hold, in their GPUs first."""
-    all_needs = []
+    rows, all_needs = share(config, fleet, size).rows, []
     for machines in fleet.roles:
-        has = machines.machine.memory_gb * GIB
         if machines.role == "ps":
             all_needs.append(_server(config, machines, size.parameters))
-            continue
-        gpu = machines.accelerator
-        held, of_one = _trainer(config, fleet, size, gpu), _trainer(config, fleet, size, gpu, 1)
-        if gpu:
-            memory = ACCELERATORS[gpu].memory_gb * GIB
-            usual = FRAGMENTS * held.bytes + CUDA
-            all_needs.append(
-                MemoryNeed(machines.role, gpu, of_one.bytes, held.bytes, usual, memory, held.of, of_one.of)
-            )
-            # Each process makes the model in the machine's memory, then moves it to its GPU.
-            processes = fleet.processes_per_trainer
-            host = 4.0 * size.parameters * processes
-            usual = host + workload.checkpoint_bytes(config, size) + 3 * TRAINER_BYTES * processes
-            contents = "the model as it is made, a checkpoint's copy, torch"
-            all_needs.append(MemoryNeed(machines.role, "", host, host, usual, has, contents))
+        elif machines.accelerator:
+            all_needs.append(_gpu(process_of(config, fleet, size, machines.accelerator), machines, rows))
+            all_needs.append(_host(config, fleet, machines, size))
         else:
-            writes = machines.role == "master" and fleet.servers is None
-            saved = workload.checkpoint_bytes(config, size) if writes else 0
-            usual = FRAGMENTS * held.bytes + saved + TRAINER_BYTES
-            all_needs.append(MemoryNeed(machines.role, "", of_one.bytes, held.bytes, usual, has, held.of, of_one.of))
+            all_needs.append(_cpu(config, fleet, machines, process_of(config, fleet, size, ""), rows))
     return all_needs
 
 
-def _trainer(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, gpu: str, rows: int | None = None) -> _Held:
-    """Return what a trainer holds. rows: sequences of a micro-batch; None: as many as the stack file leads to."""
-    hyper = config.file.training_input.hyperparameters
-    adamw = hyper.optimizer == "adamw"
-    half = half_precision(gpu, hyper.precision)
-    parameters = size.parameters
-    copies = 2.0 * parameters if half else 0.0  # autocast's, of the weights
+def fits(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> bool:
+    """Return whether all that is usual fits, as far as it is known."""
+    return all(need.usual <= need.has for need in needs(config, fleet, size) if need.has)
 
-    # What the model and its optimizer take.
-    contents = "parameters, gradients"
-    if fleet.servers is not None:  # they hold the optimizer's state
-        fixed = 8.0 * parameters + copies
-        if config.file.parallel.synchronization == "local":
-            fixed += 8.0 * parameters
-    elif config.file.parallel.parallelism == "fsdp":
-        parts = fleet.processes_per_trainer
-        table = (size.vocabulary + size.positions) * size.width * (2 if half else 4)
-        fixed = max(4.0 * parameters, (16.0 if adamw else 8.0) * parameters / parts + table)
-        contents = f"1/{parts} of parameters, gradients and optimizer's state, gathered embeddings"
-    else:
-        trained = workload.trained(config, size)
-        fixed = 4.0 * parameters + (12.0 if adamw else 4.0) * trained + copies
-        contents += ", optimizer's state" if adamw else ""
 
-    # What a micro-batch takes.
-    share = geometry.share(hyper, fleet.trainers)
-    tokens = (rows or share.rows) * share.length
-    bytes_kept = (KEPT_HALF if half else KEPT) * (COMPILED if hyper.compile else 1.0)
-    activations = tokens * size.layers * size.width * bytes_kept
-    logits = min(geometry.LOGIT_CHUNK, tokens) * size.vocabulary * (LOGITS_HALF if half else LOGITS)
-    of = f"{fixed / 1e9:.2g} GB {contents}; {activations / 1e9:.2g} GB activations; {logits / 1e9:.2g} GB logits"
-    return _Held(fixed + activations + logits, of)
+def _gpu(process: TrainerProcess, machines: RoleMachines, rows: int) -> MemoryNeed:
+    held, one = trainer_memory.held(process, rows), trainer_memory.held(process, 1)
+    return MemoryNeed(
+        role=machines.role,
+        gpu=machines.accelerator,
+        fixed=one.total,
+        least=held.total,
+        usual=trainer_memory.usual_bytes(process, rows),
+        has=gpu_bytes(machines.accelerator),
+        of=_words(process, held, rows),
+        of_one=_words(process, one, 1),
+    )
+
+
+def _host(config: StackConfig, fleet: Fleet, machines: RoleMachines, size: geometry.Dimensions) -> MemoryNeed:
+    """Return what a machine with GPUs holds beside them: each process makes the model there, then moves it."""
+    processes = fleet.processes_per_trainer
+    host = 4.0 * size.parameters * processes
+    usual = host + workload.checkpoint_bytes(config, size) + 3 * TRAINER_BYTES * processes
+    contents = "the model as it is made, a checkpoint's copy, torch"
+    return MemoryNeed(machines.role, "", host, host, usual, machines.machine.memory_gb * GIB, contents)
+
+
+def _cpu(config: StackConfig, fleet: Fleet, machines: RoleMachines, process: TrainerProcess, rows: int) -> MemoryNeed:
+    """Return what a machine holds that computes on its CPU, with all its processes."""
+    count, writes = fleet.processes_per_trainer, machines.role == "master" and fleet.servers is None
+    saved = workload.checkpoint_bytes(config, process.size) if writes else 0
+    held, one = trainer_memory.held(process, rows), trainer_memory.held(process, 1)
+    return MemoryNeed(
+        role=machines.role,
+        gpu="",
+        fixed=count * one.total,
+        least=count * held.total,
+        usual=count * (trainer_memory.FRAGMENTS * held.total + TRAINER_BYTES) + saved,
+        has=machines.machine.memory_gb * GIB,
+        of=_words(process, held, rows),
+        of_one=_words(process, one, 1),
+    )
+
+
+def _words(process: TrainerProcess, held: trainer_memory.Held, rows: int) -> str:
+    """Return the parts of what a process holds, in words."""
+    state = "parameters, gradients"
+    if not process.servers and process.hyper.optimizer == "adamw":
+        state += ", optimizer's state"
+        state += f" of 1/{process.processes}" if process.processes > 1 and not process.sharded else ""
+    if process.sharded:
+        state = f"1/{process.processes} of {state}"
+    copies = "gathered blocks" if process.sharded else "copies of weights"
+    parts = [(held.state, state), (held.copies, copies)] if held.copies else [(held.state, state)]
+    sequences = f"{rows} sequence{'' if rows == 1 else 's'}"
+    parts += [(held.activations, f"activations of {sequences}"), (held.head, "logits and their gradient")]
+    return "; ".join(f"{amount / 1e9:.2g} GB {what}" for amount, what in parts)
 
 
 def _server(config: StackConfig, machines: RoleMachines, parameters: int) -> MemoryNeed:
@@ -134,61 +159,3 @@ def _server(config: StackConfig, machines: RoleMachines, parameters: int) -> Mem
     usual = SERVER_BYTES + per_parameter * parameters / machines.count
     of = f"{per_parameter} bytes a parameter, shared by {machines.count} (measured: docs/performance.md)"
     return MemoryNeed("ps", "", fixed, fixed, usual, machines.machine.memory_gb * GIB, of)
-
-
-def memory_problems(config: StackConfig, fleet: Fleet) -> list[str]:
-    """Return what cannot fit, a line for each key, without the project's name. All else must have been checked."""
-    size = workload.dimensions(config)
-    if size is None:
-        return []
-    machines = {machines.role: machines.machine for machines in fleet.roles}
-    problems: dict[str, str] = {}
-    for need in needs(config, fleet, size):
-        if not need.has or need.least <= need.has:
-            continue
-        key, machine = f"trainingInput.{TYPE_KEYS[need.role]}", machines[need.role]
-        model = config.file.model.name
-        place = f"a {need.gpu} of {machine.name}" if need.gpu else machine.name
-        if need.fixed > need.has:
-            problems.setdefault(
-                key,
-                f"{key}: {place} has {need.has / 1e9:.0f} GB, and {model} needs at least {need.fixed / 1e9:.0f} there"
-                f" ({need.of_one or need.of}); {_remedy(need)}",
-            )
-            continue
-        key = "trainingInput.hyperparameters.microBatchSize"
-        rows = fitting_rows(config, fleet, size) or 1
-        hyper = config.file.training_input.hyperparameters
-        given = "missing" if hyper.micro_batch_size is None else f"found {hyper.micro_batch_size}"
-        problems.setdefault(
-            key,
-            f"{key}: {given}, and so many sequences of {hyper.sequence_length} tokens at a time take at least"
-            f" {need.least / 1e9:.0f} GB of {place}, which has {need.has / 1e9:.0f} ({need.of}); use {rows}",
-        )
-    return list(problems.values())
-
-
-def fitting_rows(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> int | None:
-    """Return how many sequences of a micro-batch fit as usual, halving from today's number; None if not even one."""
-    training = config.file.training_input
-    rows = geometry.share(training.hyperparameters, fleet.trainers).rows
-    while rows:
-        hyper = training.hyperparameters.model_copy(update={"micro_batch_size": rows})
-        file = config.file.model_copy(update={"training_input": training.model_copy(update={"hyperparameters": hyper})})
-        if all(need.usual <= need.has for need in needs(replace(config, file=file), fleet, size) if need.has):
-            return rows
-        rows //= 2
-    return None
-
-
-def _remedy(need: MemoryNeed) -> str:
-    if need.role == "ps":
-        return "use a machine with more memory, or a higher trainingInput.parameterServerCount"
-    if need.gpu:
-        larger = [model for model in ACCELERATORS.values() if model.memory_gb * GIB > 1.2 * need.fixed]
-        named = next((m.name for model in larger for m in MACHINE_TYPES.values() if m.accelerator == model.name), "")
-        example = f", for example {named}" if named else ""
-        return f"use a GPU with more{example}, or parallel.parallelism: fsdp on a machine with several"
-    fitting = [m for m in MACHINE_TYPES.values() if m.family == "n1" and m.memory_gb * GIB > 1.2 * need.fixed]
-    smallest = min(fitting, key=lambda m: m.memory_gb, default=None)
-    return f"use {smallest.name} or larger" if smallest else "use a smaller model"

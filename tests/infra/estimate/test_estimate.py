@@ -25,7 +25,7 @@ from infra.sizing import memory, workload
 from infra.sizing.ranges import Range
 from infra.sizing.speed import GPUS
 from infra.stack import reading
-from infra.stack.config import ConfigError, StackConfig
+from infra.stack.config import StackConfig
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
 from tests.infra.google_graph import read as load
 from trainer.contract import geometry
@@ -311,59 +311,7 @@ def test_job_holds_the_machine_types_and_prices_of_its_roles(root: Path) -> None
     )
 
 
-# -- memory ---------------------------------------------------------------------------------------------------------
-
 XL, ADAMW = {"size": "gpt2-xl"}, {"batchSize": 32, "optimizer": "adamw"}
-
-
-@pytest.mark.parametrize(
-    ("training", "keys", "said"),
-    [
-        (ALONE, {"machines": {"accelerator": {"type": "nvidia-tesla-t4"}}}, "trainingInput.masterType: a nvidia-tesla"),
-        ({**ALONE, "masterType": "g2-standard-8"}, {"machines": {}}, "trainingInput.masterType: a nvidia-l4"),
-        (
-            {**ALONE, "masterType": "a2-highgpu-1g"},
-            {"machines": {}},
-            "trainingInput.hyperparameters.microBatchSize: missing",
-        ),
-        ({**ALONE, "masterType": "n1-highcpu-16"}, {"machines": {}}, "trainingInput.masterType: n1-highcpu-16 has"),
-        (
-            {"parameterServerType": "n1-highcpu-4", "parameterServerCount": 1, "workerCount": 0},
-            {"machines": {}},
-            "trainingInput.parameterServerType: n1-highcpu-4 has",
-        ),
-    ],
-)
-def test_model_that_does_not_fit_into_memory_is_an_error_with_a_fix(
-    root: Path, training: dict[str, Any], keys: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        google(root, {"hyperparameters": ADAMW, **training}, model=XL, **keys)
-    found = [problem for problem in caught.value.problems if problem.startswith(f"gpt2-training:{said}")]
-    assert found, caught.value.problems
-    assert "; use " in found[0]
-    assert "\n" not in found[0]
-
-
-def test_micro_batch_that_the_memory_error_names_fits(root: Path) -> None:
-    training = {**ALONE, "masterType": "a2-highgpu-1g", "hyperparameters": ADAMW}
-    with pytest.raises(ConfigError) as caught:
-        google(root, training, machines={}, model=XL)
-    rows = int(caught.value.problems[0].rpartition("use ")[2])
-    stack = google(root, {**training, "hyperparameters": {**ADAMW, "microBatchSize": rows}}, machines={}, model=XL)
-    assert all(need.usual <= need.has for need in held(stack))
-
-
-def test_models_that_are_trained_in_practice_fit_into_memory(root: Path) -> None:
-    """These are gpt2 with 16 x 1024 tokens on a T4 and on an A100, and gpt2-xl with 4 x 1024 on an A100 of 80 GB."""
-    t4 = {"accelerator": {"type": "nvidia-tesla-t4"}}
-    for training, keys in (
-        ({**ALONE, "hyperparameters": ADAMW}, {"machines": t4}),
-        ({**ALONE, "hyperparameters": ADAMW, "masterType": "a2-highgpu-1g"}, {"machines": {}}),
-        ({**ALONE, "hyperparameters": {**ADAMW, "microBatchSize": 4}, "masterType": "a2-ultragpu-1g"},
-         {"machines": {}, "model": XL}),
-    ):  # fmt: skip
-        assert held(google(root, training, **keys))
 
 
 # -- alternatives ---------------------------------------------------------------------------------------------------
