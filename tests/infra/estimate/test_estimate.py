@@ -252,13 +252,12 @@ def test_estimate_notes_that_it_leaves_out_the_time_of_scoring(root: Path) -> No
     assert [sum("evaluation.task text" in note for note in notes) for notes in said] == [0, 1]
 
 
-def test_estimate_notes_idle_gpus(root: Path) -> None:
-    four = {"accelerator": {"type": "nvidia-tesla-t4", "count": 4}}
-    replicas = google(root, ALONE, machines=four)
-    assert any("3 idle and are paid for" in note for note in estimated(replicas, []).notes)
-    sharded = google(root, ALONE, machines=four, parallel={"parallelism": "fsdp"})
-    assert not any("idle" in note for note in estimated(sharded, []).notes)
-    assert middle(sharded) < middle(replicas)
+def test_estimate_counts_all_gpus_of_a_machine(root: Path) -> None:
+    long = {**ALONE, "hyperparameters": {"batchSize": 64, "steps": 20_000}}
+    one, four = (
+        google(root, long, machines={"accelerator": {"type": "nvidia-tesla-t4", "count": count}}) for count in (1, 4)
+    )
+    assert 2 < middle(one) / middle(four) < 4
 
 
 def test_estimate_notes_checkpoints_that_are_far_apart(root: Path) -> None:
