@@ -70,7 +70,7 @@ def exchange(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, compu
         seconds += gathered
     seconds = seconds.times(1 / parallel.every)
     origins = [origin for origin in (inside_origin, between_origin) if origin]
-    origins.append(f"the last backward pass, {last.low * 1e3:.2g} ms at best, hides half to all it can (ours)")
+    origins.append(f"the last backward pass, {last.low * 1e3:.3g} ms at best, hides half to all it can (ours)")
     return Exchange(seconds, plan, "; ".join(origins))
 
 

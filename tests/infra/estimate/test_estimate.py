@@ -23,7 +23,6 @@ from infra.job import job_spec
 from infra.load import load as load_values
 from infra.sizing import memory, workload
 from infra.sizing.ranges import Range
-from infra.sizing.speed import GPUS
 from infra.stack import reading
 from infra.stack.config import StackConfig
 from tests.infra.google_graph import CHECKOUT, make_root, stack_values
@@ -355,12 +354,6 @@ def test_alternatives_for_gpt2_xl_have_enough_memory(root: Path) -> None:
     assert choice.every
     assert all(need.usual <= need.has for one in choice.every for need in one.estimate.memory)
     assert not any("tesla-t4" in one.shape and "fsdp" not in one.shape for one in choice.every)
-
-
-def test_speeds_exist_for_every_gpu_of_the_catalog() -> None:
-    from infra.fleet.catalog import ACCELERATORS
-
-    assert GPUS.keys() == ACCELERATORS.keys()
 
 
 # -- measured runs -----------------------------------------------------------------------------------------------------
