@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -225,14 +224,16 @@ class PairBatches(_Epochs, Examples):
 class Dealing:
     """The rule by which the rows of a batch are dealt to processes and cut into micro-batches.
 
-    Row i goes to process i mod N, so that all have equally many rows, and equally long ones where rows are sorted. One
-    process of N that is missing therefore costs each of the others its share and at most one row.
+    Of N processes with m micro-batches each, micro-batch j of process n has the rows i with i mod (N * m) = n + N * j.
+    So all processes have equally many rows, and equally long ones where rows are sorted: a process that is missing
+    costs each of the others its share and at most one row. And the micro-batches are the same for two processes with
+    one each and for one process with two.
 
     Args:
         batch_size: rows of the batch.
         most: rows of a micro-batch, at most.
-        piece: the rows of a fixed piece. If given, whole pieces are dealt instead of rows, and each is a micro-batch:
-            with dropout a result must not depend on the processes that are present. None deals rows.
+        piece: the rows of a piece. If given, the batch is cut into pieces of adjacent rows, each a micro-batch, and
+            these are dealt. With dropout they are fixed, because the result must not depend on who is present.
     """
 
     batch_size: int
@@ -242,18 +243,21 @@ class Dealing:
     def micro_batches(self, number: int, processes: int) -> list[slice]:
         """Return the rows of the micro-batches of process `number` of `processes`, as slices of the batch.
 
-        Without pieces, a process has as many micro-batches as any other, or as many as its rows allow. Their sizes
-        differ by at most one row.
+        Without pieces, all micro-batches of all processes have equally many rows, or one row fewer.
         """
         if self.piece is not None:
             starts = range(number * self.piece, self.batch_size, processes * self.piece)
             return [slice(start, min(start + self.piece, self.batch_size)) for start in starts]
-        rows = len(range(number, self.batch_size, processes))
         busiest = -(-self.batch_size // processes)
-        count = min(rows, -(-busiest // self.most))
-        bounds = [number + processes * (rows * i // count) for i in range(count + 1)] if count else []
-        return [slice(start, min(stop, self.batch_size), processes) for start, stop in pairwise(bounds)]
+        stride = processes * -(-busiest // self.most)
+        return [
+            slice(start, self.batch_size, stride) for start in range(number, min(stride, self.batch_size), processes)
+        ]
 
     def passes(self, processes: int) -> int:
         """Return how many micro-batches the busiest of `processes` has, which is the first."""
         return len(self.micro_batches(0, processes))
+
+    def rows(self, processes: int) -> int:
+        """Return how many rows the largest micro-batch of any of `processes` has, which is the first one's first."""
+        return len(range(self.batch_size)[self.micro_batches(0, processes)[0]])

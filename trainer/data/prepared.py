@@ -3,11 +3,13 @@
 trainer/contract/paths.py lists the files. The manifest is written last: without it the data counts as absent.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -182,7 +184,8 @@ def find_prepared(storage: Storage, data: Data, fingerprint: str) -> Prepared | 
 def fetch(storage: Storage, path: str, target: Path, size: int, sha256: str) -> None:
     """Download a file to `target` unless it is there already, and check it.
 
-    A file gets its final name only after the check, so an existing file of the right size is not checked again.
+    A file gets its final name only after the check, so an existing file of the right size is not checked again. Of the
+    processes of a machine that want it at the same time, one downloads it, and the others wait.
 
     Args:
         storage: the bucket.
@@ -194,18 +197,40 @@ def fetch(storage: Storage, path: str, target: Path, size: int, sha256: str) -> 
     Raises:
         InputError: if the content has another SHA-256.
     """
-    if target.is_file() and target.stat().st_size == size:
+    if _is_there(target, size):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    log.info("fetching %s/%s (%.0f MB)", storage.url, path, size / 1e6)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        storage.download(path, temporary)
-        if not sha256_of(temporary).startswith(sha256):
-            raise InputError(f"{storage.url}/{path}: not what was put there (its SHA-256 differs): upload it again")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _locked(target.with_name(f".{target.name}.lock")):
+        if _is_there(target, size):  # another process has fetched it meanwhile
+            return
+        log.info("fetching %s/%s (%.0f MB)", storage.url, path, size / 1e6)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            storage.download(path, temporary)
+            if not sha256_of(temporary).startswith(sha256):
+                raise InputError(f"{storage.url}/{path}: not what was put there (its SHA-256 differs): upload it again")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_there(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this file, while no other process or thread has it. The kernel frees that of a dead process.
+
+    The file is removed in the end. Whoever waited for it then finds what was fetched, and so does everyone who comes
+    later. After a failure two may download at once, to files of their own.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def damaged(storage: Storage, path: str, folder: str) -> str:

@@ -11,7 +11,7 @@ The engine (trainer/parallel/) holds parameters and optimizer state, and sums gr
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -112,13 +112,13 @@ class Training:
     def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Vote:
         """Add up the gradients of this process's micro-batches of a step, from zero, and return its vote.
 
-        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before the
-        last backward pass.
+        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before
+        the last backward pass.
         """
         seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
         parts = self._dealing(quorum).micro_batches(number, processes)
         self.zero()
-        self._scale.fill_(self.progress.scale)
+        scale = self._scale.fill_(self.progress.scale) if self.scaled else None
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i, micro_batch in enumerate(self._prefetch.take(step, parts)):
             if quorum is not None and quorum.group.failed:
@@ -126,7 +126,7 @@ class Training:
             rows = micro_batch.to(self.device)
             if self._dropout:  # it depends on seed, step and place in the batch, not on the process that computes it
                 torch.manual_seed(zlib.crc32(f"{seed}/{step}/{parts[i].start}".encode()))
-            loss = self.loss(rows.inputs, rows.targets, self._scale)
+            loss = self.loss(rows.inputs, rows.targets, scale, rows.counted)
             if i == len(parts) - 1:
                 before_last()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -157,7 +157,7 @@ class Training:
         return self._dealing(quorum).passes(self._place(quorum)[1])
 
     def warm_up(self) -> None:
-        """Compute a step that does not count, before others wait for this machine: compiling and allocating are slow."""
+        """Compute a step that does not count, before others wait for this machine: compiling is slow."""
         self.gradient(0, None)
         self.engine.backward_ends(self._passes(None))
 
@@ -166,7 +166,9 @@ class Training:
     def _evaluate(self, quorum: Quorum) -> None:
         """Compute the mean loss of the held-out windows or examples, with all other trainers."""
         windows = self.validation.first(self.spec.evaluation.sequences)
-        dealing, (number, processes) = Dealing(len(windows), self.micro_batch_rows), self._place(quorum)
+        number, processes = self._place(quorum)
+        dealing = Dealing(len(windows), self.micro_batch_rows)
+        dealing = replace(dealing, piece=dealing.rows(processes))  # adjacent examples have similar lengths
         self.engine.start(quorum)
         self.engine.ready()
         loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
@@ -174,7 +176,7 @@ class Training:
         with torch.no_grad():
             for part in dealing.micro_batches(number, processes):
                 rows = read(self.validation, windows[part], pinned=self.device.type == "cuda").to(self.device)
-                loss += self.loss(rows.inputs, rows.targets, self._scale)
+                loss += self.loss(rows.inputs, rows.targets, counted=rows.counted)
                 tokens += rows.tokens
         self.engine.forward_ends(dealing.passes(processes))
         if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed

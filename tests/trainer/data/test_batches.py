@@ -39,14 +39,18 @@ def test_dealing_by_rows_gives_all_processes_equal_work(batch: int, processes: i
     work = [len(rows_of(parts, batch)) for parts in dealt]
     assert max(work) - min(work) <= 1
     assert min(work) >= (1 if batch >= processes else 0)
-    for parts in filter(None, dealt):  # as many passes as the others, of equal sizes
-        sizes = [len(range(batch)[part]) for part in parts]
-        assert max(sizes) - min(sizes) <= 1
-        assert len(parts) == min(sum(sizes), dealing.passes(processes))
+    sizes = [len(range(batch)[part]) for parts in dealt for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(len(parts) == min(rows, dealing.passes(processes)) for parts, rows in zip(dealt, work, strict=True))
     # The estimate counts the same.
     share = geometry.share(Hyperparameters(batch_size=batch, micro_batch_size=most), processes)
     assert (share.sequences, share.passes) == (max(work), dealing.passes(processes))
-    assert share.rows == max(len(range(batch)[part]) for part in dealt[0])
+    assert share.rows == dealing.rows(processes) == max(sizes)
+
+
+def test_dealing_to_one_process_in_two_passes_makes_the_micro_batches_of_two_processes() -> None:
+    two = [part for number in range(2) for part in Dealing(9, most=5).micro_batches(number, 2)]
+    assert Dealing(9, most=5).micro_batches(0, 1) == two
 
 
 @pytest.mark.parametrize("declared", [11, 32, 100, 1000])
