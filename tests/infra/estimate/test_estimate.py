@@ -259,6 +259,50 @@ def test_estimate_counts_all_gpus_of_a_machine(root: Path) -> None:
     assert 2 < middle(one) / middle(four) < 4
 
 
+def test_estimate_of_eight_h100_contains_llm_cs_45_minutes(root: Path) -> None:
+    """llm.c reproduced gpt2 in 45 minutes on 8 H100 (discussion 481 has 90 on A100), without the machine's start."""
+    hyper = {"batchSize": 512, "steps": 18_865, "compile": True}
+    stack = google(root, {**ALONE, "masterType": "a3-highgpu-8g", "hyperparameters": hyper}, machines={}, limits={})
+    found = estimated(stack, [])
+    start = next(part for part in found.time if part.name == "start").amount
+    assert found.hours is not None
+    assert found.hours.low - start.low < 0.75 < found.hours.high - start.high
+    assert (
+        next(figure.value for figure in found.figures if figure.name == "busiest process") == "1 x 64 sequences a step"
+    )
+
+
+def test_missing_spot_worker_costs_its_share(root: Path) -> None:
+    found = {part.name: part.amount for part in estimated(google(root), []).time}  # 1 master, 10 Spot workers
+    steps = sum(found[name].high for name in ("computing", "network", "optimizer", "coordination"))
+    assert found["preemptions"].high == pytest.approx(steps * (11 / (11 - 1.3) - 1))
+
+
+def test_recomputing_takes_more_time(root: Path) -> None:
+    def computing(recompute: str) -> Range:
+        hyper = {"batchSize": 32, "steps": 1000, "recompute": recompute}
+        stack = google(root, {**ALONE, "masterType": "a2-highgpu-1g", "hyperparameters": hyper}, machines={})
+        return next(part.amount for part in estimated(stack, []).time if part.name == "computing")
+
+    none, attention, block = (computing(mode) for mode in ("none", "attention", "block"))
+    assert none.low < attention.low < block.low < 4 / 3 * none.low
+
+
+def test_tokenizing_uses_the_cores_of_the_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(machine: str, megabytes: float) -> Range:
+        monkeypatch.setattr(estimate, "_text_bytes", lambda _: round(megabytes * 1e6))
+        stack = google(root, {**ALONE, "masterType": machine}, machines={}, limits={})
+        return next(part.amount for part in estimated(stack, []).time if part.name == "start")
+
+    def tokenizing(machine: str, megabytes: float) -> tuple[float, float]:
+        none, some = start(machine, 0), start(machine, megabytes)
+        return (some.low - none.low) * 3600, (some.high - none.high) * 3600
+
+    assert tokenizing("n1-standard-8", 1000) == pytest.approx((1000 / 16, 1000 / 2))  # 4 cores at 0.5 to 4 MB/s
+    assert tokenizing("a3-highgpu-8g", 50_000) == pytest.approx((50_000 / 200, 50_000 / 40))  # one process writes
+    assert tokenizing("n1-standard-8", 10) == pytest.approx((10 / 16, 10 / 0.5))  # a short text may take one core
+
+
 def test_estimate_notes_checkpoints_that_are_far_apart(root: Path) -> None:
     """The pattern for training says: all that a lost server makes the run repeat is at most 2 % of the time."""
     told = "checkpoints.every: a lost parameter server takes the run back by up to "
@@ -345,6 +389,21 @@ def test_several_a3_on_one_network_card_are_estimated_with_what_it_carries(root:
     assert found.step is not None
     assert "at 200 Gbit/s a trainer" in found.step.origins["network"]
     assert any("carries 200 of 1,800 Gbit/s at most" in note for note in found.notes)
+
+
+def test_alternatives_have_several_machines_of_several_gpus_but_no_more_processes_than_rows(root: Path) -> None:
+    hyper = {"batchSize": 16, "steps": 1000}
+    stack = google(root, {**ALONE, "hyperparameters": hyper}, machines={}, limits={})
+    shapes = {one.shape for one in others(stack).every}
+    assert {"1 x a2-highgpu-8g", "2 x a2-highgpu-8g", "2 x n1-standard-8 + 4 x tesla-t4"} <= shapes
+    assert "4 x a2-highgpu-8g" not in shapes
+
+
+def test_alternatives_recompute_or_share_the_model_where_that_makes_it_fit(root: Path) -> None:
+    xl = {**ALONE, "hyperparameters": ADAMW, "masterType": "a2-ultragpu-1g"}
+    shapes = {one.shape for one in others(google(root, xl, machines={}, model=XL, limits={})).every}
+    assert {"1 x a2-highgpu-8g", "1 x g2-standard-96, recompute block", "1 x g2-standard-24, fsdp"} <= shapes
+    assert not any(shape.startswith("1 x g2-standard-4") for shape in shapes)
 
 
 def test_alternatives_for_gpt2_xl_have_enough_memory(root: Path) -> None:
