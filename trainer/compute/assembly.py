@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from trainer.cluster.announcement import Announcement
+from trainer.compute.micro_batch import rows_of_micro_batch
 from trainer.contract import errors
 from trainer.contract.errors import InputError
-from trainer.contract.geometry import micro_batch_rows
 from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
@@ -104,6 +104,9 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
     model.train(hyper.dropout > 0 or (spec.model.lora is not None and spec.model.lora.dropout > 0))
 
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    rows = rows_of_micro_batch(spec, model, memory, half=precision is not None, log=context.host.log)
+
     # How the trainers share a step. With pairs only some of the computed tokens count, and with LoRA only some of the
     # gradients are computed: then there is no peak to compare with.
     pairs, scaled = spec.data.format == "pairs", precision == torch.float16
@@ -124,7 +127,7 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
         batches=batches,
         validation=validation,
         device=device,
-        micro_batch_rows=micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size),
+        micro_batch_rows=rows,
         scaled=scaled,
         stopping=context.host.stopping if context.processes.size == 1 else lambda: False,
     )
