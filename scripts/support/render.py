@@ -12,6 +12,7 @@ from scripts.support.run_files import Snapshot, WatchedMachine, perplexity
 from scripts.support.whereabouts import whereabouts
 from trainer.contract.options import Sweep
 from trainer.contract.settings import written
+from trainer.contract.spec import Cluster
 from trainer.contract.wording import duration, printable
 from trainer.runs.records import State
 from trainer.runs.trials import Trial, best_trial
@@ -27,6 +28,7 @@ STATE_STYLES: dict[State, str] = {
 }
 MACHINE_STYLES = {"running": "green", "finished": "green", "failed": "red", "restarting": "yellow", "stopped": "yellow"}
 LOG_LINES = 6
+WITH_GPUS = 100  # the least width with room for each machine's GPUs
 
 
 def ago(seconds: float) -> str:
@@ -56,11 +58,17 @@ def headline(snapshot: Snapshot) -> Text:
         text.append(f"  attempt {snapshot.status.attempt}", "dim")
     if snapshot.steps and (trainers := snapshot.steps[-1].trainers) and snapshot.state == "RUNNING":
         all_trainers = snapshot.spec.cluster.trainers
-        full = trainers >= all_trainers
-        text.append(f"  {trainers} of {all_trainers} trainers" if not full else f"  {_count(trainers, 'trainer')}")
+        count = f"{trainers} of {all_trainers} trainers" if trainers < all_trainers else _count(trainers, "trainer")
+        text.append(f"  {count}{_in_each(snapshot.spec.cluster)}")
     if presence_text := presence(snapshot):
         text.append(f"  {presence_text}", "yellow")
     return text
+
+
+def _in_each(cluster: Cluster) -> str:
+    """Return what computes in each trainer machine; empty if it is one process on a CPU."""
+    each = _count(cluster.gpus, "GPU") if cluster.gpus else f"{cluster.processes} processes"
+    return f" x {each}" if cluster.gpus or cluster.processes > 1 else ""
 
 
 def presence(snapshot: Snapshot) -> str:
@@ -127,12 +135,15 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
         table.add_column("restarts", justify="right", no_wrap=True)
     if wide:
         table.add_column("memory", justify="right", no_wrap=True)
+    gpus = snapshot.spec.cluster.gpus > 0 and width >= WITH_GPUS
+    if gpus:
+        table.add_column("GPUs", no_wrap=True)
     table.add_column("", ratio=1, no_wrap=True, overflow="ellipsis")
     absent = [] if snapshot.final else snapshot.missing
     shown = snapshot.machines
     if len(shown) + len(absent) > most:  # show machines with problems first
         shown = sorted(shown, key=lambda m: m.status.state in ("running", "finished") and not m.late)
-    rows = [_machine_row(m, restarts, wide, snapshot.final) for m in shown]
+    rows = [_machine_row(m, restarts, wide, gpus, snapshot.final) for m in shown]
     rows += [[name, Text("not there yet", "dim")] for name in absent]
     if len(rows) > most:
         left = len(rows) - (most - 1)
@@ -142,7 +153,7 @@ def _machines(snapshot: Snapshot, width: int, most: int) -> Table:
     return table
 
 
-def _machine_row(machine: WatchedMachine, restarts: bool, wide: bool, final: bool) -> list[Text | str]:
+def _machine_row(machine: WatchedMachine, restarts: bool, wide: bool, gpus: bool, final: bool) -> list[Text | str]:
     status = machine.status
     late = machine.late and not final
     row: list[Text | str] = [
@@ -155,6 +166,8 @@ def _machine_row(machine: WatchedMachine, restarts: bool, wide: bool, final: boo
         row.append(str(status.restarts or ""))
     if wide:
         row += [f"{status.memory_mb:,} MB" if status.memory_mb is not None else ""]
+    if gpus:  # a parameter server uses none, even if the computer has some
+        row.append("" if status.role == "ps" else status.environment.get("gpu", "").replace("NVIDIA ", ""))
     return [*row, Text(_words(machine), "dim")]
 
 

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from trainer.compute.exit_codes import AWAY
+from trainer.contract import paths
+from trainer.runs.records import Exit, MachineStatus
+
 from .life import GROUP, Life, no_violations
 
 pytestmark = pytest.mark.slow
@@ -29,6 +33,15 @@ def watched(run: Life, words: str) -> str:
         watch.kill()
         watch.wait()
     return pytest.fail(f"watch ended without {words!r}: {''.join(said)}")
+
+
+def last_exit(run: Life, name: str) -> Exit | None:
+    """Return how a machine's computing process last ended; None while it has not."""
+    try:
+        body = run.storage.read(paths.machine(run.job().run, name))
+    except FileNotFoundError:
+        return None
+    return MachineStatus.model_validate_json(body).last_exit
 
 
 def test_stock_out_in_two_zones_is_healed_without_anybody(life: Callable[..., Life]) -> None:
@@ -70,7 +83,10 @@ def test_next_launch_begins_in_another_zone_where_google_has_machines(life: Call
     run.cloud.destroy()
 
 
-def test_machine_with_flex_start_waits_for_capacity_and_trains(life: Callable[..., Life]) -> None:
+def test_machine_with_flex_start_waits_for_capacity_and_refuses_to_train_without_its_gpu(
+    life: Callable[..., Life],
+) -> None:
+    """Google gives such machines with GPUs alone, and torch sees none here: the stand-in has none."""
     run = life(workers=0)
     run.cloud.edit("dev", "masterType: n1-standard-2", "masterType: a2-highgpu-1g")
     run.cloud.edit("dev", "machines: {spot: false}", "machines: {flexStart: true}")
@@ -81,8 +97,8 @@ def test_machine_with_flex_start_waits_for_capacity_and_trains(life: Callable[..
     watched(run, "0 of 1 machines run, the rest waits for capacity")
     run.fault("capacity", zone="us-central1-f", available=True)
     run.until(lambda: run.vms()[0]["zone"] == "us-central1-f", "the machine")
-    run.finished()
-    assert "nothing is left to do" in run.cloud.up()
-    assert run.sizes() == {"master": 0}
+    said = run.until(lambda: last_exit(run, "master-0"), "the end of the first try")
+    assert (said.code, run.job().cluster.gpus) == (AWAY, 1)  # it tries again: a driver may come back
+    assert said.reason.startswith("GPUs: this machine was declared with 1, and torch sees 0 among CUDA_VISIBLE_DEVI")
     run.cloud.destroy()
     assert GROUP not in run.cloud.resources()

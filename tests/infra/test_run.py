@@ -11,6 +11,7 @@ import pytest
 from infra import load
 from infra.dynamic import plain
 from infra.fleet.fleet import resolve_fleet
+from infra.fleet.host import HostGpu
 from infra.inputs.resolve import Inputs
 from infra.job import declare
 from infra.lifecycle import newest_checkpoint, status_line
@@ -103,6 +104,19 @@ def test_training_run_declares_its_resources(
     # Pulumi keeps providers in its state by name; by code, each change of code would be a change of every stack.
     assert all(len(seen["__provider"]) < 100 for name, seen in mocks.seen.items() if "__provider" in seen)
     assert not Path(stack.root / "artifacts").exists()  # a declaration writes nothing
+
+
+def test_trainers_of_a_local_stack_get_the_gpus_that_they_share_out(
+    stack: config.StackConfig, inputs: Inputs, job: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = tuple(HostGpu(f"GPU-{letter}", "NVIDIA H100") for letter in "abcd")
+    monkeypatch.setattr("infra.local.machines.host_gpus", lambda: gpus)
+    on_gpus = job.model_copy(update={"cluster": job.cluster.model_copy(update={"processes": 2, "gpus": 2})})
+    mocks = Seen()
+    pulumi.runtime.set_mocks(mocks, project="gpt2-training", stack="local", preview=True)
+    pulumi.runtime.test(lambda: TrainingRun(stack, resolve_fleet(stack), inputs, on_gpus).run)()
+    devices = {name: mocks.seen[f"Machine {name}"].get("devices") for name in ("master-0", "worker-0", "ps-0")}
+    assert devices == {**dict.fromkeys(("master-0", "worker-0"), "GPU-a,GPU-b,GPU-c,GPU-d"), "ps-0": None}
 
 
 def props(stack: config.StackConfig, job: JobSpec) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class FakeRun:
         self.out = io.StringIO()
         self.records: list[Record] = []
 
-    def declare(self, launch: int = 1, workers: int = 1, servers: int = 0) -> None:
+    def declare(self, launch: int = 1, workers: int = 1, servers: int = 0, **each: int) -> None:
         spec = JobSpec(
             run=RUN,
             launch=launch,
@@ -54,7 +54,7 @@ class FakeRun:
             fingerprint="0" * 16,
             code="0" * 16,
             hyperparameters=Hyperparameters(steps=STEPS, sequence_length=128),
-            cluster=Cluster(workers=workers, parameter_servers=servers),
+            cluster=Cluster(workers=workers, parameter_servers=servers, **each),
         )
         self.put("job.json", spec.to_json())
         self.storage.write("current.json", json.dumps({"run": RUN, "launch": launch}).encode())
@@ -146,6 +146,26 @@ def test_once_shows_state_progress_and_machines(run: FakeRun) -> None:
     assert re.search(r"worker-0\s+running\s+400\s+0 s ago\s+500 MB", text)
     assert "log of master-0\n  tokens are ready\n  step 400\n" in text
     assert re.search("[\u2801-\u28ff]", text), "no curve"
+
+
+def test_gpus_and_processes_are_shown_inside_their_machines(run: FakeRun) -> None:
+    running(run)
+    run.declare(servers=1, processes=8, gpus=8)
+    for name in ("master-0", "worker-0", "ps-0"):
+        run.machine(name, step=400, memory_mb=612, environment={"gpu": "8 × NVIDIA H100 80GB HBM3"})
+    assert run.watch(once=True) == 0
+    assert "RUNNING  2 trainers x 8 GPUs" in run.text
+    assert "H100" not in run.text  # too narrow
+    run.width = 100
+    assert run.watch(once=True) == 0
+    assert re.findall(r"(\S+-0) .* MB  (8 × H100 80GB HBM3)?", run.text)[-3:] == [
+        ("master-0", "8 × H100 80GB HBM3"),
+        ("worker-0", "8 × H100 80GB HBM3"),
+        ("ps-0", ""),
+    ]
+    run.declare(processes=2)
+    assert run.watch(once=True) == 0
+    assert "RUNNING  2 trainers x 2 processes" in run.text
 
 
 def test_parameter_server_is_shown_like_other_machines(run: FakeRun) -> None:

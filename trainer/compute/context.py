@@ -10,6 +10,7 @@ import torch
 from trainer.cluster.membership import Membership
 from trainer.cluster.processes import Processes
 from trainer.cluster.quorum import Quorum
+from trainer.compute.devices import check_devices
 from trainer.compute.exit_codes import LEFT
 from trainer.compute.process import Process
 from trainer.contract import paths
@@ -56,6 +57,8 @@ class Runnable(Protocol):
 
 def make_context(process: Process, storage: Storage, spec: JobSpec, *, serves: bool = False) -> MemberContext:
     """Make what this process needs to be a member, whether it trains or serves."""
+    if not serves:
+        check_devices(spec.cluster)
     processes = Processes(1 if serves else spec.cluster.processes, (0, LEFT), process.log)
     status = StatusWriter(storage, spec.run, spec.launch, process.log)
     host = MemberHost(process, status)

@@ -24,6 +24,7 @@ KEPT = {"none": (64, 36), "attention": (44, 26), "block": (4, 4)}
 MASKS = {"none": 2, "attention": 1, "block": 0}  # bytes more with dropout: of attention's and the MLP's output
 FLYING = (20, 16)  # bytes of gradients that are on their way in the backward pass, of one layer, likewise
 OUTPUT = 16  # bytes of the whole model: the last norm's input and output, and the gradient of the output, twice
+COPIES_KEPT = {"none": 1.0, "attention": 8 / 12, "block": 0.0}  # the part of autocast's copies for the backward pass
 BLOCK = 12  # parameters of a block for each element of width x width
 GATHERED_BLOCKS = 2  # fsdp: the block that computes and the next one
 # What allocators take for each byte of the tensors; bytes of a CUDA context and its libraries; of NCCL's buffers. Ours.
@@ -80,55 +81,74 @@ class Held:
 def state_bytes(process: TrainerProcess) -> float:
     """Return the bytes of parameters, gradients and moments.
 
-    Replicas have whole parameters and gradients in fp32, and the moments of their part (ZeRO-1). With fsdp all three
-    are parts. Without sharing, a machine of one process has all.
+    Replicas have whole parameters and gradients in fp32. Where a machine has several processes, each also has its lane
+    of both, and the moments of its lane alone (ZeRO-1). With fsdp everything is a part.
     """
     moments = 8.0 if process.hyper.optimizer == "adamw" else 0.0
-    if process.servers:
-        local = process.parallel.synchronization == "local"  # each process then takes AdamW's steps alone
-        return 4.0 * process.size.parameters + (4.0 + (moments if local else 0.0)) * process.trained
+    if process.servers:  # they hold the moments, but for those of processes that take steps of AdamW alone
+        moments = moments if process.parallel.synchronization == "local" else 0.0
     if process.sharded:
         return (4.0 * process.size.parameters + (4.0 + moments) * process.trained) / process.processes
-    return 4.0 * process.size.parameters + (4.0 + moments / process.processes) * process.trained
+    lane = moments + (8.0 if process.processes > 1 else 0.0)
+    return 4.0 * process.size.parameters + (4.0 + lane / process.processes) * process.trained
 
 
 def held(process: TrainerProcess, rows: int) -> Held:
     """Return what a process holds at the peak of a step with micro-batches of so many sequences."""
     size, hyper = process.size, process.hyper
-    tokens, width = rows * hyper.sequence_length, size.width
-    elements, column = float(tokens * width), 1 if process.half else 0
+    tokens = rows * hyper.sequence_length
+    elements, column = float(tokens * size.width), 1 if process.half else 0
 
     # Activations: those that are kept, and those of the one block that is computed again.
     kept_of_layer = {mode: elements * (KEPT[mode][column] + (MASKS[mode] if hyper.dropout else 0)) for mode in KEPT}
     kept = kept_of_layer[hyper.recompute] * size.layers
     again = kept_of_layer["none"] - kept_of_layer["block"] if hyper.recompute == "block" else 0
 
-    # Weights in the precision of the computation. Blocks that are computed again need no copy for the backward pass.
-    weight, block = (2.0 if process.half else 4.0), float(BLOCK * width**2)
-    table = float((size.vocabulary + size.positions) * width)
-    if process.sharded:
-        forward = backward = weight * (table + GATHERED_BLOCKS * block)
-        backward += (weight + 4.0) * block  # a block's whole gradient, and in fp32 as it is summed
-    else:
-        forward = 2.0 * size.parameters if process.half else 0.0
-        backward = 2.0 * (table + block) if process.half and hyper.recompute == "block" else forward
-
-    # The head: the logits of a chunk, and the gradient of the table, to which all chunks add.
-    chunk = min(geometry.LOGIT_CHUNK, tokens)
-    logits = 4.0 * chunk * size.vocabulary
-    gradient = 4.0 * size.vocabulary * width if process.trained >= size.parameters else 0.0
-    product = gradient * (1.5 if process.half else 1.0)  # of a chunk, in half precision and then in fp32
-    before = (2 * gradient, logits) if tokens > chunk else (0.0, 0.0)  # of earlier chunks: the sum, and the last one's
-    head = before[0] + max(before[1] + 2 * logits, logits + product)  # the product and its logarithm; its gradient
-
-    state = state_bytes(process)
+    state, (forward, at_loss, backward) = state_bytes(process), _copies(process)
+    logits, table = _head_bytes(process, tokens)
     moments_of_a_step = (
-        Held(state, forward, kept + elements * OUTPUT, head),
-        Held(state, backward, kept + elements * OUTPUT, 2 * gradient),
-        Held(state, backward, kept + again + elements * FLYING[column], 2 * gradient),
-        Held(state, backward, 0.0, 3 * gradient),  # the table's gradient as input, that as output, and their sum
+        Held(state, forward, kept + again, 0.0),  # in the last block
+        Held(state, at_loss, kept + elements * OUTPUT, logits),
+        Held(state, backward, kept + elements * OUTPUT, 2 * table),  # the head's backward pass
+        Held(state, backward, kept + again + elements * FLYING[column], 2 * table),  # that of the last block
+        Held(state, backward, 0.0, 3 * table),  # the table's gradient as input, that as output, and their sum
     )
     return max(moments_of_a_step, key=lambda moment: moment.total)
+
+
+def _copies(process: TrainerProcess) -> tuple[float, float, float]:
+    """Return the bytes of weights in the precision of the computation: in the blocks, in the loss, and going back.
+
+    Autocast keeps all its copies until the blocks' forward pass is over, and then those that the backward pass needs.
+    What is computed again copies its weights again.
+    """
+    size, recompute, weight = process.size, process.hyper.recompute, 2.0 if process.half else 4.0
+    block, table = weight * BLOCK * size.width**2, weight * size.vocabulary * size.width
+    if process.sharded:
+        gathered = table + GATHERED_BLOCKS * block
+        return gathered, gathered, gathered + (1 + 4.0 / weight) * block  # a block's gradient, and in fp32 for its sum
+    if not process.half:
+        return 0.0, 0.0, 0.0
+    kept = block * size.layers * COPIES_KEPT[recompute]
+    return block * size.layers, kept + table, max(kept, block)
+
+
+def _head_bytes(process: TrainerProcess, tokens: int) -> tuple[float, float]:
+    """Return the bytes of the head's loss, and those of the gradient of the table of tokens.
+
+    A chunk has logits and, in fp32, their copy and their logarithms. Their gradient takes the place of the logits, or
+    in fp32 that of the logarithms. All chunks add to the gradient of the table.
+    """
+    weight, chunk = 2.0 if process.half else 4.0, min(geometry.LOGIT_CHUNK, tokens)
+    trained = process.trained >= process.size.parameters  # with LoRA it has no gradient
+    table = 4.0 * process.size.vocabulary * process.size.width if trained else 0.0
+    logits = weight * chunk * process.size.vocabulary
+    entropy, gradient = logits * (5 if process.half else 2), logits * (1 if process.half else 2)
+    product = table * (1.5 if process.half else 1)  # in half precision, and then in fp32
+    if tokens <= chunk:
+        return max(entropy, gradient + product), table
+    # Of earlier chunks there are the sum, the newest product and the newest logits.
+    return 2 * table + max(entropy + logits, gradient + product), table
 
 
 def usual_bytes(process: TrainerProcess, rows: int) -> float:

@@ -43,7 +43,9 @@ def settings(spec: JobSpec) -> list[RunSetting]:
     for section, part in sections.items():
         for name, field in type(part).model_fields.items():
             value = getattr(part, name)
-            if value is not None:
+            if (section, name) == ("parallel", "processes"):  # on GPUs the job says them, not the stack file
+                add(section, name, spec.cluster.processes, 1)
+            elif value is not None:
                 shown = Path(value).name if (section, name) == ("data", "path") else value
                 add(section, field.alias or name, shown, field.default)
     return run_settings

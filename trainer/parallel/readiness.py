@@ -7,13 +7,21 @@ modules make each wait for the other only where it must.
 import threading
 import time
 from functools import partial
+from typing import Protocol
 
 import torch
+from transformers import GPT2LMHeadModel
 
-from trainer.model.flat import Flat
-from trainer.model.layout import Ranges
+from trainer.model.layout import Layout, Ranges
 
 Event = torch.cuda.Event | None
+
+
+class LaidOut(Protocol):
+    """A model and the layout of its parameters in a flat vector."""
+
+    model: GPT2LMHeadModel
+    layout: Layout
 
 
 class Readiness:
@@ -46,6 +54,12 @@ class Readiness:
         for event in self._final:
             event.clear()
         self._watching = True
+
+    def expect(self) -> None:
+        """Declare that no gradient is final, and do not watch yet."""
+        for event in self._final:
+            event.clear()
+        self._watching = False
 
     def finish(self) -> None:
         """Declare all gradients final."""
@@ -112,7 +126,7 @@ class Readiness:
 
     # -- hooks -----------------------------------------------------------------------------------------------------
 
-    def hook_gradients(self, flat: Flat) -> None:
+    def hook_gradients(self, flat: LaidOut) -> None:
         """Let the backward pass tell which gradients are final, while it continues. Else they are final together."""
         parameters = dict(flat.model.named_parameters())
         for name, start, size, _ in flat.layout:
@@ -121,7 +135,7 @@ class Readiness:
             hook = partial(self._became_final, touched)
             parameters[name].register_post_accumulate_grad_hook(lambda _, hook=hook: hook())
 
-    def hook_modules(self, flat: Flat) -> None:
+    def hook_modules(self, flat: LaidOut) -> None:
         """Let the embeddings, each block and the last norm of the forward pass wait for their parameters.
 
         The inside of a block may be compiled, and then calls no hooks.

@@ -5,6 +5,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from trainer.cluster.group import MemberGroup
 from trainer.cluster.quorum import Quorum
 from trainer.contract.spec import JobSpec
@@ -48,7 +50,8 @@ class ServedLanes:
         self._key = quorum.key
         self.forget()
         if self._threads is None and len(self) > 1:
-            self._threads = ThreadPoolExecutor(len(self), "lane")
+            # One core for each lane's sums; the thread that updates has all of them.
+            self._threads = ThreadPoolExecutor(len(self), "lane", torch.set_num_threads, (1,))
 
     def forget(self) -> None:
         """Forget the exchanges, because this server owns something else now. The ranges stay those of the group."""

@@ -69,9 +69,10 @@ class Staging:
             self._stream.wait_stream(torch.cuda.current_stream(gpu))
         else:
             self._stream.wait_event(after)
-        with torch.cuda.stream(self._stream):  # half of fp32 crosses the bus where the wire is bf16
-            moved = source.to(target.dtype) if source.is_cuda else source.to(target.device, non_blocking=True)
-            target.copy_(moved, non_blocking=True)
+        with torch.cuda.stream(self._stream):
+            if source.dtype != target.dtype:  # half of fp32 crosses the bus where the wire is bf16
+                source = source.to(target.dtype) if source.is_cuda else source.to(gpu, non_blocking=True)
+            target.copy_(source, non_blocking=True)
         self._stream.synchronize()
 
 

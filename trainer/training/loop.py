@@ -112,8 +112,8 @@ class Training:
     def gradient(self, step: int, quorum: Quorum | None, before_last: Callable[[], None] = lambda: None) -> Vote:
         """Add up the gradients of this process's micro-batches of a step, from zero, and return its vote.
 
-        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before the
-        last backward pass.
+        Without a quorum, it computes what it would on the first of all declared machines. before_last: called before
+        the last backward pass.
         """
         seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
         parts = self._dealing(quorum).micro_batches(number, processes)
@@ -157,7 +157,7 @@ class Training:
         return self._dealing(quorum).passes(self._place(quorum)[1])
 
     def warm_up(self) -> None:
-        """Compute a step that does not count, before others wait for this machine: compiling and allocating are slow."""
+        """Compute a step that does not count, before others wait for this machine: compiling is slow."""
         self.gradient(0, None)
         self.engine.backward_ends(self._passes(None))
 

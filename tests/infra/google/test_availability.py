@@ -115,7 +115,7 @@ def test_network_that_is_only_partly_used_is_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     training = {"masterType": "a3-highgpu-8g", "workerType": "a3-highgpu-8g", "workerCount": 1}
-    training |= {"hyperparameters": {"batchSize": 8}}
+    training |= {"hyperparameters": {"batchSize": 16}}
     google.deny("compute", message="Compute Engine API has not been used in project 123456 before")
     google.deny("cloudquotas", message="Cloud Quotas API has not been used in project 123456 before")
     large = load.from_file("dev", project(tmp_path, trainingInput=training, machines=None))

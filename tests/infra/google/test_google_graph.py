@@ -382,7 +382,7 @@ def waiting(values: dict[str, Any]) -> dict[str, Any]:
     """Return the stack file with machines that wait for capacity."""
     values = legal(values)
     training = values["gpt2-training:trainingInput"]
-    training |= {"masterType": "a2-highgpu-1g", "workerType": "g2-standard-8", "parameterServerCount": 0}
+    training |= {"masterType": "g2-standard-16", "workerType": "g2-standard-8", "parameterServerCount": 0}
     machines = values["gpt2-training:machines"] | {"flexStart": True, "spot": False}
     values["gpt2-training:machines"] = {k: v for k, v in machines.items() if k not in ("accelerator", "reservation")}
     values["gpt2-training:limits"] = {"maxHours": min(values["gpt2-training:limits"]["maxHours"], 168)}
@@ -393,7 +393,7 @@ def legal(values: dict[str, Any]) -> dict[str, Any]:
     """Return the stack file changed towards a legal one, so that graphs are tested as well as errors."""
     training = values["gpt2-training:trainingInput"]
     training |= {"masterType": "n1-highmem-16", "workerType": "n1-highmem-16", "parameterServerType": "n1-highmem-8"}
-    training["workerCount"] = min(training["workerCount"], 31)  # the batch size is 32
+    training["workerCount"] = min(training["workerCount"], 15)  # the batch size is 32, and each has 2 GPUs
     machines = values["gpt2-training:machines"]
     machines |= {"flexStart": False, "bootDiskGb": max(50, machines["bootDiskGb"]), "zones": []}
     machines["spot"] = machines["spot"] and training["workerCount"] > 0

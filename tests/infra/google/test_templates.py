@@ -40,7 +40,7 @@ def test_templates_of_a_family_are_taken(root: Path, family: str, compact: bool)
             continue
         training: dict[str, Any] = {
             "masterType": machine.name,
-            "hyperparameters": {"batchSize": 8, "sequenceLength": 64},
+            "hyperparameters": {"batchSize": 32, "sequenceLength": 64},
         }
         if compact:
             training |= {"workerType": machine.name, "workerCount": 1}

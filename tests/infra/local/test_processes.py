@@ -49,8 +49,8 @@ def machine(tmp_path: Path) -> Iterator[MachineProcess]:
     processes.sweep(tmp_path / "a bucket", grace=0)
 
 
-def start(machine: MachineProcess, program: str = PLAIN, launch: int = 1) -> int:
-    return processes.start(machine, launch, [sys.executable, "-c", program], machine.folder)
+def start(machine: MachineProcess, program: str = PLAIN, launch: int = 1, **variables: str) -> int:
+    return processes.start(machine, launch, [sys.executable, "-c", program], machine.folder, variables)
 
 
 def wait_for(line: str, machine: MachineProcess) -> None:
@@ -65,11 +65,13 @@ def test_process_runs_in_a_session_of_its_own_without_pulumis_secrets(
     monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "secret")
     monkeypatch.setenv("MY_TOKEN", "secret")
     monkeypatch.setenv("HF_HOME", "/cache")
-    pid = start(machine)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    pid = start(machine, CUDA_VISIBLE_DEVICES="GPU-a,GPU-b")
     assert processes.alive(machine)
     assert os.getsid(pid) == pid
     environment = psutil.Process(pid).environ()
     assert environment["HF_HOME"] == "/cache"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
     assert "secret" not in environment.values()
 
 

@@ -119,7 +119,7 @@ def test_member_that_is_silent_in_the_middle_of_a_step_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The member answers the Lighthouse but never sends its gradient: the others fail in a bounded time and name it."""
-    monkeypatch.setattr("trainer.cluster.membership.COLLECTIVE", 5.0)
+    monkeypatch.setattr("trainer.cluster.delegate.COLLECTIVE", 5.0)
     monkeypatch.setattr("trainer.cluster.lighthouse.JOIN_TIMEOUT", 5.0)
     run = small(tmp_path, FOR_EVER, cluster={"workers": 1})
     enough, gradient = threading.Event(), Training.gradient

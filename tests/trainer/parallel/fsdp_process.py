@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from trainer.parallel.fsdp import Sharded
 from transformers import GPT2LMHeadModel
 
 from trainer.cluster.announcement import Announcement
@@ -29,7 +30,6 @@ from trainer.contract.spec import Cluster, JobSpec
 from trainer.data.batches import Dealing
 from trainer.data.tokenizer import from_bytes
 from trainer.model.gpt2 import build
-from trainer.parallel.fsdp import Sharded
 from trainer.storage.factory import open_storage
 from trainer.training.checkpoint import CheckpointStore
 from trainer.training.member_context import MemberContext

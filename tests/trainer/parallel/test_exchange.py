@@ -1,8 +1,9 @@
 """Ownership, the exchange over real gloo groups (the members are threads), and the cost model."""
 
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from typing import TypeVar
@@ -13,19 +14,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchft import ProcessGroupGloo
 
+from trainer.cluster.delegate import _local_store
 from trainer.cluster.group import GroupFailed, MemberGroup
-from trainer.cluster.membership import _local_store
 from trainer.contract import exchange_cost
 from trainer.contract.exchange_cost import Links, Plan
 from trainer.parallel.exchange import Exchange
-from trainer.parallel.ownership import NORM_BLOCKS, Lane, Ownership, norm_block
+from trainer.parallel.ownership import NORM_BLOCKS, Lane, Ownership, lanes, norm_block
 
 T = TypeVar("T")
 PATIENCE = 60.0
-SHAPES = [(1, 1), (2, 1), (3, 2), (2, 3)]  # numbers of trainers and servers
+# The number of trainers, of servers, and of processes of a trainer; and how these share the vector.
+SHAPES = [
+    (1, 1, 1, "slices"),
+    (2, 1, 1, "slices"),
+    (3, 2, 1, "slices"),
+    (2, 3, 1, "slices"),
+    (2, 1, 2, "slices"),
+    (2, 3, 3, "slices"),
+    (3, 2, 2, "rows"),
+    (2, 3, 3, "rows"),
+]
 WIRES = [torch.float32, torch.bfloat16]
 PLANS: list[Plan] = ["star", "hierarchical"]
 TOTAL, BUCKET = 64 * 71, 64 * 16  # the last bucket is not whole, and there are 5, more than are sent at a time
+
+
+def rows(total: int, processes: int, seed: int) -> list[Lane]:
+    """Return lanes that hold rows of tensors, as FSDP2 cuts them: of any size, some of none, with gaps in between."""
+    chance, start, ranges = random.Random(seed), 0, [[] for _ in range(processes)]  # type: ignore[var-annotated]
+    while start < total:
+        row = min(chance.choice([1, 3, 64, 200]), total - start)
+        number = max(1, min(chance.randrange(1, 30), (total - start) // row))
+        most = -(-number // processes)
+        for k in range(processes):
+            first, last = (start + min(number, most * i) * row for i in (k, k + 1))
+            if first < last:
+                ranges[k].append((first, last))
+        start += -(-number * row // 64) * 64
+    return [Lane(tuple(own)) for own in ranges]
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------
@@ -68,55 +94,142 @@ def test_shards_of_gpt2_on_three_servers_are_of_equal_size() -> None:
     assert [round(shards.size(server) / 2**20, 1) for server in range(3)] == [39.6, 39.6, 39.6]
 
 
+# -- lanes -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60_000), st.integers(1, 9), st.integers(1, 20_000), st.booleans())
+def test_lanes_cut_each_bucket_into_equal_slices_of_whole_blocks(
+    units: int, processes: int, bucket: int, large: bool
+) -> None:
+    total, bucket = units * 64 * (1000 if large else 1), bucket * (1000 if large else 1)
+    block, made = norm_block(total), lanes(total, processes, bucket)
+    assert len({lane.size for lane in made}) == 1
+    assert all(lane.aligned for lane in made)
+    length = sum(lane.size for lane in made)  # of the flat vector
+    assert total <= length < total + processes * block
+    assert length == total or processes > 1
+    buckets = Ownership(total, 3, bucket, processes).buckets
+    for start, stop in [*buckets[:-1], (buckets[-1][0], length)]:
+        held = [lane.held(start, stop) for lane in made]
+        assert held[0][0][0] == start
+        assert [ranges[0][1] for ranges in held] == [*(ranges[0][0] for ranges in held[1:]), stop]
+        assert {len(ranges) for ranges in held} == {1}
+        assert len({ranges[0][1] - ranges[0][0] for ranges in held}) == 1
+        assert processes == 1 or all((ranges[0][1] - ranges[0][0]) % block == 0 for ranges in held)
+        assert held[0] == [(start, start + (stop - start) // processes)]
+
+
+@given(st.integers(1, 400), st.integers(1, 5), st.integers(1, 4), st.integers(64, 9_000), st.integers())
+def test_servers_and_lanes_have_the_same_elements_in_the_same_order(
+    units: int, servers: int, processes: int, bucket: int, seed: int
+) -> None:
+    total = units * 64
+    for made in (rows(total, processes, seed), lanes(total, processes, bucket)):
+        shards, flat = Ownership(total, servers, bucket, processes), torch.arange(total + 64 * processes)
+        own = [torch.cat([flat[:0], *(flat[a:b] for a, b in shards.owned(server))]) for server in range(servers)]
+        met = torch.zeros(total, dtype=torch.int64)
+        for lane in made:
+            vector = torch.cat([flat[:0], *(flat[start:stop] for start, stop in lane.ranges)])
+            assert len(vector) == lane.size
+            parts, segments = shards.parts(lane), [shards.segments(server, lane) for server in range(servers)]
+            edges = [edge for bucket_parts in parts for part in bucket_parts for edge in part]
+            assert edges[0] == 0
+            assert edges[1:-1:2] == edges[2::2]  # the parts follow each other
+            for k, bucket_parts in enumerate(parts):
+                for server, (start, stop) in enumerate(bucket_parts):
+                    shared = torch.cat([own[server][:0], *(own[server][a:b] for a, b in segments[server][k])])
+                    assert torch.equal(shared, vector[start:stop])
+                    met[shared] += 1
+        assert int(met.max()) == 1
+        assert bool((met == 1).all()) or not all(lane.aligned for lane in made)
+
+
+def test_lane_of_one_process_alone_is_the_flat_vector() -> None:
+    shards = Ownership(124_475_904, 3)
+    (lane,) = lanes(124_475_904, 1)
+    assert lane.ranges == ((0, 124_475_904),)
+    assert shards.parts(lane) == shards.pieces
+    assert [ranges[0] for ranges in shards.segments(1, lane)] == shards.places(1)
+
+
 # -- the exchange ------------------------------------------------------------------------------------------------------
 
 
-class Members:
-    """The groups of a test's members, and a thread for each."""
+Vectors = dict[tuple[int, int], torch.Tensor]  # by lane and rank; a server has one, the same for all lanes
 
-    def __init__(self, trainers: int, servers: int, stack: ExitStack) -> None:
-        self.trainers, self.servers, self.size = trainers, servers, trainers + servers
-        self.shards = Ownership(TOTAL, servers, BUCKET)
-        self._threads = stack.enter_context(ThreadPoolExecutor(self.size))
+
+class Members:
+    """The groups of a test's members: one for each lane. Each member has a thread in each of its lanes."""
+
+    def __init__(self, shape: tuple[int, int, int, str], stack: ExitStack) -> None:
+        self.trainers, self.servers, processes, kind = shape
+        self.size = self.trainers + self.servers
+        self.shards = Ownership(TOTAL, self.servers, BUCKET, processes)
+        self.lanes = rows(TOTAL, processes, 1) if kind == "rows" else lanes(TOTAL, processes, BUCKET)
+        self._threads = stack.enter_context(ThreadPoolExecutor(processes * self.size))
         self._store = _local_store("127.0.0.1")
         self.groups = self.all(self._join)
-        for group in self.groups:
+        for group in self.groups.values():
             stack.callback(group.close)
 
-    def _join(self, rank: int) -> MemberGroup:
+    def _join(self, lane: int, rank: int) -> MemberGroup:
         members = ProcessGroupGloo(timeout=timedelta(seconds=PATIENCE))
-        members.configure(f"127.0.0.1:{self._store.port}/test", f"member-{rank}", rank, self.size, 0)
+        members.configure(f"127.0.0.1:{self._store.port}/{lane}", f"member-{rank}", rank, self.size, 0)
         return MemberGroup(members, rank, self.size, torch.device("cpu"))
 
-    def all(self, call: Callable[[int], T]) -> list[T]:
-        """Call the function for each rank, all at the same time."""
-        futures = [self._threads.submit(call, rank) for rank in range(self.size)]
-        return [future.result(PATIENCE) for future in futures]
+    def all(self, call: Callable[[int, int], T]) -> dict[tuple[int, int], T]:
+        """Call the function for each lane and rank, all at the same time."""
+        places = [(lane, rank) for lane in range(len(self.lanes)) for rank in range(self.size)]
+        futures = {place: self._threads.submit(call, *place) for place in places}
+        return {place: future.result(PATIENCE) for place, future in futures.items()}
 
-    def exchanges(self, plan: Plan, wire: torch.dtype) -> list[Exchange]:
-        return [Exchange(group, self.trainers, self.shards, Lane(((0, TOTAL),)), plan, wire) for group in self.groups]
+    def exchanges(self, plan: Plan, wire: torch.dtype) -> dict[tuple[int, int], Exchange]:
+        return {
+            (lane, rank): Exchange(group, self.trainers, self.shards, self.lanes[lane], plan, wire)
+            for (lane, rank), group in self.groups.items()
+        }
 
-    def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """Return each server's part of a flat vector."""
-        ranges = [self.shards.owned(server) for server in range(self.servers)]
-        return [torch.cat([vector[start:stop] for start, stop in owned]) for owned in ranges]
+    def part(self, vector: torch.Tensor, lane: int, rank: int) -> torch.Tensor:
+        """Return a trainer's lane of a flat vector, or a server's part, with nan where no lane has an element."""
+        if rank < self.trainers:
+            padded = torch.nn.functional.pad(vector, (0, 64 * len(self.lanes)))  # the last slices reach beyond the end
+            return torch.cat([padded[start:stop] for start, stop in self.lanes[lane].ranges])
+        held = torch.full_like(vector, torch.nan)
+        for start, stop in (pair for lane in self.lanes for pair in lane.ranges):
+            held[start:stop] = vector[start:stop]
+        return torch.cat([held[start:stop] for start, stop in self.shards.owned(rank - self.trainers)])
 
-    def empty(self) -> list[torch.Tensor]:
-        """Return a vector of wrong values for each rank: whole for trainers, the own part for servers."""
-        sizes = [TOTAL] * self.trainers + [self.shards.size(server) for server in range(self.servers)]
-        return [torch.full((size,), torch.nan) for size in sizes]
+    def empty(self) -> Vectors:
+        """Return vectors of wrong values."""
+        vectors = {place: torch.full_like(self.part(torch.zeros(TOTAL), *place), torch.nan) for place in self.groups}
+        return {(lane, rank): vectors[lane if rank < self.trainers else 0, rank] for lane, rank in vectors}
 
-    def gradients(self) -> list[torch.Tensor]:
-        """Return gradients of such different sizes that the order of a sum shows in its last bits."""
+    def gradients(self, factor: float = 1.0) -> list[torch.Tensor]:
+        """Return each trainer's gradient, so different in size that the order of a sum shows in its last bits."""
         generator = torch.Generator().manual_seed(1)
-        return [torch.randn(TOTAL, generator=generator) * 10.0**rank for rank in range(self.trainers)]
+        return [torch.randn(TOTAL, generator=generator) * 10.0**rank * factor for rank in range(self.trainers)]
+
+    def assert_parts(self, vectors: Vectors, expected: torch.Tensor, *, of_servers: bool) -> None:
+        """Compare the trainers' or the servers' vectors with their parts of the expected one, bit for bit."""
+        for (lane, rank), vector in vectors.items():
+            if (rank >= self.trainers) is of_servers:
+                right, places = self.part(expected, lane, rank), self.shards.parts(self.lanes[lane])
+                if not of_servers:  # the last slices' padding does not travel
+                    right[places[-1][-1][1] :] = torch.nan
+                torch.testing.assert_close(vector, right, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.fixture(params=SHAPES, ids=lambda shape: f"{shape[0]}+{shape[1]}")
-def members(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Members]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with ExitStack() as stack:
-        yield Members(*request.param, stack)
+@contextmanager
+def connected(shape: tuple[int, int, int, str]) -> Iterator[Members]:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        yield Members(shape, stack)
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: "{}+{}-{}-{}".format(*shape))
+def members(request: pytest.FixtureRequest) -> Iterator[Members]:
+    with connected(request.param) as made:
+        yield made
 
 
 def in_order(gradients: list[torch.Tensor], wire: torch.dtype) -> torch.Tensor:
@@ -134,31 +247,29 @@ def test_exchange_sums_in_rank_order_and_returns_the_parameters(
 ) -> None:
     """Each exchange runs twice, as buffers are reused.
 
-    Both plans are compared with the same bits, so they are equal too.
+    Both plans, whatever the lanes, are compared with the same bits, so they are equal too.
     """
-    exchanges, gradients = members.exchanges(plan, wire), members.gradients()
+    exchanges = members.exchanges(plan, wire)
     for factor in (1.0, -3.0):
-        scaled = [gradient * factor for gradient in gradients]
-        expected = in_order(scaled, wire)
+        gradients = members.gradients(factor)
+        expected = in_order(gradients, wire)
         results, parameters, exact = members.empty(), members.empty(), members.empty()
 
-        def step(rank: int) -> None:
-            exchange = exchanges[rank]
+        def step(*place: int) -> None:
+            exchange, (lane, rank) = exchanges[place], place  # type: ignore[index]
             if rank < members.trainers:
-                exchange.push(scaled[rank])  # noqa: B023
-                exchange.pull(parameters[rank])  # noqa: B023
-                exchange.pull(exact[rank], exact=True)  # noqa: B023
+                exchange.push(members.part(gradients[rank], lane, rank))  # noqa: B023
+                exchange.pull(parameters[lane, rank])  # noqa: B023
+                exchange.pull(exact[lane, rank], exact=True)  # noqa: B023
             else:
-                exchange.collect(results[rank])  # noqa: B023
-                exchange.serve(results[rank])  # noqa: B023
-                exchange.serve(results[rank], exact=True)  # noqa: B023
+                exchange.collect(results[lane, rank])  # noqa: B023
+                exchange.serve(results[lane, rank])  # noqa: B023
+                exchange.serve(results[lane, rank], exact=True)  # noqa: B023
 
         members.all(step)
-        for mine, right in zip(results[members.trainers :], members.split(expected), strict=True):
-            assert torch.equal(mine, right)
-        for rank in range(members.trainers):
-            assert torch.equal(parameters[rank], expected.to(wire).float())
-            assert torch.equal(exact[rank], expected)
+        members.assert_parts(results, expected, of_servers=True)
+        members.assert_parts(parameters, expected.to(wire).float(), of_servers=False)
+        members.assert_parts(exact, expected, of_servers=False)
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=str)
@@ -166,96 +277,100 @@ def test_exchange_sums_in_rank_order_and_returns_the_parameters(
 def test_interleaved_exchange_returns_parameters_while_gradients_are_sent(
     members: Members, plan: Plan, wire: torch.dtype
 ) -> None:
-    """The new parameters are minus the sum: each piece must be there when the server is asked for it."""
+    """The new parameters are minus the sum: each part must be there when the server is asked for it."""
     exchanges, gradients = members.exchanges(plan, wire), members.gradients()
     expected = in_order(gradients, wire)
     results = members.empty()
 
-    def step(rank: int) -> None:
+    def step(lane: int, rank: int) -> None:
         if rank < members.trainers:
-            exchanges[rank].push_and_pull(gradients[rank], results[rank])
+            exchanges[lane, rank].push_and_pull(members.part(gradients[rank], lane, rank), results[lane, rank])
             return
-        places = members.shards.places(rank - members.trainers)
-        exchanges[rank].collect_and_serve(results[rank], lambda bucket: -results[rank][slice(*places[bucket])])
+        own, segments = results[lane, rank], members.shards.segments(rank - members.trainers, members.lanes[lane])
+
+        def update(bucket: int) -> torch.Tensor:
+            return -torch.cat([own[:0], *(own[start:stop] for start, stop in segments[bucket])])
+
+        exchanges[lane, rank].collect_and_serve(own, update)
 
     members.all(step)
-    for mine, right in zip(results[members.trainers :], members.split(expected), strict=True):
-        assert torch.equal(mine, right)
-    for rank in range(members.trainers):
-        assert torch.equal(results[rank], -expected.to(wire).float())
+    members.assert_parts(results, expected, of_servers=True)
+    members.assert_parts(results, -expected.to(wire).float(), of_servers=False)
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_exchange_calls_ready_and_arrived_for_each_bucket_in_order(members: Members, plan: Plan) -> None:
     """The exchange sends what `ready` wrote, and `arrived` sees the values that came."""
-    exchanges = members.exchanges(plan, torch.float32)
-    asked: list[list[int]] = [[] for _ in range(members.trainers)]
-    told: list[list[int]] = [[] for _ in range(members.trainers)]
-    results = members.empty()
-    buckets = members.shards.buckets
+    exchanges, results = members.exchanges(plan, torch.float32), members.empty()
+    asked: dict[tuple[int, int], list[int]] = {place: [] for place in results}
+    told: dict[tuple[int, int], list[int]] = {place: [] for place in results}
+    buckets = range(len(members.shards.buckets))
 
-    def step(rank: int) -> None:
+    def step(lane: int, rank: int) -> None:
         if rank >= members.trainers:
-            exchanges[rank].collect(results[rank])
-            exchanges[rank].serve(results[rank])
+            exchanges[lane, rank].collect(results[lane, rank])
+            exchanges[lane, rank].serve(results[lane, rank])
             return
-        gradient = torch.full((TOTAL,), torch.nan)
+        gradient, result = torch.full((members.lanes[lane].size,), torch.nan), results[lane, rank]
+        parts = [slice(parts[0][0], parts[-1][1]) for parts in members.shards.parts(members.lanes[lane])]
 
         def ready(bucket: int) -> None:
-            asked[rank].append(bucket)
-            gradient[slice(*buckets[bucket])] = bucket + 1
+            asked[lane, rank].append(bucket)
+            gradient[parts[bucket]] = bucket + 1
 
         def arrived(bucket: int) -> None:
-            told[rank].append(bucket)
-            assert bool((results[rank][slice(*buckets[bucket])] == (bucket + 1) * members.trainers).all())
+            told[lane, rank].append(bucket)
+            assert bool((result[parts[bucket]] == (bucket + 1) * members.trainers).all())
 
-        exchanges[rank].push(gradient, ready)
-        exchanges[rank].pull(results[rank], arrived)
+        exchanges[lane, rank].push(gradient, ready)
+        exchanges[lane, rank].pull(result, arrived)
 
     members.all(step)
-    ascending = list(range(len(buckets)))
-    assert len(ascending) > 4
-    assert asked == [ascending] * members.trainers
-    assert told == [ascending[::-1]] * members.trainers
+    assert len(buckets) > 4
+    for place in asked:
+        expected = list(buckets) if place[1] < members.trainers else []
+        assert (asked[place], told[place]) == (expected, expected[::-1])
 
 
 def test_fill_is_exact_with_a_bf16_wire(members: Members) -> None:
     exchanges, vectors = members.exchanges("star", torch.bfloat16), members.empty()
-    vectors[0].copy_(torch.randn(TOTAL, generator=torch.Generator().manual_seed(2)))
-    members.all(lambda rank: exchanges[rank].fill(vectors[rank]))
-    for mine, right in zip(vectors[members.trainers :], members.split(vectors[0]), strict=True):
-        assert torch.equal(mine, right)
-    assert all(bool(vector.isnan().all()) for vector in vectors[1 : members.trainers])
+    first = torch.randn(TOTAL, generator=torch.Generator().manual_seed(2))
+    for lane in range(len(members.lanes)):
+        vectors[lane, 0].copy_(members.part(first, lane, 0))
+    members.all(lambda *place: exchanges[place].fill(vectors[place]))
+    members.assert_parts(vectors, first, of_servers=True)
+    assert all(bool(v.isnan().all()) for (_, rank), v in vectors.items() if 1 <= rank < members.trainers)
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("members", [(3, 2)], indirect=True, ids=str)
 @pytest.mark.parametrize("lost", [1, 4])  # a trainer and a server
-def test_exchange_without_a_lost_member_fails_for_the_others(members: Members, plan: Plan, lost: int) -> None:
-    exchanges, gradients, results = members.exchanges(plan, torch.float32), members.gradients(), members.empty()
+def test_exchange_without_a_lost_member_fails_for_the_others(plan: Plan, lost: int) -> None:
+    with connected((3, 2, 1, "slices")) as members:
+        exchanges, gradients, results = members.exchanges(plan, torch.float32), members.gradients(), members.empty()
 
-    def step(rank: int) -> None:
-        def ready(bucket: int) -> None:
-            if rank == lost and bucket == 3:
-                raise RuntimeError("gone")
+        def step(lane: int, rank: int) -> None:
+            def ready(bucket: int) -> None:
+                if rank == lost and bucket == 3:
+                    raise RuntimeError("gone")
 
-        try:
-            if rank < members.trainers:
-                exchanges[rank].push(gradients[rank], ready)
-            elif rank == lost:
-                raise RuntimeError("gone")
+            group, exchange = members.groups[lane, rank], exchanges[lane, rank]
+            try:
+                if rank < members.trainers:
+                    exchange.push(gradients[rank], ready)
+                elif rank == lost:
+                    raise RuntimeError("gone")
+                else:
+                    exchange.collect(results[lane, rank])
+                # This sum fails as the vote does: not every member exchanges data with the lost one.
+                group.sum(torch.ones(1))
+            except RuntimeError:
+                group.close()
+            except GroupFailed:
+                return
             else:
-                exchanges[rank].collect(results[rank])
-            # This sum fails as the vote does: not every member exchanges data with the lost one.
-            members.groups[rank].sum(torch.ones(1))
-        except RuntimeError:
-            members.groups[rank].close()
-        except GroupFailed:
-            return
-        else:
-            pytest.fail("the step went on without a member")
+                pytest.fail("the step went on without a member")
 
-    members.all(step)
+        members.all(step)
 
 
 # -- the cost model ----------------------------------------------------------------------------------------------------
