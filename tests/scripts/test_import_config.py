@@ -151,6 +151,12 @@ def test_old_machine_names_become_machines_that_load(tmp_path: Path, name: str) 
     load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
+def test_trainers_with_unlike_built_in_gpus_are_left_to_a_person(tmp_path: Path) -> None:
+    _, notes = training(tmp_path, masterType="a2-highgpu-1g", workerType="g2-standard-8")
+    said = words(notes, "to fill in")["trainingInput.workerType"]
+    assert said.startswith("g2-standard-8 has 1 x nvidia-l4, and the master, a2-highgpu-1g, has 1 x nvidia-tesla-a100;")
+
+
 @pytest.mark.parametrize(
     ("machine", "nearest"),
     [("c2-standard-60", "n1-standard-64"), ("c2d-highmem-8", "n1-highmem-8"), ("t2d-standard-4", "n1-standard-4")],
