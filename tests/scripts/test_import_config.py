@@ -147,8 +147,8 @@ def test_old_machine_names_become_machines_that_load(tmp_path: Path, name: str) 
     assert "the nearest of this project" in words(notes, "replaced")["trainingInput.workerType"] or gpu
     if gpu:
         assert values["machines"]["accelerator"] == {"type": "nvidia-tesla-t4", "count": min(count, 4)}
-    if count > 1:  # a sequence for each of 11 x 4 GPUs
-        values["trainingInput"].setdefault("hyperparameters", {})["batchSize"] = 44
+    # A sequence for each GPU of 11 trainers: more do not fit into the smallest machine.
+    values["trainingInput"].setdefault("hyperparameters", {})["batchSize"] = 11 * min(max(count, 1), 4)
     load.load(values, "new", tmp_path, {"project": "my-project"})
 
 
