@@ -272,6 +272,7 @@ def as_json(config: StackConfig, fleet: Fleet, estimated: Estimate, choice: Choi
             "workerCount": training.worker_count,
             "parameterServerCount": training.parameter_server_count,
             "microBatchSize": training.hyperparameters.micro_batch_size,
+            "recompute": training.hyperparameters.recompute,
             "parallelism": candidate.config.file.parallel.parallelism,
             "spot": machines.spot,
             "hours": spread(candidate.estimate.hours),

@@ -56,7 +56,7 @@ def way_problems(config: StackConfig, named: Mapping[Role, str | None]) -> list[
 
 def cluster_problems(config: StackConfig, fleet: Fleet) -> list[str]:
     """Return what is wrong with several machines together: unlike GPUs, networks that are not built, placement."""
-    problems = []
+    problems = _precision_problems(config, fleet)
     master, *workers = fleet.trainer_roles
     for machines in workers:
         if (machines.accelerator, machines.accelerators) != (master.accelerator, master.accelerators):
@@ -87,6 +87,17 @@ def cluster_problems(config: StackConfig, fleet: Fleet) -> list[str]:
     if config.file.machines.reservation is not None:
         problems.append(f"{key}: cannot go with machines.reservation, which has a placement of its own; remove one")
     return problems
+
+
+def _precision_problems(config: StackConfig, fleet: Fleet) -> list[str]:
+    """Return a precision that the master's GPU, or its CPU, does not compute in."""
+    precision, gpu = config.file.training_input.hyperparameters.precision, fleet.master.accelerator
+    key = f"trainingInput.hyperparameters.precision: found {precision}"
+    if precision == "fp16" and not gpu:
+        return [f"{key}, which needs a GPU, and {fleet.master.machine.name} has none; use auto or fp32"]
+    if precision == "bf16" and gpu and ACCELERATORS[gpu].compute_capability < 8.0:
+        return [f"{key}, which a {gpu} emulates slowly; use fp16, fp32 or auto"]
+    return []
 
 
 def _gpus(machines: RoleMachines) -> str:

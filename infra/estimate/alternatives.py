@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from infra.checks.google import stack_problems
 from infra.estimate.estimate import estimate, fits
@@ -11,9 +12,11 @@ from infra.fleet import prices
 from infra.fleet.catalog import ACCELERATORS, MACHINE_TYPES, MachineType
 from infra.fleet.fleet import Fleet, resolve_fleet
 from infra.sizing import workload
-from infra.sizing.remedies import fitting_micro_batch, memory_problems
+from infra.sizing.memory import fits as fits_memory
+from infra.sizing.remedies import same_machines
 from infra.stack.config import StackConfig
 from infra.stack.keys import Accelerator
+from trainer.contract.geometry import Dimensions
 from trainer.contract.options import Parallel
 
 # Machines to compare with: those whose CPU trains, those whose CPU only feeds the attached GPUs, and servers.
@@ -73,7 +76,7 @@ def compare(config: StackConfig, fleet: Fleet, runs: list[Measured] | None = Non
         changed, other_fleet = made
         estimated = estimate(changed, other_fleet, runs)
         if estimated.hours is not None:
-            shape = candidate.words + _changed_rows(config, changed)
+            shape = candidate.words + _changes(config, changed)
             within = fits(estimated, changed.file.limits)
             every.append(Alternative(changed, other_fleet, shape, estimated, within))
     every.sort(key=lambda alternative: (bool(alternative.estimate.unknown), alternative.cost, alternative.hours))
@@ -108,13 +111,12 @@ class _Candidate:
     servers: int
     server: str
     spot: bool
-    fsdp: bool
 
     @property
     def words(self) -> str:
         gpus = f" + {self.accelerators} x {self.accelerator.removeprefix('nvidia-')}" if self.accelerator else ""
         servers = f" + {self.servers} x {self.server}" if self.servers else ""
-        return f"{1 + self.workers} x {self.machine}{gpus}{servers}{' fsdp' if self.fsdp else ''}"
+        return f"{1 + self.workers} x {self.machine}{gpus}{servers}"
 
 
 def _candidates(config: StackConfig, fleet: Fleet) -> Iterator[_Candidate]:
@@ -124,15 +126,14 @@ def _candidates(config: StackConfig, fleet: Fleet) -> Iterator[_Candidate]:
     own_server = config.file.training_input.machine_types()["ps"]
     kept = [(servers, name) for name in dict.fromkeys([own_server or SERVERS[0], *SERVERS])] if servers else []
     for name, gpu, number in _machines(config, fleet):
-        built_in = MACHINE_TYPES[name].accelerators
-        if max(number, built_in) > 1:
-            yield _Candidate(name, gpu, number, 0, 0, "", False, True)
-            continue
+        gpus = number or MACHINE_TYPES[name].accelerators
         for workers in counts:
-            if 1 + workers <= batch:
-                for spot in (False, True) if workers else (False,):
-                    for kept_servers, server in [(0, ""), *(kept if workers else [])]:
-                        yield _Candidate(name, gpu, number, workers, kept_servers, server, spot, False)
+            if (1 + workers) * max(1, gpus) > batch:
+                continue
+            for spot in (False, True) if workers else (False,):
+                # The trainers' own all-reduce is faster than servers where each machine has several GPUs.
+                for kept_servers, server in [(0, ""), *(kept if workers and gpus <= 1 else [])]:
+                    yield _Candidate(name, gpu, number, workers, kept_servers, server, spot)
 
 
 def _machines(config: StackConfig, fleet: Fleet) -> Iterator[tuple[str, str, int]]:
@@ -183,7 +184,7 @@ def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackCon
             "compact_placement": False,
         }
     )
-    parallel = file.parallel if candidate.servers else Parallel(parallelism="fsdp" if candidate.fsdp else "replicas")
+    parallel = _parallel(file.parallel, candidate)
     # With a limit, an unknown price would be refused. Without it, the price only makes the row a lower bound.
     limits = file.limits.model_copy(update={"max_cost_usd": None, "billing_account": None})
     update = {
@@ -198,21 +199,41 @@ def _with_machines(config: StackConfig, candidate: _Candidate) -> tuple[StackCon
     if any(_is_of_machines(problem) for problem in stack_problems(changed)):
         return None
     fleet, size = resolve_fleet(changed), workload.dimensions(changed)
-    rows = None if size is None else fitting_micro_batch(changed, fleet, size)
-    if rows is None:
+    fitting = None if size is None else _that_fits(changed, fleet, size)
+    if fitting is None:
         return None
-    if memory_problems(changed, fleet):
-        hyper = training.hyperparameters.model_copy(update={"micro_batch_size": rows})
-        update = {"training_input": training.model_copy(update={"hyperparameters": hyper})}
-        changed = replace(changed, file=changed.file.model_copy(update=update))
-    return replace(changed, file=changed.file.model_copy(update={"limits": file.limits})), fleet
+    return replace(fitting, file=fitting.file.model_copy(update={"limits": file.limits})), fleet
 
 
-def _changed_rows(config: StackConfig, changed: StackConfig) -> str:
-    """Return in words the micro-batch that the job needs on other machines; empty if it is the stack's own."""
-    rows = changed.file.training_input.hyperparameters.micro_batch_size
-    same = rows == config.file.training_input.hyperparameters.micro_batch_size
-    return "" if same else f", microBatchSize {rows}"
+def _parallel(own: Parallel, candidate: _Candidate) -> Parallel:
+    """Return how other machines share a step: replicas, which are faster than fsdp where they fit."""
+    update: dict[str, Any] = {"parallelism": "replicas", "processes": None}
+    if not candidate.servers:
+        update |= {"plan": "auto", "synchronization": "step", "every": 1}
+    gpus = candidate.accelerators or MACHINE_TYPES[candidate.machine].accelerators
+    if candidate.workers == candidate.servers == 0 and gpus <= 1:  # nothing is sent
+        update["wire"] = "fp32"
+    return own.model_copy(update=update)
+
+
+def _that_fits(config: StackConfig, fleet: Fleet, size: Dimensions) -> StackConfig | None:
+    """Return the stack, or the fastest change of what its machines do with which it fits; None if nothing fits."""
+    if fits_memory(config, fleet, size):
+        return config
+    changes = (changed for _, changed in same_machines(config, fleet, size))
+    return next((changed for changed in changes if fits_memory(changed, fleet, size)), None)
+
+
+def _changes(config: StackConfig, changed: StackConfig) -> str:
+    """Return in words what the job needs on other machines to fit into their memory; empty if nothing."""
+    hyper = changed.file.training_input.hyperparameters
+    own = config.file.training_input.hyperparameters
+    words = [", fsdp"] if changed.file.parallel.parallelism == "fsdp" else []
+    if hyper.recompute != own.recompute:
+        words.append(f", recompute {hyper.recompute}")
+    if hyper.micro_batch_size != own.micro_batch_size:
+        words.append(f", microBatchSize {hyper.micro_batch_size or 'unset'}")
+    return "".join(words)
 
 
 def _is_of_machines(problem: str) -> bool:

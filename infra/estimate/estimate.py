@@ -17,7 +17,7 @@ from infra.inputs.data_lock import read_lock
 from infra.sizing import memory, workload
 from infra.sizing.ranges import NOTHING, Range, total
 from infra.stack.config import StackConfig
-from infra.stack.keys import RunLimits
+from infra.stack.keys import RunLimits, data_format
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
 
@@ -26,10 +26,13 @@ BOOT, DRIVER, IMAGE = Range(40, 120), Range(180, 300), Range(90, 300)
 # Seconds to import torch, make the model and take a first step that is not measured: 7 on a warm machine.
 IMPORTS, IMPORTS_HERE = Range(15, 60), Range(6, 30)
 COMPILING = Range(20, 180)  # seconds: 18 for the local default on 2 cores (docs/performance.md)
-TOKENIZING = Range(0.5e6, 4e6)  # bytes/s: 1 MB/s a thread was measured with one long text
+# Bytes/s of tokenizing: 1 MB/s a core was measured with one long text. All cores tokenize a text that is long enough;
+# pairs and short texts leave that to the library. One process fetches the text and writes the tokens of all. Ours.
+TOKENIZING, WRITING_TOKENS = Range(0.5e6, 4e6), Range(40e6, 200e6)
 WRITING, WRITING_HERE = Range(0.05e9, 0.3e9), Range(0.1e9, 1e9)  # bytes/s to a bucket, hashing included. Ours.
+SPREAD_BYTES = 32 * 2**20  # of a text from which all cores tokenize (trainer/data/prepare.py)
 COPYING = Range(1e9, 10e9)  # bytes/s of a checkpoint's copy, for which steps wait
-SPOT_LOSS = Range(0, 0.15)  # the part of the time that is added for Spot workers that are away. Ours.
+SPOT_AWAY = 0.13  # the most part of the Spot workers that is away on average. Ours.
 
 
 def outputs(config: StackConfig, fleet: Fleet) -> dict[str, Any]:
@@ -105,10 +108,13 @@ def _time(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, step_tim
     if file.sweep is not None:  # machines start once, everything else happens once a trial
         trials = file.sweep.max_trials
         parts[1:] = [Part(p.name, p.amount.times(trials), f"{trials} trials, each: {p.origin}") for p in parts[1:]]
-    if any(machines.spot for machines in fleet.roles):
+    if spot := sum(machines.count for machines in fleet.trainer_roles if machines.spot):
+        machines = sum(machines.count for machines in fleet.trainer_roles)
+        away = SPOT_AWAY * spot
+        longer = away / (machines - away)  # a machine that is away costs its share: the others deal its rows
         lost = total(part.amount for part in parts[1:5])
-        lost = Range(SPOT_LOSS.low * lost.low, SPOT_LOSS.high * lost.high)
-        parts.append(Part("preemptions", lost, "Spot workers away for up to 15 % of the time (ours)"))
+        origin = f"up to {away:.2g} of {machines} trainers away on average, whose rows the others compute (ours)"
+        parts.append(Part("preemptions", Range(0, longer * lost.high), origin))
     return [Part(part.name, part.amount.times(1 / HOUR), part.origin) for part in parts]
 
 
@@ -120,12 +126,26 @@ def _start(config: StackConfig, fleet: Fleet) -> tuple[Range, str]:
         seconds, origin, source = IMPORTS + (BOOT + IMAGE), "boot, image", " (ours, and Google's release notes)"
         if any(machines.accelerators for machines in fleet.roles):
             seconds, origin = seconds + DRIVER, "boot, driver (3 to 5 min), image"
-        text = _text_bytes(config)
-        seconds += TOKENIZING.to_do(text)
-        origin += f", torch, tokens of {text / 1e6:.3g} MB" if text else ", torch; the text is not here"
+        origin += ", torch"
+    if text := _text_bytes(config):
+        cores, speed = _tokenizing(config, fleet, text)
+        seconds += speed.to_do(text)
+        origin += f", tokens of {text / 1e6:.3g} MB on {cores:g} core{'' if cores == 1 else 's'}"
+    elif not fleet.local:
+        origin += "; the text is not here"
     if config.file.training_input.hyperparameters.compile:
         seconds, origin = seconds + COMPILING, origin + ", compiling"
     return seconds, origin + source
+
+
+def _tokenizing(config: StackConfig, fleet: Fleet, text: int) -> tuple[float, Range]:
+    """Return the cores of the master that tokenize a text of so many bytes, and their bytes/s together."""
+    machine = fleet.master.machine
+    cores = machine.vcpus if fleet.local else max(1, machine.vcpus / 2)
+    every = TOKENIZING.times(cores)
+    spread = text > SPREAD_BYTES and data_format(config.file.data) == "text"
+    least = every.low if spread else TOKENIZING.low  # the library may use one core or all
+    return cores, Range(min(least, WRITING_TOKENS.low), min(every.high, WRITING_TOKENS.high))
 
 
 def _text_bytes(config: StackConfig) -> int:

@@ -51,12 +51,17 @@ class Measured(options.Strict):
         computing = max(self.step_seconds - self.communication_seconds, 0.05 * self.step_seconds)
         return self.tokens * self.flops_a_token / computing
 
+    @property
+    def processes(self) -> int:
+        """All processes that computed."""
+        return int(self.kind["trainers"]) * int(self.kind.get("processes", 1))
+
 
 def kind_of(
     size: geometry.Dimensions, hyper: options.Hyperparameters, cluster: spec.Cluster, parallel: options.Parallel
 ) -> Kind:
     """Return the kind of a run: on the same machines, two runs of one kind take the same time for the same batch."""
-    return {
+    kind: Kind = {
         "layers": size.layers,
         "width": size.width,
         "vocabulary": size.vocabulary,
@@ -68,6 +73,13 @@ def kind_of(
         "every": parallel.every,
         "parallelism": parallel.parallelism,
     }
+    # Keys that older summaries do not have count where they are not the default.
+    later = {
+        "processes": (cluster.processes, 1),
+        "recompute": (hyper.recompute, "none"),
+        "wire": (parallel.wire, "fp32"),
+    }
+    return kind | {key: value for key, (value, default) in later.items() if value != default}
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ def comparable(runs: list[Measured], machine: str, kind: Kind) -> Likeness | Non
         if run.kind == kind:
             return Likeness(run, True)
     for run in newest_first:
-        if all(run.kind.get(key) == kind[key] for key in ("precision", "compile", "parallelism")):
+        if all(run.kind.get(key) == kind.get(key) for key in ("precision", "compile", "parallelism", "recompute")):
             return Likeness(run, False)
     return None
 

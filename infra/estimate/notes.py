@@ -8,6 +8,7 @@ from infra.estimate.step import StepTime
 from infra.fleet.caveats import image_caveats, network_caveats, untried_caveats, waiting_caveats
 from infra.fleet.deadline import launch_hours
 from infra.fleet.fleet import Fleet
+from infra.sizing import memory
 from infra.sizing.ranges import Range
 from infra.stack.config import StackConfig
 from trainer.contract import geometry
@@ -21,8 +22,8 @@ def figures_of(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, ste
     hyper = config.file.training_input.hyperparameters
     tokens = hyper.batch_size * hyper.sequence_length
     flops = size.flops_a_token(hyper.sequence_length)
-    trainers = fleet.trainers
-    share = geometry.share(hyper, trainers)
+    processes, share = fleet.trainers, memory.share(config, fleet, size)
+    busy = f"{processes} processes" if fleet.processes_per_trainer > 1 else f"{processes} trainers"
     sizes = f"{size.layers} layers, {size.width} wide, {size.vocabulary:,} tokens, {size.positions} positions"
     return [
         Figure("parameters", f"{size.parameters:,}", sizes),
@@ -33,9 +34,9 @@ def figures_of(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, ste
         Figure("tokens in all", f"{tokens * hyper.steps:.3g}", f"{hyper.steps:,} steps"),
         Figure("FLOPs in all", f"{flops * tokens * hyper.steps:.3g}", "without evaluation"),
         Figure(
-            "busiest trainer",
+            "busiest process" if fleet.processes_per_trainer > 1 else "busiest trainer",
             f"{share.passes} x {share.rows} sequences a step",
-            f"{trainers} trainers, {tokens / trainers / share.tokens:.0%} busy (trainer/data/batches.py)",
+            f"{busy}, {tokens / processes / share.tokens:.0%} busy (trainer/data/batches.py)",
         ),
         Figure(
             "speed",
@@ -80,13 +81,6 @@ def notes_of(
         )
     if fleet.local:
         return notes
-    for machines in fleet.roles:
-        number = machines.accelerators
-        if number > 1 and config.file.parallel.parallelism != "fsdp":
-            notes.append(
-                f"{machines.role}: one GPU of {machines.machine.name} trains, {number - 1} idle and are paid for;"
-                " parallelism: fsdp uses all"
-            )
     notes += network_caveats(fleet) + image_caveats(fleet, config.file.machines.image_family)
     notes += waiting_caveats(fleet) + untried_caveats(fleet, tried)
     if unpriced:

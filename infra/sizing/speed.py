@@ -7,8 +7,9 @@ nobody published any; the text then says "ours". A measured run (infra/estimate/
 from dataclasses import dataclass
 
 from infra.fleet.catalog import ACCELERATORS, MachineType
+from infra.sizing.measured_gpus import measured
 from infra.sizing.ranges import NOTHING, Range
-from trainer.contract.geometry import PEAKS, PeakSpeed
+from trainer.contract.geometry import PEAKS
 from trainer.contract.options import Hyperparameters
 
 
@@ -16,13 +17,13 @@ from trainer.contract.options import Hyperparameters
 class Gpu:
     """The speed of a GPU model.
 
-    peak: dense TFLOP/s in bf16 or fp16, and in fp32, which is TF32 where the GPU has it.
+    name: in PEAKS, the dense TFLOP/s in bf16 or fp16, and in fp32, which is TF32 where the GPU has it.
     memory: GB/s. peers: GB/s from each GPU to the others of its machine.
     eager, compiled: the part of the peak that training reaches, without and with torch.compile.
     origin: of those parts, in words.
     """
 
-    peak: PeakSpeed
+    name: str
     memory: float
     peers: float
     eager: Range
@@ -40,7 +41,7 @@ _BLACKWELL = "nobody published a {}: ours, an H100's"
 # Bandwidths are those of NVIDIA's data sheets.
 GPUS: dict[str, Gpu] = {
     "nvidia-tesla-t4": Gpu(
-        PEAKS["T4"],
+        "T4",
         320,
         6,
         Range(0.12, 0.3),
@@ -48,23 +49,21 @@ GPUS: dict[str, Gpu] = {
         "nobody published a T4: ours, below a V100's 38 % of peak",
     ),
     "nvidia-l4": Gpu(
-        PEAKS["L4"],
+        "L4",
         300,
         8,
         Range(0.12, 0.35),
         Range(0.2, 0.45),
         "nobody published an L4: ours, below an A100's for its 72 W",
     ),
-    "nvidia-tesla-a100": Gpu(PEAKS["A100"], 1555, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
-    "nvidia-a100-80gb": Gpu(PEAKS["A100"], 2039, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
-    "nvidia-h100-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
-    "nvidia-h100-mega-80gb": Gpu(PEAKS["H100"], 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
-    "nvidia-h200-141gb": Gpu(PEAKS["H200"], 4800, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
-    "nvidia-b200": Gpu(
-        PEAKS["B200"], 8000, 600, Range(0.05, 0.2), Range(0.2, 0.42), f"{_BLACKWELL.format('B200')} or less"
-    ),
+    "nvidia-tesla-a100": Gpu("A100", 1555, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
+    "nvidia-a100-80gb": Gpu("A100", 2039, 200, Range(0.12, 0.3), Range(0.25, 0.5), _A100),
+    "nvidia-h100-80gb": Gpu("H100", 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-h100-mega-80gb": Gpu("H100", 3350, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-h200-141gb": Gpu("H200", 4800, 300, Range(0.08, 0.25), Range(0.25, 0.42), _H100),
+    "nvidia-b200": Gpu("B200", 8000, 600, Range(0.05, 0.2), Range(0.2, 0.42), f"{_BLACKWELL.format('B200')} or less"),
     "nvidia-rtx-pro-6000": Gpu(
-        PEAKS["RTX PRO 6000"],
+        "RTX PRO 6000",
         1597,
         25,
         Range(0.08, 0.25),
@@ -129,12 +128,16 @@ def cpu_speed(cores: float, core: Range, origin: str) -> Speed:
 
 def gpu_speed(accelerator: str, hyper: Hyperparameters) -> Speed:
     """Return the speed of a trainer on one GPU."""
-    gpu = GPUS[accelerator]
+    gpu, peaks = GPUS[accelerator], PEAKS[GPUS[accelerator].name]
     half = half_precision(accelerator, hyper.precision)
-    part = gpu.compiled if hyper.compile else gpu.eager
+    part, origin = gpu.compiled if hyper.compile else gpu.eager, gpu.origin
     if not half and ACCELERATORS[accelerator].compute_capability < 8.0:
         part = _SINGLE
-    peak = (gpu.peak.half if half else gpu.peak.single) * 1e12
+    found = measured(gpu.name, half=half, compiled=hyper.compile)
+    if found is not None and found.mfu is not None:
+        part = Range(0.9, 1.1).times(found.mfu)
+        origin = f"measured on {found.device} with {found.model}, {found.date}, commit {found.commit[:7]}"
+    peak = (peaks.half if half else peaks.single) * 1e12
     launches = LAUNCHES_COMPILED if hyper.compile else LAUNCHES
-    origin = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {gpu.origin}"
+    origin = f"{part.low:.0%} to {part.high:.0%} of {peak / 1e12:g} TFLOP/s: {origin}"
     return Speed(part.times(peak), launches, Range(0.4, 0.8).times(gpu.memory * 1e9), origin)

@@ -10,10 +10,9 @@ from transformers import GPT2LMHeadModel
 
 from trainer.cluster.announcement import Announcement
 from trainer.cluster.quorum import Quorum
+from trainer.compute.micro_batch import MicroBatch, fit_micro_batch
 from trainer.contract import errors
 from trainer.contract.errors import InputError
-from trainer.contract.geometry import Dimensions
-from trainer.contract.memory import TrainerProcess, fitting_rows, keeps_whole_gradients
 from trainer.contract.options import Task
 from trainer.data.batches import Batches, Examples, PairBatches, Windows
 from trainer.data.prepared import Prepared
@@ -113,12 +112,14 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     # Without dropout, training and evaluation compute the same function, and eval mode skips the dropout modules.
     model.train(hyper.dropout > 0 or (spec.model.lora is not None and spec.model.lora.dropout > 0))
 
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    fit = fit_micro_batch(spec, model, memory, half=precision is not None, log=context.host.log)
+
     # How the trainers share a step. With pairs only some of the computed tokens count, and with LoRA only some of the
     # gradients are computed: then there is no peak to compare with.
     pairs, scaled = spec.data.format == "pairs", precision == torch.float16
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
     network = _Network(model, tokenizer, device, precision)
-    fit = _fit(context, network)
     shard = _make_shard(context, network, fit)
     engine = _make_engine(context, network, shard, Announcement(peak=peak, scaled=scaled))
 
@@ -185,33 +186,7 @@ class _Network:
     precision: torch.dtype | None  # None is fp32
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What fits into the memory of this process's device."""
-
-    rows: int  # of a micro-batch, at most
-    whole_gradients: bool  # whether fsdp has room for a whole gradient while it adds up micro-batches
-
-
-def _fit(context: MemberContext, network: _Network) -> _Fit:
-    spec, config = context.spec, network.model.config
-    on_gpu = network.device.type == "cuda"
-    process = TrainerProcess(
-        Dimensions(config.n_layer, config.n_embd, config.n_positions, config.vocab_size),
-        spec.hyperparameters,
-        spec.parallel,
-        sum(parameter.numel() for parameter in network.model.parameters() if parameter.requires_grad),
-        processes=context.processes.size,
-        half=network.precision is not None,
-        servers=spec.cluster.parameter_servers > 0,
-        gpu=on_gpu,
-    )
-    memory = torch.cuda.get_device_properties(network.device).total_memory if on_gpu else math.inf
-    rows = max(1, fitting_rows(process, memory))  # a preview has said where none fits; then this process tries one
-    return _Fit(rows, keeps_whole_gradients(process, rows, memory))
-
-
-def _make_shard(context: MemberContext, network: _Network, fit: _Fit) -> Shard:
+def _make_shard(context: MemberContext, network: _Network, fit: MicroBatch) -> Shard:
     """Give the model to this process's shard."""
     spec, hyper = context.spec, context.spec.hyperparameters
     model, device, masked = network.model, network.device, spec.data.format == "pairs"

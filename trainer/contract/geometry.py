@@ -17,19 +17,44 @@ class PeakSpeed:
     single: float  # fp32, which is TF32 where the GPU has it
 
 
-# By words of the GPU's name: NVIDIA's data sheets, as collected in llm.c's mfu.h and torchtitan. A longer name comes
-# before a shorter one that is a part of it.
+# By words of the GPU's name: NVIDIA's data sheets, dense, with fp32 accumulation. Llm.c's mfu.h, torchtitan and public
+# tables of data sheets were compared. A longer name comes before a shorter one that is a part of it.
 PEAKS = {
+    "GB200": PeakSpeed(2500, 1250),
     "B200": PeakSpeed(2250, 1125),
     "RTX PRO 6000": PeakSpeed(500, 250),
+    "GH200": PeakSpeed(989, 494),
+    "H200 NVL": PeakSpeed(835, 417),
     "H200": PeakSpeed(989, 494),
+    "H100 NVL": PeakSpeed(835, 417),
     "H100 PCIe": PeakSpeed(756, 378),
     "H100": PeakSpeed(989, 494),
     "A100": PeakSpeed(312, 156),
+    "A40": PeakSpeed(149.7, 74.8),
+    "A30": PeakSpeed(165, 82),
+    "A10G": PeakSpeed(70, 35),
+    "A10": PeakSpeed(125, 62.5),
+    "L40S": PeakSpeed(362, 183),
+    "L40": PeakSpeed(181, 90.5),
     "L4": PeakSpeed(121, 60),
+    "RTX 6000 Ada": PeakSpeed(364, 182),
+    "RTX A6000": PeakSpeed(154.8, 77.4),
+    "RTX 5090": PeakSpeed(209.5, 104.8),
+    "RTX 4090": PeakSpeed(165.2, 82.6),
+    "RTX 3090": PeakSpeed(71, 35.6),
+    "V100 PCIE": PeakSpeed(112, 14),
     "V100": PeakSpeed(125, 15.7),
     "T4": PeakSpeed(65, 8.1),
 }
+PARTIAL = {"MIG", "Laptop"}  # words of devices that are a slice of a GPU, or less than their name says
+
+
+def peak_name(device: str) -> str | None:
+    """Return the name in PEAKS of a device, as torch names it; None where its peak is not known."""
+    words = set(device.replace("-", " ").split())
+    if words & PARTIAL:
+        return None
+    return next((name for name in PEAKS if words.issuperset(name.split())), None)
 
 
 def padded_vocabulary(tokens: int) -> int:
@@ -65,6 +90,17 @@ class Dimensions:
     def flops_a_token(self, sequence_length: int) -> int:
         """Return the FLOPs of a token, forward and backward."""
         return flops_a_token(self.parameters - self.positions * self.width, self.layers, self.width, sequence_length)
+
+    def recomputed_flops_a_token(self, recompute: str, sequence_length: int) -> int:
+        """Return the FLOPs that the backward pass computes again, a token. What comes last in it needs no repetition.
+
+        Args:
+            recompute: the hyperparameter.
+            sequence_length: T, in tokens.
+        """
+        weights = {"none": 0, "attention": 3, "block": 8}[recompute] * self.width**2  # of 12 in a layer
+        scores = 4 * sequence_length * self.width if recompute != "none" else 0
+        return self.layers * (2 * weights + scores)
 
 
 @dataclass(frozen=True)

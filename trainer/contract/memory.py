@@ -10,7 +10,7 @@ The memory of a step has its peak at the end of the forward pass, in the head's 
 pass. Both are calculated, and the larger one counts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.contract import geometry
 from trainer.contract.options import Hyperparameters, Parallel
@@ -180,6 +180,11 @@ def fitting_rows(process: TrainerProcess, memory_bytes: float) -> int:
         else:
             high = middle - 1
     return low
+
+
+def with_recompute(process: TrainerProcess, recompute: str) -> TrainerProcess:
+    """Return a process that recomputes other activations and has no explicit microBatchSize."""
+    return replace(process, hyper=process.hyper.model_copy(update={"recompute": recompute, "micro_batch_size": None}))
 
 
 def keeps_whole_gradients(process: TrainerProcess, rows: int, memory_bytes: float) -> bool:

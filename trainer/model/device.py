@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trainer.contract.errors import InputError
-from trainer.contract.geometry import PEAKS, flops_a_token
+from trainer.contract.geometry import PEAKS, flops_a_token, peak_name
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -17,8 +17,10 @@ BF16 = (8, 0)  # the compute capability from which GPUs have it
 def pick(precision: str, local_rank: int = 0) -> tuple[torch.device, torch.dtype | None]:
     """Return this process's device, which becomes CUDA's current one, and the dtype for autocast, None for fp32.
 
-    `auto` means bf16 from compute capability 8.0, fp16 on 7.x, else fp32. Raise InputError for fp16 without a GPU, and
-    for bf16 on a GPU that only imitates it.
+    `auto` means bf16 from compute capability 8.0, fp16 on 7.x, else fp32. On a GPU, fp32 means TF32 where it has that.
+
+    Raises:
+        InputError: for fp16 without a GPU, and for bf16 on a GPU that only emulates it.
     """
     device, capability = torch.device("cpu"), (0, 0)
     if torch.cuda.is_available():
@@ -30,9 +32,9 @@ def pick(precision: str, local_rank: int = 0) -> tuple[torch.device, torch.dtype
     if precision == "fp16" and device.type == "cpu":
         raise InputError("hyperparameters.precision: fp16 needs a GPU; use fp32, bf16 or auto")
     if precision == "bf16" and device.type == "cuda" and capability < BF16:
-        found = f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+        name = torch.cuda.get_device_name(device)
         raise InputError(
-            f"hyperparameters.precision: bf16 needs a GPU of compute capability 8.0, and {found}; use auto or fp16"
+            f"hyperparameters.precision: found bf16, which a {name} emulates slowly; use fp16, fp32 or auto"
         )
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -45,10 +47,10 @@ def peak_speed(
     """Return the tokens per second that the device could train at its peak, or None if its peak is not known."""
     if device.type != "cuda":
         return None
-    name_words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
-    peak = next((peak for name, peak in PEAKS.items() if name_words.issuperset(name.split())), None)
-    if peak is None:
+    name = peak_name(torch.cuda.get_device_name(device))
+    if name is None:
         return None
     parameters = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
     flops = flops_a_token(parameters, model.config.n_layer, model.config.n_embd, sequence_length)
+    peak = PEAKS[name]
     return float((peak.half if precision else peak.single) * 1e12 / flops)

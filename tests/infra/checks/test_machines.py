@@ -13,6 +13,7 @@ from tests.infra.google_graph import make_root
 from tests.infra.google_graph import read as load
 
 TYPE = "gpt2-training:machines.accelerator.type: "
+T4 = {"accelerator": {"type": "nvidia-tesla-t4"}}
 
 
 @pytest.fixture
@@ -163,3 +164,27 @@ def test_machines_of_today_train_alone_on_their_cpus(root: Path) -> None:
     ):
         job = job_spec(load(changed({"trainingInput.masterType": machine, "machines": {}, "limits": {}} | ALONE), root))
         assert job.hardware["master"].machine_type == machine
+
+
+@pytest.mark.parametrize(
+    ("machine", "machines", "precision", "said"),
+    [
+        ("n1-highmem-8", T4, "bf16", "found bf16, which a nvidia-tesla-t4 emulates slowly; use fp16, fp32 or auto"),
+        ("n1-highmem-8", {}, "fp16", "found fp16, which needs a GPU, and n1-highmem-8 has none; use auto or fp32"),
+    ],
+)
+def test_precision_that_the_machine_does_not_compute_in_is_refused(
+    root: Path, machine: str, machines: dict[str, Any], precision: str, said: str
+) -> None:
+    changes = on(machine, **machines)
+    changes["trainingInput"]["hyperparameters"]["precision"] = precision
+    assert problems(changed(changes), root) == [f"gpt2-training:trainingInput.hyperparameters.precision: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "machines", "precision"), [("n1-highmem-8", T4, "fp16"), ("g2-standard-4", {}, "bf16")]
+)
+def test_precision_of_the_gpu_is_accepted(root: Path, machine: str, machines: dict[str, Any], precision: str) -> None:
+    changes = on(machine, **machines)
+    changes["trainingInput"]["hyperparameters"]["precision"] = precision
+    assert load(changed(changes), root).file.training_input.hyperparameters.precision == precision

@@ -1,15 +1,18 @@
 """The arithmetic of a run's size and speed, compared with real models."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from trainer.contract.errors import InputError
 from trainer.contract.geometry import MICRO_BATCH_TOKENS, PEAKS, Dimensions, padded_vocabulary, piece_rows, share
 from trainer.contract.options import Hyperparameters
 from trainer.model import device as device_module
-from trainer.model.device import peak_speed
+from trainer.model.device import peak_speed, pick
 
 
 @settings(deadline=None, max_examples=30)
@@ -44,6 +47,12 @@ def test_share_of_the_busiest_process_is_that_of_rows_dealt_one_by_one(
     assert found.rows * (found.passes - 1) < busiest <= found.rows * found.passes
 
 
+def test_recomputing_a_block_costs_at_most_a_forward_pass() -> None:
+    size = Dimensions(12, 768, 1024, 50304)
+    none, attention, block = (size.recomputed_flops_a_token(mode, 1024) for mode in ("none", "attention", "block"))
+    assert 0 == none < attention < block < size.flops_a_token(1024) / 3
+
+
 @pytest.mark.parametrize("processes", [11, 32, 100, 1000])
 def test_share_with_one_process_missing_grows_by_its_part_and_one_row(processes: int) -> None:
     hyper = Hyperparameters(batch_size=4 * processes, micro_batch_size=2)
@@ -63,7 +72,23 @@ def test_pieces_with_dropout_are_a_quarter_of_a_process_at_most(batch: int, proc
 
 @pytest.mark.parametrize(
     ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("Tesla T4", "T4"), ("NVIDIA P4", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
+        ("Tesla V100-PCIE-16GB", "V100 PCIE"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA P4", None),
+    ],
 )
 def test_peak_speed_of_a_named_gpu_is_its_peak_over_the_flops_of_a_token(
     monkeypatch: pytest.MonkeyPatch, name: str, peak: str | None
@@ -74,3 +99,15 @@ def test_peak_speed_of_a_named_gpu_is_its_peak_over_the_flops_of_a_token(
     found = peak_speed(torch.device("cuda"), torch.bfloat16, model, 16)
     flops = Dimensions(2, 8, 32, 64).flops_a_token(16)
     assert found == (PEAKS[peak].half * 1e12 / flops if peak else None)
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False)])
+def test_bf16_on_a_gpu_that_emulates_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: bool
+) -> None:
+    cuda = device_module.torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(cuda, "get_device_name", lambda _: "Tesla T4")
+    with pytest.raises(InputError, match="a Tesla T4 emulates slowly; use fp16") if refused else nullcontext():
+        assert pick("bf16")[1] == torch.bfloat16
