@@ -199,7 +199,7 @@ def _make_shard(context: MemberContext, network: _Network, fit: MicroBatch) -> S
         return ShardedModel(
             model,
             loss,
-            context.processes.mesh,
+            context.processes,
             network.precision,
             lambda: model_module.build(spec.model, network.tokenizer, 0.0, hyper.seed),
             sequence_length=hyper.sequence_length,

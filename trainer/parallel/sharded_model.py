@@ -6,18 +6,19 @@ same number of passes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from trainer.cluster.processes import Processes
 from trainer.model.flat import layout_of
 from trainer.model.layout import Layout, total
 from trainer.model.loss import Loss
@@ -25,6 +26,19 @@ from trainer.parallel.ownership import Lane, cut_buckets
 from trainer.parallel.readiness import Readiness
 
 EMPTY_ROWS = 2  # of a pass that only takes part: a single row would be compiled on its own
+
+
+class _ReduceInOrder(ReduceScatter):
+    """The reduce-scatter of a CPU, which is several times as fast as gloo's own."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def allocate(self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *_: object, **__: object) -> None:
+        self._processes.reduce(input_tensor, output_tensor)
 
 
 class _Root(nn.Module):
@@ -60,7 +74,7 @@ class ShardedModel:
         self,
         model: GPT2LMHeadModel,
         loss: Loss,
-        mesh: DeviceMesh,
+        processes: Processes,
         precision: torch.dtype | None,
         new: Callable[[], GPT2LMHeadModel],
         *,
@@ -72,7 +86,7 @@ class ShardedModel:
         Args:
             model: the same in all processes, and on the CPU; recomputing and compiling are set up already.
             loss: of the model.
-            mesh: the processes of this machine, in one dimension.
+            processes: of this machine, at least two.
             precision: the dtype that is computed in; None is fp32.
             new: makes such a model again on the CPU.
             sequence_length: of the passes that only take part.
@@ -80,21 +94,21 @@ class ShardedModel:
                 or each is reduced on its own (contract.memory.keeps_whole_gradients). All processes must say the same.
         """
         self.model, self._new, self._length, self._accumulates = model, new, sequence_length, accumulates
-        self.device = torch.device(mesh.device_type)
+        self.device = torch.device(processes.mesh.device_type)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.layout: Layout = layout_of(model)
         self.total = self.length = total(self.layout)
-        self.buckets = cut_buckets(self.total, mesh.size())
-        self._rank = mesh.get_local_rank()
-        self._rows, most = _own_rows(model, self.layout, self._rank, mesh.size())
+        self.buckets = cut_buckets(self.total, processes.size)
+        self._rank = processes.rank
+        self._rows, most = _own_rows(model, self.layout, processes.rank, processes.size)
         self.lane = Lane(tuple((rows.start, rows.stop) for rows in self._rows.values() if rows.elements))
         # FSDP reads as many rows from each process, also from one that has fewer. So there is some room after the last.
         self._storage = torch.zeros(self.lane.size + most, device=self.device)
         self.parameters = self._storage[: self.lane.size]
         self.gradients = torch.zeros(self.lane.size, device=self.device)
         self._shares: list[tuple[nn.Parameter, DTensor]] = []  # each trained parameter, and its gradient
-        self._root = self._shard(_Root(model, loss), mesh, precision)
+        self._root = self._shard(_Root(model, loss), processes, precision)
         self.readiness = Readiness(self.buckets, self.device)
         self.readiness.hook_gradients(self)
         self._passes_of_step = self._passes = self._evaluated = 0
@@ -102,7 +116,7 @@ class ShardedModel:
 
     # -- taking the model apart ------------------------------------------------------------------------------------
 
-    def _shard(self, root: _Root, mesh: DeviceMesh, precision: torch.dtype | None) -> FSDPModule:
+    def _shard(self, root: _Root, processes: Processes, precision: torch.dtype | None) -> FSDPModule:
         """Shard the blocks, and then what is left: the embeddings, of which one is the head's weight."""
         # Exactly what autocast casts for replicas is gathered in low precision. The rest stays fp32: embeddings, and
         # with them the sum that goes through all blocks, norms, and LoRA's own matrices.
@@ -113,6 +127,7 @@ class ShardedModel:
             cast_forward_inputs=False,
             param_dtype_override_fn=lambda parameter: None if id(parameter) in cast else parameter.dtype,
         )
+        mesh = processes.mesh
         *blocks, last = self.model.transformer.h
         for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -126,7 +141,9 @@ class ShardedModel:
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # the sum of all micro-batches, not the mean of the processes
-                module.set_force_sum_reduction_for_comms(True)  # gloo knows nothing else
+                module.set_force_sum_reduction_for_comms(True)  # a CPU knows nothing else
+                if self.device.type == "cpu":
+                    module.set_custom_reduce_scatter(_ReduceInOrder(processes))
         assert isinstance(root, FSDPModule)
         return root
 

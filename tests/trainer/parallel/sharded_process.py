@@ -1,7 +1,7 @@
-"""One of the processes of test_sharded_model.py: `python -m tests.trainer.parallel.sharded_process FOLDER RANK SIZE`.
+"""The processes of test_sharded_model.py: `python -m tests.trainer.parallel.sharded_process FOLDER SIZE`.
 
-It computes each case with its shard of a model, and the same alone with the whole model. Each case's name is that of a
-function here; what it finds is written to FOLDER/RANK.json.
+The first one starts the others, as in a run. Each computes every case with its shard of a model, and the same alone
+with the whole model. A case's name is that of a function here; what a process finds is written to FOLDER/RANK.json.
 """
 
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import GPT2LMHeadModel
 
+from trainer.cluster.processes import Processes
+from trainer.compute.process import die_with_parent
 from trainer.contract.options import Lora, Model
 from trainer.data.tokenizer import from_bytes
 from trainer.model import lora, recompute
@@ -53,7 +53,7 @@ class Case:
 
     def __init__(
         self,
-        mesh: DeviceMesh,
+        processes: Processes,
         new: Callable[[], GPT2LMHeadModel] = new_model,
         precision: torch.dtype | None = None,
         *,
@@ -62,7 +62,7 @@ class Case:
         compiler: Compiler | None = None,
         pairs: bool = False,
     ) -> None:
-        self.mesh, self.pairs = mesh, pairs
+        self.processes, self.pairs = processes, pairs
         self.flat = Flat(new(), CPU)
         self.alone = make_loss(self.flat.model, precision, CPU)
         model = new()
@@ -71,7 +71,7 @@ class Case:
             compiler.blocks(model)
         loss = make_loss(model, precision, CPU, compiler)
         self.sharded = ShardedModel(
-            model, loss, mesh, precision, new, sequence_length=LENGTH, accumulates=accumulates
+            model, loss, processes, precision, new, sequence_length=LENGTH, accumulates=accumulates
         )  # fmt: skip
 
     def of_lane(self, vector: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Case:
 
     def step(self, passes: int = 3) -> dict[str, float]:
         """Take a step of some micro-batches, of which each process has another number."""
-        rank, size, sharded = self.mesh.get_local_rank(), self.mesh.size(), self.sharded
+        rank, size, sharded = self.processes.rank, self.processes.size, self.sharded
         own = [number for number in range(passes) if number % size == rank]
         most = -(-passes // size)
         sharded.zero(most)
@@ -96,7 +96,7 @@ class Case:
         sharded.backward_ends(most)
         for bucket in range(len(sharded.buckets)):
             sharded.reduce(bucket)
-        dist.all_reduce(summed)
+        self.processes.sum(summed)
         # The same alone.
         self.flat.gradients.zero_()
         total = torch.zeros(())
@@ -122,19 +122,19 @@ class Case:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Evaluate three micro-batches; return the relative difference of the loss."""
-        rank, size = self.mesh.get_local_rank(), self.mesh.size()
+        rank, size = self.processes.rank, self.processes.size
         summed = torch.zeros(())
         for number in range(rank, 3, size):
             summed += self.sharded.loss(*rows(number)[:2])
         self.sharded.forward_ends(-(-3 // size))
-        dist.all_reduce(summed)
+        self.processes.sum(summed)
         total = sum(self.alone(*rows(number)[:2]) for number in range(3))
         return float((summed - total).abs() / total)
 
 
-def steps(mesh: DeviceMesh, *, accumulates: bool = True) -> Any:
+def steps(processes: Processes, *, accumulates: bool = True) -> Any:
     """Take three steps with an evaluation after each update."""
-    case, found = Case(mesh, accumulates=accumulates), []
+    case, found = Case(processes, accumulates=accumulates), []
     for _ in range(3):
         found.append(case.step())
         case.update()
@@ -142,28 +142,28 @@ def steps(mesh: DeviceMesh, *, accumulates: bool = True) -> Any:
     return found
 
 
-def each_reduced(mesh: DeviceMesh) -> Any:
-    return steps(mesh, accumulates=False)
+def each_reduced(processes: Processes) -> Any:
+    return steps(processes, accumulates=False)
 
 
-def one_of_the_processes_without_rows(mesh: DeviceMesh) -> Any:
-    return [Case(mesh).step(passes=1)]
+def one_of_the_processes_without_rows(processes: Processes) -> Any:
+    return [Case(processes).step(passes=1)]
 
 
-def given_up(mesh: DeviceMesh) -> Any:
+def given_up(processes: Processes) -> Any:
     """Give a step up after a pass whose gradients are not reduced, and take the next one."""
-    case = Case(mesh)
+    case = Case(processes)
     case.step()
     case.sharded.zero(2)
     case.sharded.loss(*rows(7)[:2]).backward()  # type: ignore[no-untyped-call]
     return [case.step()]
 
 
-def pairs(mesh: DeviceMesh) -> Any:
-    return [Case(mesh, pairs=True).step()]
+def pairs(processes: Processes) -> Any:
+    return [Case(processes, pairs=True).step()]
 
 
-def adapted(mesh: DeviceMesh) -> Any:
+def adapted(processes: Processes) -> Any:
     def new() -> GPT2LMHeadModel:
         # Matrices of one row, of which the second process has none.
         model = lora.adapt(new_model(), Lora(rank=1, alpha=2, dropout=0.0), 1).eval()
@@ -171,25 +171,25 @@ def adapted(mesh: DeviceMesh) -> Any:
             Flat(model, CPU).parameters.normal_(0, 0.05, generator=torch.Generator().manual_seed(2))
         return model
 
-    return [Case(mesh, new).step(), Case(mesh, new, torch.bfloat16).step()]
+    return [Case(processes, new).step(), Case(processes, new, torch.bfloat16).step()]
 
 
-def recomputed(mesh: DeviceMesh) -> Any:
-    return [Case(mesh, mode=mode).step() for mode in ("attention", "block")]
+def recomputed(processes: Processes) -> Any:
+    return [Case(processes, mode=mode).step() for mode in ("attention", "block")]
 
 
-def compiled(mesh: DeviceMesh) -> Any:
+def compiled(processes: Processes) -> Any:
     """Compile without C++. All blocks share the compiled code, in all passes."""
     torch.compile = partial(torch.compile, backend="aot_eager")
     said: list[str] = []
-    case = Case(mesh, mode="block", compiler=Compiler(said.append))
+    case = Case(processes, mode="block", compiler=Compiler(said.append))
     found = [case.step(), case.step()]
     return [*found, {"graphs": counters["stats"]["unique_graphs"], "said": said}]
 
 
-def in_bf16(mesh: DeviceMesh) -> Any:
+def in_bf16(processes: Processes) -> Any:
     """Return the loss's and the gradient's errors, sharded and alone, against fp32."""
-    case = Case(mesh, partial(new_model, 64, 4), torch.bfloat16)
+    case = Case(processes, partial(new_model, 64, 4), torch.bfloat16)
     difference = case.step()
     exact = Flat(new_model(64, 4), CPU)
     loss: Loss = make_loss(exact.model, None, CPU)
@@ -200,9 +200,9 @@ def in_bf16(mesh: DeviceMesh) -> Any:
     return difference, errors, float(wanted.norm())
 
 
-def early(mesh: DeviceMesh) -> Any:
+def early(processes: Processes) -> Any:
     """Return which buckets were final before the backward pass had ended, and the end was declared."""
-    case = Case(mesh)
+    case = Case(processes)
     sharded = case.sharded
     sharded.zero(1)
     loss = sharded.loss(*rows(1)[:2])
@@ -214,9 +214,9 @@ def early(mesh: DeviceMesh) -> Any:
     return before, after
 
 
-def whole(mesh: DeviceMesh) -> Any:
+def whole(processes: Processes) -> Any:
     """Return whether the whole model comes back, and whether another one is taken over."""
-    case = Case(mesh)
+    case = Case(processes)
     case.step()
     case.update()
     exported, found = case.sharded.exported(), []
@@ -234,8 +234,8 @@ def whole(mesh: DeviceMesh) -> Any:
     return found, exported is None, case.evaluate()
 
 
-def lanes(mesh: DeviceMesh) -> Any:
-    return Case(mesh).sharded.lane.ranges
+def lanes(processes: Processes) -> Any:
+    return Case(processes).sharded.lane.ranges
 
 
 CASES = (
@@ -244,17 +244,16 @@ CASES = (
 )  # fmt: skip
 
 
-def main(folder: Path, rank: int, size: int) -> None:
+def main(folder: Path, size: int) -> None:
+    die_with_parent()
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    mesh = init_device_mesh("cpu", (size,))
+    processes = Processes(size, (0,), print)
     found = {}
     for case in CASES:
-        found[case.__name__] = case(mesh)
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+        found[case.__name__] = case(processes)
+    (folder / f"{processes.rank}.json").write_text(json.dumps(found))
+    processes.wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

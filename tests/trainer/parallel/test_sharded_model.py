@@ -21,14 +21,13 @@ PROCESSES = 2
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return what each process has found of each case."""
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "tests.trainer.parallel.sharded_process", str(folder)]
-    started = [Process([*command, str(rank), str(PROCESSES)], ROOT, os.environ) for rank in range(PROCESSES)]
+    command = [sys.executable, "-m", "tests.trainer.parallel.sharded_process", str(folder), str(PROCESSES)]
+    first = Process(command, ROOT, os.environ)
     try:
-        assert [process.wait(PATIENCE) for process in started] == [0] * PROCESSES
+        assert first.wait(PATIENCE) == 0
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        first.kill()
+        first.wait()
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
 
 
