@@ -71,9 +71,7 @@ def make_run(options: argparse.Namespace, folder: Path, name: str, steps: int, t
             "learningRate": 6e-4, "batchSize": options.batch, "sequenceLength": options.length, "steps": steps,
             "microBatchSize": options.batch, "precision": options.dtype, "compile": options.compile,
         },
-        evaluation={"every": NEVER},
-        checkpoints={"every": NEVER},
-        **declared,
+        **{"evaluation": {"every": NEVER}, "checkpoints": {"every": NEVER}, **declared},
     )  # fmt: skip
     if find_prepared(run.storage, run.spec.data, run.spec.fingerprint) is None:
         _draw_tokens(run, options.vocabulary)

@@ -99,6 +99,6 @@ def test_machine_with_flex_start_waits_for_capacity_and_refuses_to_train_without
     run.until(lambda: run.vms()[0]["zone"] == "us-central1-f", "the machine")
     said = run.until(lambda: last_exit(run, "master-0"), "the end of the first try")
     assert (said.code, run.job().cluster.gpus) == (AWAY, 1)  # it tries again: a driver may come back
-    assert said.reason.startswith("GPUs: this machine was declared with 1, and torch sees 0 among CUDA_VISIBLE_DEVI")
+    assert said.reason.startswith("GPUs: this machine was declared with 1, torch sees 0 among CUDA_VISIBLE_DEVICES=0")
     run.cloud.destroy()
     assert GROUP not in run.cloud.resources()

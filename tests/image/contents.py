@@ -14,6 +14,13 @@ for name in sys.argv[1:]:
     print(name)
 """
 
+# Triton's own build of its own launcher. It is not loaded, as it needs the driver of a GPU.
+TRITON = """
+from triton.backends.nvidia import driver
+from triton.runtime.build import compile_so_from_file
+print(compile_so_from_file(driver.dirname + "/driver.c", "cuda_utils", include_dirs=driver.include_dirs))
+"""
+
 
 def copied(folder: Path) -> dict[str, bytes]:
     """Return name and content of each file of a context that belongs into the image."""
@@ -41,3 +48,8 @@ def assert_every_module_imports(engine: Engine, image: str, source: Path, *optio
     printed = engine.docker(*run, "--entrypoint", "python3", image, "-c", IMPORTS, *names)
     assert printed.split() == [name.replace("trainer.__init__", "trainer") for name in names]
     assert "--bucket" in engine.docker(*run, image, "--help")
+
+
+def assert_triton_has_its_compiler(engine: Engine, image: str) -> None:
+    run = ("run", "--rm", "--network", "none", "--entrypoint", "python3", image, "-c", TRITON)
+    assert "/cuda_utils." in engine.docker(*run)

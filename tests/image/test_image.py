@@ -159,12 +159,17 @@ def test_image_with_its_own_packages_trains(engine: Engine, source: Path, tmp_pa
     engine.build(source, tag, BASE=base.bare(engine))
     contents.assert_holds_the_code_and_nothing_else(engine, tag, source)
     contents.assert_every_module_imports(engine, tag, source)
-    run = Run(tmp_path / "bucket", hyperparameters={"steps": 40})
+    contents.assert_triton_has_its_compiler(engine, tag)
+    run = Run(tmp_path / "bucket", hyperparameters={"steps": 40, "compile": True})
     (run.folder / ".lock").unlink()  # only its owner may use it
     for path in [run.folder, *run.folder.rglob("*")]:
         path.chmod(0o777 if path.is_dir() else 0o666)
-    options = ("run", "--rm", "--network", "none", "--shm-size", "1g", f"--volume={run.folder}:/bucket")
-    engine.docker(*options, tag, "--bucket", "/bucket", "--run", run.spec.run, "--name", "master-0", "--role", "master")
+    options = ("--rm", "--network", "none", "--shm-size", "1g", f"--volume={run.folder}:/bucket")
+    cache = "--env=TORCHINDUCTOR_CACHE_DIR=/bucket/compiled"
+    arguments = ("--bucket", "/bucket", "--run", run.spec.run, "--name", "master-0", "--role", "master")
+    said = engine.docker("run", *options, cache, tag, *arguments)
+    assert "torch.compile failed" not in said
+    assert list((run.folder / "compiled").rglob("*.so"))
     status = run.status()
     assert status is not None
     assert (status.state, status.step) == ("SUCCEEDED", 40)

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from trainer.cluster.announcement import Announcement
-from trainer.compute.micro_batch import rows_of_micro_batch
+from trainer.cluster.quorum import Quorum
+from trainer.compute.micro_batch import MicroBatch, fit_micro_batch
 from trainer.contract import errors
 from trainer.contract.errors import InputError
 from trainer.contract.options import Task
@@ -28,6 +29,7 @@ from trainer.parallel.diloco_trainer import DilocoTrainer, DilocoTraining
 from trainer.parallel.ps_trainer import PsTrainer
 from trainer.parallel.replica import Replica
 from trainer.parallel.shard import Shard
+from trainer.parallel.sharded_model import ShardedModel
 from trainer.runs import scores
 from trainer.training.engine import Engine
 from trainer.training.loop import Training
@@ -40,12 +42,19 @@ class TrainingMember(Training):
     prepared: Prepared
     tokenizer: Tokenizer
     exported: Callable[[], GPT2LMHeadModel | None]
+    _written: GPT2LMHeadModel | None = None
 
     def prepare(self) -> None:
         """Restore the newest checkpoint, and compute a step that does not count."""
         self.engine.restore()
         self.journal.report("warming up")
         self.warm_up()
+
+    def run(self) -> Quorum:
+        quorum = super().run()
+        if quorum.rank == 0:  # all its processes help to put the model together, and the first one has it
+            self._written = self.exported()
+        return quorum
 
     def finish(self) -> None:
         """Write the model, and its scores if the job has a task."""
@@ -55,9 +64,8 @@ class TrainingMember(Training):
             "validation_loss": self.progress.validation_loss or math.nan,
             "unigram_entropy": self.prepared.manifest.validation.unigram_entropy,
         }
-        model = self.exported()
-        assert model is not None
-        written = export(self.context.storage, self.spec, model, self.tokenizer, facts, self.context.scratch)
+        assert self._written is not None
+        written = export(self.context.storage, self.spec, self._written, self.tokenizer, facts, self.context.scratch)
         if self.spec.evaluation.task is not None:
             self._score(written, self.spec.evaluation.task)
 
@@ -93,9 +101,9 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     spec, hyper = context.spec, context.spec.hyperparameters
 
     # The model, on this machine's device.
-    device, precision = pick(hyper.precision)
+    device, precision = pick(hyper.precision, context.processes.rank)
     tokenizer = prepared.tokenizer()
-    model = model_module.build(spec.model, tokenizer, hyper.dropout, hyper.seed).to(device)
+    model = model_module.build(spec.model, tokenizer, hyper.dropout, hyper.seed)
     if hyper.sequence_length > model.config.n_positions:  # of a checkpoint, which has its own
         raise InputError(
             f"hyperparameters.sequenceLength: {hyper.sequence_length} is longer than the {model.config.n_positions}"
@@ -105,14 +113,14 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     model.train(hyper.dropout > 0 or (spec.model.lora is not None and spec.model.lora.dropout > 0))
 
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    rows = rows_of_micro_batch(spec, model, memory, half=precision is not None, log=context.host.log)
+    fit = fit_micro_batch(spec, model, memory, half=precision is not None, log=context.host.log)
 
     # How the trainers share a step. With pairs only some of the computed tokens count, and with LoRA only some of the
     # gradients are computed: then there is no peak to compare with.
     pairs, scaled = spec.data.format == "pairs", precision == torch.float16
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
     network = _Network(model, tokenizer, device, precision)
-    shard = _make_shard(context, network)
+    shard = _make_shard(context, network, fit)
     engine = _make_engine(context, network, shard, Announcement(peak=peak, scaled=scaled))
 
     # The loop over the data. The processes of a machine leave together: Membership.quorum says when.
@@ -127,7 +135,7 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
         batches=batches,
         validation=validation,
         device=device,
-        micro_batch_rows=rows,
+        micro_batch_rows=fit.rows,
         scaled=scaled,
         stopping=context.host.stopping if context.processes.size == 1 else lambda: False,
     )
@@ -170,15 +178,15 @@ def _prompt(prepared: Prepared, pairs: bool, longest: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Network:
-    """The model on its device."""
+    """The model, and how it is computed."""
 
-    model: GPT2LMHeadModel
+    model: GPT2LMHeadModel  # on the CPU
     tokenizer: Tokenizer
     device: torch.device
     precision: torch.dtype | None  # None is fp32
 
 
-def _make_shard(context: MemberContext, network: _Network) -> Shard:
+def _make_shard(context: MemberContext, network: _Network, fit: MicroBatch) -> Shard:
     """Give the model to this process's shard."""
     spec, hyper = context.spec, context.spec.hyperparameters
     model, device, masked = network.model, network.device, spec.data.format == "pairs"
@@ -186,7 +194,18 @@ def _make_shard(context: MemberContext, network: _Network) -> Shard:
     recompute.apply(model, hyper.recompute)
     if compiler is not None:
         compiler.blocks(model)
-    loss = make_loss(model, network.precision, device, compiler, masked=masked)
+    loss = make_loss(model, network.precision, device, compiler)
+    if spec.parallel.parallelism == "fsdp" and context.processes.size > 1:
+        return ShardedModel(
+            model,
+            loss,
+            context.processes.mesh,
+            network.precision,
+            lambda: model_module.build(spec.model, network.tokenizer, 0.0, hyper.seed),
+            sequence_length=hyper.sequence_length,
+            accumulates=fit.whole_gradients,
+        )
+    model.to(device)
     # Nobody listens to hooks where no other process trains.
     alone = spec.cluster.trainers + spec.cluster.parameter_servers + context.processes.size == 2
     return Replica(model, loss, device, context.processes, hooks=not alone, pulls=spec.cluster.parameter_servers > 0)

@@ -20,6 +20,6 @@ def check_devices(cluster: Cluster) -> None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     among = "" if chosen is None else f" among CUDA_VISIBLE_DEVICES={chosen}"
     raise MissingGpus(
-        f"GPUs: this machine was declared with {cluster.gpus}, and torch sees {seen}{among}; it does not train on its"
-        " CPU instead, and tries again: `nvidia-smi` must list them, and torch must be one for CUDA"
+        f"GPUs: this machine was declared with {cluster.gpus}, torch sees {seen}{among}, and no CPU trains instead;"
+        " `nvidia-smi` must list them, and torch be one for CUDA"
     )

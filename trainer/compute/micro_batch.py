@@ -1,22 +1,41 @@
 """Choose how many sequences a process computes at a time: as many as its GPU's memory holds."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from transformers import GPT2LMHeadModel
 
 from trainer.contract import geometry
 from trainer.contract.errors import InputError
 from trainer.contract.geometry import Dimensions
-from trainer.contract.memory import TrainerProcess, fitting_rows, held, usual_bytes, with_recompute
+from trainer.contract.memory import (
+    TrainerProcess,
+    fitting_rows,
+    held,
+    keeps_whole_gradients,
+    usual_bytes,
+    with_recompute,
+)
 from trainer.contract.spec import JobSpec
 
 GIB = 2**30
 
 
-def rows_of_micro_batch(
+@dataclass(frozen=True)
+class MicroBatch:
+    """The size of a micro-batch.
+
+    rows: sequences, at most. whole_gradients: whether fsdp has room to add up a whole gradient over several of them.
+    """
+
+    rows: int
+    whole_gradients: bool = True
+
+
+def fit_micro_batch(
     spec: JobSpec, model: GPT2LMHeadModel, memory_bytes: int | None, *, half: bool, log: Callable[[str], None]
-) -> int:
-    """Return the sequences of a micro-batch, at most. All processes of a run have the same GPUs and choose alike.
+) -> MicroBatch:
+    """Return the micro-batch that fits. All processes of a run have the same GPUs and choose alike.
 
     Args:
         spec: the run.
@@ -30,7 +49,7 @@ def rows_of_micro_batch(
     """
     process = process_of(spec, model, half=half, gpu=memory_bytes is not None)
     if memory_bytes is None:
-        return fitting_rows(process, 0)
+        return MicroBatch(fitting_rows(process, 0))
     rows = max(1, fitting_rows(process, memory_bytes))
     computed = geometry.share(spec.hyperparameters, spec.cluster.trainers * spec.cluster.processes, rows).rows
     needed, has = held(process, computed).total, f"{memory_bytes / GIB:.3g} GiB"
@@ -41,7 +60,7 @@ def rows_of_micro_batch(
             f" {needed / GIB:.3g} GiB of the GPU, which has {has}; {_remedy(process, memory_bytes)}"
         )
     log(f"micro-batches of {computed} sequences, which take about {usual_bytes(process, computed) / GIB:.2g} of {has}")
-    return rows
+    return MicroBatch(rows, keeps_whole_gradients(process, rows, memory_bytes))
 
 
 def process_of(spec: JobSpec, model: GPT2LMHeadModel, *, half: bool, gpu: bool) -> TrainerProcess:

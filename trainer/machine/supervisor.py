@@ -218,7 +218,8 @@ class Supervisor:
                 with suppress(StorageError, OSError, ValidationError):  # else with the old one; it is looked at again
                     self._spec = read_spec(self._storage, self._spec.run)
                 continue
-            over = code == LEFT and self.over() is not None
+            # A child that this process ends before it can hear signals dies of SIGTERM instead of leaving.
+            over = (code == LEFT or code < 0) and self.over() is not None
             if self._terminated.is_set():
                 break
             if code == 0 or over:

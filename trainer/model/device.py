@@ -11,21 +11,27 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 
-def pick(precision: str) -> tuple[torch.device, torch.dtype | None]:
-    """Return (device, autocast dtype). The dtype is None for fp32.
+BF16 = (8, 0)  # the compute capability from which GPUs have it
+
+
+def pick(precision: str, local_rank: int = 0) -> tuple[torch.device, torch.dtype | None]:
+    """Return this process's device, which becomes CUDA's current one, and the dtype for autocast, None for fp32.
 
     `auto` means bf16 from compute capability 8.0, fp16 on 7.x, else fp32. On a GPU, fp32 means TF32 where it has that.
 
     Raises:
         InputError: for fp16 without a GPU, and for bf16 on a GPU that only emulates it.
     """
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    device, capability = torch.device("cpu"), (0, 0)
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        capability = torch.cuda.get_device_capability(device)
     if precision == "auto":
-        precision = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
+        precision = "bf16" if capability >= BF16 else "fp16" if capability >= (7, 0) else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise InputError("hyperparameters.precision: fp16 needs a GPU; use fp32, bf16 or auto")
-    if precision == "bf16" and device.type == "cuda" and capability < (8, 0):
+    if precision == "bf16" and device.type == "cuda" and capability < BF16:
         name = torch.cuda.get_device_name(device)
         raise InputError(
             f"hyperparameters.precision: found bf16, which a {name} emulates slowly; use fp16, fp32 or auto"

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from trainer.contract import geometry
-from trainer.contract.errors import first_line
 from trainer.model.compilation import Compiler
 
 
@@ -116,8 +115,6 @@ def make_loss(
     autocast: torch.dtype | None,
     device: torch.device,
     compiler: Compiler | None = None,
-    *,
-    masked: bool = False,
 ) -> Loss:
     """Return the function that computes the model's loss.
 
@@ -126,7 +123,6 @@ def make_loss(
         autocast: the dtype of the forward pass, or None for fp32.
         device: the model's device.
         compiler: compiles the head. The model's blocks are compiled by it already, or not at all.
-        masked: whether the loss looks for the targets that count when it is not told.
     """
     dtype = autocast or torch.float32
     entropy: CrossEntropy = compiler.function(cross_entropy) if compiler else cross_entropy
@@ -135,8 +131,6 @@ def make_loss(
         with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
             hidden = model.transformer(inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         flat_targets = targets.flatten().long()
-        if masked and counted is None:
-            counted = counted_positions(targets)
         if counted is not None:  # skip ignored targets before the head, which is a large part of the work
             hidden, flat_targets = hidden[counted], flat_targets[counted]
         # The weight as it is now: with FSDP it is another one while it is gathered.
@@ -144,26 +138,3 @@ def make_loss(
         return result
 
     return loss if compiler is None else compiler.within(loss)
-
-
-def compiled(loss: Loss, log: Callable[[str], None], *, dynamic: bool = False) -> Loss:
-    """Return `loss` compiled by torch.compile. If compiling fails, log it once and continue without it.
-
-    `dynamic` says whether the shapes of its tensors vary from call to call.
-    """
-    chosen: Loss | None = None
-
-    def call(inputs: Tensor, targets: Tensor, scale: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
-        nonlocal chosen
-        if chosen is None:
-            try:
-                fast: Loss = torch.compile(loss, dynamic=dynamic)
-                result = fast(inputs, targets, scale, counted)
-                chosen = fast
-                return result
-            except Exception as error:  # any compiler failure: a missing g++, an unsupported GPU, a bug
-                log(f"torch.compile failed ({first_line(error)}); continuing without it")
-                chosen = loss
-        return chosen(inputs, targets, scale, counted)
-
-    return call

@@ -70,7 +70,7 @@ class Replica:
     def loss(self) -> Loss:
         return self._loss
 
-    def zero(self) -> None:
+    def zero(self, passes: int) -> None:
         self.flat.gradients.zero_()
 
     def backward_begins(self) -> None:

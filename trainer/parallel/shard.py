@@ -35,8 +35,8 @@ class Shard(Protocol):
     def loss(self) -> Loss:
         """The loss of this process's rows."""
 
-    def zero(self) -> None:
-        """Set the gradients to zero."""
+    def zero(self, passes: int) -> None:
+        """Set the gradients to zero, for a step in which the busiest process computes so many passes."""
 
     def backward_begins(self) -> None:
         """Let gradients that become final travel: the step's last backward pass begins."""
@@ -57,7 +57,7 @@ class Shard(Protocol):
         """Take over the parameters of another model of the same layout."""
 
     def exported(self) -> GPT2LMHeadModel | None:
-        """Return the whole model on the machine's first process, None on the others."""
+        """Return the whole model on the machine's first process, None on the others, which all must call this."""
 
 
 def own_squares(shard: Shard, block: int) -> Tensor:
@@ -66,7 +66,7 @@ def own_squares(shard: Shard, block: int) -> Tensor:
     A lane that is cut anywhere, by rows, has one sum for all.
     """
     mine = squares(shard.gradients, block)
-    if not shard.lane.aligned:
+    if any(edge % block for edges in shard.lane.ranges[:-1] for edge in edges):
         return mine.sum().view(1)
     if shard.lane.ranges == ((0, shard.total),):
         return mine

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from trainer.cluster.group import GroupFailed
 from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.quorum import Quorum
 from trainer.contract.geometry import piece_rows
-from trainer.data.batches import Batches, Dealing, Examples, PairBatches, Windows
+from trainer.data.batches import Batches, Dealing, Examples, Indices, PairBatches, Windows
 from trainer.evaluation.sampler import Sampler
 from trainer.model.loss import Loss
 from trainer.training.checkpoint import LAST_PARTS
@@ -38,7 +39,7 @@ class Training:
     engine: Engine
     model: torch.nn.Module
     loss: Loss
-    zero: Callable[[], object]  # sets the gradients to zero
+    zero: Callable[[int], object]  # sets the gradients to zero for a step, whose busiest process has so many passes
     batches: Batches | PairBatches
     validation: Windows | Examples
     device: torch.device
@@ -117,7 +118,7 @@ class Training:
         """
         seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
         parts = self._dealing(quorum).micro_batches(number, processes)
-        self.zero()
+        self.zero(self._passes(quorum))
         scale = self._scale.fill_(self.progress.scale) if self.scaled else None
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i, micro_batch in enumerate(self._prefetch.take(step, parts)):
@@ -157,34 +158,44 @@ class Training:
         return self._dealing(quorum).passes(self._place(quorum)[1])
 
     def warm_up(self) -> None:
-        """Compute a step that does not count, before others wait for this machine: compiling is slow."""
+        """Compute a step and a part of an evaluation that do not count, before others wait for this machine.
+
+        Compiling and allocating are slow, and each of the two compiles its own code.
+        """
         self.gradient(0, None)
         self.engine.backward_ends(self._passes(None))
+        number, processes = self._place(None)
+        windows = self.validation.first(self.micro_batch_rows * processes)
+        self._validate(windows, number, processes)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def _evaluate(self, quorum: Quorum) -> None:
         """Compute the mean loss of the held-out windows or examples, with all other trainers."""
-        windows = self.validation.first(self.spec.evaluation.sequences)
-        number, processes = self._place(quorum)
-        dealing = Dealing(len(windows), self.micro_batch_rows)
-        dealing = replace(dealing, piece=dealing.rows(processes))  # adjacent examples have similar lengths
         self.engine.start(quorum)
         self.engine.ready()
-        loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        self.model.eval()
-        with torch.no_grad():
-            for part in dealing.micro_batches(number, processes):
-                rows = read(self.validation, windows[part], pinned=self.device.type == "cuda").to(self.device)
-                loss += self.loss(rows.inputs, rows.targets, counted=rows.counted)
-                tokens += rows.tokens
-        self.engine.forward_ends(dealing.passes(processes))
+        windows = self.validation.first(self.spec.evaluation.sequences)
+        loss, tokens = self._validate(windows, *self._place(quorum))
         if self.sampler is not None and self.leads:  # the others wait here anyway, and no step is timed
             self.sampler.take(self.progress.step)
-        self.model.train(self._dropout)
         sums = torch.stack([loss, torch.full_like(loss, tokens)]).to(quorum.lane.device)
         self.progress.evaluated(mean_loss([quorum.group.sum(sums)]))
         self.journal.evaluation(quorum, self.progress, writes=self.writes)
+
+    @torch.no_grad()
+    def _validate(self, windows: Indices, number: int, processes: int) -> tuple[Tensor, int]:
+        """Return the summed loss of this process's part of some held-out rows, and how many targets count."""
+        dealing = Dealing(len(windows), self.micro_batch_rows)
+        dealing = replace(dealing, piece=dealing.rows(processes))  # adjacent examples have similar lengths
+        loss, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        self.model.eval()
+        for part in dealing.micro_batches(number, processes):
+            rows = read(self.validation, windows[part], pinned=self.device.type == "cuda").to(self.device)
+            loss += self.loss(rows.inputs, rows.targets, counted=rows.counted)
+            tokens += rows.tokens
+        self.engine.forward_ends(dealing.passes(processes))
+        self.model.train(self._dropout)
+        return loss, tokens
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 

@@ -27,5 +27,5 @@ def test_check_devices_where_gpus_are_missing_says_how_many(
     with pytest.raises(MissingGpus) as caught:
         check_devices(Cluster(processes=2, gpus=2))
     among = "" if chosen is None else f" among CUDA_VISIBLE_DEVICES={chosen}"
-    assert str(caught.value).startswith(f"GPUs: this machine was declared with 2, and torch sees {seen}{among}; ")
+    assert str(caught.value).startswith(f"GPUs: this machine was declared with 2, torch sees {seen}{among}, and no ")
     assert "\n" not in str(caught.value)

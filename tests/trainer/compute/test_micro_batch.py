@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainer.compute.micro_batch import rows_of_micro_batch
+from trainer.compute.micro_batch import fit_micro_batch
 from trainer.contract.errors import InputError
 from trainer.contract.geometry import MICRO_BATCH_TOKENS
 from trainer.contract.options import SIZES
@@ -38,7 +38,7 @@ def rows(
     )
     lines: list[str] = []
     memory = None if gigabytes is None else round(gigabytes * GIB)
-    return rows_of_micro_batch(spec, model, memory, half=True, log=lines.append), lines
+    return fit_micro_batch(spec, model, memory, half=True, log=lines.append).rows, lines
 
 
 def test_micro_batch_on_a_gpu_is_as_large_as_fits_and_logged() -> None:

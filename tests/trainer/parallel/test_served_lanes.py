@@ -6,7 +6,7 @@ keep nothing, and do what PsTrainer and DilocoTrainer do with the exchange.
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +20,9 @@ from torchft import ProcessGroupGloo
 from tests.trainer.running import Run
 from tests.trainer.together import Process, small
 from trainer.cluster.announcement import NOTHING, Announcement, Position
+from trainer.cluster.delegate import _local_store
 from trainer.cluster.group import GroupFailed, MemberGroup
-from trainer.cluster.membership import _local_store
+from trainer.cluster.processes import Processes
 from trainer.model.layout import Layout, total
 from trainer.parallel import ownership, protocol
 from trainer.parallel.diloco_server import DilocoServer
@@ -156,7 +157,7 @@ def serve(run: Run, seat: Seat, lost: Lost, held: threading.Barrier) -> list[str
     host, membership = cast(Any, process), cast(Any, seat)
     journal = Journal(metrics, status, membership, host)
     checkpoints = CheckpointStore(storage, spec.run, spec.checkpoints, process.log, None, lambda: False)
-    context = MemberContext(storage, spec, host, membership, checkpoints, journal)
+    context = MemberContext(storage, spec, host, membership, checkpoints, journal, Processes(1, (), process.log))
     kind = ForgetfulOuter if spec.parallel.synchronization == "local" else Forgetful
     server = kind(context)
     server.lost, server.held = lost, held
@@ -236,21 +237,28 @@ def lives(folder: Path, made: list[Lane], lost: Lost, **overrides: Any) -> tuple
     cluster = {"workers": MACHINES - 1, "parameterServers": SERVERS, "processes": processes}
     run, meeting = small(folder, STEPS, cluster=cluster, **overrides), Meeting(processes)
     seats, unheard, held = [], set(lost), threading.Barrier(SERVERS * processes)
+
+    def ended(future: "Future[Any]") -> None:
+        if future.exception() is not None:
+            meeting.barrier.abort()  # the others need not wait
+
     with ThreadPoolExecutor(MACHINES * processes + SERVERS) as threads:
         pieces, said = [], {}
+        for server in range(SERVERS):
+            seats.append(Seat(meeting, f"ps-{server}", list(range(processes))))
+            said[seats[-1].name] = threads.submit(serve, run, seats[-1], unheard, held)
         for k, lane in enumerate(made):
             for machine in range(MACHINES):
                 seats.append(Seat(meeting, f"machine-{machine}", [k]))
                 pieces.append(threads.submit(train, run, seats[-1], lane, machine, processes))
-        for server in range(SERVERS):
-            seats.append(Seat(meeting, f"ps-{server}", list(range(processes))))
-            said[seats[-1].name] = threads.submit(serve, run, seats[-1], unheard, held)
+        for future in (*said.values(), *pieces):
+            cast(Any, future).add_done_callback(ended)
+        logs = {name: future.result(PATIENCE) for name, future in said.items()}
         flat = torch.zeros(TOTAL + 64 * processes)
         for k, lane in enumerate(made):
             ends = torch.split(pieces[k * MACHINES].result(PATIENCE), [stop - start for start, stop in lane.ranges])
             for (start, stop), end in zip(lane.ranges, ends, strict=True):
                 flat[start:stop] = end
-        logs = {name: future.result(PATIENCE) for name, future in said.items()}
     for seat in seats:
         seat.close()
     assert not unheard
