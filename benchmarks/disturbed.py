@@ -34,6 +34,8 @@ class Setup:
     servers: int
     least: int  # the fewest trainers that take a step
     google: bool = False  # the bucket is on a storage server, which may answer 503
+    processes: int = 1  # of each trainer machine
+    fsdp: bool = False  # whether these share the parameters
 
     @property
     def steps(self) -> int:
@@ -41,7 +43,8 @@ class Setup:
 
     def __str__(self) -> str:
         least = f", at least {self.least} trainers" if self.least < self.trainers else ""
-        return f"{self.trainers} trainers, {self.servers} servers{least}{', gs://' if self.google else ''}"
+        each = f" of {self.processes} processes{' (fsdp)' if self.fsdp else ''}" if self.processes > 1 else ""
+        return f"{self.trainers} trainers{each}, {self.servers} servers{least}{', gs://' if self.google else ''}"
 
 
 @dataclass
@@ -97,8 +100,10 @@ class DisturbedMachines:
                 "workers": setup.trainers - 1,
                 "minWorkers": setup.least - 1,
                 "parameterServers": setup.servers,
+                "processes": setup.processes,
                 "threads": 1,
             },
+            parallel={"parallelism": "fsdp"} if setup.fsdp else {},
         )
         if setup.google:
             bucket = f"bucket-{uuid.uuid4().hex[:12]}"
@@ -145,17 +150,21 @@ class DisturbedMachines:
         return {
             name: machine.step
             for name, machine in found.items()
-            if machine is not None and machine.message == "training" and machine.trainer_pid in self.computing(name)
+            if machine is not None and machine.message == "training" and machine.trainer_pid in self.computing(name)[:1]
         }
 
     def computing(self, name: str) -> list[int]:
-        """Return the process that computes on this machine, if there is one now."""
-        supervisor = self.processes[name].pid
-        with suppress(OSError):
-            children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-            self.seen.update(map(int, children))
-            return [int(child) for child in children]
-        return []
+        """Return the processes that compute on this machine, the first one first; none while there is none."""
+        found: list[int] = []
+        parents = [self.processes[name].pid]
+        for parent in parents:  # it grows: the first process starts the others
+            with suppress(OSError):
+                tasks = Path(f"/proc/{parent}/task").iterdir()
+                children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+                found += children
+                parents += children
+        self.seen.update(found)
+        return found
 
     def all_of(self, name: str) -> list[int]:
         return [self.processes[name].pid, *self.computing(name)]
@@ -163,8 +172,9 @@ class DisturbedMachines:
     # -- faults ----------------------------------------------------------------------------------------------------
 
     def kill_process(self, names: list[str], chance: random.Random) -> None:
+        """Kill one of each machine's processes."""
         for name in names:
-            send(self.computing(name), signal.SIGKILL)
+            send(chance.sample(self.computing(name), 1), signal.SIGKILL)
 
     def kill_machine(self, names: list[str], chance: random.Random) -> None:
         for name in names:
@@ -180,21 +190,24 @@ class DisturbedMachines:
         self.kill_machine(names, chance)
 
     def freeze(self, names: list[str], chance: random.Random) -> None:
-        self._freeze(names, chance.uniform(1, 8), whole=chance.random() < 0.5)
+        self._freeze(names, chance.uniform(1, 8), chance)
 
     def freeze_long(self, names: list[str], chance: random.Random) -> None:
         """Freeze machines for longer than the time-out of a collective."""
-        self._freeze(names, chance.uniform(32, 45), whole=chance.random() < 0.5)
+        self._freeze(names, chance.uniform(32, 45), chance)
 
-    def _freeze(self, names: list[str], seconds: float, *, whole: bool) -> None:
+    def _freeze(self, names: list[str], seconds: float, chance: random.Random) -> None:
+        """Freeze machines as a whole, or all that computes there."""
+        whole = chance.random() < 0.5
         frozen = [pid for name in names for pid in (self.all_of(name) if whole else self.computing(name))]
         send(frozen, signal.SIGSTOP)
         time.sleep(seconds)
         send(frozen, signal.SIGCONT)
 
     def notice_process(self, names: list[str], chance: random.Random) -> None:
+        """Ask each machine's first process to leave, as its supervisor would."""
         for name in names:
-            send(self.computing(name), signal.SIGTERM)
+            send(self.computing(name)[:1], signal.SIGTERM)
 
     def notice_machine(self, names: list[str], chance: random.Random) -> None:
         """Ask machines to leave, wait until they do, and start them again."""

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -107,7 +107,8 @@ def complaints(machines: DisturbedMachines, calm: Run) -> list[str]:
         return [*wrong, f"the run did not succeed: {status}"]
     steps = [record for record in run.records() if record.learning_rate is not None]
     ours, theirs = losses(run), losses(calm)
-    exact = machines.setup.trainers <= 2 or all(record.trainers == machines.setup.trainers for record in steps)
+    setup = machines.setup
+    exact = setup.trainers * setup.processes <= 2 or all(record.trainers == setup.trainers for record in steps)
     for kind, allowed in (("loss", 0.0 if exact else CLOSE), ("validation_loss", SUMMED if exact else CLOSE)):
         worst = max((abs(loss - theirs[key]) for key, loss in ours.items() if key[1] == kind), default=0.0)
         if not worst <= allowed:
@@ -171,19 +172,20 @@ class Benchmark:
     but: Collection[str] = ()  # kinds of faults that are left out
     hurry: float = 0.2  # the fraction of faults that come before all machines are back
     forked: bool = False  # see DisturbedMachines
-    calm: dict[tuple[int, int, int], Run] = field(default_factory=dict)
+    calm: dict[tuple[Setup, int], Run] = field(default_factory=dict)
 
     def undisturbed(self, setup: Setup, steps: int) -> Run:
         """Return the run without faults, in the fewest processes that compute the same bits.
 
         The two micro-batches of two trainers have the same sum in one process.
         """
-        trainers = setup.trainers if setup.trainers > 2 else 1
-        key = (trainers, min(setup.servers, 1) if trainers > 1 else 0, steps)
+        calm = Setup(1, 0, least=1)
+        if setup.trainers > 2 or setup.processes > 1:
+            calm = replace(setup, servers=min(setup.servers, 1), least=setup.trainers, google=False)
+        key = (calm, steps)
         if key not in self.calm:
-            calm = Setup(trainers, key[1], least=trainers)
             machines = DisturbedMachines(
-                self.folder / f"calm-{'-'.join(map(str, key))}", calm, self.storages, steps, forked=self.forked
+                self.folder / f"calm-{len(self.calm)}-{steps}", calm, self.storages, steps, forked=self.forked
             )
             try:
                 for name in machines.names:
@@ -251,7 +253,16 @@ class Benchmark:
 
 def setup_of(chance: random.Random) -> Setup:
     trainers, servers = chance.choice([(1, 0), (2, 0), (3, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 2)])
-    return Setup(trainers, servers, chance.choice([1, trainers]), google=chance.random() < 0.25)
+    least, google = chance.choice([1, trainers]), chance.random() < 0.25
+    processes = chance.choice([1, 2]) if trainers <= 2 else 1
+    return Setup(trainers, servers, least, google, processes, fsdp=processes > 1 and chance.random() < 0.5)
+
+
+def _setup(text: str) -> Setup:
+    """Read an argument such as 2x2x1-fsdp."""
+    numbers, _, fsdp = text.partition("-")
+    trainers, processes, servers = map(int, numbers.split("x"))
+    return Setup(trainers, servers, least=1, processes=processes, fsdp=fsdp == "fsdp")
 
 
 def table(outcomes: list[RunResult]) -> Table:
@@ -277,6 +288,11 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=12, help="most faults in one run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--run", type=int, help="only the run with this number")
+    parser.add_argument(
+        "--setup",
+        type=_setup,
+        help="only runs of so many trainers, processes each and servers, such as 2x2x1 or 2x2x0-fsdp",
+    )
     options = parser.parse_args()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160, soft_wrap=True)
     outcomes, begun = list[RunResult](), time.monotonic()
@@ -288,7 +304,7 @@ def main() -> int:
             if done >= options.faults:
                 break
             console.print(f"{done} of {options.faults} faults, {time.monotonic() - begun:.0f} s")
-            setup = setup_of(random.Random(f"{options.seed}/{number}/setup"))  # noqa: S311
+            setup = options.setup or setup_of(random.Random(f"{options.seed}/{number}/setup"))  # noqa: S311
             outcomes.append(benchmark.once(number, setup, min(options.each, options.faults - done)))
     console.print(table(outcomes))
     failed = [outcome for outcome in outcomes if outcome.wrong]

@@ -147,8 +147,15 @@ def test_old_machine_names_become_machines_that_load(tmp_path: Path, name: str) 
     assert "the nearest of this project" in words(notes, "replaced")["trainingInput.workerType"] or gpu
     if gpu:
         assert values["machines"]["accelerator"] == {"type": "nvidia-tesla-t4", "count": min(count, 4)}
-    values["trainingInput"].setdefault("hyperparameters", {})["batchSize"] = 44  # a sequence for each of 11 x 4 GPUs
+    # A sequence for each GPU of 11 trainers: more do not fit into the smallest machine.
+    values["trainingInput"].setdefault("hyperparameters", {})["batchSize"] = 11 * min(max(count, 1), 4)
     load.load(values, "new", tmp_path, {"project": "my-project"})
+
+
+def test_trainers_with_unlike_built_in_gpus_are_left_to_a_person(tmp_path: Path) -> None:
+    _, notes = training(tmp_path, masterType="a2-highgpu-1g", workerType="g2-standard-8")
+    said = words(notes, "to fill in")["trainingInput.workerType"]
+    assert said.startswith("g2-standard-8 has 1 x nvidia-l4, and the master, a2-highgpu-1g, has 1 x nvidia-tesla-a100;")
 
 
 @pytest.mark.parametrize(
