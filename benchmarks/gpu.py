@@ -56,7 +56,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: %(default)s)")
     parser.add_argument(
-        "--json", type=Path, default=ROOT / "benchmarks/measured_gpus.json", help="default: %(default)s"
+        "--json", type=Path, default=ROOT / "infra/sizing/measured_gpus.json", help="default: %(default)s"
     )
     options = parser.parse_args(arguments)
     if options.nanogpt is not None and not (options.nanogpt / "model.py").is_file():

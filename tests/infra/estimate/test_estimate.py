@@ -246,6 +246,16 @@ def test_fit_of_an_unpriced_machine_into_a_budget_is_unknown(root: Path, monkeyp
     assert {one.fits for one in unpriced} == {None}
 
 
+@pytest.mark.parametrize(("rows", "noted"), [(64, False), (95, True)])
+def test_estimate_notes_memory_that_may_not_suffice(root: Path, rows: int, noted: bool) -> None:
+    hyper = {"batchSize": rows, "microBatchSize": rows, "steps": 100}
+    stack = google(root, {**ALONE, "masterType": "a2-highgpu-1g", "hyperparameters": hyper}, machines={}, limits={})
+    found = [
+        note for note in estimated(stack, []).notes if note.startswith("master: nvidia-tesla-a100, each GPU has 42")
+    ]
+    assert bool(found) == noted
+
+
 def test_estimate_notes_that_it_leaves_out_the_time_of_scoring(root: Path) -> None:
     said = [estimated(google(root, **keys), []).notes for keys in ({}, {"evaluation": {"task": "text"}})]
     assert [sum("evaluation.task text" in note for note in notes) for notes in said] == [0, 1]
