@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_losses import correctness
-from benchmarks.gpu_session import ROOT, Session, commit, device_name, keep, table
+from benchmarks.gpu_session import Session, commit, device_name, keep, table
 from benchmarks.gpu_speed import speeds
+from infra.sizing.measured_gpus import TABLE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,9 +56,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; without it nothing is compared")
     parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument(
-        "--json", type=Path, default=ROOT / "benchmarks/measured_gpus.json", help="default: %(default)s"
-    )
+    parser.add_argument("--json", type=Path, default=TABLE, help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.nanogpt is not None and not (options.nanogpt / "model.py").is_file():
         parser.error(f"--nanogpt {options.nanogpt}: no model.py there; give a checkout of nanoGPT")

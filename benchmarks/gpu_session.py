@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from infra.sizing.measured_gpus import MeasuredGpu
+from infra.sizing.measured_gpus import table as measured_table
 from tests.trainer.running import Run
 from trainer.contract.errors import first_line
-from trainer.contract.options import Strict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,24 +31,6 @@ class Row:
     good: bool | None = None
 
 
-class Speed(Strict):
-    """A speed of one GPU, as infra reads it. Memory is the peak of tensors, in bytes."""
-
-    device: str
-    model: str
-    precision: str
-    compiled: bool
-    tokens_per_second: float
-    mfu: float | None
-    peak_memory: int
-    date: str
-    commit: str
-
-    @property
-    def kind(self) -> tuple[str, str, str, bool]:
-        return self.device, self.model, self.precision, self.compiled
-
-
 @dataclass
 class Session:
     """What all parts need, and what they have found."""
@@ -57,7 +40,7 @@ class Session:
     gpus: int
     end: float  # of time.monotonic()
     rows: list[Row] = field(default_factory=list)
-    speeds: list[Speed] = field(default_factory=list)
+    speeds: list[MeasuredGpu] = field(default_factory=list)
 
     @property
     def left(self) -> float:
@@ -122,9 +105,13 @@ def table(session: Session, title: str) -> str:
     return "\n".join(lines)
 
 
-def keep(speeds: list[Speed], file: Path) -> None:
+def keep(speeds: list[MeasuredGpu], file: Path) -> None:
     """Write the speeds into a list of all that were measured, in the place of older ones of their kind."""
-    entries = json.loads(file.read_text()) if file.is_file() else []
-    old, new_kinds = [Speed.model_validate(entry) for entry in entries], {speed.kind for speed in speeds}
-    kept = [speed for speed in old if speed.kind not in new_kinds] + speeds
-    file.write_text(json.dumps([speed.model_dump(by_alias=True) for speed in kept], indent=2) + "\n")
+
+    def kind(speed: MeasuredGpu) -> tuple[str, str, str, bool]:
+        return speed.device, speed.model, speed.precision, speed.compiled
+
+    new_kinds = {kind(speed) for speed in speeds}
+    kept = [speed for speed in measured_table(file) if kind(speed) not in new_kinds] if file.is_file() else []
+    entries = [speed.model_dump(by_alias=True) for speed in [*kept, *speeds]]
+    file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_session import Session, Speed, commit, device_name, finish, visible
+from benchmarks.gpu_session import Session, commit, device_name, finish, visible
 from benchmarks.throughput import NEVER, SETTLED, make_run, measure, nanogpt_step, our_step, our_trainer
+from infra.sizing.measured_gpus import MeasuredGpu
 from tests.trainer.running import Run
 from trainer.contract import memory
 from trainer.contract.errors import first_line
@@ -67,15 +68,16 @@ def _work(there: Connection, work: Callable[..., object], arguments: tuple[Any, 
 
 
 def our_speed(shape: argparse.Namespace, folder: Path, seconds: float) -> Found:
-    """Return tokens per second of the real loop with one member, its peak, and the memory that it took at most."""
+    """Return tokens per second of the real loop with one member, its peak, and its memory: tensors, and all torch's."""
     torch.set_num_threads(shape.threads)
     run = make_run(shape, folder, f"one-{time.time_ns()}", NEVER, shape.threads)
     trainer = our_trainer(run)
     tokens = shape.batch * shape.length
     measure(lambda: our_step(trainer), seconds / 2, tokens)
     speed = measure(lambda: our_step(trainer), seconds, tokens)
-    taken = torch.cuda.max_memory_allocated()
-    return {"speed": speed, "peak": trainer.engine.announcement.peak, "memory": taken}
+    peak = trainer.engine.announcement.peak
+    taken, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return {"speed": speed, "peak": peak, "memory": taken, "reserved": reserved}
 
 
 def their_speed(shape: argparse.Namespace, tokens: Path, seconds: float) -> Found:
@@ -102,9 +104,10 @@ def one_gpu(session: Session, rows: int, precision: str, *, compiled: bool) -> N
     run = make_run(options, session.folder, f"predicted-{way}", NEVER, options.threads)
     with visible("0"):
         ours = apart(our_speed, session.left, options, session.folder, session.options.seconds)
-    speed, peak, taken = ours["speed"], ours["peak"], ours["memory"]
+    speed, peak, taken, reserved = (ours[key] for key in ("speed", "peak", "memory", "reserved"))
     assert speed is not None
     assert taken is not None
+    assert reserved is not None
     mfu, h100 = speed / peak if peak else None, "H100" in device_name()
     words = f"{speed:,.0f} tokens/s" + (f", MFU {mfu:.1%}" if mfu else "")
     if compiled and h100:
@@ -115,14 +118,14 @@ def one_gpu(session: Session, rows: int, precision: str, *, compiled: bool) -> N
     wanted = f"{predicted / 1e9:.2f} GB, within {PREDICTED:.0%}"
     session.add(f"its memory, {way}", f"{taken / 1e9:.2f} GB", wanted, abs(taken / predicted - 1) <= PREDICTED)
     session.speeds.append(
-        Speed(
+        MeasuredGpu(
             device=device_name(),
             model=MODEL,
             precision=precision,
             compiled=compiled,
             tokens_per_second=round(speed),
             mfu=mfu,
-            peak_memory=round(taken),
+            peak_memory=reserved,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             commit=commit(),
         )

@@ -232,7 +232,7 @@ def _changes(config: StackConfig, changed: StackConfig) -> str:
     if hyper.recompute != own.recompute:
         words.append(f", recompute {hyper.recompute}")
     if hyper.micro_batch_size != own.micro_batch_size:
-        words.append(f", microBatchSize {hyper.micro_batch_size or 'unset'}")
+        words.append(f", microBatchSize {hyper.micro_batch_size}" if hyper.micro_batch_size else ", no microBatchSize")
     return "".join(words)
 
 

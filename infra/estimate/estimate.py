@@ -9,7 +9,7 @@ from typing import Any
 
 from infra.estimate import measured
 from infra.estimate.extras import PRICE_BOOK, extras
-from infra.estimate.notes import figures_of, notes_of
+from infra.estimate.notes import figures_of, notes_of, tight_memory
 from infra.estimate.parts import HOUR, Estimate, Part, spread, unpriced
 from infra.estimate.step import StepTime, step
 from infra.fleet.fleet import Fleet
@@ -57,16 +57,20 @@ def estimate(config: StackConfig, fleet: Fleet, runs: list[measured.Measured] | 
     tokens = hyper.batch_size * hyper.sequence_length
     time = _time(config, fleet, size, step_time)
     hours = total(part.amount for part in time)
+    needs = memory.needs(config, fleet, size)
     costs = (*_machines(fleet, hours), *extras(config, fleet, size, hours, _text_bytes(config)))
     return Estimate(
         time=tuple(part for part in time if part.amount.high > 0),
         costs=costs,
         figures=tuple(figures_of(config, fleet, size, step_time)),
-        memory=tuple(memory.needs(config, fleet, size)),
+        memory=tuple(needs),
         hourly=fleet.hourly,
         step=step_time,
         tokens_per_second=step_time.seconds.to_do(tokens) if step_time.seconds.low else NOTHING,
-        notes=tuple(notes_of(config, fleet, step_time, hours, unpriced(costs), {run.machine for run in runs})),
+        notes=(
+            *tight_memory(needs),
+            *notes_of(config, fleet, step_time, hours, unpriced(costs), {run.machine for run in runs}),
+        ),
         run=step_time.measured.run if step_time.measured else "",
     )
 

@@ -46,6 +46,16 @@ def figures_of(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, ste
     ]
 
 
+def tight_memory(needs: Sequence[memory.MemoryNeed]) -> list[str]:
+    """Return the memory that holds the least, but not what is usual, a sentence each."""
+    return [
+        f"{need.role}: {need.where} has {need.has / 1e9:.0f} GB, and a step takes about {need.usual / 1e9:.0f}: it may"
+        " not fit; recompute, a smaller microBatchSize, and fsdp on several GPUs take less"
+        for need in needs
+        if need.has and need.least <= need.has < need.usual
+    ]
+
+
 def notes_of(
     config: StackConfig,
     fleet: Fleet,

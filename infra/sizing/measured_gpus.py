@@ -1,6 +1,6 @@
 """Read what GPUs reached when `benchmarks.gpu` measured them; that is preferred to published figures.
 
-The table is benchmarks/measured_gpus.json, a list, and a GPU day adds to it. It is empty as long as no GPU has run.
+The table is infra/sizing/measured_gpus.json, a list, and a GPU day adds to it. It is empty as long as no GPU has run.
 """
 
 import json
@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 from trainer.contract import geometry
 from trainer.contract.options import Strict
 
-TABLE = Path(__file__).resolve().parents[2] / "benchmarks" / "measured_gpus.json"
+TABLE = Path(__file__).with_suffix(".json")
 
 
 class MeasuredGpu(Strict):

@@ -14,8 +14,8 @@ from trainer.data.batches import Batches, Examples, Indices, PairBatches, Window
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Rows of a batch that are computed together."""
+class RowTensors:
+    """The rows of a micro-batch."""
 
     inputs: Tensor  # int64 [rows, tokens]
     targets: Tensor  # of the same shape
@@ -29,7 +29,7 @@ class MicroBatch:
         return replace(self, inputs=inputs, targets=targets, counted=counted)
 
 
-def read(source: Windows | Examples, indices: Indices, *, pinned: bool) -> MicroBatch:
+def read(source: Windows | Examples, indices: Indices, *, pinned: bool) -> RowTensors:
     """Return the rows of these indices in memory, in pinned memory if asked, from which a GPU copies by itself."""
     inputs, targets = source.rows(indices)
     tensors = [torch.from_numpy(inputs), torch.from_numpy(targets)]
@@ -37,7 +37,7 @@ def read(source: Windows | Examples, indices: Indices, *, pinned: bool) -> Micro
         tensors.append(torch.from_numpy(np.flatnonzero(targets.reshape(-1) >= 0)))
     if pinned:
         tensors = [tensor.pin_memory() for tensor in tensors]
-    return MicroBatch(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None, source.counted(indices))
+    return RowTensors(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None, source.counted(indices))
 
 
 class Prefetch:
@@ -59,9 +59,9 @@ class Prefetch:
         self._gpu = torch.cuda.current_device() if self._pinned else -1
         self._reads_ahead = self._pinned if ahead is None else ahead
         self._wanted: tuple[int, list[slice]] | None = None  # what is read ahead
-        self._future: Future[list[MicroBatch]] = Future()
+        self._future: Future[list[RowTensors]] = Future()
 
-    def take(self, step: int, parts: list[slice]) -> Iterator[MicroBatch]:
+    def take(self, step: int, parts: list[slice]) -> Iterator[RowTensors]:
         """Yield the micro-batches of a step. After the first, when a GPU has work, begin to read the next step's.
 
         Args:
@@ -76,12 +76,12 @@ class Prefetch:
             if i == 0 and self._reads_ahead:
                 self._begin(step + 1, parts)
 
-    def _read(self, step: int, parts: list[slice]) -> Iterable[MicroBatch]:
+    def _read(self, step: int, parts: list[slice]) -> Iterable[RowTensors]:
         indices = self._batches.batch(step)
         return (read(self._batches, indices[part], pinned=self._pinned) for part in parts)
 
     def _begin(self, step: int, parts: list[slice]) -> None:
-        future: Future[list[MicroBatch]] = Future()
+        future: Future[list[RowTensors]] = Future()
 
         def work() -> None:
             try:

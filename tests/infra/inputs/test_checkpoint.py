@@ -217,7 +217,7 @@ def test_lora_takes_less_memory(root: Path) -> None:
     assert workload.trained(lora, size) == 16 * 8 * 128 * 4
     saved = size.parameters - workload.trained(lora, size)
     least = [memory.needs(read, resolve_fleet(read), size)[0].least for read in (full, lora)]
-    assert least[0] - least[1] == 12 * saved
+    assert 12 * saved < least[0] - least[1] < 13 * saved  # and the gradient of the table of tokens while it is made
     assert workload.checkpoint_bytes(lora, size) == 12 * 16 * 8 * 128 * 4
 
 

@@ -1,18 +1,15 @@
 """The arithmetic of a run's size and speed, compared with real models."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainer.contract.errors import InputError
 from trainer.contract.geometry import MICRO_BATCH_TOKENS, PEAKS, Dimensions, padded_vocabulary, piece_rows, share
 from trainer.contract.options import Hyperparameters
 from trainer.model import device as device_module
-from trainer.model.device import peak_speed, pick
+from trainer.model.device import peak_speed
 
 
 @settings(deadline=None, max_examples=30)
@@ -99,15 +96,3 @@ def test_peak_speed_of_a_named_gpu_is_its_peak_over_the_flops_of_a_token(
     found = peak_speed(torch.device("cuda"), torch.bfloat16, model, 16)
     flops = Dimensions(2, 8, 32, 64).flops_a_token(16)
     assert found == (PEAKS[peak].half * 1e12 / flops if peak else None)
-
-
-@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False)])
-def test_bf16_on_a_gpu_that_emulates_it_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: bool
-) -> None:
-    cuda = device_module.torch.cuda
-    monkeypatch.setattr(cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(cuda, "get_device_name", lambda _: "Tesla T4")
-    with pytest.raises(InputError, match="a Tesla T4 emulates slowly; use fp16") if refused else nullcontext():
-        assert pick("bf16")[1] == torch.bfloat16
