@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -198,8 +198,8 @@ class Benchmark:
             self.calm[key] = machines.run
         return self.calm[key]
 
-    def once(self, number: int, setup: Setup, most: int, steps: int = 0) -> RunResult:
-        """Do one run with at most `most` faults."""
+    def once(self, number: int, setup: Setup, most: int, steps: int = 0, planned: Sequence[Fault] = ()) -> RunResult:
+        """Do one run with at most `most` faults. The first ones are those that are planned."""
         begun, chance = time.monotonic(), random.Random(f"{self.seed}/{number}")  # noqa: S311
         calm = self.undisturbed(setup, steps or setup.steps)
         machines = DisturbedMachines(self.folder / f"run-{number}", setup, self.storages, steps, forked=self.forked)
@@ -207,7 +207,7 @@ class Benchmark:
         try:
             wrong = []
             try:
-                self._disturb(machines, chance, most, faults)
+                self._disturb(machines, chance, most, faults, planned)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 wrong.append(str(error))
             else:
@@ -224,18 +224,25 @@ class Benchmark:
             shutil.rmtree(machines.folder)
         return outcome
 
-    def _disturb(self, machines: DisturbedMachines, chance: random.Random, most: int, faults: list[Fault]) -> None:
+    def _disturb(
+        self,
+        machines: DisturbedMachines,
+        chance: random.Random,
+        most: int,
+        faults: list[Fault],
+        planned: Sequence[Fault],
+    ) -> None:
         """Start the machines and cause faults, which go into `faults`, until the run is over or there are `most`."""
         begun = time.time()
         for name in machines.names:
             machines.start(name)
         until(lambda: len(machines.steps()) == len(machines.names), machines, "the first step")
-        late = chance.random() < 0.3  # the last fault waits for the end
+        late = chance.random() < 0.3 and not planned  # the last fault waits for the end
         while len(faults) < most and not machines.over():
             if late and len(faults) == most - 1:
                 last = machines.run.spec.hyperparameters.steps - 5
                 until(lambda last=last: machines.step() >= last, machines, "the last steps")  # type: ignore[misc]
-            fault = draw(machines, chance, self.but)
+            fault = planned[len(faults)] if len(faults) < len(planned) else draw(machines, chance, self.but)
             what = f"{fault.kind}: {', '.join(fault.machines)}"
             until(lambda fault=fault: all(map(machines.computing, fault.machines)), machines, what)  # type: ignore[misc]
             fault.begun, before = time.time(), machines.steps()
