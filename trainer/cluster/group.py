@@ -52,7 +52,7 @@ class MemberGroup:
     def sum(self, tensor: Tensor) -> None:
         """Sum a tensor over all members, in place."""
         self.begin_sum(tensor).wait()
-        self._settle()
+        self.settle()
 
     def begin_sum(self, tensor: Tensor) -> Pending:
         """Begin to sum a tensor over all members, in place. All members must begin their collectives in one order."""
@@ -68,7 +68,7 @@ class MemberGroup:
             options = BroadcastOptions()
             options.rootRank = root
             self.finish(self._begin(lambda: self._members.broadcast([tensor], options)))
-            self._settle()
+            self.settle()
 
     def broadcast_json(self, value: Any, root: int) -> Any:
         """Return root's JSON value, on every member."""
@@ -105,27 +105,12 @@ class MemberGroup:
                 works.append(self._members.send([sources[receiver]], receiver, self._begun))
         return works
 
-    def _begin(self, call: Callable[[], Any]) -> Any:
+    def check(self) -> None:
+        """Raise GroupFailed if the group has failed."""
         if self.failed:
             raise GroupFailed(self._reason)
-        try:
-            return call()
-        except Exception as error:
-            raise self._fail(error) from error
 
-    def finish(self, work: Any) -> None:
-        """Wait for a collective that was begun; with NCCL, let the current stream wait."""
-        if self.failed:
-            raise GroupFailed(self._reason)
-        try:
-            work.wait()
-            error = None if self.device.type == "cuda" else self._members.errored()  # NCCL's waits for the device
-            if error is not None:
-                raise error
-        except Exception as error:
-            raise self._fail(error) from error
-
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Wait until the device has done the collectives that its current stream waits for.
 
         NCCL reports a lost member only to those that look. A call that waits for the device would not return.
@@ -135,11 +120,28 @@ class MemberGroup:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record()
         while not done.query():  # type: ignore[no-untyped-call]
-            if self.failed:
-                raise GroupFailed(self._reason)
+            self.check()
             time.sleep(POLL)
         try:
             error = self._members.errored()
+            if error is not None:
+                raise error
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def _begin(self, call: Callable[[], Any]) -> Any:
+        self.check()
+        try:
+            return call()
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def finish(self, work: Any) -> None:
+        """Wait for a collective that was begun; with NCCL, let the current stream wait."""
+        self.check()
+        try:
+            work.wait()
+            error = None if self.device.type == "cuda" else self._members.errored()  # NCCL's waits for the device
             if error is not None:
                 raise error
         except Exception as error:

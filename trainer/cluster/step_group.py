@@ -7,7 +7,7 @@ of its machine wait for.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -47,24 +47,26 @@ class StepGroup:
     def sum(self, tensor: Tensor, own: Tensor | None = None) -> Tensor:
         """Return on the CPU the sum of `tensor` over all processes of all machines, followed by that of `own`.
 
-        It decides a step: either all processes of this machine get the sums, or all raise GroupFailed. The only wait
-        for the device is here.
+        It decides a step: either all processes of this machine get the sums, or all raise GroupFailed.
 
         Args:
             tensor: float64 [n], on the lane's device.
             own: float64 [m], which is summed over this machine's processes only.
         """
-        error: GroupFailed | None = None
-        try:
+        with suppress(GroupFailed):
             self.lane.sum(tensor)
-        except GroupFailed as failure:
-            if self.processes.size == 1:
-                raise
-            error = failure
-        parts = [tensor, tensor.new_full((1,), float(error is not None))]
-        sums = torch.cat(parts if own is None else [tensor, own.to(tensor.device), parts[1]])
+        return self.conclude(tensor, own)
+
+    def conclude(self, tensor: Tensor, own: Tensor | None = None) -> Tensor:
+        """Return the same for a `tensor` that the lane has summed already, or has failed to."""
+        if self.processes.size == 1:
+            self.lane.check()
+            return (tensor if own is None else torch.cat([tensor, own.to(tensor.device)])).cpu()
+        failed = tensor.new_full((1,), float(self.lane.failed))
+        sums = torch.cat([tensor, failed] if own is None else [tensor, own.to(tensor.device), failed])
         self.processes.sum(sums)
         sums = sums.cpu()
         if float(sums[-1]):
-            raise error or GroupFailed("another process of this machine lost its group")
+            self.lane.check()
+            raise GroupFailed("another process of this machine lost its group")
         return sums[:-1]

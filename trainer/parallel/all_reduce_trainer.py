@@ -5,13 +5,16 @@ each process holds the sum of its lane's part, then over the lane. A member that
 the step: each machine has all parameters and all optimizer state.
 """
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
 from trainer.cluster.announcement import Announcement, Tally
-from trainer.cluster.group import GroupFailed
+from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.quorum import Quorum
 from trainer.cluster.step_group import StepGroup
 from trainer.parallel.mover import Mover
@@ -37,6 +40,7 @@ class AllReduceTrainer:
         self._processes = context.processes
         self._group: StepGroup | None = None
         self._mover = Mover(shard.device)
+        self._votes: SimpleQueue[Tensor | None] = SimpleQueue()  # of the step, for the mover; None if it is given up
         self._wire = WIRE[context.spec.parallel.wire]
         self._places = [shard.lane.place(*bucket) for bucket in shard.buckets]
         self._block = norm_block(shard.total)
@@ -83,7 +87,8 @@ class AllReduceTrainer:
         self._shard.backward_begins()
         assert self._group is not None
         if self._group.lane.size > 1 or self._processes.size > 1:
-            self._mover.begin(self._reduce)
+            self._votes = SimpleQueue()
+            self._mover.begin(partial(self._reduce, self._group.lane, self._votes))
 
     def backward_ends(self, passes: int) -> None:
         """Send the rest: all gradients of this process are final. Before the first quorum nothing is sent."""
@@ -94,39 +99,41 @@ class AllReduceTrainer:
     def forward_ends(self, passes: int) -> None:
         self._shard.forward_ends(passes)
 
-    def _reduce(self) -> None:
-        """Add up all buckets, over the machine and then over the lane.
+    def _reduce(self, lane: MemberGroup, voted: "SimpleQueue[Tensor | None]") -> None:
+        """Add up all buckets, over the machine and then over the lane, and last the vote.
 
-        If the lane fails, the machine's processes still wait for each other's buckets. The vote then fails too.
+        If the lane fails, the machine's processes still wait for each other's buckets.
         """
-        assert self._group is not None
-        lane, sums = self._group.lane, []
+        sums = []
         for bucket, (start, stop) in enumerate(self._places):
             self._shard.reduce(bucket)
-            if lane.size == 1 or lane.failed:
-                continue
             part = self._shard.gradients[start:stop]
-            sent = part.to(self._wire)  # itself where the wire is fp32
-            try:
+            sent = part if lane.size == 1 else part.to(self._wire)  # itself where the wire is fp32
+            with suppress(GroupFailed):
                 sums.append((part, sent, lane.begin_sum(sent)))
-            except GroupFailed:
-                continue
-        for part, sent, pending in sums:
-            try:
+        votes = voted.get()
+        if votes is None:  # the step was given up
+            return
+        with suppress(GroupFailed):
+            voting = lane.begin_sum(votes)
+            for part, sent, pending in sums:
                 pending.wait()
-            except GroupFailed:
-                return
-            if sent is not part:
-                part.copy_(sent)
+                if sent is not part:
+                    part.copy_(sent)
+            voting.wait()
 
     def sum(self, vote: Vote) -> Tally:
-        """Sum the gradients and the votes over all processes of all members."""
+        """Sum the gradients and the votes over all processes of all members, and wait for both together."""
         assert self._group is not None
+        votes = replace(vote, waited=self._mover.waited).to_tensor(self._group.lane.device)  # in its last step
         self._mover.waited = 0.0
-        self._mover.wait()
-        votes = replace(vote, waited=self._mover.waited).to_tensor(self._group.lane.device)
-        sums = self._group.sum(votes, own_squares(self._shard, self._block))
-        return Vote.from_tensor(sums).tally()
+        if self._mover.busy:
+            self._mover.follow()
+            self._votes.put(votes)
+            self._mover.wait()
+            with suppress(GroupFailed):
+                self._group.lane.settle()
+        return Vote.from_tensor(self._group.conclude(votes, own_squares(self._shard, self._block))).tally()
 
     @torch.no_grad()
     def commit(self, decision: Decision, key: str, scaled: bool) -> None:
@@ -146,6 +153,8 @@ class AllReduceTrainer:
         if self._group is not None:
             self._group.lane.close()
         self._shard.readiness.finish()
+        if self._mover.busy:
+            self._votes.put(None)
         self._mover.forget()
 
     # -- checkpoints -----------------------------------------------------------------------------------------------

@@ -24,9 +24,13 @@ class Mover:
 
     def begin(self, work: Callable[[], None]) -> None:
         """Begin some work. On a GPU it comes after the work that the current stream has by now."""
+        self.follow()
+        self._moving = self._thread.submit(self._do, work)
+
+    def follow(self) -> None:
+        """Let what the thread does on a GPU from now on come after the work that the current stream has."""
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
-        self._moving = self._thread.submit(self._do, work)
 
     def _do(self, work: Callable[[], None]) -> None:
         if self.stream is None:

@@ -11,8 +11,10 @@ from trainer.cluster.processes import Processes
 from trainer.model.flat import Flat, layout_of
 from trainer.model.layout import total
 from trainer.model.loss import Loss
-from trainer.parallel.ownership import cut_buckets, lanes
+from trainer.parallel.ownership import BUCKET_ELEMENTS, cut_buckets, lanes
 from trainer.parallel.readiness import Readiness
+
+LEAST_BUCKETS = 4  # in which a gradient travels, without servers
 
 
 class Replica:
@@ -44,12 +46,15 @@ class Replica:
             pulls: whether parameters come from parameter servers during the forward pass.
         """
         self._processes, self.device, self._loss = processes, device, loss
-        every = lanes(total(layout_of(model)), processes.size)
+        elements = total(layout_of(model))
+        # Servers cut the same buckets. Without them, small models have some too, of which only the last one is late.
+        most = None if pulls else min(BUCKET_ELEMENTS, elements // LEAST_BUCKETS)
+        every = lanes(elements, processes.size, most)
         self.lane = every[processes.rank]
         self.length = max(lane.ranges[-1][1] for lane in every)
         self.flat = Flat(model, device, self.length)
         self.layout, self.total = self.flat.layout, total(self.flat.layout)
-        self.buckets = cut_buckets(self.total, processes.size)
+        self.buckets = cut_buckets(self.total, processes.size, most)
         self.readiness, self.waits = Readiness(self.buckets, device), hooks and pulls
         if hooks:
             self.readiness.hook_gradients(self.flat)
