@@ -12,8 +12,9 @@ from pydantic.alias_generators import to_camel
 from infra.importing.draft import ALIASES, NO_TPU, Draft, ImportProblem, Node, Pool, short
 from infra.stack.keys import TIERS
 from trainer.contract import search_space
-from trainer.contract.options import Hyperparameters, Sweep
+from trainer.contract.options import Hyperparameters
 from trainer.contract.spec import Role
+from trainer.contract.sweep_options import Sweep
 
 OWN_CODE = "this project brings its own trainer; what it trains on and how is in the stack file"
 OWN_NETWORK = "the stack makes its own network, without public addresses"

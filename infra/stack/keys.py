@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from trainer.contract import options, spec
+from trainer.contract.sweep_options import Sweep
 
 DEFAULT_TEXT = Path("data/default.txt")
 # AI Platform's presets: the numbers of workers and of parameter servers, besides one master.
@@ -210,7 +211,7 @@ class StackFile(options.Strict):
         " and pulumi up.",
     )
     parallel: options.Parallel = Field(options.Parallel(), description="How the trainers share a step's work.")
-    sweep: options.Sweep | None = Field(
+    sweep: Sweep | None = Field(
         None, description="Train many trials with other hyperparameters, one after the other, and keep the best model."
     )
     launch: int = Field(

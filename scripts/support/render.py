@@ -10,9 +10,9 @@ from rich.text import Text
 from scripts.support.curve import loss_curve, sparkline
 from scripts.support.run_files import Snapshot, WatchedMachine, perplexity
 from scripts.support.whereabouts import whereabouts
-from trainer.contract.options import Sweep
 from trainer.contract.settings import written
 from trainer.contract.spec import Cluster
+from trainer.contract.sweep_options import Sweep
 from trainer.contract.wording import duration, printable
 from trainer.runs.records import State
 from trainer.runs.trials import Trial, best_trial

@@ -14,8 +14,9 @@ from scripts import evaluate as script
 from scripts.support.common import UserError
 from scripts.support.writing import trained_length
 from tests.scripts.tiny_model import tiny_model
-from trainer.contract.options import Data, Sweep
+from trainer.contract.options import Data
 from trainer.contract.spec import JobSpec
+from trainer.contract.sweep_options import Sweep
 from trainer.data.prepare import prepare
 from trainer.runs.scores import Baseline, Scores, read, write
 from trainer.runs.trials import Trial, write_trials

@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.contract.options import Data, Hyperparameters, Model, Parallel, Sweep
+from trainer.contract.options import Data, Hyperparameters, Model, Parallel
+from trainer.contract.sweep_options import Sweep
 
 
 def run_id(

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 
-from trainer.contract.options import Hyperparameters, Parameter, Sweep
+from trainer.contract.options import Hyperparameters
+from trainer.contract.sweep_options import Parameter, Sweep
 
 ParameterValue = float | int | str | bool
 NAMES = {to_camel(name) for name in Hyperparameters.model_fields} - {"seed"}

@@ -8,7 +8,8 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from trainer.contract.options import Checkpoints, Data, Evaluation, Hyperparameters, Model, Parallel, Strict, Sweep
+from trainer.contract.options import Checkpoints, Data, Evaluation, Hyperparameters, Model, Parallel, Strict
+from trainer.contract.sweep_options import Sweep
 
 Role = Literal["master", "worker", "ps"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -4,9 +4,9 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import paths
-from trainer.contract.options import Parameter, Sweep
 from trainer.contract.search_space import ParameterValue, applied
 from trainer.contract.spec import JobSpec
+from trainer.contract.sweep_options import Parameter, Sweep
 from trainer.runs.trials import Trial
 
 if TYPE_CHECKING:

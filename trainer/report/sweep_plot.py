@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.contract.options import Parameter, Sweep
 from trainer.contract.search_space import ParameterValue
 from trainer.contract.settings import written
+from trainer.contract.sweep_options import Parameter, Sweep
 from trainer.report.charts import HEIGHT, WIDTH
 from trainer.runs.trials import Trial, best_trial
 

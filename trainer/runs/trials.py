@@ -13,9 +13,10 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 from trainer.contract import paths
-from trainer.contract.options import Strict, Sweep
+from trainer.contract.options import Strict
 from trainer.contract.search_space import ParameterValue, applied
 from trainer.contract.spec import JobSpec
+from trainer.contract.sweep_options import Sweep
 from trainer.runs.outcome import Outcome
 from trainer.runs.status import read_status
 from trainer.storage.base import Storage

@@ -11,8 +11,9 @@ from safetensors.torch import load
 from tests.trainer.conftest import new_run
 from tests.trainer.running import Run
 from trainer.contract import search_space
-from trainer.contract.options import Hyperparameters, Sweep
+from trainer.contract.options import Hyperparameters
 from trainer.contract.paths import trial_id
+from trainer.contract.sweep_options import Sweep
 from trainer.machine import suggest
 from trainer.runs.outcome import Outcome
 from trainer.runs.records import Record
