@@ -68,3 +68,14 @@ def test_checkpoint_of_machines_with_processes_restores_onto_one_process_and_bac
         first = following
     assert len(losses) == STEPS
     assert losses == pytest.approx(alone.losses(), rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["2x1", "2x2 fsdp"])
+def test_all_reduce_with_bf16_on_the_wire_has_losses_near_the_exact_ones(
+    shape: str, alone: Run, new_run: NewRun
+) -> None:
+    declared = declare(shape)
+    run = new_run(**{**declared, "parallel": {**declared["parallel"], "wire": "bf16"}})
+    assert run.start().wait().state == "SUCCEEDED"
+    assert run.losses() == pytest.approx(alone.losses(), rel=0, abs=1e-2)
+    assert run.losses() != pytest.approx(alone.losses(), rel=0, abs=1e-5)
