@@ -73,7 +73,7 @@ class TrainingMember(Training):
         """Score the exported model. The run has succeeded, whatever happens here."""
 
         def progress(done: int, total: int) -> None:
-            if self.stopping():
+            if self.context.host.stopping():
                 raise InterruptedError("this machine is to leave")
             self.journal.report(f"evaluating: {done:,} of {total:,}")
 
