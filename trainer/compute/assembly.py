@@ -121,6 +121,8 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
     network = _Network(model, tokenizer, device, precision)
     shard = _make_shard(context, network, fit)
+    if peak is not None:  # of the machine, whose GPUs are alike
+        peak *= context.processes.size
     engine = _make_engine(context, network, shard, Announcement(peak=peak, scaled=scaled))
 
     # The loop over the data. The processes of a machine leave together: Membership.quorum says when.

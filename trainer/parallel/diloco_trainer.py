@@ -109,9 +109,10 @@ class DilocoTraining(Training):
             tokens_here += tally.tokens
             if tally.tokens:
                 decision = decide(hyper, now, tally)
-                if not decision.finite:
+                if decision.finite:
+                    engine.update(decision)
+                else:
                     loss = math.nan  # all skip these steps
-                engine.update(decision)
         tokens_of_all = sum(self.batches.counted(self.batches.batch(step)) for step in range(start, start + steps))
         engine.push(tokens_here / tokens_of_all)
         tally = engine.sum(Vote(loss, tokens))
