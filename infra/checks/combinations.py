@@ -59,7 +59,7 @@ def combination_problems(file: StackFile) -> list[str]:
     often, keep = file.checkpoints.every, file.checkpoints.keep_every
     if keep is not None and (problem := _multiple("checkpoints.keepEvery", keep, "checkpoints.every", often)):
         problems.append(problem)
-    problems += _model_problems(file, servers)
+    problems += _model_problems(file)
     problems += _parallel_problems(file, servers)
     if file.sweep is not None:
         problems += search_space.problems(file.sweep, parameters, 1 + workers, file.model.positions)
@@ -72,7 +72,7 @@ def combination_problems(file: StackFile) -> list[str]:
     return problems
 
 
-def _model_problems(file: StackFile, servers: int) -> list[str]:
+def _model_problems(file: StackFile) -> list[str]:
     """Return keys that go only with a checkpoint as the start, or only without one."""
     problems = []
     if file.data.tokenizer == "checkpoint" and file.model.initialize is None:
@@ -82,22 +82,10 @@ def _model_problems(file: StackFile, servers: int) -> list[str]:
             "data.tokenizer: train makes a vocabulary that the checkpoint of model.initialize does not know; use"
             " checkpoint"
         )
-    if file.model.lora is None:
-        return problems
-    if file.model.initialize is None:
+    if file.model.lora is not None and file.model.initialize is None:
         problems.append(
             "model.lora: trains a few parameters beside those of a checkpoint, and there is none; set model.initialize"
             " instead of a size, or remove lora"
-        )
-    if servers:
-        problems.append(
-            f"model.lora: is for one process or data parallel, and there are {servers} parameter servers; set"
-            " trainingInput.parameterServerCount to 0, or remove lora"
-        )
-    if file.parallel.parallelism == "fsdp":
-        problems.append(
-            "model.lora: is for one process or data parallel, found parallel.parallelism fsdp; use replicas, or remove"
-            " lora"
         )
     return problems
 

@@ -20,12 +20,12 @@ def sharing_problems(config: StackConfig, fleet: Fleet) -> list[str]:
         )
     if file.parallel.parallelism == "fsdp" and fleet.processes_per_trainer < 2:
         problems.append(_unshared(fleet))
-    if file.parallel.wire != "fp32" and fleet.trainers == 1 and fleet.servers is None:
+    machines, batch = 1 + config.workers, training.hyperparameters.batch_size
+    if file.parallel.wire != "fp32" and machines == 1 and fleet.servers is None:
         problems.append(
-            f"parallel.wire: found {file.parallel.wire}, and there is one process, which sends nothing; remove it, or"
+            f"parallel.wire: found {file.parallel.wire}, and there is one machine, which sends nothing; remove it, or"
             " add workers"
         )
-    machines, batch = 1 + config.workers, training.hyperparameters.batch_size
     if machines <= batch < fleet.trainers:  # fewer rows than machines are found in the file itself
         fix = "fewer workers" if config.workers else "a machine with fewer GPUs" if gpus else "fewer parallel.processes"
         problems.append(

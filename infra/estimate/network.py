@@ -9,6 +9,7 @@ from infra.sizing import memory, workload
 from infra.sizing.ranges import NOTHING, Range
 from infra.sizing.speed import GPUS
 from infra.stack.config import StackConfig
+from infra.stack.keys import data_format
 from trainer.contract import exchange_cost, geometry
 from trainer.contract.memory import keeps_whole_gradients
 
@@ -122,7 +123,10 @@ def _between(config: StackConfig, fleet: Fleet, sent: float) -> tuple[Range, str
     worst = exchange_cost.Links(min(link, lanes * SLOW_LINK), min(out, lanes * SLOW_LINK))
     plan = ""
     if fleet.servers is not None:
-        servers, sums, interleaved = fleet.servers.count, 2 if parallel.wire == "bf16" else 1, not hyper.gradient_clip
+        servers, sums = fleet.servers.count, 2 if parallel.wire == "bf16" else 1
+        interleaved = not (  # as trainer/parallel/protocol.py decides
+            hyper.gradient_clip or parallel.parallelism == "fsdp" or data_format(config.file.data) == "pairs"
+        )
         plan = parallel.plan
         if plan == "auto":
             plan = exchange_cost.choose(sent, machines, servers, best, interleaved, sums)

@@ -82,7 +82,7 @@ def needs(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> list[
     rows, all_needs = share(config, fleet, size).rows, []
     for machines in fleet.roles:
         if machines.role == "ps":
-            all_needs.append(_server(config, machines, size.parameters))
+            all_needs.append(_server(config, machines, workload.trained(config, size)))
         elif machines.accelerator:
             all_needs.append(_gpu(process_of(config, fleet, size, machines.accelerator), machines, rows))
             all_needs.append(_host(config, fleet, machines, size))

@@ -364,7 +364,7 @@ ALONE = {"workerCount": 0, "parameterServerCount": 0}
             shared({"parameterServerCount": 0}, plan="star", wire="bf16"),
             ["parallel.plan: found star, and there are no parameter servers that it could mean"],
         ),
-        (shared(ALONE, wire="bf16"), ["parallel.wire: found bf16, and there is one process, which sends nothing"]),
+        (shared(ALONE, wire="bf16"), ["parallel.wire: found bf16, and there is one machine, which sends nothing"]),
         (
             shared({}, parallelism="fsdp", processes=2, synchronization="local", every=50),
             ["parallel.synchronization: local keeps a whole copy of the parameters for each machine, and fsdp is"],

@@ -31,7 +31,7 @@ class Announcement:
     """
 
     # Trainers.
-    peak: float | None = None  # tokens/s of all its devices at their peak; None where that is not known
+    peak: float | None = None  # tokens/s at the peak of its machine's devices; None where that is not known
     scaled: bool = False  # whether its loss is scaled (fp16)
     holds: int | None = None  # lineage of the parameters that it holds; -1 if it holds none
     # Parameter servers.

@@ -67,10 +67,6 @@ class Delegate:
         """The number of the run's Lighthouse, from 1."""
         return self._lighthouse.attempt
 
-    def fenced(self) -> bool:
-        """Return whether the others believed this machine dead and have begun a newer attempt."""
-        return self._lighthouse.fenced()
-
     def agree(self, progress: Position, announcement: Announcement) -> Agreement:
         """Wait until there are enough members for a step, or one is leaving, and return them.
 

@@ -71,3 +71,10 @@ class Lease:
                 return False
         self.address, self.holder, self.attempt, self._renewed = address, self._name, attempt, renewed
         return True
+
+
+def newest_attempt(storage: Storage, run: str, name: str) -> int:
+    """Return the newest attempt of a run, as machine `name` reads it; 0 if there was none."""
+    lease = Lease(storage, run, name)
+    lease.read()
+    return lease.attempt

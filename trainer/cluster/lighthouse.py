@@ -40,7 +40,7 @@ class Lighthouse:
 
     def __init__(self, storage: Storage, run: str, identity: str, host: Host) -> None:
         """identity: of this member, never used before."""
-        self._storage, self._run, self._identity, self._host = storage, run, identity, host
+        self._identity, self._host = identity, host
         self._lease = Lease(storage, run, host.name)
         self._closed, self._silent = threading.Event(), threading.Event()
         self._deposed = threading.Event()  # another member has the lease that was here
@@ -109,14 +109,6 @@ class Lighthouse:
             self._host.log(f"the lease could not be read ({first_line(error)})")
             return False
         return self._lease.address != self._address_found or self._lease.lost
-
-    def fenced(self) -> bool:
-        """Return whether the others believed this machine dead and have begun a newer attempt."""
-        newest = Lease(
-            self._storage, self._run, self._host.name
-        )  # a copy of its own: _renew() compares with what self._lease read
-        newest.read()
-        return newest.attempt > self.attempt
 
     def silence(self) -> None:
         """End the heartbeats. A Lighthouse that is hosted here stays, so that the attempt is the same until close()."""

@@ -12,9 +12,10 @@ from datetime import timedelta
 import torch
 
 from trainer.cluster.announcement import NOTHING, Announcement, Position
-from trainer.cluster.delegate import Delegate
+from trainer.cluster.delegate import COLLECTIVE, Delegate
 from trainer.cluster.group import GroupFailed, MemberGroup
 from trainer.cluster.host import Host
+from trainer.cluster.lease import newest_attempt
 from trainer.cluster.lighthouse import Stopping
 from trainer.cluster.processes import Processes
 from trainer.cluster.quorum import Agreement, Quorum
@@ -47,6 +48,7 @@ class Membership:
             processes: of this machine.
             lanes: in how many this process is: one for a trainer, all for a parameter server.
         """
+        self._storage, self._run = storage, spec.run
         self._host, self._device, self._processes = host, device, processes
         self._delegate = Delegate(storage, spec, host) if processes.rank == 0 else None
         self._identity = f"{host.name}/{processes.rank}" if self._delegate is None else self._delegate.identity
@@ -62,10 +64,21 @@ class Membership:
     # -- membership ------------------------------------------------------------------------------------------------
 
     def join(self, step_seconds: float) -> None:
-        """Take or find the Lighthouse and start heartbeats. Only call it when ready to compute: others then wait."""
+        """Take or find the Lighthouse and start heartbeats. Only call it when ready to compute: others then wait.
+
+        Raise Stopping, in all processes of the machine, if it must leave before there is a Lighthouse.
+        """
+        attempt: int | None = 0
         if self._delegate is not None:
-            self._delegate.join(step_seconds)
-        self._attempt = self._processes.share(self.attempt)
+            try:
+                self._delegate.join(step_seconds)
+                attempt = self._delegate.attempt
+            except Stopping:
+                attempt = None
+        attempt = self._processes.share(attempt)
+        if attempt is None:
+            raise Stopping
+        self._attempt = attempt
 
     @property
     def attempt(self) -> int:
@@ -73,8 +86,8 @@ class Membership:
         return self._attempt if self._delegate is None else self._delegate.attempt
 
     def fenced(self) -> bool:
-        """Return whether the others believed this machine dead and have begun a newer attempt. The delegate knows."""
-        return self._delegate is not None and self._delegate.fenced()
+        """Return whether the others believed this machine dead and have begun a newer attempt."""
+        return newest_attempt(self._storage, self._run, self._host.name) > self.attempt
 
     def quorum(self, progress: Position, announcement: Announcement = NOTHING) -> Quorum:
         """Wait until there are enough members for a step, or one is leaving, and return them.
@@ -129,7 +142,7 @@ class Membership:
             agreement.key,
             agreement.attempt,
             self._lanes,
-            StepGroup(self._lanes[0], self._processes),
+            StepGroup(self._lanes[0], self._processes, slow=agreement.timeout > COLLECTIVE),
         )
 
     # -- the lanes -------------------------------------------------------------------------------------------------

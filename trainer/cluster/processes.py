@@ -23,7 +23,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 LOCALHOST = "127.0.0.1"
 RANK, PORT = "GPT2_TRAINING_LOCAL_RANK", "GPT2_TRAINING_LOCAL_PORT"
-COLLECTIVE = timedelta(minutes=10)
+# A machine that is silent for ten minutes is started again by its supervisor; a step may take longer than that.
+COLLECTIVE = timedelta(hours=6)
 # The first process asks for a quorum and waits for as long as machines are missing. The others wait for it.
 FOREVER = timedelta(days=1000)
 MESSAGE = 4096  # bytes of the first part of a shared value

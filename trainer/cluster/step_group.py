@@ -19,13 +19,22 @@ from trainer.cluster.processes import Processes
 class StepGroup:
     """One process's lane and machine."""
 
-    def __init__(self, lane: MemberGroup, processes: Processes) -> None:
-        self.lane, self.processes = lane, processes
+    def __init__(self, lane: MemberGroup, processes: Processes, *, slow: bool = False) -> None:
+        """slow: whether steps take seconds, so that the machine's processes ask each other within a step."""
+        self.lane, self.processes, self._slow = lane, processes, slow
 
     @property
     def failed(self) -> bool:
         """Return whether this process may give the step up at once, because its lane failed and nobody waits for it."""
         return self.lane.failed and self.processes.size == 1
+
+    def check(self) -> None:
+        """Raise GroupFailed, in all processes of the machine, if a lane has failed and the step may be given up.
+
+        All processes must call it equally often, before any of them waits for the others' gradients.
+        """
+        if self.failed or (self._slow and self.processes.any(self.lane.failed)):
+            raise GroupFailed("the step was given up")
 
     @contextmanager
     def agreed(self) -> Iterator[None]:

@@ -73,7 +73,7 @@ class TrainingMember(Training):
         """Score the exported model. The run has succeeded, whatever happens here."""
 
         def progress(done: int, total: int) -> None:
-            if self.stopping():
+            if self.context.host.stopping():
                 raise InterruptedError("this machine is to leave")
             self.journal.report(f"evaluating: {done:,} of {total:,}")
 
@@ -121,8 +121,9 @@ def assemble(context: MemberContext, prepared: Prepared) -> TrainingMember:
     peak = None if pairs or spec.model.lora else peak_speed(device, precision, model, hyper.sequence_length)
     network = _Network(model, tokenizer, device, precision)
     shard = _make_shard(context, network, fit)
-    of_machine = peak and peak * context.processes.size
-    engine = _make_engine(context, network, shard, Announcement(peak=of_machine, scaled=scaled))
+    if peak is not None:  # of the machine, whose GPUs are alike
+        peak *= context.processes.size
+    engine = _make_engine(context, network, shard, Announcement(peak=peak, scaled=scaled))
 
     # The loop over the data. The processes of a machine leave together: Membership.quorum says when.
     batches, validation = _pairs(context, prepared) if pairs else _text(context, prepared)

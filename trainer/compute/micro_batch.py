@@ -81,8 +81,9 @@ def process_of(spec: JobSpec, model: GPT2LMHeadModel, *, half: bool, gpu: bool) 
 def _remedy(process: TrainerProcess, memory_bytes: int) -> str:
     """Return the cheapest change with which the process fits, for the end of an error."""
     chosen = with_recompute(process, process.hyper.recompute)
-    if process.hyper.micro_batch_size is not None and (rows := fitting_rows(chosen, memory_bytes)):
-        return f"use microBatchSize {rows}, or leave it out"
+    if rows := fitting_rows(chosen, memory_bytes):
+        free = process.hyper.micro_batch_size is not None and not process.hyper.dropout  # with dropout pieces are fixed
+        return f"use microBatchSize {rows}{', or leave it out' if free else ''}"
     for mode in ("attention", "block"):
         if fitting_rows(with_recompute(process, mode), memory_bytes):
             return f"use recompute: {mode}"

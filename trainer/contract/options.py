@@ -297,7 +297,7 @@ class Parallel(Strict):
     )
     wire: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="The number format in which gradients and parameters travel between processes and servers. bf16"
+        description="The number format in which gradients and parameters travel between machines. bf16"
         " halves the traffic; what is kept stays fp32.",
     )
     synchronization: Literal["step", "local"] = Field(

@@ -168,17 +168,24 @@ class AllReduceTrainer:
             if wait:
                 self._checkpoints.wait()
             if self._saved != self.progress.step:
-                part = self._processes.rank
-                shard = CheckpointShard(
-                    self._vectors, self._shard.layout, list(self._shard.lane.ranges), part, self._processes.size
-                )
-                flush = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
-                if self._checkpoints.save(shard, self.progress, attempt, before=flush):
-                    self._saved = self.progress.step
+                self._save(attempt)
             if wait:
                 self._checkpoints.wait()
                 self._processes.any(False)  # the others have written their parts too
         return leads and self._checkpoints.whole(self.progress.step, attempt)
+
+    def _save(self, attempt: int) -> None:
+        """Write this process's part in the background, unless a process still writes: a part alone is of no use."""
+        step, part = self.progress.step, self._processes.rank
+        if self._processes.any(self._checkpoints.busy):
+            if part == 0:
+                self._journal.log(f"no checkpoint at step {step}: the one before is still being written")
+            return
+        ranges = list(self._shard.lane.ranges)
+        shard = CheckpointShard(self._vectors, self._shard.layout, ranges, part, self._processes.size)
+        flush = self._journal.metrics.flush if part == 0 else lambda: None  # one writes for all
+        self._checkpoints.save(shard, self.progress, attempt, before=flush)
+        self._saved = step
 
     def finish(self, quorum: Quorum) -> bool:
         """Write the last checkpoint. Every trainer, so the leader too, has the whole model."""

@@ -50,14 +50,22 @@ class DilocoTrainer(PsTrainer):
         self._optimizer.updates = self.progress.updates
 
     def tally(self, vote: Vote, passes: int) -> Tally:
-        """Add up a step's gradients over this machine's processes, and return its tally."""
+        """Add up a step's gradients over this machine's processes, and return its tally.
+
+        Raise GroupFailed in all of them if one has lost its lane: then the meeting cannot take place.
+        """
         self._shard.backward_ends(passes)
         for bucket in range(len(self._shard.buckets)):
             self._shard.reduce(bucket)
         squares = own_squares(self._shard, self._block)
-        sums = dataclasses.replace(vote, squares=squares).to_tensor(squares.device)
+        assert self._group is not None
+        votes = dataclasses.replace(vote, squares=squares).to_tensor(squares.device)
+        sums = torch.cat([votes, votes.new_full((1,), float(self._group.lane.failed))])
         self._processes.sum(sums)
-        return Vote.from_tensor(sums.cpu()).tally()
+        sums = sums.cpu()
+        if float(sums[-1]):
+            raise GroupFailed("the meeting was given up")
+        return Vote.from_tensor(sums[:-1]).tally()
 
     def update(self, decision: Decision) -> None:
         """Take a step alone."""
@@ -101,9 +109,10 @@ class DilocoTraining(Training):
             tokens_here += tally.tokens
             if tally.tokens:
                 decision = decide(hyper, now, tally)
-                if not decision.finite:
+                if decision.finite:
+                    engine.update(decision)
+                else:
                     loss = math.nan  # all skip these steps
-                engine.update(decision)
         tokens_of_all = sum(self.batches.counted(self.batches.batch(step)) for step in range(start, start + steps))
         engine.push(tokens_here / tokens_of_all)
         tally = engine.sum(Vote(loss, tokens))

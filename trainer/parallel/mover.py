@@ -61,7 +61,9 @@ class Mover:
             torch.cuda.current_stream().wait_stream(self.stream)
 
     def forget(self) -> None:
-        """Wait until the work has ended, and forget what it has raised."""
+        """Wait until the work has ended, as wait() does, and forget what it has raised."""
         if self._moving is not None:
             self._moving.exception()
+            if self.stream is not None:  # what it queued may still write to vectors
+                torch.cuda.current_stream().wait_stream(self.stream)
         self._moving = None

@@ -33,6 +33,7 @@ class Readiness:
         self._final = [threading.Event() for _ in buckets]  # its gradient will not change any more
         self._here = [threading.Event() for _ in buckets]  # its parameters have arrived
         self._events: list[Event] = [None] * len(buckets)  # of the GPU's work that makes its gradient
+        self._arrivals: list[Event] = [None] * len(buckets)  # of the GPU's work that brings its parameters
         self._cuda = device.type == "cuda"
         self._missing = [0] * len(buckets)  # tensors of the bucket whose gradient is not final
         self._touched: list[list[int]] = []  # the buckets of each tensor that is watched
@@ -77,10 +78,14 @@ class Readiness:
             torch.cuda.current_stream().wait_event(event)
 
     def _record(self, bucket: int) -> None:
+        self._events[bucket] = self._recorded(self._events[bucket])
+
+    def _recorded(self, event: Event) -> Event:
+        """Return an event after the work that the current stream of a GPU has by now; None on a CPU."""
         if self._cuda:
-            event = self._events[bucket] or torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = event or torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            self._events[bucket] = event
+        return event
 
     def _became_final(self, touched: list[int]) -> None:
         if not self._watching:
@@ -100,6 +105,8 @@ class Readiness:
             event.clear()
 
     def arrived(self, bucket: int) -> None:
+        """Declare a bucket here, once a GPU has done the work that the caller's stream has by now."""
+        self._arrivals[bucket] = self._recorded(self._arrivals[bucket])
         self._here[bucket].set()
 
     def arrive_all(self) -> None:
@@ -120,6 +127,9 @@ class Readiness:
         started = time.monotonic()
         for bucket in needed:
             self._here[bucket].wait()
+            arrival = self._arrivals[bucket]
+            if arrival is not None:  # the machine's processes gather on a stream of their own
+                torch.cuda.current_stream().wait_event(arrival)
         self.waited += time.monotonic() - started
         if self.error is not None:
             raise self.error

@@ -63,10 +63,11 @@ class Shard(Protocol):
 def own_squares(shard: Shard, block: int) -> Tensor:
     """Return this process's part of the sums of squares of the gradient's blocks, float64; zeros for other lanes.
 
-    A lane that is cut anywhere, by rows, has one sum for all.
+    Lanes that are cut anywhere, by rows, have one sum for all. All processes must decide that alike, and one lane may
+    be cut at blocks by chance.
     """
     mine = squares(shard.gradients, block)
-    if any(edge % block for edges in shard.lane.ranges[:-1] for edge in edges):
+    if not shard.whole:
         return mine.sum().view(1)
     if shard.lane.ranges == ((0, shard.total),):
         return mine

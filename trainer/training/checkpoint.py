@@ -129,7 +129,7 @@ class CheckpointStore:
             before: called in the background before the part counts: it writes the metrics of the steps up to here,
                 which are not taken again.
         """
-        if self._writing is not None and self._writing.is_alive():
+        if self.busy:
             self._log(f"no checkpoint at step {progress.step}: the one before is still being written")
             return False
         self._copy(shard.vectors)
@@ -138,6 +138,11 @@ class CheckpointStore:
         self._writing = threading.Thread(target=self._write, args=(state, copied, before), name="checkpoint")
         self._writing.start()
         return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writing is not None and self._writing.is_alive()
 
     def wait(self) -> None:
         if self._writing is not None:

@@ -117,13 +117,14 @@ class Training:
         the last backward pass.
         """
         seed, (number, processes) = self.spec.hyperparameters.seed, self._place(quorum)
-        parts = self._dealing(quorum).micro_batches(number, processes)
-        self.zero(self._passes(quorum))
+        dealing = self._dealing(quorum)
+        parts, fewest = (dealing.micro_batches(n, processes) for n in (number, processes - 1))
+        self.zero(dealing.passes(processes))
         scale = self._scale.fill_(self.progress.scale) if self.scaled else None
         summed, tokens = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for i, micro_batch in enumerate(self._prefetch.take(step, parts)):
-            if quorum is not None and quorum.group.failed:
-                raise GroupFailed("the step was given up")
+            if quorum is not None and i < len(fewest):  # as often as all other processes of the machine
+                quorum.group.check()
             rows = micro_batch.to(self.device)
             if self._dropout:  # it depends on seed, step and place in the batch, not on the process that computes it
                 torch.manual_seed(zlib.crc32(f"{seed}/{step}/{parts[i].start}".encode()))

@@ -182,26 +182,20 @@ def training(**changes: Any) -> dict[str, Any]:
     return {"trainingInput": {**found, **changes}}
 
 
-def test_lora_alone_or_data_parallel_is_accepted(root: Path) -> None:
-    model_of(root)
-    job = job_spec(stack(root, RUN, model={"lora": {"rank": 4}}, **training(**ALONE)))
-    assert job.model.lora is not None
-    assert job.run != job_spec(stack(root, RUN, **training(**ALONE))).run
-
-
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    "keys",
     [
-        (training(), "model.lora: is for one process or data parallel, and there are 1 parameter servers; set"),
-        (
-            training(**ALONE, workerCount=0) | {"parallel": {"parallelism": "fsdp"}},
-            "model.lora: is for one process or data parallel, found parallel.parallelism fsdp; use replicas",
-        ),
+        training(**ALONE),
+        training(),
+        training(**ALONE) | {"parallel": {"parallelism": "fsdp", "processes": 2}},
+        training() | {"parallel": {"synchronization": "local", "every": 50}},
     ],
 )
-def test_lora_with_servers_or_fsdp_is_refused(root: Path, keys: dict[str, Any], said: str) -> None:
+def test_lora_in_any_parallelism_is_another_run(root: Path, keys: dict[str, Any]) -> None:
     model_of(root)
-    assert problem(root, RUN, model={"lora": {}}, **keys).startswith(said)
+    job = job_spec(stack(root, RUN, model={"lora": {"rank": 4}}, **keys))
+    assert job.model.lora is not None
+    assert job.run != job_spec(stack(root, RUN, **keys)).run
 
 
 def test_lora_without_a_checkpoint_is_refused(root: Path) -> None:

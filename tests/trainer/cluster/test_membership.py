@@ -34,7 +34,7 @@ PATIENCE = 60.0  # seconds that anything may take on a busy machine
 class Member:
     """A member of the cluster in a thread of its own: its Cluster, and the lines that it logged."""
 
-    def __init__(self, storage: Storage, name: str, declared: Cluster) -> None:
+    def __init__(self, storage: Storage, name: str, declared: Cluster, processes: Processes | None = None) -> None:
         self.name, self.stop = name, threading.Event()
         self.said: list[str] = []
         self.thread = ThreadPoolExecutor(1)
@@ -45,7 +45,8 @@ class Member:
             self.stop.is_set,
         )
         spec = JobSpec.model_construct(run="a-run", cluster=declared)
-        self.membership = Membership(storage, spec, self, torch.device("cpu"), Processes(1, (), print))
+        processes = processes or Processes(1, (), print)
+        self.membership = Membership(storage, spec, self, torch.device("cpu"), processes)
 
     def report(self, message: str | None = None, step: int | None = None, patience: float | None = None) -> None:
         self.said += [message] if message else []
@@ -340,8 +341,14 @@ def test_member_that_lost_the_lease_follows_the_new_holder(machines: Machines) -
     for member in (master, worker):
         member.membership.stepped(0.1)
     usurper = machines.add("worker-1", trainers=2)
-    usurper.membership._delegate._lighthouse._lease.read()
-    assert usurper.membership._delegate._lighthouse._take(2)
+    lighthouse_of_usurper = usurper.membership._delegate._lighthouse
+
+    def taken() -> bool:
+        """Take the lease, unless its holder renews it between the two calls."""
+        lighthouse_of_usurper._lease.read()
+        return lighthouse_of_usurper._take(2)
+
+    until(taken)
     quorum = master.quorum(1).result(PATIENCE)
     while master.membership.attempt == 1:
         quorum = master.quorum(1).result(PATIENCE)
@@ -368,6 +375,39 @@ def test_worker_waits_for_the_master_and_leaves_on_a_stop(machines: Machines) ->
 
 
 # -- parameter servers -------------------------------------------------------------------------------------------------
+
+
+class OneOfTwo(Processes):
+    """One of a machine's two processes. The second one hears `values`, and the first one's are kept in `shared`."""
+
+    def __init__(self, rank: int, *values: Any) -> None:
+        self.rank, self.size, self.shared, self._values = rank, 2, [], list(values)
+
+    def share(self, value: Any = None) -> Any:
+        self.shared: list[Any] = [*self.shared, value]
+        return self._values.pop(0) if self._values else value
+
+
+def test_join_of_a_machine_that_must_leave_stops_all_its_processes(machines: Machines) -> None:
+    first, second = OneOfTwo(0), OneOfTwo(1, None)
+    for processes in (first, second):
+        member = Member(machines.storage, "worker-0", declare(2), processes)
+        machines.all.append(member)
+        member.stop.set()  # the second process hears of no notice itself
+        with pytest.raises(Stopping):
+            member.join().result(PATIENCE)
+    assert first.shared == [None]
+
+
+def test_second_process_of_a_machine_that_was_believed_dead_is_fenced(machines: Machines) -> None:
+    member = Member(machines.storage, "worker-0", declare(2), OneOfTwo(1, 1))
+    machines.all.append(member)
+    member.join().result(PATIENCE)
+    lease = Lease(machines.storage, "a-run", "master-0")
+    assert lease.write("", 1)
+    assert not member.membership.fenced()
+    assert lease.write("", 2)
+    assert member.membership.fenced()
 
 
 def test_ranks_put_trainers_before_servers(machines: Machines) -> None:

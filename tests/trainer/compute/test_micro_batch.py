@@ -59,6 +59,7 @@ def test_micro_batch_that_is_given_is_kept_even_if_it_hardly_fits() -> None:
     ("size", "gigabytes", "changed", "remedy"),
     [
         ("gpt2", 22, {"microBatchSize": 100}, "use microBatchSize 41, or leave it out"),
+        ("gpt2-medium", 14.6, {"dropout": 0.1}, "use microBatchSize 4"),
         ("gpt2-medium", 22, {"sequenceLength": 16384}, "use recompute: block"),
         ("gpt2-xl", 22, {"processes": 2}, "use parallel.parallelism: fsdp, or a GPU with more memory"),
         ("gpt2-xl", 22, {}, "use a GPU with more memory, or a smaller model"),

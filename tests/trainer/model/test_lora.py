@@ -46,15 +46,16 @@ def start(base: Path, **lora: float) -> Model:
     return Model(initialize=str(base), lora=Lora.model_validate({**LORA, **lora}))
 
 
-def run(folder: Path, base: Path, workers: int = 0, **hyper: object) -> Run:
+def run(folder: Path, base: Path, parallelism: str = "replicas", **cluster: int) -> Run:
     return Run(
         folder,
         model={"initialize": str(base), "lora": LORA},
         data={"tokenizer": "checkpoint", "vocabularyPath": str(base)},
-        hyperparameters={"steps": STEPS, "warmupSteps": 5, **hyper},
+        hyperparameters={"steps": STEPS, "warmupSteps": 5},
         evaluation={"every": STEPS},
         checkpoints={"every": 20, "keep": 9},
-        cluster={"workers": workers},
+        parallel={"parallelism": parallelism},
+        cluster=cluster,
     )
 
 
@@ -159,13 +160,16 @@ def test_lora_run_resumes_exactly_from_a_checkpoint(finished: Run, base: Path, t
     assert [(exported(again) / n).read_bytes() for n in names] == [(exported(finished) / n).read_bytes() for n in names]
 
 
-def test_lora_run_of_two_trainers_has_the_losses_of_one(finished: Run, base: Path, tmp_path: Path) -> None:
-    two = run(tmp_path / "two", base, workers=1)
+def test_lora_run_of_two_machines_with_fsdp_and_servers_has_the_losses_of_one(
+    finished: Run, base: Path, tmp_path: Path
+) -> None:
+    more = run(tmp_path / "more", base, "fsdp", workers=1, processes=2, parameterServers=2)
     try:
-        assert two.start().wait().state == "SUCCEEDED"
-        assert two.losses() == pytest.approx(finished.losses(), rel=1e-4)
+        assert more.start().wait().state == "SUCCEEDED"
+        assert more.losses() == pytest.approx(finished.losses(), rel=1e-4)
+        assert (exported(more) / "adapter/adapter_model.safetensors").is_file()
     finally:
-        two.end()
+        more.end()
 
 
 def test_lora_dropout_depends_on_seed_step_and_index_alone(base: Path) -> None:
