@@ -11,11 +11,12 @@ from infra.checks.sharing import sharing_problems
 from infra.fleet.fleet import Fleet
 from infra.fleet.host import host_gpus
 from infra.inputs.checkpoint import FOLDER
-from infra.sizing.memory import SERVER_BYTES, SERVERS_BYTES_PER_PARAMETER, TRAINER_BYTES
+from infra.sizing.memory import SERVER_BYTES, SERVERS_BYTES_PER_PARAMETER
 from infra.sizing.workload import dimensions_of
 from infra.stack.config import StackConfig
 from infra.stack.keys import data_format
 from trainer.contract import paths
+from trainer.contract.memory import TRAINER_BYTES
 
 BYTES_PER_PARAMETER = 12  # in a checkpoint: fp32 parameters and AdamW's two moments
 PARAMETER_BYTES = 4  # of a parameter, a gradient or a moment

@@ -20,9 +20,7 @@ from trainer.contract.spec import Role
 GIB = 2**30
 # GiB of a GPU that torch reports, as its messages about memory quote them; of others it is 98.5 % of the nominal size.
 REPORTED_GIB = {"nvidia-tesla-t4": 14.6, "nvidia-l4": 22.0}
-# Measured, whatever the model: bytes of a process.
-TRAINER_BYTES = 900_000_000
-SERVER_BYTES = 620_000_000
+SERVER_BYTES = 620_000_000  # of a process, whatever the model; measured
 SERVERS_BYTES_PER_PARAMETER = {"step": 28, "local": 44}  # of all parameter servers together
 
 
@@ -71,10 +69,12 @@ def process_of(config: StackConfig, fleet: Fleet, size: geometry.Dimensions, gpu
 
 def share(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> geometry.Share:
     """Return the busiest process's part of a step, with the micro-batch that trainers choose by their memory."""
-    hyper, fitting = config.file.training_input.hyperparameters, []
-    for gpu in {machines.accelerator for machines in fleet.trainer_roles} - {""}:
-        fitting.append(trainer_memory.fitting_rows(process_of(config, fleet, size, gpu), gpu_bytes(gpu)))
-    return geometry.share(hyper, fleet.trainers, max(1, min(fitting)) if fitting else None)
+    fitting = []
+    for machines in fleet.trainer_roles:
+        gpu, machine_bytes = machines.accelerator, machines.machine.memory_gb * GIB
+        has = gpu_bytes(gpu) if gpu else machine_bytes / fleet.processes_per_trainer
+        fitting.append(trainer_memory.fitting_rows(process_of(config, fleet, size, gpu), has))
+    return geometry.share(config.file.training_input.hyperparameters, fleet.trainers, max(1, min(fitting)))
 
 
 def needs(config: StackConfig, fleet: Fleet, size: geometry.Dimensions) -> list[MemoryNeed]:
@@ -114,22 +114,21 @@ def _host(config: StackConfig, fleet: Fleet, machines: RoleMachines, size: geome
     """Return what a machine with GPUs holds beside them: each process makes the model there, then moves it."""
     processes = fleet.processes_per_trainer
     host = 4.0 * size.parameters * processes
-    usual = host + workload.checkpoint_bytes(config, size) + 3 * TRAINER_BYTES * processes
+    usual = host + workload.checkpoint_bytes(config, size) + 3 * trainer_memory.TRAINER_BYTES * processes
     contents = "the model as it is made, a checkpoint's copy, torch"
     return MemoryNeed(machines.role, "", host, host, usual, machines.machine.memory_gb * GIB, contents)
 
 
 def _cpu(config: StackConfig, fleet: Fleet, machines: RoleMachines, process: TrainerProcess, rows: int) -> MemoryNeed:
     """Return what a machine holds that computes on its CPU, with all its processes."""
-    count, writes = fleet.processes_per_trainer, machines.role == "master" and fleet.servers is None
-    saved = workload.checkpoint_bytes(config, process.size) if writes else 0
+    count = fleet.processes_per_trainer
     held, one = trainer_memory.held(process, rows), trainer_memory.held(process, 1)
     return MemoryNeed(
         role=machines.role,
         gpu="",
         fixed=count * one.total,
         least=count * held.total,
-        usual=count * (trainer_memory.FRAGMENTS * held.total + TRAINER_BYTES) + saved,
+        usual=count * trainer_memory.usual_bytes(process, rows),
         has=machines.machine.memory_gb * GIB,
         of=_words(process, held, rows),
         of_one=_words(process, one, 1),

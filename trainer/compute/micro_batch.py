@@ -1,5 +1,6 @@
-"""Choose how many sequences a process computes at a time: as many as its GPU's memory holds."""
+"""Choose how many sequences a process computes at a time: as many as its memory holds."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def fit_micro_batch(
     """
     process = process_of(spec, model, half=half, gpu=memory_bytes is not None)
     if memory_bytes is None:
-        return MicroBatch(fitting_rows(process, 0))
+        return MicroBatch(max(1, fitting_rows(process, _host_bytes(spec))))
     rows = max(1, fitting_rows(process, memory_bytes))
     computed = geometry.share(spec.hyperparameters, spec.cluster.trainers * spec.cluster.processes, rows).rows
     needed, has = held(process, computed).total, f"{memory_bytes / GIB:.3g} GiB"
@@ -61,6 +62,13 @@ def fit_micro_batch(
         )
     log(f"micro-batches of {computed} sequences, which take about {usual_bytes(process, computed) / GIB:.2g} of {has}")
     return MicroBatch(rows, keeps_whole_gradients(process, rows, memory_bytes))
+
+
+def _host_bytes(spec: JobSpec) -> int:
+    """Return this process's part of its machine's memory; 0 on a computer that it shares with other machines."""
+    if not spec.hardware:
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // spec.cluster.processes
 
 
 def process_of(spec: JobSpec, model: GPT2LMHeadModel, *, half: bool, gpu: bool) -> TrainerProcess:

@@ -29,6 +29,7 @@ BLOCK = 12  # parameters of a block for each element of width x width
 GATHERED_BLOCKS = 2  # fsdp: the block that computes and the next one
 # What allocators take for each byte of the tensors; bytes of a CUDA context and its libraries; of NCCL's buffers. Ours.
 FRAGMENTS, CUDA, NCCL = 1.15, 600_000_000, 400_000_000
+TRAINER_BYTES = 900_000_000  # of a process on a CPU, whatever the model; measured
 # The most tokens of a micro-batch that is chosen by memory. Its matrix products have 65,536 rows, with which they reach
 # their speed on any GPU, and the launches of kernels are hidden; nanoGPT and llm.c take as many on 80 GB. More would
 # leave fewer backward passes behind which gradients can travel.
@@ -152,27 +153,34 @@ def _head_bytes(process: TrainerProcess, tokens: int) -> tuple[float, float]:
 
 
 def usual_bytes(process: TrainerProcess, rows: int) -> float:
-    """Return the bytes of a GPU that a process takes: its tensors, and what allocators and libraries add."""
-    return FRAGMENTS * held(process, rows).total + CUDA + NCCL
+    """Return the bytes of its GPU that a process takes: its tensors, and what allocators and libraries add.
+
+    On a CPU they are those of the machine, where checkpoints are copied too.
+    """
+    tensors = FRAGMENTS * held(process, rows).total
+    if process.gpu:
+        return tensors + CUDA + NCCL
+    copied = 0.0 if process.servers else 12.0 * process.trained / process.processes
+    return tensors + copied + TRAINER_BYTES
 
 
 def fitting_rows(process: TrainerProcess, memory_bytes: float) -> int:
     """Return how many sequences a micro-batch has at most.
 
-    An explicit microBatchSize is obeyed, whether it fits or not. A CPU's micro-batch has MICRO_BATCH_TOKENS, because a
-    larger one is no faster there. On a GPU it is as large as fits, up to MOST_TOKENS.
+    An explicit microBatchSize is obeyed, whether it fits or not. Else a micro-batch is as large as fits: on a GPU up to
+    MOST_TOKENS, on a CPU up to MICRO_BATCH_TOKENS, because a larger one is no faster there.
 
     Args:
         process: the process that computes.
-        memory_bytes: all memory of its GPU.
+        memory_bytes: all memory of its GPU, or its part of the machine's; 0 if that is not known.
 
     Returns:
         Sequences; 0 if not even one fits.
     """
     hyper = process.hyper
-    if hyper.micro_batch_size is not None or not process.gpu:
+    if hyper.micro_batch_size is not None or not (process.gpu or memory_bytes):
         return geometry.micro_batch_rows(hyper.sequence_length, hyper.micro_batch_size)
-    low, high = 0, max(1, MOST_TOKENS // hyper.sequence_length)
+    low, high = 0, max(1, (MOST_TOKENS if process.gpu else geometry.MICRO_BATCH_TOKENS) // hyper.sequence_length)
     while low < high:  # what a process holds grows with the rows
         middle = (low + high + 1) // 2
         if usual_bytes(process, middle) <= memory_bytes:

@@ -165,11 +165,15 @@ def test_fitting_rows_of_published_models_are_those_of_practice() -> None:
     assert [memory.fitting_rows(xl, gigabytes * GIB) for gigabytes in (0, 22, 39.5)] == [0, 0, 2]
 
 
-def test_fitting_rows_of_an_explicit_micro_batch_and_of_a_cpu_do_not_depend_on_memory() -> None:
-    size = published("gpt2")
-    assert memory.fitting_rows(process(size, micro_batch_size=100), 1) == 100
-    on_a_cpu = replace(process(size), gpu=False)
-    assert memory.fitting_rows(on_a_cpu, 1) == geometry.MICRO_BATCH_TOKENS // 1024
+def test_fitting_rows_of_an_explicit_micro_batch_do_not_depend_on_memory() -> None:
+    assert memory.fitting_rows(process(published("gpt2"), micro_batch_size=100), 1) == 100
+
+
+def test_fitting_rows_of_a_cpu_fit_its_memory_up_to_where_more_brings_no_speed() -> None:
+    on_a_cpu = replace(process(published("gpt2")), gpu=False)
+    most = geometry.MICRO_BATCH_TOKENS // 1024
+    assert [memory.fitting_rows(on_a_cpu, gigabytes * GIB) for gigabytes in (0, 1, 100)] == [most, 0, most]
+    assert 1 <= memory.fitting_rows(on_a_cpu, 7.2 * GIB) < 7  # of an n1-highcpu-8
 
 
 def test_fsdp_keeps_whole_gradients_where_they_fit() -> None:
