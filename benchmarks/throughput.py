@@ -6,9 +6,10 @@ turns. A ratio is the median of the turns' ratios, followed by the middle half o
 
     one process     takes many short turns in this process, through the whole real loop with one member (quorum,
                     vote, metrics, status, heartbeat)
-    data parallel, parameter servers, fsdp
-                    are real runs of two trainers through `python -m trainer`, in turns of the same length. They share
-                    the cores that nanoGPT's one process has, and so does a server. On one machine they have nothing to
+    data parallel, parameter servers, fsdp, two of two
+                    are real runs through `python -m trainer`, in turns of the same length: of two trainers, of one
+                    whose two processes share the model, and of two trainers with two processes each. They share the
+                    cores that nanoGPT's one process has, and so does a server. On one machine they have nothing to
                     gain, and the ratio shows the cost of the exchange
 
 nanoGPT is not part of this project: clone it, and give its folder. For the published GPT-2 on one GPU:
@@ -50,10 +51,11 @@ NEVER = 10**9  # steps
 SETTLED = 5  # a run's first steps, which do not count
 TOKENS = {"train": 2_000_000, "validation": 100_000}
 ONE = "one process"
-RUNS: dict[str, dict[str, Any]] = {  # the declarations for two trainers
+RUNS: dict[str, dict[str, Any]] = {  # what they declare
     "data parallel": {"cluster": {"workers": 1}},
     "parameter servers": {"cluster": {"workers": 1, "parameterServers": 1}},
     "fsdp": {"cluster": {"processes": 2}, "parallel": {"parallelism": "fsdp"}},
+    "two of two": {"cluster": {"workers": 1, "processes": 2}},
 }
 
 
