@@ -130,7 +130,8 @@ def test_run_plugin_runs_a_policy_pack_in_its_own_folder(calls: Any, tmp_path: P
 def test_interrupted_host_ends_its_plugins(calls: Any, host: subprocess.Popen[str], tmp_path: Path) -> None:
     text = "import os, signal, sys\nprint(os.getpid(), flush=True)\nsignal.pause()\n"
     request = lang.RunPluginRequest(info=program(tmp_path, text), kind="resource", pwd=str(tmp_path))
-    plugin = int(next(calls.RunPlugin(request)).stdout)
+    answers = calls.RunPlugin(request)  # kept: a call that nobody holds is cancelled, and its plugin ends with it
+    plugin = int(next(answers).stdout)
     handle = os.pidfd_open(plugin)
     host.send_signal(signal.SIGINT)
     assert host.wait(timeout=30) == 0
