@@ -29,7 +29,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benchmark]:
 # Each row names a run, its machines and its number of faults. The rows are the seed's runs that restart few processes.
 RUNS = [
     (46, Setup(trainers=2, servers=2, least=2), 8),
-    (906, Setup(trainers=2, servers=0, least=1, processes=2), 4),
+    (906, Setup(trainers=2, servers=0, least=1), 8),
     (85, Setup(trainers=1, servers=1, least=1, google=True), 4),
 ]
 
