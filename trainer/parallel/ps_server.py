@@ -329,6 +329,8 @@ class PsServer:
         self._checkpoints.wait()
         self._save(quorum.attempt)
         self._checkpoints.wait()
+        if self.leads:  # the last evaluation too must be there when the run is declared over
+            self._journal.metrics.flush()
         self._done = True
         return False
 

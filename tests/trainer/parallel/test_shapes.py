@@ -43,6 +43,9 @@ def test_run_of_a_shape_has_the_losses_of_one_process_with_any_number_of_servers
     runs = [new_run(**declare(shape, servers)) for servers in (0, 1, 3)]
     for run in runs:
         run.start()
+    for run in runs:
+        run.until(lambda run=run: (now := run.status()) and now.state == "SUCCEEDED", "its end")
+        assert len(run.validation()) == 2  # the last one too is there once the run is over
     assert [run.wait().state for run in runs] == 3 * ["SUCCEEDED"]
     for run in runs:
         assert run.losses() == pytest.approx(alone.losses(), rel=0, abs=1e-5)
