@@ -53,7 +53,6 @@ class Membership:
         self._delegate = Delegate(storage, spec, host) if processes.rank == 0 else None
         self._identity = f"{host.name}/{processes.rank}" if self._delegate is None else self._delegate.identity
         self._lane_numbers = [processes.rank] if lanes == 1 else range(lanes)
-        self._one_lane = spec.cluster.processes == 1
         self._lanes = tuple(MemberGroup(None, 0, 1, device) for _ in self._lane_numbers)
         self._key, self._reconnected, self._attempt = "", 0, 0
         self._before: set[str] = set()  # names of the last group's members
@@ -175,7 +174,7 @@ class Membership:
             return MemberGroup(None, agreement.rank, size, device)
         timeout = timedelta(seconds=agreement.timeout)
         group = (ProcessGroupNCCL if device.type == "cuda" else ProcessGroupGloo)(timeout=timeout)
-        key = f"{agreement.store}/{agreement.key}" if self._one_lane else f"{agreement.store}/{agreement.key}/{lane}"
+        key = f"{agreement.store}/{agreement.key}/{lane}"
         try:
             group.configure(key, self._identity, agreement.rank, size, agreement.number)
         except Exception as error:

@@ -40,8 +40,8 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """The members of the next step, on which the Lighthouse's answer lets all agree; and how to form their groups."""
+class Roster:
+    """The members of the next step, as all of them see it."""
 
     members: tuple[Member, ...]  # by rank: trainers by name, then parameter servers by name
     leaving: tuple[Member, ...]  # members that take no further step and have no rank
@@ -49,6 +49,12 @@ class Agreement:
     rank: int  # -1 for one that is leaving
     key: str  # names this group: the same for all its members, different for any other group
     attempt: int
+
+
+@dataclass(frozen=True)
+class Agreement(Roster):
+    """The roster on which the Lighthouse's answer lets all agree, and how to form the groups of its members."""
+
     store: str = ""  # address of the first member's TCPStore, over which the groups form; "" for a member alone
     timeout: float = 0.0  # seconds of a collective
     number: int = 0  # of the Lighthouse's quorum
@@ -66,15 +72,9 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Quorum:
+class Quorum(Roster):
     """The members of the next step, and their groups."""
 
-    members: tuple[Member, ...]  # by rank: trainers by name, then parameter servers by name
-    leaving: tuple[Member, ...]  # members that take no further step and have no rank
-    enough: bool  # whether the members can take a step; if not, a member is leaving
-    rank: int  # -1 for one that is leaving
-    key: str  # names this group: the same for all its members, different for any other group
-    attempt: int
     lanes: tuple[MemberGroup, ...]  # of a trainer its process's own lane; of a parameter server all
     group: StepGroup  # this process's lane, and the other processes of its machine
 

@@ -60,12 +60,7 @@ class DilocoTrainer(PsTrainer):
         squares = own_squares(self._shard, self._block)
         assert self._group is not None
         votes = dataclasses.replace(vote, squares=squares).to_tensor(squares.device)
-        sums = torch.cat([votes, votes.new_full((1,), float(self._group.lane.failed))])
-        self._processes.sum(sums)
-        sums = sums.cpu()
-        if float(sums[-1]):
-            raise GroupFailed("the meeting was given up")
-        return Vote.from_tensor(sums[:-1]).tally()
+        return Vote.from_tensor(self._group.conclude(votes)).tally()
 
     def update(self, decision: Decision) -> None:
         """Take a step alone."""
